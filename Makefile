@@ -1,0 +1,49 @@
+# Everything runs from .venv in this folder; nothing outside it is touched. `make` alone lists the targets.
+# ARGS is handed on: make train ARGS="seed=2 total_env_steps=1e6", make test ARGS="-k recurrent -x".
+# PYTHON names the interpreter to make .venv with; TORCH overrides the choice of torch.
+
+VENV := .venv
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+ARGS ?=
+export PYTHON TORCH
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install train test bench lint format clean FORCE
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(RUNTIME)  ## Make .venv and install shoal with MettaGrid (PYTHON=python3.12, TORCH='torch==...')
+
+train: $(RUNTIME)  ## Train the demo: Fast on MettaGrid, on this machine (ARGS="key=value ...")
+	@$(VENV)/bin/shoal train $(ARGS)
+
+test: $(DEV)  ## Run the tests (ARGS="-m slow" for learning and chaos)
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(RUNTIME)  ## Measure the whole service against this machine's limit
+	@$(VENV)/bin/shoal bench limit $(ARGS)
+
+lint: $(DEV)  ## Check style, format and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(DEV)  ## Sort imports and format the code
+	@$(VENV)/bin/ruff check --fix-only --quiet .
+	@$(VENV)/bin/ruff format .
+
+clean:  ## Remove .venv and the caches; what was trained (runs/) stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A TORCH given on the command line is obeyed even where everything is installed.
+$(RUNTIME): pyproject.toml $(if $(findstring command,$(origin TORCH)),FORCE)
+	@bash deploy/install/install.sh runtime
+	@touch $@
+
+$(DEV): pyproject.toml $(RUNTIME)
+	@bash deploy/install/install.sh dev
+	@touch $@

@@ -1,0 +1,103 @@
+"""From what an environment says of itself to the policy that plays it: the one place that knows both vocabularies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from actors.rollout import RolloutWorker
+from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace
+from envs.registry import make_vector_env
+from policy.actions import Actions, Continuous, Discrete
+from policy.config import Initialization
+from policy.fast import FastPolicy
+from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+
+
+def observation_of(spec: EnvSpec) -> Observation:
+    """The policy's description of the environment's observations."""
+    space = spec.observation
+    if isinstance(space, TokenSpace):
+        categorical = {feature for feature, _ in space.categorical_features}
+        # A feature without a name does not occur, and a categorical one has planes for its values: neither needs one more.
+        norms = [
+            None if i in categorical or not name else norm
+            for i, (name, norm) in enumerate(zip(space.feature_names, space.feature_normalizations, strict=True))
+        ]
+        return TokenObservation(
+            space.width,
+            space.height,
+            space.num_tokens,
+            norms,
+            space.feature_names,
+            space.categorical_features,
+            space.global_coordinate,
+        )
+    if isinstance(space, ImageSpace):
+        return ImageObservation(space.height, space.width, space.channels)
+    return VectorObservation(space.size)
+
+
+def actions_of(spec: EnvSpec) -> Actions:
+    """The policy's description of the environment's actions."""
+    if isinstance(spec.actions, DiscreteActions):
+        return Discrete(spec.actions.names, spec.actions.scalar)
+    return Continuous(spec.actions.names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSetup:
+    """Everything that builds a rollout worker, as plain data: it crosses to actor processes."""
+
+    env_id: str
+    env_kwargs: dict
+    num_envs: int
+    unroll_length: int
+    run_id: str
+    seed: int
+    observation: Observation
+    actions: Actions
+    embedding_rows: int = 100
+    action_rows: dict[str, int] | None = None
+    action_selection: str = "sample"
+    num_threads: int = 1
+    package_root: str = ""
+
+    def make_policy(self, initialization: Initialization | None = None) -> FastPolicy:
+        """A policy with fresh weights."""
+        return FastPolicy(
+            self.observation,
+            self.actions,
+            self.embedding_rows,
+            action_rows=self.action_rows,
+            initialization=initialization,
+        )
+
+    def make_worker(self, actor: int, incarnation: int) -> RolloutWorker:
+        """The worker of one actor; every (actor, incarnation) has random streams of its own.
+
+        Raises:
+            ValueError: the environment here is not the one the run was set up with.
+        """
+        # Spawn keys rather than offsets: seeds of different slots, actors and incarnations never overlap.
+        env_seed, action_seed = np.random.SeedSequence(self.seed, spawn_key=(actor, incarnation)).spawn(2)
+        envs = make_vector_env(self.env_id, self.num_envs, env_seed, **self.env_kwargs)
+        if (observation_of(envs.spec), actions_of(envs.spec)) != (self.observation, self.actions):
+            raise ValueError(
+                f"environment {self.env_id} of actor {actor} has {envs.spec}, but the run was set up with "
+                f"{self.observation} and {self.actions}: are the same versions installed on every machine?"
+            )
+        with torch.random.fork_rng():
+            policy = self.make_policy()
+        return RolloutWorker(
+            envs,
+            policy,
+            self.unroll_length,
+            run_id=self.run_id,
+            actor=actor,
+            incarnation=incarnation,
+            seed=int(action_seed.generate_state(1, np.uint64)[0] >> 1),
+            action_selection=self.action_selection,
+        )

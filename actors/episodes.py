@@ -1,0 +1,43 @@
+"""Returns and lengths of finished episodes, counted for all slots at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class EpisodeCounter:
+    """Sums rewards and steps per slot from one episode's first valid transition to its end.
+
+    Void transitions are counted nowhere. An episode that was cut off by a fault, or that began with a shorter time limit
+    so that slots do not end together, is no finished episode.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._return = np.zeros(num_slots, np.float64)
+        self._length = np.zeros(num_slots, np.int64)
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+        self._slots: list[int] = []
+
+    def add(self, reward: np.ndarray, ended: np.ndarray, void: np.ndarray, short: np.ndarray) -> None:
+        """One step of all slots: ``reward`` float [B]; bool [B] ``ended``, ``void``, ``short`` (no full episode ends)."""
+        self._return += reward
+        self._length += 1
+        if void.any():
+            self._return[void] = 0.0
+            self._length[void] = 0
+        ended = ended & ~short
+        if ended.any():
+            self._returns += self._return[ended].tolist()
+            self._lengths += self._length[ended].tolist()
+            self._slots += np.nonzero(ended)[0].tolist()
+
+    def drain(self) -> dict[str, list]:
+        """Returns, lengths and slots of the episodes finished since the last call."""
+        finished = {
+            "episode_returns": self._returns,
+            "episode_lengths": self._lengths,
+            "episode_slots": self._slots,
+        }
+        self._returns, self._lengths, self._slots = [], [], []
+        return finished

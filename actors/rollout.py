@@ -1,0 +1,171 @@
+"""The rollout worker: steps environments with one policy version and writes trajectories. A plain class, no Ray."""
+
+# T time, B slots
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+
+from actors.episodes import EpisodeCounter
+from envs.boundary import StepRows, VectorEnvironment
+from policy import FastPolicy
+from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, to_bytes, valid_transitions
+from policy.weights import Weights, load_weights
+
+
+class RolloutWorker:
+    """All slots of one actor, with their memory.
+
+    State kept between unrolls: the environments, the memory by ``training_env_id``, row 0 of the next unroll (which was
+    row T of the last), the random stream, and the sequence number.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnvironment,
+        policy: FastPolicy,
+        unroll_length: int,
+        *,
+        run_id: str,
+        actor: int,
+        incarnation: int,
+        seed: int,
+        action_selection: Literal["sample", "mode", "random"] = "sample",
+    ) -> None:
+        self.envs, self.policy = envs, policy.eval().requires_grad_(False)
+        self.spec = trajectory_spec(envs, unroll_length)
+        self._identity = (run_id, actor, incarnation)
+        self._sequence = 0
+        self._policy_version = -1
+        self._selection = action_selection
+        self._generator = torch.Generator().manual_seed(seed)
+        # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
+        self.training_env_ids = tuple(actor * 2**32 + slot for slot in range(envs.num_envs))
+        self._episodes = EpisodeCounter(envs.num_envs)
+        self._short = np.zeros(envs.num_envs, np.bool_)
+        self._allocate()
+        self.envs.reset(self._columns["obs"][:, 0])
+        self._columns["is_first"][:, 0] = 1
+
+    def _allocate(self) -> None:
+        """The unroll's buffers, and every row's views into them once for all unrolls."""
+        self._columns = columns = allocate(self.spec, self.envs.num_envs)
+        columns["training_env_id"][:] = self.training_env_ids
+        flags = {name: columns[name].view(np.bool_) for name in ("is_first", "terminated", "truncated")}
+        steps = range(self.spec.unroll_length)
+        self._inputs = [
+            (torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags["is_first"][:, t])) for t in steps
+        ]
+        self._actions = [torch.from_numpy(columns["action"][:, t]) for t in steps]
+        self._log_probs = [torch.from_numpy(columns["behavior_log_prob"][:, t]) for t in steps]
+        self._rows = [
+            StepRows(
+                columns["obs"][:, t + 1],
+                flags["is_first"][:, t + 1],
+                columns["reward"][:, t],
+                flags["terminated"][:, t],
+                flags["truncated"][:, t],
+            )
+            for t in steps
+        ]
+
+    @torch.inference_mode()
+    def rollout(self, weights: Weights, *, zero_memory: bool = False) -> np.ndarray:
+        """Step every slot ``unroll_length`` times with one policy version; the trajectory as Arrow bytes.
+
+        ``zero_memory`` forgets before every step: how well does the policy play without its memory?
+
+        consumes: weights (the newest published)     waits for: the environments
+        produces: one trajectory     unblocked by: the pool asking for the next
+
+        Raises:
+            WeightsError: the weights are not those that were published.
+            EnvironmentFault: the environments must be built anew.
+        """
+        self._load(weights)
+        columns, actions = self._columns, self.policy.actions
+        self._begin()
+        uniform = 1 - torch.rand(
+            (self.spec.unroll_length, self.envs.num_envs, actions.num_uniform), generator=self._generator
+        )
+        policy_seconds = env_seconds = 0.0
+        mark = time.perf_counter()
+        for t, rows in enumerate(self._rows):
+            if zero_memory:
+                self.policy.reset_memory()
+            output = self.policy.act(self._inputs[t][0], self.training_env_ids, self._inputs[t][1])
+            logits = torch.zeros_like(output.logits) if self._selection == "random" else output.logits
+            action, log_prob = actions.sample(logits, uniform[t])
+            if self._selection == "mode":
+                action = actions.mode(logits)
+                log_prob, _ = actions.evaluate(logits, action)
+            self._actions[t].copy_(action)
+            self._log_probs[t].copy_(log_prob)
+            now = time.perf_counter()
+            policy_seconds += now - mark
+            # A copy where the environment changes it in place: it describes the episodes that this step may end.
+            np.copyto(self._short, self.envs.short_episode)
+            self.envs.step(columns["action"][:, t], rows)
+            self._episodes.add(rows.reward, rows.terminated | rows.truncated, rows.is_first, self._short)
+            mark = time.perf_counter()
+            env_seconds += mark - now
+        # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
+        return self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
+
+    def _load(self, weights: Weights) -> None:
+        if weights.policy_version != self._policy_version:
+            weights.verify()
+            load_weights(self.policy, weights)
+            self._policy_version = weights.policy_version
+
+    def _begin(self) -> None:
+        columns = self._columns
+        if self._sequence:
+            columns["obs"][:, 0] = columns["obs"][:, -1]
+            columns["is_first"][:, 0] = columns["is_first"][:, -1]
+        h, c = self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
+        # [L, B, H] to a row per slot
+        columns["initial_h"][:] = h.transpose(0, 1)
+        columns["initial_c"][:] = c.transpose(0, 1)
+
+    def _ship(self, seconds: dict[str, float]) -> np.ndarray:
+        run_id, actor, incarnation = self._identity
+        faults, self.envs.faults = list(self.envs.faults), []
+        statistics = {
+            **seconds,
+            "env_steps": valid_transitions(self._columns["is_first"]),
+            **self._episodes.drain(),
+            "faults": faults,
+            "ignored_tokens": self._count_ignored_tokens(),
+        }
+        header = TrajectoryHeader(
+            run_id=run_id,
+            actor=actor,
+            incarnation=incarnation,
+            sequence=self._sequence,
+            policy_version=self._policy_version,
+            statistics=statistics,
+        )
+        self._sequence += 1
+        return to_bytes(self.spec, header, self._columns)
+
+    def _count_ignored_tokens(self) -> int:
+        to_box = getattr(self.policy, "to_box", None)
+        if to_box is None:
+            return 0
+        obs = torch.from_numpy(self._columns["obs"][:, 1:])
+        return int(to_box.count_ignored(obs.reshape(-1, *self.spec.obs_shape)))
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+
+def trajectory_spec(envs: VectorEnvironment, unroll_length: int) -> TrajectorySpec:
+    """The contract that these environments' trajectories follow."""
+    spec = envs.spec
+    return TrajectorySpec(unroll_length, spec.obs_shape, spec.obs_dtype.name, spec.action_shape, spec.action_dtype.name)

@@ -1,0 +1,1 @@
+"""The composition root: command line, root configuration, launch modes, and what is deployed."""

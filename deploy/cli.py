@@ -1,0 +1,231 @@
+"""The command line. Heavy libraries are imported by the commands that need them, after their arguments were checked."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted after a clean checkpoint."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return options.command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shoal", description="Distributed rollouts and learning for recurrent policies."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a policy", description="Train; defaults, then files, then key=value."
+    )
+    _add_config_arguments(train)
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="play episodes with a trained policy")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    evaluate.add_argument("--episodes", type=int, default=256, help="episodes to play, one per agent (default 256)")
+    evaluate.add_argument("--seed", type=int, default=1, help="seed of environments and actions (default 1)")
+    evaluate.add_argument("--num-envs", type=int, help="slots stepped together (default: as trained)")
+    evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
+    evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(command=_evaluate)
+
+    config = commands.add_parser("config", help="show, validate or describe configurations")
+    actions = config.add_subparsers(required=True, metavar="show|validate|schema")
+    for name, help_ in (("show", "print the resolved configuration"), ("validate", "list every problem")):
+        action = actions.add_parser(name, help=help_)
+        _add_config_arguments(action)
+        action.set_defaults(command=_show if name == "show" else _validate)
+    actions.add_parser("schema", help="print the JSON schema").set_defaults(command=_schema)
+
+    export = commands.add_parser("export", help="write one unroll of a trained policy as an Arrow file")
+    export.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="an Arrow IPC stream, e.g. unroll.arrow"
+    )
+    export.add_argument("--seed", type=int, default=1)
+    export.set_defaults(command=_export)
+
+    bench = commands.add_parser("bench", help="run a benchmark of tests/bench/ (in a checkout)")
+    bench.add_argument("name", metavar="NAME", help="e.g. limit")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the benchmark, e.g. --json")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file, or a shipped one by name; repeatable"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="e.g. env.id=recall learner.batch_size=128")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from deploy.config import load_config
+
+    config, problems = load_config(options.config, options.settings)
+    run_dir = Path(config.run_dir or _new_run_dir(config.env.id))
+    from deploy import preflight
+
+    problems += preflight.check(config, run_dir)
+    if problems:
+        return _refuse(problems)
+    from deploy.run import RunDirBusy, run
+    from learner.checkpoint import CheckpointError
+
+    try:
+        outcome = run(config, run_dir)
+    except (RunDirBusy, CheckpointError) as error:
+        return _refuse([str(error)])
+    except Exception as error:
+        cause = error.__cause__ or error
+        _write_traceback(run_dir)
+        print(
+            f"shoal: the run failed: {type(cause).__name__}: {cause}\n  traceback: {run_dir / 'traceback.txt'}",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+    return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from deploy.evaluate import evaluate
+    from learner.checkpoint import CheckpointError, find_checkpoint
+
+    if options.episodes < 1:
+        return _refuse([f"--episodes: {options.episodes} must be at least 1"])
+    try:
+        checkpoint = find_checkpoint(options.run)
+        returns = evaluate(
+            checkpoint,
+            episodes=options.episodes,
+            seed=options.seed,
+            num_envs=options.num_envs,
+            action_selection="mode" if options.greedy else "sample",
+            zero_memory=options.zero_memory,
+        )
+    except (CheckpointError, ValueError) as error:
+        return _refuse([str(error)])
+    trained = checkpoint.state["mean_return"]
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "checkpoint": str(checkpoint.path),
+                    "policy_version": checkpoint.policy_version,
+                    "env_id": checkpoint.state["env_id"],
+                    "episodes": len(returns.values),
+                    "mean_return": returns.mean,
+                    "standard_error": returns.standard_error,
+                    "mean_length": sum(returns.lengths) / len(returns.lengths),
+                    "training_mean_return": trained,
+                }
+            )
+        )
+        return 0
+    how = ("greedy" if options.greedy else "sampled") + (", memory zeroed at every step" if options.zero_memory else "")
+    print(f"{checkpoint.state['env_id']}, policy version {checkpoint.policy_version}, actions {how}")
+    print(
+        f"  episodes  {len(returns.values)} (one per agent), mean length {sum(returns.lengths) / len(returns.lengths):.1f} steps"
+    )
+    print(f"  return    {returns.mean:.3f} +- {1.96 * returns.standard_error:.3f} (95% of the mean)")
+    if trained is not None:
+        print(f"  training  {trained:.3f} over its last episodes")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from deploy.config import load_config, to_yaml
+
+    config, problems = load_config(options.config, options.settings)
+    if problems:
+        return _refuse(problems)
+    print(to_yaml(config), end="")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from deploy.config import load_config
+
+    _, problems = load_config(options.config, options.settings)
+    if problems:
+        return _refuse(problems)
+    print("valid")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from deploy.config import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from deploy.evaluate import evaluation_setup
+    from learner.checkpoint import CheckpointError, find_checkpoint
+    from policy.weights import flatten_weights
+
+    try:
+        checkpoint = find_checkpoint(options.run)
+        slots = checkpoint.state["config"]["env"]["num_envs"]
+        setup = evaluation_setup(checkpoint, num_envs=slots, seed=options.seed, action_selection="sample")
+        worker = setup.make_worker(0, 0)
+        payload = worker.rollout(flatten_weights(checkpoint.make_policy(), checkpoint.policy_version))
+        worker.close()
+        options.out.write_bytes(payload.tobytes())
+    except (CheckpointError, ValueError, OSError) as error:
+        return _refuse([str(error)])
+    print(f"{options.out}: one unroll, {slots} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    script = BENCHMARKS / f"{options.name}.py"
+    if not script.is_file():
+        found = (
+            ", ".join(sorted(p.stem for p in BENCHMARKS.glob("*.py") if not p.stem.startswith("_")))
+            or "none: not a checkout"
+        )
+        return _refuse([f"benchmark {options.name!r} is unknown; there are: {found}"])
+    return subprocess.call(
+        [sys.executable, str(script), *options.rest], env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1])}
+    )
+
+
+def _new_run_dir(env_id: str) -> str:
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in env_id)
+    return f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _write_traceback(run_dir: Path) -> None:
+    import traceback
+
+    (run_dir / "traceback.txt").write_text(traceback.format_exc())
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"shoal: {count}, nothing was started:", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The root configuration: YAML files, then ``key.sub=value`` arguments, validated at once and before anything starts.
+
+Every section is a frozen dataclass beside what it configures. Importing this module imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from actors.config import ActorConfig
+from envs.config import EnvConfig
+from learner.config import LearnerConfig
+from policy.config import PolicyConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """The Prometheus endpoint."""
+
+    port: int = 9464
+    """0 takes a free port and says which; -1 serves no metrics."""
+    address: str = "127.0.0.1"
+    """Only this machine unless asked otherwise: metrics tell who trains what."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.port <= 65535:
+            raise ValueError(f"port={self.port} must lie in 0..65535, or be -1 for no endpoint")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the run is saved; it is always saved at its end."""
+
+    every_updates: int = 100
+    """0 saves only at the end."""
+    keep: int = 3
+    """Newest checkpoints that are kept, at least 2."""
+
+    def __post_init__(self) -> None:
+        if self.every_updates < 0:
+            raise ValueError(f"every_updates={self.every_updates} must not be negative")
+        if self.keep < 2:
+            raise ValueError(f"keep={self.keep} must be at least 2: the newest may turn out to be damaged")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    mode: Literal["inline", "local"] = "local"
+    """``inline``: one process, no Ray, deterministic. ``local``: Ray started and stopped on this machine."""
+    seed: int = 0
+    """Everything random in the run follows from it."""
+    run_dir: str = ""
+    """Where the run is written; empty makes a new directory below ``runs/``."""
+    total_env_steps: int = 3_000_000
+    """Environment steps to train on; one step of one slot counts one."""
+    max_seconds: float = 0.0
+    """Training also ends after so many seconds; 0 is no limit."""
+    resume: str = "auto"
+    """``auto`` continues what ``run_dir`` holds, ``never`` refuses a run_dir with checkpoints, a path continues that one."""
+    env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.total_env_steps < 1:
+            raise ValueError(f"total_env_steps={self.total_env_steps} must be at least 1")
+        if self.max_seconds < 0:
+            raise ValueError(f"max_seconds={self.max_seconds} must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie in 0..2^63-1")
+
+
+class ConfigError(ValueError):
+    """All problems of a configuration, each with its dotted path."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[Config, list[str]]:
+    """Merge files (later ones win) and arguments, and validate.
+
+    Returns the configuration and all problems found. With problems, the settings that caused them have their defaults, so
+    that the caller can go on looking for more; nothing may be started with it.
+    """
+    problems: list[str] = []
+    raw: dict[str, Any] = {}
+    for file in files:
+        _merge(raw, _read(Path(file), problems))
+    for argument in arguments:
+        _merge(raw, _parse(argument, problems))
+    adapter = _adapter()
+    while True:
+        try:
+            config = adapter.validate_python(raw)
+            break
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                path = tuple(str(part) for part in detail["loc"] if part in _known(raw, detail["loc"]))
+                problems += _explain(detail, path)
+                _remove(raw, path)
+    problems += _cross_checks(config)
+    return config, list(dict.fromkeys(problems))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain data."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a file that ``--config`` reads."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the configuration, for editors."""
+    return _adapter().json_schema()
+
+
+def _adapter() -> TypeAdapter[Config]:
+    for cls in _sections():
+        # The sections know nothing of pydantic; that a key they do not have is an error is the root's rule.
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(Config)
+
+
+def _cross_checks(config: Config) -> list[str]:
+    """What no section can see alone."""
+    problems = []
+    batch, envs = config.learner.batch_size, config.env.num_envs
+    if batch % envs:
+        below, above = batch // envs * envs, -(-batch // envs) * envs
+        nearest = f"{below} or {above}" if below else f"{above}"
+        problems.append(
+            f"learner.batch_size: {batch} segments are not a whole number of unrolls of env.num_envs={envs} slots; use {nearest}"
+        )
+    elif (
+        config.actor.max_policy_lag == 0
+        and config.actor.num_actors != "auto"
+        and batch % (envs * config.actor.num_actors)
+    ):
+        problems.append(
+            f"learner.batch_size: in lock step (actor.max_policy_lag=0) {batch} must be a multiple of env.num_envs x "
+            f"actor.num_actors = {envs * config.actor.num_actors}, so that every actor gives each update the same share"
+        )
+    return problems
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice; YAML would silently take the last."""
+
+
+def _construct_unique(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+
+
+def _read(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A file, or a shipped configuration by its bare name."""
+    if not path.exists() and (CONFIGS / f"{path}.yaml").exists():
+        path = CONFIGS / f"{path}.yaml"
+    try:
+        if path.stat().st_size > 2**20:
+            raise OSError("larger than 1 MiB")
+        text = path.read_text()
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise yaml.YAMLError("aliases are not supported")
+        # _UniqueKeys is a SafeLoader.
+        data = yaml.load(text, _UniqueKeys)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        problems.append(f"--config {path}: {' '.join(str(error).split())} (shipped configurations: {shipped})")
+        return {}
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        problems.append(f"--config {path}: expected a mapping of settings, got {type(data).__name__}")
+        return {}
+    return data
+
+
+def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
+    path, equals, text = argument.partition("=")
+    if not equals or not path or not all(path.split(".")):
+        problems.append(f"argument {argument!r}: expected key=value, e.g. learner.batch_size=64")
+        return {}
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _known(raw: Mapping[str, Any], loc: Sequence[Any]) -> list[Any]:
+    """The parts of an error's location that are keys of the input; unions and validators add others."""
+    found, here = [], raw
+    for part in loc:
+        if isinstance(here, Mapping) and part in here:
+            found.append(part)
+            here = here[part]
+    return found
+
+
+def _remove(raw: dict[str, Any], path: Sequence[str]) -> None:
+    if not path:
+        raw.clear()  # a check over all of the top level failed: nothing there can be told apart
+        return
+    here = raw
+    for part in path[:-1]:
+        here = here.get(part, {})
+    here.pop(path[-1], None)
+
+
+def _explain(detail: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    dotted = ".".join(path)
+    if detail["type"] == "unexpected_keyword_argument":
+        fields = _fields_at(path[:-1])
+        close = difflib.get_close_matches(path[-1], fields, n=1) or [
+            dotted_name for dotted_name in _all_paths() if dotted_name.split(".")[-1] == path[-1]
+        ]
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
+        return [f"{dotted}: unknown key; {hint}"]
+    if detail["type"] == "value_error":
+        # A section's own checks name their keys and may find several problems.
+        prefix = f"{dotted}." if dotted else ""
+        return [f"{prefix}{line}" for line in detail["msg"].removeprefix("Value error, ").splitlines()]
+    return [f"{dotted}: {detail['msg']} (got {detail.get('input')!r})"]
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    cls: Any = Config
+    for part in path:
+        cls = _section(typing.get_type_hints(cls).get(part))
+        if cls is None:
+            return []
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _section(hint: Any) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _sections(cls: Any = Config) -> list[Any]:
+    return [cls, *(s for hint in typing.get_type_hints(cls).values() if (c := _section(hint)) for s in _sections(c))]
+
+
+def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:
+    paths = []
+    for name, hint in typing.get_type_hints(cls).items():
+        section = _section(hint)
+        paths += _all_paths(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+    return paths

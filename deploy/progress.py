@@ -1,0 +1,209 @@
+"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from learner.canary import TOLERANCE
+from learner.intake import Intake
+from learner.statistics import RunStatistics
+
+PLAIN_LINE_SECONDS = 10.0
+RATE_WINDOW_SECONDS = 15.0
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+class _Pool(Protocol):
+    @property
+    def num_alive(self) -> int: ...
+
+    @property
+    def restarts(self) -> Any: ...
+
+
+class Progress:
+    """Reads the run's statistics from a thread of its own; the training loop does nothing for it."""
+
+    def __init__(self, statistics: RunStatistics, intake: Intake, pool: _Pool, *, total_env_steps: int) -> None:
+        self._statistics, self._intake, self._pool, self._total = statistics, intake, pool, total_env_steps
+        self._console = Console(highlight=False)
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._curve: list[float] = []
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._live = (
+            Live(
+                console=self._console,
+                get_renderable=self._render,
+                refresh_per_second=2,
+                transient=False,
+                redirect_stderr=True,
+            )
+            if self._console.is_terminal
+            else None
+        )
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def say(self, text: str) -> None:
+        """Print as it is."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Progress:
+        self._sample()
+        if self._live:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        if self._live:
+            self._live.stop()
+        else:
+            self.say(self._line())
+
+    def _watch(self) -> None:
+        last_line = time.monotonic()
+        while not self._stopped.wait(1.0):
+            self._sample()
+            if not self._live and time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
+                last_line = time.monotonic()
+                self.say(self._line())
+
+    def _sample(self) -> None:
+        with self._lock:
+            ledger = self._intake.ledger
+            self._samples.append((time.monotonic(), ledger.sampled, ledger.trained))
+            while self._samples[-1][0] - self._samples[0][0] > RATE_WINDOW_SECONDS:
+                self._samples.popleft()
+            if (mean := self._statistics.mean_return) is not None:
+                self._curve.append(mean)
+
+    def _rates(self) -> tuple[float, float]:
+        """(sampled, trained) environment steps per second over the last seconds."""
+        with self._lock:
+            (t0, s0, n0), (t1, s1, n1) = self._samples[0], self._samples[-1]
+        seconds = max(t1 - t0, 1e-9)
+        return (s1 - s0) / seconds, (n1 - n0) / seconds
+
+    def _eta(self, trained_rate: float) -> str:
+        left = self._total - self._intake.ledger.trained
+        return _clock(left / trained_rate) if trained_rate > 0 else "--:--"
+
+    def _facts(self) -> dict[str, str]:
+        statistics, ledger = self._statistics, self._intake.ledger
+        sampled, trained = self._rates()
+        mean = statistics.mean_return
+        terms = statistics.terms
+        lag = statistics.policy_lag
+        return {
+            "steps": f"{ledger.trained:,} of {self._total:,}",
+            "time": f"{_clock(statistics.seconds)} elapsed, {self._eta(trained)} left",
+            "return": "no episode has ended yet"
+            if mean is None
+            else f"{mean:.3f} (last {len(statistics.returns)} episodes)",
+            "steps/s": f"{sampled:,.0f} sampled, {trained:,.0f} trained",
+            "lag": f"{lag.mean:.1f} versions mean, {lag.max:.0f} max" if lag.count else "-",
+            "loss": "  ".join(f"{label} {terms[name]:.3f}" for name, label in _LOSSES.items() if name in terms) or "-",
+            "canary": self._canary(),
+            "actors": self._actors(),
+        }
+
+    def _canary(self) -> str:
+        statistics = self._statistics
+        if not statistics.log_prob_checks:
+            return "not read yet"
+        verdict = "memory is right" if statistics.max_log_prob_error <= TOLERANCE else "MEMORY IS WRONG"
+        return f"{statistics.max_log_prob_error:.1e} largest log-probability error in {statistics.log_prob_checks} checks: {verdict}"
+
+    def _actors(self) -> str:
+        restarts = sum(self._pool.restarts.values())
+        return f"{self._pool.num_alive} alive" + (f", {restarts} replaced" if restarts else "")
+
+    def _line(self) -> str:
+        """One plain line, always the same numbers in the same order."""
+        statistics, ledger = self._statistics, self._intake.ledger
+        sampled, trained = self._rates()
+        mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
+        terms = statistics.terms
+        lag = f"{statistics.policy_lag.mean:.1f}" if statistics.policy_lag.count else "-"
+        return (
+            f"[{_clock(statistics.seconds)}] steps {ledger.trained:,}/{self._total:,}  return {mean}  "
+            f"sampled/s {sampled:,.0f}  trained/s {trained:,.0f}  lag {lag}  "
+            f"policy_loss {terms.get('policy_loss', 0):.3f}  value_loss {terms.get('value_loss', 0):.3f}  "
+            f"entropy {terms.get('entropy', 0):.3f}  eta {self._eta(trained)}"
+        )
+
+    def _render(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", justify="right")
+        table.add_column()
+        for name, text in self._facts().items():
+            table.add_row(name, text)
+        with self._lock:
+            curve = list(self._curve)
+        if curve:
+            table.add_row("curve", Text(_sparkline(curve, max(10, min(60, self._console.width - 16))), style="cyan"))
+        done = min(self._intake.ledger.trained, self._total)
+        return Group(ProgressBar(total=self._total, completed=done, width=min(72, self._console.width)), table)
+
+    def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
+        """What was learned and where it lies."""
+        self.say("\n" + "\n".join(_summary_lines(summary, run_dir)))
+
+
+_LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
+
+
+def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
+    mean, random = summary["mean_return"], summary["random_return"]
+    if mean is None:
+        learned = "no episode ended"
+    elif random is None:
+        learned = f"{mean:.3f}"
+    else:
+        times = f", {mean / random:.1f} times as much" if random > 0 else ""
+        learned = f"{mean:.3f}; a random policy gets {random:.3f}{times}"
+    books = summary["ledger"]
+    dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in books["dropped"].items())
+    lines = [
+        "Interrupted; saved." if summary["interrupted_by"] else "Done.",
+        f"  return      {learned}",
+        f"  trained     {summary['env_steps']:,} environment steps in {_clock(summary['wall_seconds'])} "
+        f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",
+        f"  books       {'balance' if summary['books_balance'] else 'DO NOT BALANCE'}: {books['sampled']:,} sampled = "
+        f"{books['trained']:,} trained + {books['in_flight']:,} in flight" + (f" + {dropped}" if dropped else ""),
+        f"  memory      largest log-probability error {summary['max_log_prob_error'] or 0:.1e} in {summary['log_prob_checks']} checks",
+    ]
+    if summary["actor_restarts"] or summary["env_faults"]:
+        lines.append(
+            f"  faults      {summary['actor_restarts']} actors replaced, {summary['env_faults']} environment slots restarted"
+        )
+    lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
+    return lines
+
+
+def _clock(seconds: float) -> str:
+    whole = int(max(0.0, min(seconds, 360_000)))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _sparkline(values: list[float], width: int) -> str:
+    """Means of ``width`` equal stretches, drawn between the smallest and the largest."""
+    size = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 2) / (high - low) if high > low else 0.0
+    return "".join(_BARS[1 + round((m - low) * scale)] for m in means) + f"  {low:.2f} .. {high:.2f}"

@@ -1,0 +1,355 @@
+"""The composition root: builds a run from its configuration, starts it, ends it, and says what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.agent import WorkerSetup, actions_of, observation_of
+from actors.pool import InlinePool
+from deploy import hardware
+from deploy.config import Config, to_dict, to_yaml
+from deploy.evaluate import random_return
+from deploy.progress import Progress
+from envs.registry import make_env_spec
+from learner.batch import BatchAssembler
+from learner.canary import Canary
+from learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
+from learner.device import make_device_path
+from learner.intake import Driver, Intake
+from learner.learner import Learner
+from learner.ledger import Ledger
+from learner.metrics import MetricsServer, Sources
+from learner.statistics import RunStatistics
+from learner.train import Limits, Parts, train
+from policy.allocator import keep_freed_memory
+from policy.trajectory import TrajectorySpec
+from policy.weights import Weights
+
+log = logging.getLogger(__name__)
+
+
+class RunDirBusy(RuntimeError):
+    """Another process writes to this run directory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    summary: dict[str, Any]
+    interrupted_by: int | None
+    """The signal that ended it, if one did."""
+
+
+def run(config: Config, run_dir: Path) -> Outcome:
+    """Train to the end or to the first signal; the run directory then holds a checkpoint and ``summary.json``.
+
+    Raises:
+        RunDirBusy: another process has the run directory.
+        Exception: whatever ended the run early; the summary is written all the same.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _exclusive(run_dir), _log_file(run_dir):
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+        return _Run(config, run_dir).run()
+
+
+class _Run:
+    """One run: everything that lives from its start to its end."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        torch.manual_seed(config.seed)
+        spec = make_env_spec(config.env.id, **config.env.kwargs)
+        path = make_device_path(config.learner)
+        accelerator = path.device.type != "cpu"
+        self.num_actors = hardware.num_actors(config, accelerator=accelerator)
+        self.gradient_threads = hardware.gradient_threads(config, accelerator=accelerator)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        resumed = self._find_resumed()
+        run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
+        self.session = 1 + int(resumed.state["session"]) if resumed else 0
+        self.setup = WorkerSetup(
+            env_id=config.env.id,
+            env_kwargs=config.env.kwargs,
+            num_envs=config.env.num_envs,
+            unroll_length=config.actor.unroll_length,
+            run_id=f"{run_id}-{self.session}",
+            # Every session of a resumed run has random streams of its own.
+            seed=int(
+                np.random.SeedSequence(config.seed, spawn_key=(self.session,)).generate_state(1, np.uint64)[0] >> 1
+            ),
+            observation=observation_of(spec),
+            actions=actions_of(spec),
+            embedding_rows=config.policy.embedding_rows,
+            action_rows=resumed.state["policy"]["action_rows"] if resumed else None,
+            num_threads=config.actor.num_threads,
+            package_root=str(Path(__file__).resolve().parent.parent),
+        )
+        self.run_id = run_id
+        policy = self.setup.make_policy(config.policy.initialization).to(path.device)
+        self.learner = Learner(policy, config.learner, path, num_threads=self.gradient_threads, seed=config.seed)
+        self.ledger = Ledger()
+        if resumed:
+            resumed.restore(self.learner)
+            self._restore_books(resumed)
+        self.statistics = RunStatistics(self.ledger)
+        self.statistics.policy_version = self.learner.policy_version
+        self.trained_before = self.ledger.trained
+        trajectory_spec = TrajectorySpec(
+            config.actor.unroll_length, spec.obs_shape, spec.obs_dtype.name, spec.action_shape, spec.action_dtype.name
+        )
+        self.intake = Intake(
+            trajectory_spec,
+            run_id=self.setup.run_id,
+            num_actors=self.num_actors,
+            num_envs=config.env.num_envs,
+            batch_size=config.learner.batch_size,
+            max_policy_lag=config.actor.max_policy_lag,
+            ledger=self.ledger,
+        )
+        self.parts = Parts(
+            learner=self.learner,
+            intake=self.intake,
+            assembler=BatchAssembler(trajectory_spec, config.learner.batch_size, pin_memory=path.pin_memory),
+            publish=_as_it_is,
+            canary=Canary(policy, path, max_policy_lag=config.actor.max_policy_lag),
+            checkpoints=self.checkpoints,
+            statistics=self.statistics,
+            refused_dir=run_dir / "refused",
+            describe=self._describe,
+        )
+        self.limits = Limits(
+            total_env_steps=config.total_env_steps,
+            max_seconds=config.max_seconds,
+            checkpoint_every=config.checkpoint.every_updates,
+        )
+
+    def run(self) -> Outcome:
+        """Start the pool, train, stop everything, write the summary."""
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            pool: Any
+            if config.mode == "inline":
+                pool = InlinePool(self.setup, self.num_actors, self.intake)
+                drive: Callable[[float], None] | None = pool.pump
+            else:
+                pool = stack.enter_context(self._ray_pool())
+                drive = None
+            # After Ray, which sets handlers of its own.
+            interruption = stack.enter_context(_interruption())
+            server = self._serve_metrics(pool)
+            progress = Progress(self.statistics, self.intake, pool, total_env_steps=config.total_env_steps)
+            progress.say(self._headline(server))
+            stack.callback(self.learner.close)
+            if server:
+                stack.callback(server.close)
+            weights = None
+            driver = None
+            try:
+                with progress:
+                    if drive is None:
+                        driver = Driver(pool.pump, self.intake)
+                        driver.start()
+                    weights = train(self.parts, self.limits, drive, interruption.requested)
+            finally:
+                if driver:
+                    driver.stop()
+                pool.close()
+                self.intake.close()
+                summary = self._summary(pool, weights, interruption.signal_number)
+                _write_json(self.run_dir / "summary.json", summary)
+            progress.summary(summary, self.run_dir)
+            return Outcome(summary, interruption.signal_number)
+
+    @contextlib.contextmanager
+    def _ray_pool(self) -> Iterator[Any]:
+        from actors.ray_pool import RayPool
+        from deploy import local_ray
+
+        payload = sum(array.nbytes for array in self.parts.assembler.arrays.values()) / self.config.learner.batch_size
+        with local_ray.session(self.num_actors, unroll_bytes=int(payload * self.config.env.num_envs)) as put:
+            self.parts = dataclasses.replace(self.parts, publish=put)
+            yield RayPool(self.setup, self.num_actors, self.config.actor, self.intake)
+
+    def _serve_metrics(self, pool: Any) -> MetricsServer | None:
+        if self.config.metrics.port < 0:
+            return None
+        sources = Sources(
+            statistics=self.statistics,
+            intake=self.intake,
+            actors_alive=lambda: pool.num_alive,
+            actor_restarts=lambda: pool.restarts,
+            build=_versions(),
+        )
+        return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)
+
+    def _headline(self, server: MetricsServer | None) -> str:
+        config, count = self.config, sum(p.numel() for p in self.learner.policy.parameters())
+        start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
+        where = self.learner.path.describe()
+        threads = f" with {self.gradient_threads} gradient threads" if where == "cpu" else ""
+        return "\n".join(
+            [
+                f"Training Fast ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
+                f"  actors   {self.num_actors} x {config.env.num_envs} environment slots, unrolls of {config.actor.unroll_length} steps",
+                f"  learner  {where}{threads}, {config.learner.batch_size} segments per update",
+                f"  metrics  {server.url if server else 'not served'}",
+                f"  run      {self.run_dir}",
+            ]
+        )
+
+    def _find_resumed(self) -> Checkpoint | None:
+        if self.config.resume == "never":
+            return None
+        return self.checkpoints.latest() if self.config.resume == "auto" else find_checkpoint(Path(self.config.resume))
+
+    def _restore_books(self, resumed: Checkpoint) -> None:
+        """Continue the books; what was in flight when the checkpoint was saved can no longer come."""
+        books = resumed.state["ledger"]
+        self.ledger.sampled, self.ledger.trained = books["sampled"], books["trained"]
+        self.ledger.dropped.update(books["dropped"])
+        self.ledger.dropped["restart"] += books["in_flight"]
+        if not self.ledger.dropped["restart"]:
+            del self.ledger.dropped["restart"]
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "session": self.session,
+            "env_id": self.config.env.id,
+            "env_kwargs": self.config.env.kwargs,
+            "ledger": self.ledger.to_json(),
+            "mean_return": self.statistics.mean_return,
+            "config": to_dict(self.config),
+            "versions": _versions(),
+        }
+
+    def _summary(self, pool: Any, weights: Weights | None, interrupted_by: int | None) -> dict[str, Any]:
+        statistics = self.statistics
+        seconds = statistics.seconds
+        trained = self.ledger.trained
+        return {
+            "env_id": self.config.env.id,
+            "env_steps": trained,
+            "policy_version": self.learner.policy_version,
+            "env_steps_per_second": (trained - self.trained_before) / seconds,
+            "wall_seconds": seconds,
+            "mean_return": statistics.mean_return,
+            "episodes": statistics.episodes,
+            "random_return": random_return(self.setup),
+            "max_log_prob_error": statistics.max_log_prob_error,
+            "log_prob_checks": statistics.log_prob_checks,
+            "actor_restarts": sum(pool.restarts.values()),
+            "env_faults": statistics.env_faults,
+            "refused_updates": statistics.refused_updates,
+            "lost_unrolls": self.intake.lost_unrolls,
+            "refused_trajectories": dict(self.intake.refused),
+            "ledger": self.ledger.to_json(),
+            "books_balance": self.ledger.balance() == 0,
+            "weights_sha256": weights.sha256 if weights else None,
+            "policy_lag": {
+                "mean": statistics.policy_lag.mean if statistics.policy_lag.count else None,
+                "max": statistics.policy_lag.max if statistics.policy_lag.count else None,
+            },
+            "stage_seconds": {stage: round(value, 3) for stage, value in statistics.stage_seconds.items()},
+            "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
+            "seed": self.config.seed,
+            "versions": _versions(),
+            "policy": {k: v for k, v in describe_policy(self.learner.policy).items() if k == "kind"},
+        }
+
+
+@dataclasses.dataclass(slots=True)
+class _Interruption:
+    requested: threading.Event
+    signal_number: int | None = None
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[_Interruption]:
+    """First SIGINT or SIGTERM: finish the update, save, sum up. Second: out at once."""
+    interruption = _Interruption(threading.Event())
+
+    def handle(number: int, _frame: object) -> None:
+        if interruption.requested.is_set():
+            # No clean-up: the last checkpoint is complete, and Ray's processes end with this one.
+            os._exit(128 + number)
+        interruption.signal_number = number
+        interruption.requested.set()
+        print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """One process per run directory."""
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirBusy(f"run_dir: another process is writing to {run_dir}; choose another run_dir") from error
+        yield
+
+
+@contextlib.contextmanager
+def _log_file(run_dir: Path) -> Iterator[None]:
+    """Every log record also goes to ``run.log``."""
+    handler = logging.FileHandler(run_dir / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _as_it_is(weights: Weights) -> Weights:
+    return weights
+
+
+def _versions() -> dict[str, str]:
+    names = ("shoal", "torch", "ray", "gymnasium", "numpy", "pyarrow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    """Strict JSON (no NaN), replaced at once."""
+    clean = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(clean, indent=1) + "\n")
+    os.replace(temporary, path)

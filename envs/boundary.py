@@ -1,0 +1,161 @@
+"""What a step is: the one contract every environment is brought to.
+
+The rollout worker sees nothing else of an environment. An adapter writes its answers into rows of the caller's
+unroll buffers, so stepping allocates nothing and the same memory is what the learner later trains on.
+
+Rows, for B slots (one slot = one agent in one environment = one ``training_env_id``):
+
+- ``obs[b]`` is what the network sees next.
+- ``is_first[b]`` says that ``obs[b]`` opens a new episode: the LSTM state must be zeroed before it is consumed, and the
+  transition that led to it is *void* (no action caused it) and is masked out of every loss, statistic and count.
+- ``reward[b], terminated[b], truncated[b]`` answer the action. On a void transition they are 0, False, False.
+
+An episode's end therefore takes two calls, as in gymnasium's next-step autoreset: the call in which the episode ends
+returns the true final observation (it bootstraps a truncated episode); the next call ignores that slot's action and
+returns the first observation of the new episode with ``is_first``. A slot that had to be restarted after a fault returns
+``is_first`` at once: the faulty transition is void and the one before it is bootstrapped like a truncation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenSpace:
+    """Observations as uint8 [num_tokens, 3] tokens of (coordinate, feature id, value); 0xFF as coordinate is padding.
+
+    The coordinate's high nibble is the row, the low nibble the column, of a ``height`` x ``width`` window.
+    """
+
+    width: int
+    height: int
+    num_tokens: int
+    feature_names: tuple[str, ...]
+    """By feature id; ids run from 0 without gaps ("" for an id that is not used)."""
+    feature_normalizations: tuple[float, ...]
+    """The value that counts as 1.0, by feature id."""
+    categorical_features: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """(feature id, names of its values 0, 1, ...): each value gets a plane of its own instead of a magnitude."""
+    global_coordinate: int | None = None
+    """Coordinate byte of tokens that belong to no cell; they are placed on the window's centre."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VectorSpace:
+    """Observations as float32 [size]."""
+
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSpace:
+    """Observations as uint8 [height, width, channels]."""
+
+    height: int
+    width: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DiscreteActions:
+    """One or several discrete choices per step, int64 [B] (one) or [B, len(names)] (several)."""
+
+    names: tuple[tuple[str, ...], ...]
+    """For each choice the names of its actions, in the order of their indices."""
+    scalar: bool = True
+    """True where the action is one number rather than an array of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ContinuousActions:
+    """float32 [B, len(low)]; the adapter clips to [low, high] before the environment sees them."""
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EnvSpec:
+    """Everything that the policy and the trajectory contract need to know of an environment."""
+
+    env_id: str
+    observation: TokenSpace | VectorSpace | ImageSpace
+    actions: DiscreteActions | ContinuousActions
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of one slot's observation."""
+        space = self.observation
+        if isinstance(space, TokenSpace):
+            return (space.num_tokens, 3)
+        if isinstance(space, ImageSpace):
+            return (space.height, space.width, space.channels)
+        return (space.size,)
+
+    @property
+    def obs_dtype(self) -> np.dtype:
+        """float32 for vectors, uint8 otherwise."""
+        return np.dtype(np.float32 if isinstance(self.observation, VectorSpace) else np.uint8)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one slot's action: () where it is a scalar."""
+        if isinstance(self.actions, ContinuousActions):
+            return (len(self.actions.low),)
+        return () if self.actions.scalar else (len(self.actions.names),)
+
+    @property
+    def action_dtype(self) -> np.dtype:
+        """int64 for discrete actions, float32 for continuous ones."""
+        return np.dtype(np.float32 if isinstance(self.actions, ContinuousActions) else np.int64)
+
+
+class StepRows(NamedTuple):
+    """Views into the caller's buffers that one ``step`` fills; all contiguous or strided numpy arrays over B slots."""
+
+    obs: np.ndarray
+    """[B, *obs_shape] in the spec's dtype."""
+    is_first: np.ndarray
+    """[B] bool."""
+    reward: np.ndarray
+    """[B] float32."""
+    terminated: np.ndarray
+    """[B] bool."""
+    truncated: np.ndarray
+    """[B] bool."""
+
+
+class EnvironmentFault(Exception):
+    """An environment broke its contract and could not be restarted slot by slot; the message names what, when, where."""
+
+
+@runtime_checkable
+class VectorEnvironment(Protocol):
+    """B slots stepped together. Adapters: ``envs.mettagrid``, ``envs.recall``, ``envs.gym``."""
+
+    spec: EnvSpec
+    num_envs: int
+    """B."""
+    short_episode: np.ndarray
+    """[B] bool; the episode under way began with a shorter time limit, so that slots do not all end together. Its steps
+    are ordinary, its return is no full episode's. Describes the episode that the next ``step`` may end."""
+    faults: list[str]
+    """One message for every slot restarted after a fault, since the caller last cleared the list."""
+
+    def reset(self, obs: np.ndarray) -> None:
+        """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape]."""
+
+    def step(self, action: np.ndarray, rows: StepRows) -> None:
+        """Apply ``action`` [B, *action_shape] and fill ``rows``.
+
+        Raises:
+            EnvironmentFault: the whole vector environment is unusable and must be built anew.
+        """
+
+    def close(self) -> None:
+        """Release everything; called once."""

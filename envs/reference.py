@@ -1,0 +1,213 @@
+"""What an environment's return means: the returns of a random player and of a scripted one, measured.
+
+``python -m envs.reference ENV_ID [--episodes N] [--seed N]`` prints both. Runs call ``random_return``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, StepRows, TokenSpace, VectorEnvironment
+from envs.missions import MISSIONS
+from envs.registry import make_vector_env
+
+Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(obs [B, ...], is_first [B]) -> action [B, ...]."""
+
+
+class Returns(NamedTuple):
+    """Mean return per slot and episode."""
+
+    mean: float
+    standard_error: float
+    """Between the episodes of whole environments: the agents of one share a map and are no independent samples."""
+    episodes: int
+    """Of single slots."""
+
+
+def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
+    """Uniform over discrete actions and over bounded intervals, standard normal where there is no bound."""
+    actions = spec.actions
+    if isinstance(actions, DiscreteActions):
+        sizes = np.array([len(names) for names in actions.names])
+        if actions.scalar:
+            return lambda obs, is_first: rng.integers(sizes[0], size=len(obs))
+        return lambda obs, is_first: rng.integers(sizes, size=(len(obs), len(sizes)))
+    assert isinstance(actions, ContinuousActions)
+    low, high = np.array(actions.low, dtype=np.float32), np.array(actions.high, dtype=np.float32)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    scale, offset = np.where(bounded, high - low, 0.0), np.where(bounded, low, 0.0)
+
+    def play(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        shape = (len(obs), len(low))
+        uniform = offset + scale * rng.random(shape)
+        return np.where(bounded, uniform, rng.standard_normal(shape)).astype(np.float32)
+
+    return play
+
+
+class RecallPlayer:
+    """Plays ``recall`` without a mistake: remembers the cue, answers with it always."""
+
+    def __init__(self) -> None:
+        self._cue: np.ndarray | None = None
+
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Action [B] for obs [B, num_cues + 1]."""
+        shown = obs[:, :-1].argmax(1)
+        self._cue = shown if self._cue is None else np.where(is_first, shown, self._cue)
+        return self._cue
+
+
+class WindowPlayer:
+    """Plays the MettaGrid missions from the tokens alone: walks the shortest way that its window shows to the nearest
+    mine, or altar if it carries ore; where it sees none it walks on in one direction until something is in the way.
+
+    With ``remember`` it walks where it last delivered instead, and back if it carries nothing: all that there is to
+    remember in a corridor.
+    """
+
+    def __init__(self, spec: EnvSpec, rng: np.random.Generator, *, remember: bool = False) -> None:
+        space = spec.observation
+        assert isinstance(space, TokenSpace)
+        assert isinstance(spec.actions, DiscreteActions)
+        self._rng = rng
+        self._shape = (space.height, space.width)
+        self._tag, self._ore = space.feature_names.index("tag"), space.feature_names.index("inv:ore")
+        kinds = dict(space.categorical_features)[self._tag]
+        self._mine, self._altar = kinds.index("mine"), kinds.index("altar")
+        names = spec.actions.names[0]
+        self._moves = np.array([names.index(f"move_{way}") for way in ("north", "south", "west", "east")])
+        self._remember = remember
+        self._heading: np.ndarray | None = None
+        self._choice = self._carried = self._altar_way = np.zeros(0, dtype=np.int64)
+
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Action [B] for tokens [B, num_tokens, 3]."""
+        slots, height, width = len(obs), *self._shape
+        row, column = height // 2 + 1, width // 2 + 1
+        coordinate, feature, value = (obs[..., index].astype(np.int64) for index in range(3))
+        y, x = coordinate >> 4, coordinate & 15
+        inside = (y < height) & (x < width)
+        slot = np.broadcast_to(np.arange(slots)[:, None], y.shape)
+        # One cell of margin all around, so that every cell has four neighbours.
+        kind = np.full((slots, height + 2, width + 2), -1)
+        seen = inside & (feature == self._tag)
+        kind[slot[seen], y[seen] + 1, x[seen] + 1] = value[seen]
+        ore = inside & (feature == self._ore) & (y + 1 == row) & (x + 1 == column) & (value > 0)
+        carries = ore.any(1)
+        target = kind == np.where(carries, self._altar, self._mine)[:, None, None]
+        free = kind == -1
+        far = height * width
+        distance = np.where(target, 0, far)
+        for _ in range(height + width):
+            nearest = np.full_like(distance, far)
+            nearest[:, 1:-1, 1:-1] = self._neighbours(distance).min(0) + 1
+            distance = np.where(free, np.minimum(distance, nearest), distance)
+        ways = np.stack([d[:, row - 1, column - 1] for d in self._neighbours(distance)], 1)  # [B, 4]
+        open_ways = np.stack([f[:, row - 1, column - 1] for f in self._neighbours(free)], 1)
+        noise = self._rng.random((slots, 4))
+        if self._heading is None:
+            self._heading = self._rng.integers(4, size=slots)
+            self._choice, self._carried = self._heading, np.zeros(slots, dtype=bool)
+            self._altar_way = np.full(slots, -1)
+        keep = open_ways[np.arange(slots), self._heading] & ~is_first & (self._rng.random(slots) > 0.03)
+        self._heading = np.where(keep, self._heading, (open_ways + noise).argmax(1))
+        if self._remember:
+            self._altar_way[self._carried & ~carries] = self._choice[self._carried & ~carries]
+            self._altar_way[is_first] = -1
+            # North and south differ in the last bit, as do west and east.
+            way = np.where(carries, self._altar_way, self._altar_way ^ 1)
+            self._heading = np.where(
+                (self._altar_way >= 0) & open_ways[np.arange(slots), way % 4], way % 4, self._heading
+            )
+        choice = np.where(ways.min(1) < far, (ways + noise * 0.5).argmin(1), self._heading)
+        self._choice, self._carried = choice, carries
+        return np.asarray(self._moves[choice])
+
+    @staticmethod
+    def _neighbours(grid: np.ndarray) -> np.ndarray:
+        """What lies north, south, west and east of every inner cell: [4, B, height, width]."""
+        return np.stack([grid[:, :-2, 1:-1], grid[:, 2:, 1:-1], grid[:, 1:-1, :-2], grid[:, 1:-1, 2:]])
+
+
+def scripted_player(spec: EnvSpec, rng: np.random.Generator) -> Player | None:
+    """A good player where we have one."""
+    if spec.env_id in MISSIONS:
+        return WindowPlayer(spec, rng, remember=spec.env_id == "mettagrid/corridor")
+    return RecallPlayer() if spec.env_id == "recall" else None
+
+
+def mean_return(env: VectorEnvironment, player: Player, episodes: int) -> Returns:
+    """Play until every slot has finished its share of ``episodes``; what a slot finishes beyond is not counted.
+
+    (Counting the first to finish would favour short episodes.)
+    """
+    slots, spec = env.num_envs, env.spec
+    share = -(-episodes // slots)
+    obs = np.empty((slots, *spec.obs_shape), dtype=spec.obs_dtype)
+    rows = StepRows(
+        obs=obs,
+        is_first=np.ones(slots, dtype=bool),
+        reward=np.zeros(slots, dtype=np.float32),
+        terminated=np.zeros(slots, dtype=bool),
+        truncated=np.zeros(slots, dtype=bool),
+    )
+    mission = MISSIONS.get(spec.env_id)
+    agents = 1 if mission is None else mission.num_agents
+    running = np.zeros(slots)
+    finished = np.zeros(slots // agents, dtype=np.int64)
+    returns: list[float] = []
+    short = getattr(env, "short_episode", np.zeros(slots, dtype=bool))
+    env.reset(obs)
+    while finished.min() < share:
+        env.step(player(rows.obs, rows.is_first), rows)
+        running[rows.is_first] = 0.0
+        running += rows.reward
+        counts = ((rows.terminated | rows.truncated) & ~short)[::agents] & (finished < share)
+        if counts.any():
+            returns += running.reshape(-1, agents).mean(1)[counts].tolist()
+            finished += counts
+    error = float(np.std(returns, ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
+    return Returns(float(np.mean(returns)), error, share * slots)
+
+
+def random_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64, **kwargs: object) -> Returns:
+    """What uniformly random actions earn; a mission's recorded figure is the same measured over more episodes."""
+    env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
+    try:
+        return mean_return(env, random_player(env.spec, np.random.default_rng([seed, 2])), episodes)
+    finally:
+        env.close()
+
+
+def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64) -> Returns | None:
+    """What the scripted player earns, or None where there is none."""
+    env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]))
+    try:
+        player = scripted_player(env.spec, np.random.default_rng([seed, 2]))
+        return None if player is None else mean_return(env, player, episodes)
+    finally:
+        env.close()
+
+
+def main() -> None:
+    """Print the figures of one environment."""
+    parser = argparse.ArgumentParser(prog="python -m envs.reference", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("env_id")
+    parser.add_argument("--episodes", type=int, default=2048, help="episodes (of one slot each) per player")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name, measure in (("random", random_return), ("scripted", scripted_return)):
+        returns = measure(arguments.env_id, episodes=arguments.episodes, seed=arguments.seed)
+        if returns is not None:
+            mean, error, episodes = returns
+            print(f"{arguments.env_id} {name}_return {mean:.3f} +- {error:.3f} (s.e., {episodes} slot episodes)")
+
+
+if __name__ == "__main__":
+    main()

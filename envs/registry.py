@@ -1,0 +1,92 @@
+"""From an environment id to a vector environment. Called by rollout workers and by whoever needs a spec."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from envs.boundary import EnvSpec, VectorEnvironment
+from envs.config import EnvironmentNotFound
+from envs.missions import MISSIONS
+
+
+def list_env_ids() -> list[str]:
+    """The ids of our own; any gymnasium id works besides."""
+    return [*MISSIONS, "recall"]
+
+
+def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> VectorEnvironment:
+    """Make ``num_envs`` slots of an environment.
+
+    Args:
+        env_id: ``mettagrid/<mission>``, ``recall`` (options may follow as in ``recall?delay=12``), or a gymnasium id.
+        num_envs: Slots; for MettaGrid a multiple of the mission's agents.
+        seed: Determines everything that is random in all slots.
+        **kwargs: Arguments for the environment.
+
+    Raises:
+        EnvironmentNotFound: the id names nothing that is installed.
+        ValueError: ``num_envs`` or an argument does not fit the environment.
+    """
+    if isinstance(seed, np.random.SeedSequence):
+        # Spawning from the caller's own would give the next environment made with it other children.
+        seed = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
+    name, options = _split(env_id)
+    if name.startswith("mettagrid/"):
+        mission = MISSIONS.get(name)
+        if mission is None:
+            raise EnvironmentNotFound(_unknown_own(env_id, name))
+        from envs.mettagrid import MettaGridEnvironment
+
+        return _make(env_id, MettaGridEnvironment, mission, num_envs, seed, **{**options, **kwargs})
+    if name == "recall":
+        from envs.recall import RecallEnvironment
+
+        return _make(env_id, RecallEnvironment, num_envs, seed, **{**options, **kwargs})
+    if close := difflib.get_close_matches(name, list_env_ids(), cutoff=0.8):
+        raise EnvironmentNotFound(f"environment {env_id!r} is unknown; did you mean {' or '.join(close)}?")
+    from envs.gym import GymEnvironment
+
+    return GymEnvironment(env_id, num_envs, seed, **kwargs)
+
+
+def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
+    """The spec that ``make_vector_env`` would give its environment, from the smallest one there is."""
+    mission = MISSIONS.get(_split(env_id)[0])
+    env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, **kwargs)
+    try:
+        return env.spec
+    finally:
+        env.close()
+
+
+def _split(env_id: str) -> tuple[str, dict[str, Any]]:
+    """``recall?delay=12`` to its name and ``{"delay": 12}``; values are JSON."""
+    name, _, query = env_id.partition("?")
+    if not query or not (name.startswith("mettagrid/") or name == "recall"):
+        return env_id, {}
+    try:
+        pairs = urllib.parse.parse_qsl(query, strict_parsing=True)
+        return name, {key: json.loads(value) for key, value in pairs}
+    except ValueError as error:
+        raise EnvironmentNotFound(f"environment {env_id!r}: {query!r} is not of the form key=number&key=...") from error
+
+
+def _make(env_id: str, adapter: Callable[..., VectorEnvironment], *args: Any, **kwargs: Any) -> VectorEnvironment:
+    try:
+        inspect.signature(adapter).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{env_id}: {error}") from None
+    return adapter(*args, **kwargs)
+
+
+def _unknown_own(env_id: str, name: str) -> str:
+    close = difflib.get_close_matches(name, MISSIONS, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"environment {env_id!r} is unknown; {hint}Missions: {', '.join(MISSIONS)}"

@@ -1,0 +1,1 @@
+"""The right side: takes trajectories in, updates the policy, publishes weights, keeps the books."""

@@ -1,0 +1,44 @@
+"""From trajectories to one TensorDict on the learner's device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from policy.trajectory import Trajectory, TrajectorySpec, allocate
+
+_FLAGS = ("is_first", "terminated", "truncated")
+
+
+class BatchAssembler:
+    """Stacks the slots of several trajectories into buffers made once: the only copy on the way in.
+
+    The result's tensors share those buffers, so a batch is valid until the next ``assemble``.
+    """
+
+    def __init__(self, spec: TrajectorySpec, batch_size: int, *, pin_memory: bool = False) -> None:
+        self.arrays = allocate(spec, batch_size)
+        self.arrays["policy_version"] = np.zeros(batch_size, np.int64)
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        if pin_memory:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            self.arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        for name in _FLAGS:
+            tensors[name] = tensors[name].view(torch.bool)
+        self._batch = TensorDict(tensors, batch_size=[batch_size])
+
+    def assemble(self, trajectories: Sequence[Trajectory]) -> TensorDict:
+        """A TensorDict [B] of all slots in order: the trajectory's columns, and ``policy_version`` [B] int64."""
+        begin = 0
+        for trajectory in trajectories:
+            end = begin + trajectory.num_slots
+            for name, column in trajectory.columns.items():
+                self.arrays[name][begin:end] = column
+            self.arrays["policy_version"][begin:end] = trajectory.header.policy_version
+            begin = end
+        if begin != self._batch.shape[0]:
+            raise ValueError(f"expected {self._batch.shape[0]} segments in a batch, got {begin}")
+        return self._batch

@@ -1,0 +1,217 @@
+"""Checkpoints: a directory of tensors and plain data, complete or not there at all. Nothing in it is ever unpickled as code.
+
+``<policy_version>/weights.safetensors``  the policy's ``state_dict``
+``<policy_version>/regularizer.safetensors``  w0 and the clip bounds
+``<policy_version>/optimizer.pt``  optimizer and random streams, loaded with ``weights_only=True``
+``<policy_version>/state.json``  counters, books, config, observation and action names
+``<policy_version>/manifest.json``  size and sha256 of each of these
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from learner.learner import Learner
+from policy import FastPolicy
+from policy.actions import actions_from_json, actions_to_json
+from policy.observation import observation_from_json, observation_to_json
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: incomplete, changed, of another format or another policy."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete, verified checkpoint on disk."""
+
+    path: Path
+    state: Mapping[str, Any]
+
+    @property
+    def policy_version(self) -> int:
+        """Updates made when it was saved."""
+        return int(self.state["policy_version"])
+
+    def make_policy(self) -> FastPolicy:
+        """The policy as it was saved, rebuilt from what the checkpoint says of it."""
+        described = self.state["policy"]
+        policy = FastPolicy(
+            observation_from_json(described["observation"]),
+            actions_from_json(described["actions"]),
+            described["embedding_rows"],
+            action_rows=described["action_rows"],
+        )
+        policy.load_state_dict(load_file(self.path / "weights.safetensors"))
+        return policy
+
+    def restore(self, learner: Learner) -> None:
+        """Put weights, optimizer, regularizer and random streams back.
+
+        Raises:
+            CheckpointError: it was made by a policy of another shape.
+        """
+        try:
+            learner.policy.load_state_dict(load_file(self.path / "weights.safetensors"))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.path} holds another policy than this run's config describes: {error}"
+            ) from error
+        learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
+        # mmap=False: a mapped file that changes under the loader is not what was verified.
+        saved = torch.load(self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device)
+        learner.optimizer.load_state_dict(saved["optimizer"])
+        learner.load_random_state(saved["random"])
+        learner.policy_version = self.policy_version
+
+
+def describe_policy(policy: FastPolicy) -> dict[str, Any]:
+    """What it takes to rebuild the policy around its weights."""
+    return {
+        "kind": "fast",
+        "observation": observation_to_json(policy.observation),
+        "actions": actions_to_json(policy.actions),
+        "action_rows": dict(policy.action_rows),
+        "embedding_rows": policy.action_embeddings.num_embeddings,
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest kept."""
+
+    def __init__(self, directory: Path, *, keep: int = 3) -> None:
+        if keep < 2:
+            raise ValueError(f"keep={keep} must be at least 2: the newest may turn out to be damaged")
+        self.directory, self._keep = directory, keep
+
+    def save(self, learner: Learner, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
+
+        Raises:
+            OSError: it could not be written; earlier checkpoints are untouched.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        final = self.directory / f"{learner.policy_version:09d}"
+        temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=self.directory))
+        try:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()},
+                temporary / _FILES[0],
+            )
+            save_file(
+                {k: v.cpu().contiguous() for k, v in learner.regularizer.state_dict().items()}, temporary / _FILES[1]
+            )
+            torch.save(
+                {"optimizer": learner.optimizer.state_dict(), "random": learner.random_state()}, temporary / _FILES[2]
+            )
+            document = {
+                "format_version": FORMAT_VERSION,
+                "policy_version": learner.policy_version,
+                "policy": describe_policy(learner.policy),
+                **state,
+            }
+            (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
+            manifest = {name: _fingerprint(temporary / name) for name in _FILES}
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for path in temporary.iterdir():
+                _sync(path)
+            if final.exists():  # the same version again: a run that stopped right after saving
+                shutil.rmtree(final)
+            os.rename(temporary, final)
+            _sync(self.directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in self._names()[self._keep :]:
+            shutil.rmtree(self.directory / old, ignore_errors=True)
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; a damaged one is reported and its predecessor taken.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none of them verifies. A fresh start would hide it.
+        """
+        problems = []
+        for name in self._names():
+            try:
+                return load_checkpoint(self.directory / name)
+            except CheckpointError as error:
+                log.warning("%s; trying the one before", error)
+                problems.append(str(error))
+        if problems:
+            raise CheckpointError("no usable checkpoint in " + str(self.directory) + ":\n  " + "\n  ".join(problems))
+        return None
+
+    def _names(self) -> list[str]:
+        """Newest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted((p.name for p in self.directory.iterdir() if p.name.isdigit()), key=int, reverse=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Verify every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: a file is missing or changed, or the format is not this one.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name in _FILES:
+            actual = _fingerprint(path / name)
+            if actual != manifest.get(name):
+                raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is no complete checkpoint: {error}") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
+    return Checkpoint(path, state)
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``: one itself, a run directory, or its ``checkpoints`` directory.
+
+    Raises:
+        CheckpointError: there is none, or none verifies.
+    """
+    if (path / "manifest.json").is_file():
+        return load_checkpoint(path)
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint = Checkpoints(directory).latest()
+    if checkpoint is None:
+        raise CheckpointError(f"no checkpoint in {path}: expected RUN, RUN/checkpoints or one of the directories in it")
+    return checkpoint
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""How the policy is updated; checked before any process starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from policy.config import RegularizationConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    """The update and everything around it. Coefficients default to the original trainer's."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """``auto`` takes a CUDA device where there is one, then Apple's MPS, then the CPU."""
+    batch_size: int = 64
+    """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs."""
+    epochs: int = 1
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
+    num_threads: int | Literal["auto"] = "auto"
+    """On the CPU: gradient threads, each of which computes its share of the batch; ``auto`` is one per core."""
+    learning_rate: float = 0.000457
+    adam_eps: float = 1e-12
+    gamma: float = 0.977
+    """Discount per step."""
+    advantage: Literal["vtrace", "gae"] = "vtrace"
+    """``gae`` ignores the lag between acting and training; the two are equal at lag 0."""
+    advantage_lambda: float = 0.916
+    rho_bar: float = 1.0
+    """V-trace: bound of the importance weight in the temporal difference."""
+    c_bar: float = 1.0
+    """V-trace: bound of the importance weight in the trace."""
+    clip_coef: float = 0.1
+    """PPO: the policy's ratio counts within 1 +- clip_coef."""
+    value_clip_coef: float = 0.1
+    """The value counts within +- this of the value before the update; 0 turns it off."""
+    value_coef: float = 0.44
+    entropy_coef: float = 0.0021
+    normalize_advantage: bool = True
+    max_grad_norm: float = 0.5
+    max_refused_updates: int = 3
+    """Non-finite losses or gradients in a row after which the run ends; each is refused and its batch saved."""
+    autocast: bool = False
+    """bfloat16 autocast on an accelerator."""
+    compile: bool = False
+    """torch.compile of the encoder and the heads on an accelerator."""
+    regularization: RegularizationConfig = dataclasses.field(default_factory=RegularizationConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)} must be at least 1"
+            for name in ("batch_size", "epochs", "minibatches", "max_refused_updates")
+            if getattr(self, name) < 1
+        ]
+        if self.num_threads != "auto" and self.num_threads < 1:
+            problems.append(f"num_threads={self.num_threads} must be at least 1, or 'auto'")
+        if self.minibatches >= 1 and self.batch_size % self.minibatches:
+            problems.append(f"batch_size={self.batch_size} must be a multiple of minibatches={self.minibatches}")
+        problems += [
+            f"{name}={getattr(self, name)} must be positive"
+            for name in ("learning_rate", "max_grad_norm", "rho_bar", "c_bar", "adam_eps")
+            if not getattr(self, name) > 0
+        ]
+        problems += [
+            f"{name}={getattr(self, name)} must lie in 0..1"
+            for name in ("gamma", "advantage_lambda")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        problems += [
+            f"{name}={getattr(self, name)} must not be negative"
+            for name in ("clip_coef", "value_clip_coef", "value_coef", "entropy_coef")
+            if not getattr(self, name) >= 0
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))

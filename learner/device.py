@@ -1,0 +1,65 @@
+"""Where the update runs, and how batches get there. CUDA code lives in ``learner.cuda`` and is imported only for it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from learner.config import LearnerConfig
+
+
+class DevicePath:
+    """The CPU (and MPS): batches are used where they were assembled, or copied over."""
+
+    pin_memory = False
+    fused_optimizer: bool = True
+
+    def __init__(self, device: torch.device, *, autocast: bool = False) -> None:
+        self.device = device
+        self._autocast = autocast
+
+    def to_device(self, batch: TensorDict) -> TensorDict:
+        """The batch on the learner's device."""
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 where it was asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+
+    def describe(self) -> str:
+        """For logs."""
+        return str(self.device)
+
+
+class DeviceNotFound(ValueError):
+    """The configured device is not on this machine."""
+
+
+def check_device(config: LearnerConfig) -> str | None:
+    """What is wrong with ``learner.device`` on this machine, or None."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if present.get(config.device, True):
+        return None
+    found = ", ".join(["cpu", *(name for name, there in present.items() if there)])
+    return f"device={config.device} is not available here (found: {found}); use device=auto"
+
+
+def make_device_path(config: LearnerConfig) -> DevicePath:
+    """The path of ``learner.device``.
+
+    Raises:
+        DeviceNotFound: the device is not on this machine.
+    """
+    if problem := check_device(config):
+        raise DeviceNotFound(problem)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        from learner.cuda import CudaPath
+
+        return CudaPath(autocast=config.autocast)
+    return DevicePath(torch.device(name), autocast=config.autocast and name != "cpu")

@@ -1,0 +1,281 @@
+"""The update: unroll, V-trace, PPO loss, backpropagation through time, clipping. No Ray, no queues, no clock."""
+
+# T time, B segments
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.device import DevicePath
+from learner.loss import LossTerms, actor_critic_loss
+from learner.vtrace import Targets, vtrace
+from policy import FastPolicy
+from policy.recurrent import plan_fragments
+from policy.regularization import WeightRegularizer
+
+
+class NonFiniteUpdate(FloatingPointError):
+    """A loss or gradient that is not a number; nothing was changed."""
+
+
+class Evaluation(NamedTuple):
+    """One shard under the current weights; time-major."""
+
+    log_prob: Tensor
+    """[T, B]"""
+    entropy: Tensor
+    """[T, B]"""
+    value: Tensor
+    """[T + 1, B]"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What one update did; plain numbers, means over its optimizer steps."""
+
+    env_steps: int
+    """Valid transitions of the batch, as the loss counted them."""
+    terms: dict[str, float]
+    log_prob_error: float | None
+    """The canary, over the segments that the very weights before the update acted; None where there were none."""
+
+
+class Learner:
+    """Policy, optimizer and regularizer, and the update that moves them.
+
+    On the CPU the batch is cut into one shard per gradient thread. Each thread runs whole sequences with one torch thread,
+    so no thread ever spins on another, and the operating system fills the cores that actors leave idle. Gradients are
+    added in shard order: the result does not depend on who was faster.
+    """
+
+    def __init__(
+        self, policy: FastPolicy, config: LearnerConfig, path: DevicePath, *, num_threads: int, seed: int
+    ) -> None:
+        self.policy, self.config, self.path = policy, config, path
+        self.regularizer = WeightRegularizer(policy, config.regularization)
+        self.optimizer = torch.optim.Adam(
+            policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=path.fused_optimizer
+        )
+        self.policy_version = 0
+        """Updates made so far."""
+        self._parameters = list(policy.parameters())
+        self._stepped = False
+        self._shards = num_threads if path.device.type == "cpu" else 1
+        self._threads = (
+            ThreadPoolExecutor(self._shards, "gradient", torch.set_num_threads, (1,)) if self._shards > 1 else None
+        )
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def update(self, batch: TensorDict) -> UpdateResult:
+        """``epochs`` x ``minibatches`` optimizer steps on one batch; a new policy version.
+
+        Args:
+            batch: [B], as ``BatchAssembler`` makes it, on the learner's device.
+
+        Raises:
+            NonFiniteUpdate: in any step; weights and optimizer are as before that step.
+        """
+        config = self.config
+        targets = None
+        if config.epochs * config.minibatches > 1:
+            # Targets, and the value that clipping is measured from, are those of the weights before the first step.
+            with torch.no_grad():
+                evaluation = _concatenate(self._map(self._evaluate, self._cut(batch)))
+            targets = (self._targets(batch, evaluation), evaluation.value[:-1])
+        sums: dict[str, float] = {}
+        steps = 0
+        self._stepped = False
+        for index in self._minibatches(batch.shape[0]):
+            part = batch if index is None else batch[index]
+            known = None if targets is None else _select(targets, index)
+            for name, value in self._step(part, known).items():
+                sums[name] = sums.get(name, 0.0) + value
+            steps += 1
+        self.policy_version += 1
+        valid = int((~batch["is_first"][:, 1:]).sum())
+        error = sums.pop("log_prob_error", None)
+        return UpdateResult(valid, {name: value / steps for name, value in sums.items()}, error)
+
+    def _minibatches(self, batch_size: int) -> Iterator[Tensor | None]:
+        """Indices of whole segments; each segment once per epoch. None is the whole batch."""
+        for _ in range(self.config.epochs):
+            if self.config.minibatches == 1:
+                yield None
+            else:
+                order = torch.randperm(batch_size, generator=self._generator).to(self.path.device)
+                yield from order.chunk(self.config.minibatches)
+
+    def _step(self, batch: TensorDict, known: tuple[Targets, Tensor] | None) -> dict[str, float]:
+        config = self.config
+        shards = self._cut(batch)
+        evaluations = self._map(self._evaluate, shards)
+        whole = Evaluation(*(part.detach() for part in _concatenate(evaluations)))
+        targets, old_value = known or (self._targets(batch, whole), whole.value[:-1])
+        current = batch["policy_version"] == self.policy_version
+        fresh = not self._stepped and bool(current.any())
+        self._stepped = True
+        valid = ~batch["is_first"][:, 1:].T
+        count = max(int(valid.sum()), 1)
+        advantage = _normalize(targets.advantage, valid) if config.normalize_advantage else targets.advantage
+        columns = [slice(None)] if len(shards) == 1 else _ranges(batch.shape[0], len(shards))
+
+        def gradient(shard: TensorDict, evaluation: Evaluation, rows: slice) -> tuple[LossTerms, tuple[Tensor, ...]]:
+            terms = actor_critic_loss(
+                evaluation.log_prob,
+                evaluation.entropy,
+                evaluation.value[:-1],
+                behavior_log_prob=shard["behavior_log_prob"].T,
+                advantage=advantage[:, rows],
+                vs=targets.vs[:, rows],
+                old_value=old_value[:, rows],
+                valid=valid[:, rows],
+                count=count,
+                config=config,
+            )
+            return terms, torch.autograd.grad(terms.loss, self._parameters)
+
+        results = self._map(gradient, shards, evaluations, columns)
+        numbers = self._apply(results, whole, targets, valid)
+        if fresh:
+            numbers["log_prob_error"] = float(log_prob_error(whole.log_prob, batch, current))
+        return numbers
+
+    @torch.no_grad()
+    def _apply(
+        self,
+        results: list[tuple[LossTerms, tuple[Tensor, ...]]],
+        whole: Evaluation,
+        targets: Targets,
+        valid: Tensor,
+    ) -> dict[str, float]:
+        """Add the shards' gradients, check, step, clip."""
+        gradients = list(results[0][1])
+        for _, more in results[1:]:
+            torch._foreach_add_(gradients, more)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        with torch.enable_grad():
+            l2_init = self.regularizer.l2_init_loss()
+            if l2_init is not None:
+                l2_init.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
+        terms = {name: torch.stack([getattr(r[0], name) for r in results]).sum() for name in LossTerms._fields}
+        terms["grad_norm"] = grad_norm
+        if l2_init is not None:
+            terms["l2_init_loss"] = l2_init
+            terms["loss"] = terms["loss"] + l2_init
+        terms["explained_variance"] = _explained_variance(targets.vs, whole.value[:-1], valid)
+        numbers = dict(zip(terms, torch.stack([t.detach() for t in terms.values()]).tolist(), strict=True))
+        if not (_finite(numbers["loss"]) and _finite(numbers["grad_norm"])):
+            raise NonFiniteUpdate(f"policy version {self.policy_version}: {numbers}")
+        self.optimizer.step()
+        self.regularizer.clip_weights()
+        return numbers
+
+    def _evaluate(self, shard: TensorDict) -> Evaluation:
+        return evaluate(self.policy, shard, self.path)
+
+    def _targets(self, batch: TensorDict, evaluation: Evaluation) -> Targets:
+        config = self.config
+        log_rho = evaluation.log_prob - batch["behavior_log_prob"].T
+        return vtrace(
+            torch.zeros_like(log_rho) if config.advantage == "gae" else log_rho,
+            batch["reward"].T,
+            evaluation.value,
+            batch["terminated"].T,
+            ~batch["is_first"][:, 1:].T,
+            gamma=config.gamma,
+            lambda_=config.advantage_lambda,
+            rho_bar=config.rho_bar,
+            c_bar=config.c_bar,
+        )
+
+    def _cut(self, batch: TensorDict) -> list[TensorDict]:
+        """One shard per gradient thread, as views."""
+        return [batch[rows] for rows in _ranges(batch.shape[0], self._shards)]
+
+    def _map(self, function, *arguments):  # type: ignore[no-untyped-def]
+        if self._threads is None:
+            return [function(*each) for each in zip(*arguments, strict=True)]
+        return list(self._threads.map(function, *arguments))
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The random streams that updates draw from."""
+        return {"minibatches": self._generator.get_state(), "torch": torch.get_rng_state()}
+
+    def load_random_state(self, state: dict[str, Tensor]) -> None:
+        """Continue the streams of ``random_state``."""
+        self._generator.set_state(state["minibatches"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+
+    def close(self) -> None:
+        """End the gradient threads."""
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+def evaluate(policy: FastPolicy, batch: TensorDict, path: DevicePath) -> Evaluation:
+    """``policy`` on [B] segments, from their stored states, with resets inside."""
+    is_first = batch["is_first"].T
+    state = (batch["initial_h"].transpose(0, 1).contiguous(), batch["initial_c"].transpose(0, 1).contiguous())
+    plan = plan_fragments(is_first.cpu().numpy()).to(path.device)
+    with path.autocast():
+        output, _ = policy.unroll(batch["obs"].transpose(0, 1), is_first, state, plan=plan, return_state=False)
+    # Row T is only bootstrapped from.
+    log_prob, entropy = policy.actions.evaluate(output.logits[:-1].float(), batch["action"].transpose(0, 1))
+    return Evaluation(log_prob, entropy, output.value.float())
+
+
+def log_prob_error(log_prob: Tensor, batch: TensorDict, rows: Tensor | slice = slice(None)) -> Tensor:
+    """max |recomputed - behavior| log-probability over segments ``rows``: the canary (policy.memory, 1e-4 in float32).
+
+    Void transitions count too: their rows went through the same memory.
+    """
+    return (log_prob.T[rows] - batch["behavior_log_prob"][rows]).abs().max()
+
+
+def _ranges(total: int, parts: int) -> list[slice]:
+    """``parts`` contiguous slices of nearly equal size that cover ``total``; fewer where there is less."""
+    parts = min(parts, total)
+    edges = [total * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _concatenate(evaluations: list[Evaluation]) -> Evaluation:
+    return (
+        evaluations[0]
+        if len(evaluations) == 1
+        else Evaluation(*(torch.cat(p, 1) for p in zip(*evaluations, strict=True)))
+    )
+
+
+def _select(targets: tuple[Targets, Tensor], index: Tensor | None) -> tuple[Targets, Tensor]:
+    if index is None:
+        return targets
+    (vs, advantage), old_value = targets
+    return Targets(vs[:, index], advantage[:, index]), old_value[:, index]
+
+
+def _normalize(advantage: Tensor, valid: Tensor) -> Tensor:
+    """Zero mean and unit variance over valid transitions; 0 elsewhere."""
+    chosen = advantage[valid]
+    if chosen.numel() < 2:
+        return advantage
+    return (advantage - chosen.mean()) / (chosen.std() + 1e-8) * valid
+
+
+def _explained_variance(vs: Tensor, value: Tensor, valid: Tensor) -> Tensor:
+    target = vs[valid]
+    return 1 - (target - value[valid]).var(correction=0) / (target.var(correction=0) + 1e-12)
+
+
+def _finite(x: float) -> bool:
+    return x - x == 0

@@ -1,0 +1,32 @@
+"""The books: every environment step that was sampled is trained, in flight or dropped for a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+
+@dataclasses.dataclass(slots=True)
+class Ledger:
+    """Environment steps (valid transitions). Each number is counted where it happens; none is derived from the others."""
+
+    sampled: int = 0
+    """Delivered by actors."""
+    trained: int = 0
+    """Used in an update, counted from the mask of its loss."""
+    in_flight: int = 0
+    """Delivered and waiting for their update."""
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def balance(self) -> int:
+        """sampled - (trained + in_flight + dropped); 0 when the books balance."""
+        return self.sampled - self.trained - self.in_flight - sum(self.dropped.values())
+
+    def to_json(self) -> dict:
+        """Plain data for the summary and checkpoints."""
+        return {
+            "sampled": self.sampled,
+            "trained": self.trained,
+            "in_flight": self.in_flight,
+            "dropped": dict(sorted(self.dropped.items())),
+        }

@@ -1,0 +1,62 @@
+"""PPO's clipped surrogate, the clipped value loss and the entropy bonus, over valid transitions only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learner.config import LearnerConfig
+
+
+class LossTerms(NamedTuple):
+    """Sums over the given transitions divided by ``count``, so the terms of several shards add up to those of the batch."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    """E[r - 1 - log r], an estimate of KL(mu || pi)."""
+    clip_fraction: Tensor
+
+
+def actor_critic_loss(
+    log_prob: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    *,
+    behavior_log_prob: Tensor,
+    advantage: Tensor,
+    vs: Tensor,
+    old_value: Tensor,
+    valid: Tensor,
+    count: int,
+    config: LearnerConfig,
+) -> LossTerms:
+    """All arguments [T, B]; ``advantage`` normalized already, ``valid`` bool, ``count`` the whole batch's valid transitions.
+
+    policy: -min(r A, clip(r, 1 +- eps) A)      value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps) - vs)^2)
+    """
+    mask = valid.to(value.dtype)
+
+    def mean(x: Tensor) -> Tensor:
+        return (x * mask).sum() / count
+
+    # Void transitions have a log-probability too; zero keeps their ratio finite before the mask takes them out.
+    log_ratio = (log_prob - behavior_log_prob) * mask
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+    policy_loss = mean(torch.maximum(-advantage * ratio, -advantage * clipped))
+    error = (value - vs).square()
+    if config.value_clip_coef:
+        step = (value - old_value).clamp(-config.value_clip_coef, config.value_clip_coef)
+        error = torch.maximum(error, (old_value + step - vs).square())
+    value_loss = 0.5 * mean(error)
+    mean_entropy = mean(entropy)
+    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+    with torch.no_grad():
+        approx_kl = mean(ratio - 1 - log_ratio)
+        clip_fraction = mean(((ratio - 1).abs() > config.clip_coef).to(value.dtype))
+    return LossTerms(loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl, clip_fraction)

@@ -1,0 +1,119 @@
+"""What a run knows about itself: written by the training loop, read by metrics, progress and the summary."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from learner.ledger import Ledger
+from policy.trajectory import Trajectory
+
+RETURN_WINDOW = 256
+"""Finished episodes (one agent's each) that ``mean_return`` averages over."""
+
+
+class Histogram:
+    """Counts of observations up to each bound, as Prometheus wants them."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+        self.max = float("-inf")
+
+    def observe(self, values: Iterable[float]) -> None:
+        """Count every value."""
+        for value in values:
+            self.counts[bisect.bisect_left(self.bounds, value)] += 1
+            self.sum += value
+            self.max = max(self.max, value)
+
+    @property
+    def count(self) -> int:
+        """Observations so far."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Mean of all observations; NaN before the first."""
+        return self.sum / self.count if self.count else float("nan")
+
+
+class RunStatistics:
+    """Counters and levels of this process; a resumed run continues only those that its checkpoint holds."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.started = time.monotonic()
+        self.policy_version = 0
+        self.updates = 0
+        self.refused_updates = 0
+        self.failed_checkpoints = 0
+        self.episodes = 0
+        self.env_faults = 0
+        self.ignored_tokens = 0
+        self.published_bytes = 0
+        self.received_bytes = 0
+        self.max_log_prob_error = 0.0
+        self.last_log_prob_error = 0.0
+        self.log_prob_checks = 0
+        self.terms: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+        self.last_update_timestamp = 0.0
+        self.last_checkpoint_timestamp = 0.0
+        self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.episode_return = Histogram(
+            (-100, -10, -5, -2, -1, 0, 0.5, 1, 2, 3, 5, 8, 12, 16, 20, 30, 50, 100, 200, 500, 1000)
+        )
+        self.episode_length = Histogram((1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000, 10_000))
+        self.policy_lag = Histogram((0, 1, 2, 3, 4, 6, 8, 16, 32))
+        self.stage_seconds: Counter[str] = Counter()
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean over the last finished episodes; None before the first."""
+        return sum(self.returns) / len(self.returns) if self.returns else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds since the start."""
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to a stage of the training loop."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[stage] += time.perf_counter() - start
+
+    def add_batch(self, batch: Sequence[Trajectory]) -> list[str]:
+        """Take in what the actors report with their trajectories; the messages of environments that were restarted."""
+        messages: list[str] = []
+        for trajectory in batch:
+            reported = trajectory.header.statistics
+            returns, lengths = reported["episode_returns"], reported["episode_lengths"]
+            self.episodes += len(returns)
+            self.returns.extend(returns)
+            self.episode_return.observe(returns)
+            self.episode_length.observe(lengths)
+            self.stage_seconds["actor_policy"] += reported["policy_seconds"]
+            self.stage_seconds["actor_env"] += reported["env_seconds"]
+            self.ignored_tokens += reported["ignored_tokens"]
+            self.env_faults += len(reported["faults"])
+            self.received_bytes += trajectory.num_bytes
+            self.policy_lag.observe([self.policy_version - trajectory.header.policy_version])
+            messages += reported["faults"]
+        return messages
+
+    def add_log_prob_error(self, error: float | None) -> None:
+        """A canary's reading."""
+        if error is not None:
+            self.log_prob_checks += 1
+            self.last_log_prob_error = error
+            # A NaN must not hide behind a comparison.
+            self.max_log_prob_error = error if error != error else max(self.max_log_prob_error, error)

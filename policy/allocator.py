@@ -1,0 +1,23 @@
+"""Keeps freed memory in the process: large tensors would otherwise be mapped and unmapped at every step."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# <malloc.h>
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+
+
+def keep_freed_memory() -> None:
+    """Raise glibc's thresholds for giving memory back; nothing on other systems. Call before threads are started.
+
+    One arena: others are limited to 64 MiB pieces and would map larger tensors anew each time.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 2**26)

@@ -1,0 +1,235 @@
+"""The trajectory contract: what an actor ships to a learner, on the wire, in the object store and on disk.
+
+One Arrow record batch per unroll, a row per environment slot, fixed-shape-tensor columns. Network rows (``obs``,
+``is_first``) are T+1: row T is not acted on here; it bootstraps this unroll and is row 0 of the next. Environment rows are
+T. Transition t is *valid* where ``is_first[t + 1]`` is false: a void one belongs to no episode and is trained on, counted
+and averaged nowhere.
+"""
+
+# T time, B rows (slots), L layers, H hidden
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+FORMAT_VERSION = 1
+_SCALAR_COLUMNS = ("training_env_id",)
+
+
+class TrajectoryError(ValueError):
+    """Bytes that are not a trajectory of this run: what was expected, what came."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrajectorySpec:
+    """Shapes and types of one unroll of one actor; both sides derive it from the same environment and config."""
+
+    unroll_length: int
+    """T."""
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    action_shape: tuple[int, ...]
+    action_dtype: str
+    num_layers: int = 2
+    """L of the LSTM."""
+    hidden: int = 128
+    """H of the LSTM."""
+
+    def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow packs booleans into bits, which costs a copy."""
+        t, state = self.unroll_length, (self.num_layers, self.hidden)
+        f32, u8 = np.dtype(np.float32), np.dtype(np.uint8)
+        return {
+            "training_env_id": ((), np.dtype(np.int64)),
+            "obs": ((t + 1, *self.obs_shape), np.dtype(self.obs_dtype)),
+            "is_first": ((t + 1,), u8),
+            "action": ((t, *self.action_shape), np.dtype(self.action_dtype)),
+            "behavior_log_prob": ((t,), f32),
+            "reward": ((t,), f32),
+            "terminated": ((t,), u8),
+            "truncated": ((t,), u8),
+            "initial_h": (state, f32),
+            "initial_c": (state, f32),
+        }
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema without metadata; not nullable."""
+        return _schema(self)
+
+    def spaces_hash(self) -> str:
+        """Hash of everything above: batches of another shape or type are recognised before they are read."""
+        return xxhash.xxh3_64_hexdigest(json.dumps(dataclasses.asdict(self), sort_keys=True).encode())
+
+
+@functools.cache
+def _schema(spec: TrajectorySpec) -> pa.Schema:
+    fields = []
+    for name, (shape, dtype) in spec.columns().items():
+        value = pa.from_numpy_dtype(dtype)
+        fields.append(pa.field(name, pa.fixed_shape_tensor(value, shape) if shape else value, nullable=False))
+    return pa.schema(fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrajectoryHeader:
+    """Who made the unroll, when and how; travels as schema metadata."""
+
+    run_id: str
+    actor: int
+    incarnation: int
+    """How often this actor was replaced before."""
+    sequence: int
+    """Number of this unroll within (actor, incarnation), from 0."""
+    policy_version: int
+    """The version that acted."""
+    statistics: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Plain numbers for metrics: finished episodes, seconds by stage, faults."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One unroll as read: numpy views into the received bytes, each [B, ...] as ``TrajectorySpec.columns`` says."""
+
+    header: TrajectoryHeader
+    columns: Mapping[str, np.ndarray]
+    num_bytes: int
+
+    @property
+    def num_slots(self) -> int:
+        """B."""
+        return len(self.columns["training_env_id"])
+
+    @property
+    def env_steps(self) -> int:
+        """Valid transitions."""
+        return valid_transitions(self.columns["is_first"])
+
+
+def valid_transitions(is_first: np.ndarray) -> int:
+    """Number of transitions that some action caused; ``is_first`` uint8 or bool [B, T+1]."""
+    return int(is_first.shape[0] * (is_first.shape[1] - 1) - np.count_nonzero(is_first[:, 1:]))
+
+
+def allocate(spec: TrajectorySpec, num_slots: int) -> dict[str, np.ndarray]:
+    """Empty columns for one unroll, [B, ...] each. Unwritten values are loud: NaN, -1, 255."""
+    columns = {}
+    for name, (shape, dtype) in spec.columns().items():
+        unwritten = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 255
+        columns[name] = np.full((num_slots, *shape), unwritten, dtype)
+    return columns
+
+
+def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One Arrow IPC stream with one record batch, as uint8 [num_bytes]; the columns are copied once, into it."""
+    arrays = []
+    for name, (shape, _) in spec.columns().items():
+        column = columns[name]
+        arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(column) if shape else pa.array(column))
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "run_id": header.run_id,
+        "actor": str(header.actor),
+        "incarnation": str(header.incarnation),
+        "sequence": str(header.sequence),
+        "policy_version": str(header.policy_version),
+        "spaces_hash": spec.spaces_hash(),
+        "statistics": json.dumps(header.statistics),
+    }
+    metadata["checksum"] = _checksum(metadata, columns)
+    batch = pa.RecordBatch.from_arrays(arrays, schema=spec.schema().with_metadata(metadata))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return np.frombuffer(sink.getvalue(), np.uint8)
+
+
+def from_bytes(
+    spec: TrajectorySpec, payload: np.ndarray | bytes | pa.Buffer, *, run_id: str | None = None, max_slots: int = 2**16
+) -> Trajectory:
+    """Read and check one unroll; the columns are views into ``payload``.
+
+    ``run_id`` refuses the batches of any other run. Everything that a network or a disk can do to the bytes ends here.
+
+    Raises:
+        TrajectoryError: not one record batch of this schema, too many rows, a wrong checksum, numbers out of range.
+    """
+    buffer = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)
+    try:
+        with pa.ipc.open_stream(buffer) as reader:
+            metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
+            _check_identity(spec, metadata, reader.schema, run_id)
+            batch = reader.read_next_batch()
+            batch.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
+        raise TrajectoryError(f"not an Arrow stream with one trajectory batch: {error!r}") from error
+    if not 0 < batch.num_rows <= max_slots:
+        raise TrajectoryError(f"expected 1..{max_slots} slots, got {batch.num_rows}")
+    columns = {}
+    for name, (shape, dtype) in spec.columns().items():
+        column = batch.column(name)
+        if column.null_count:
+            raise TrajectoryError(f"column {name} has {column.null_count} nulls")
+        values = column.to_numpy_ndarray() if shape else column.to_numpy()
+        columns[name] = values.astype(dtype, copy=False)
+    checksum = metadata.pop("checksum")
+    if checksum != _checksum(metadata, columns):
+        raise TrajectoryError(f"checksum {checksum} does not match the data: the bytes changed on their way")
+    _check_values(columns)
+    header = TrajectoryHeader(
+        run_id=metadata["run_id"],
+        actor=int(metadata["actor"]),
+        incarnation=int(metadata["incarnation"]),
+        sequence=int(metadata["sequence"]),
+        policy_version=int(metadata["policy_version"]),
+        statistics=json.loads(metadata["statistics"]),
+    )
+    return Trajectory(header, columns, buffer.size)
+
+
+_METADATA_KEYS = frozenset(
+    (
+        "format_version",
+        "run_id",
+        "actor",
+        "incarnation",
+        "sequence",
+        "policy_version",
+        "spaces_hash",
+        "statistics",
+        "checksum",
+    )
+)
+
+
+def _check_identity(spec: TrajectorySpec, metadata: Mapping[str, str], schema: pa.Schema, run_id: str | None) -> None:
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise TrajectoryError(f"expected format version {FORMAT_VERSION}, got {metadata.get('format_version')}")
+    if metadata.keys() != _METADATA_KEYS:
+        raise TrajectoryError(f"expected metadata {sorted(_METADATA_KEYS)}, got {sorted(metadata)}")
+    if run_id is not None and metadata["run_id"] != run_id:
+        raise TrajectoryError(f"batch of run {metadata['run_id']}, this is run {run_id}")
+    if metadata["spaces_hash"] != spec.spaces_hash() or not schema.remove_metadata().equals(spec.schema()):
+        raise TrajectoryError(f"expected columns {spec.schema()}, got {schema.remove_metadata()}")
+
+
+def _check_values(columns: Mapping[str, np.ndarray]) -> None:
+    for name in ("is_first", "terminated", "truncated"):
+        if columns[name].max() > 1:
+            raise TrajectoryError(f"column {name} must hold 0 or 1, got {columns[name].max()}")
+    for name, column in columns.items():
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise TrajectoryError(f"column {name} has {np.count_nonzero(~np.isfinite(column))} non-finite numbers")
+
+
+def _checksum(metadata: Mapping[str, str], columns: Mapping[str, np.ndarray]) -> str:
+    digest = xxhash.xxh3_64(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(columns):
+        digest.update(np.ascontiguousarray(columns[name]).data)
+    return digest.hexdigest()

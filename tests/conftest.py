@@ -1,0 +1,79 @@
+"""What every test stands on: a private HOME, a short temporary directory for Ray, one thread for each process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before torch or Ray is imported by anything: both read the environment once. Subprocesses inherit it.
+# Directly under /tmp: Ray puts its sockets below, and the path of an AF_UNIX socket ends at 107 bytes.
+SCRATCH = Path(tempfile.mkdtemp(prefix="shoal-", dir="/tmp"))
+RAY_TEMP = SCRATCH / "ray"
+RAY_TEMP.mkdir()
+os.environ.update(
+    HOME=str(SCRATCH),  # Ray writes its token to ~/.ray
+    RAY_TMPDIR=str(SCRATCH),  # Ray itself appends "ray"
+    RAY_USAGE_STATS_ENABLED="0",
+    OMP_NUM_THREADS="1",
+    # Ray's workers and our own subprocesses import this checkout, installed or not.
+    PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+)
+# A token or an address of the developer's own cluster must not reach the tests.
+for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+    os.environ.pop(name, None)
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Results and timings that do not depend on the number of cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of numbers that were made once, by running the original policies."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def _ray_at_end() -> Iterator[None]:
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_session(_ray_at_end: None) -> None:
+    """A running Ray with four logical CPUs: one for all the tests that ask, started when it is not running."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=150 * 1024**2,
+            _temp_dir=str(RAY_TEMP),
+        )
+
+
+@pytest.fixture
+def no_ray(_ray_at_end: None) -> Iterator[None]:
+    """For tests whose subject starts Ray itself: none is running before, none after."""
+    import ray
+
+    ray.shutdown()
+    yield
+    ray.shutdown()

@@ -1,0 +1,177 @@
+"""The boundary contract, checked on every adapter by one checker that knows none of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.boundary import ContinuousActions, DiscreteActions, StepRows, VectorEnvironment
+from envs.reference import random_player
+from envs.registry import make_env_spec, make_vector_env
+
+Make = Callable[..., VectorEnvironment]
+
+ADAPTERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "mettagrid/forage": ("mettagrid/forage", 16, {}),
+    "mettagrid/corridor": ("mettagrid/corridor", 8, {"stagger": False}),
+    "recall": ("recall", 6, {}),
+    "recall-no-delay": ("recall?delay=0&num_cues=2", 3, {}),
+    "CartPole": ("CartPole-v1", 3, {}),
+    "Pendulum": ("Pendulum-v1", 2, {}),
+}
+NUM_STEPS = 450
+
+
+def skip_without_package(env_id: str) -> None:
+    if env_id.startswith("mettagrid") and importlib.util.find_spec("mettagrid") is None:
+        pytest.skip("needs shoal[mettagrid]")
+
+
+class Rollout:
+    """What ``steps`` calls answered, time first: row t of ``obs`` and ``is_first`` is before action t."""
+
+    def __init__(self, env: VectorEnvironment, steps: int, seed: int = 0) -> None:
+        spec, slots = env.spec, env.num_envs
+        # [B, T+1, ...] as the rollout worker has it: every view into it is strided.
+        self.obs = np.full((slots, steps + 1, *spec.obs_shape), 77, dtype=spec.obs_dtype)
+        self.is_first = np.zeros((slots, steps + 1), dtype=bool)
+        self.is_first[:, 0] = True
+        self.reward = np.full((slots, steps), np.nan, dtype=np.float32)
+        self.terminated = np.ones((slots, steps), dtype=bool)
+        self.truncated = np.ones((slots, steps), dtype=bool)
+        self.short = np.zeros((slots, steps), dtype=bool)
+        player = random_player(spec, np.random.default_rng(seed))
+        env.reset(self.obs[:, 0])
+        for t in range(steps):
+            self.short[:, t] = getattr(env, "short_episode", False)
+            action = player(self.obs[:, t], self.is_first[:, t])
+            assert action.shape == (slots, *spec.action_shape)
+            rows = StepRows(
+                self.obs[:, t + 1],
+                self.is_first[:, t + 1],
+                self.reward[:, t],
+                self.terminated[:, t],
+                self.truncated[:, t],
+            )
+            env.step(action.astype(spec.action_dtype), rows)
+
+
+@pytest.fixture(scope="module", params=list(ADAPTERS))
+def adapter(request: pytest.FixtureRequest) -> tuple[str, int, dict[str, Any]]:
+    skip_without_package(request.param)
+    return ADAPTERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def rollout(adapter: tuple[str, int, dict[str, Any]]) -> Rollout:
+    env_id, slots, kwargs = adapter
+    env = make_vector_env(env_id, slots, 7, **kwargs)
+    assert isinstance(env, VectorEnvironment)
+    assert env.num_envs == slots
+    try:
+        result = Rollout(env, NUM_STEPS)
+        assert env.faults == []
+        return result
+    finally:
+        env.close()
+
+
+def test_call_after_an_end_is_void_and_no_other_is(rollout: Rollout) -> None:
+    """Catches an is_first that comes early, late or not at all: states leak across episodes or are lost."""
+    ended = rollout.terminated | rollout.truncated
+    assert ended.any(), "too few steps to end an episode"
+    np.testing.assert_array_equal(rollout.is_first[:, 2:], ended[:, :-1])
+    assert not rollout.is_first[:, 1].any()
+
+
+def test_void_transition_pays_nothing_and_ends_nothing(rollout: Rollout) -> None:
+    """Catches stale rewards and flags of the last episode that are counted twice."""
+    void = rollout.is_first[:, 1:]
+    assert (rollout.reward[void] == 0).all()
+    assert not rollout.terminated[void].any()
+    assert not rollout.truncated[void].any()
+
+
+def test_every_row_is_written(rollout: Rollout) -> None:
+    """Catches rows left as they were allocated, e.g. because a strided view was copied first."""
+    assert np.isfinite(rollout.reward).all()
+    assert not (rollout.terminated & rollout.truncated).all()
+    assert not (rollout.obs == 77).reshape(*rollout.is_first.shape, -1).all(2).any()
+
+
+def test_same_seed_same_data(adapter: tuple[str, int, dict[str, Any]], rollout: Rollout) -> None:
+    """Catches randomness outside of the seed: a run that cannot be resumed exactly."""
+    env_id, slots, kwargs = adapter
+    sequence = np.random.SeedSequence(7)
+    make_vector_env(env_id, slots, sequence, **kwargs).close()
+    env = make_vector_env(env_id, slots, sequence, **kwargs)
+    again = Rollout(env, 60)
+    env.close()
+    np.testing.assert_array_equal(again.obs, rollout.obs[:, :61])
+    np.testing.assert_array_equal(again.reward, rollout.reward[:, :60])
+    other = make_vector_env(env_id, slots, 8, **kwargs)
+    different = Rollout(other, 60)
+    other.close()
+    assert not np.array_equal(different.obs, rollout.obs[:, :61])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "limit", "agents"),
+    [
+        ("mettagrid/forage", {"stagger": False}, 200, 8),
+        ("mettagrid/corridor", {"stagger": False}, 200, 4),
+        ("Pendulum-v1", {}, 200, 1),
+    ],
+)
+def test_time_limit_truncates(env_id: str, kwargs: dict[str, Any], limit: int, agents: int) -> None:
+    """Catches a time limit reported as termination: the learner would take the future's value for zero."""
+    skip_without_package(env_id)
+    env = make_vector_env(env_id, 2 * agents, 3, **kwargs)
+    rollout = Rollout(env, limit + 1)
+    env.close()
+    assert not rollout.terminated.any()
+    assert rollout.truncated[:, limit - 1].all()
+    assert rollout.truncated.sum() == 2 * agents
+    assert rollout.is_first[:, limit + 1].all()
+
+
+@pytest.mark.parametrize("env_id", ["mettagrid/forage", "recall", "CartPole-v1"])
+def test_slots_differ(env_id: str) -> None:
+    """Catches slots seeded alike: the batch would hold the same episode many times."""
+    skip_without_package(env_id)
+    agents = 8 if env_id.startswith("mettagrid") else 1
+    slots = 8 * agents
+    env = make_vector_env(env_id, slots, 0)
+    rollout = Rollout(env, 20)
+    env.close()
+    first = rollout.obs[::agents, 1:].reshape(8, -1)
+    assert len(np.unique(first, axis=0)) == 8
+
+
+def test_workers_differ_whose_seeds_are_spawned() -> None:
+    """Catches seeding by seed + index: neighbouring workers would share episodes."""
+    firsts = []
+    for sequence in np.random.SeedSequence(0).spawn(2):
+        env = make_vector_env("CartPole-v1", 4, sequence)
+        obs = np.zeros((4, 4), dtype=np.float32)
+        env.reset(obs)
+        env.close()
+        firsts += [obs]
+    assert len(np.unique(np.concatenate(firsts), axis=0)) == 8
+
+
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_spec_is_consistent(name: str) -> None:
+    """Catches specs from which no network can be built."""
+    skip_without_package(name)
+    spec = make_env_spec(ADAPTERS[name][0])
+    assert all(size > 0 for size in spec.obs_shape)
+    if isinstance(spec.actions, DiscreteActions):
+        assert all(len(set(names)) == len(names) > 1 for names in spec.actions.names)
+    else:
+        assert isinstance(spec.actions, ContinuousActions)
+        assert len(spec.actions.names) == len(spec.actions.low) == len(spec.actions.high)

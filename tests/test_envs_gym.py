@@ -1,0 +1,377 @@
+"""Gymnasium environments: every space that is supported, and every way in which an environment breaks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import types
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from envs.boundary import (
+    ContinuousActions,
+    DiscreteActions,
+    EnvironmentFault,
+    ImageSpace,
+    StepRows,
+    TokenSpace,
+    VectorSpace,
+)
+from envs.config import EnvConfig, EnvironmentNotFound
+from envs.gym import GymEnvironment, check_autoreset_mode
+from envs.registry import make_vector_env
+
+
+class SpaceEnv(gymnasium.Env[Any, Any]):
+    """Observations sampled from a space; keeps the actions that reach it."""
+
+    actions: ClassVar[list[Any]] = []
+
+    def __init__(self, observation_space: Any = None, action_space: Any = None, tokens: Any = None) -> None:
+        self.observation_space = spaces.Box(-1, 1, (2,)) if observation_space is None else observation_space
+        self.action_space = spaces.Discrete(2) if action_space is None else action_space
+        if tokens is not None:
+            self.metadata = {"render_modes": [], "token_space": tokens}
+        self.last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        SpaceEnv.last = self.observation_space.sample()
+        return SpaceEnv.last, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        SpaceEnv.actions.append(action)
+        SpaceEnv.last = self.observation_space.sample()
+        return SpaceEnv.last, 1.0, False, False, {}
+
+
+class BrokenEnv(gymnasium.Env[np.ndarray, int]):
+    """Counts its steps as observations; breaks at ``at``, in the way ``how``."""
+
+    observation_space = spaces.Box(0, 50, (2,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+    resets = 0
+    closed = 0
+
+    def __init__(self, how: str = "", at: int = 12, length: int = 20) -> None:
+        self.how, self.at, self.length = how, at, length
+        self.count = 0
+        self.poisoned = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        BrokenEnv.resets += 1
+        if self.how == "reset always" or (self.how == "reset" and BrokenEnv.resets == 3):
+            raise OSError("no map")
+        self.count = 0
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action: int) -> Any:
+        self.count += 1
+        obs = np.full(2, self.count, dtype=np.float32)
+        answer = [obs, 1.0, self.count == self.length, False, {}]
+        if self.count != self.at:
+            return tuple(answer)
+        match self.how:
+            case "raises":
+                raise RuntimeError("lost the plot")
+            case "short":
+                return tuple(answer[:4])
+            case "obs nan":
+                answer[0] = np.array([0, np.nan], dtype=np.float32)
+            case "obs shape":
+                answer[0] = np.zeros(3, dtype=np.float32)
+            case "obs dtype":
+                answer[0] = np.array(["a", "b"])
+            case "obs bounds":
+                answer[0] = np.array([0, 51], dtype=np.float32)
+            case "reward nan":
+                answer[1] = float("nan")
+            case "reward inf":
+                answer[1] = np.float64("inf")
+            case "reward huge":
+                answer[1] = 1e38
+            case "reward none":
+                answer[1] = None
+            case "terminated int":
+                answer[2] = 1
+            case "truncated none":
+                answer[3] = None
+        return tuple(answer)
+
+    def close(self) -> None:
+        BrokenEnv.closed += 1
+
+
+gymnasium.register("EnvsTestSpace-v0", SpaceEnv)
+gymnasium.register("EnvsTestBroken-v0", BrokenEnv)
+
+
+def make_rows(env: GymEnvironment) -> StepRows:
+    slots = env.num_envs
+    flags = [np.zeros(slots, dtype=bool) for _ in range(3)]
+    obs = np.zeros((slots, *env.spec.obs_shape), dtype=env.spec.obs_dtype)
+    return StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2])
+
+
+NESTED = spaces.Dict(
+    {
+        "z": spaces.Discrete(3, start=-1),
+        "a": spaces.Tuple((spaces.MultiBinary((2, 2)), spaces.Box(-2, 2, (2, 3), dtype=np.float64))),
+        "m": spaces.Dict({"inner": spaces.MultiDiscrete([2, 4])}),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        NESTED,
+        spaces.Discrete(5, start=2),
+        spaces.MultiDiscrete([3, 2], start=[1, -1]),
+        spaces.MultiBinary(4),
+        spaces.Box(0, 255, (4, 3), dtype=np.uint8),
+        spaces.Box(-np.inf, np.inf, (), dtype=np.float32),
+        spaces.Tuple((spaces.Discrete(2), spaces.Box(0, 9, (1,), dtype=np.int64))),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_spaces_flatten_as_gymnasium_does(space: Any) -> None:
+    """Catches parts in another order, a forgotten ``start``, or bytes that are cut."""
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
+    assert env.spec.observation == VectorSpace(size=spaces.flatdim(space))
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    for _ in range(5):
+        np.testing.assert_array_equal(rows.obs[0], spaces.flatten(space, SpaceEnv.last).astype(np.float32))
+        env.step(np.zeros(1, dtype=np.int64), rows)
+    assert env.faults == []
+    env.close()
+
+
+def test_images_stay_bytes() -> None:
+    """Catches images flattened to vectors at four times the size."""
+    space = spaces.Box(0, 255, (4, 5, 3), dtype=np.uint8)
+    env = GymEnvironment("EnvsTestSpace-v0", 2, 0, observation_space=space)
+    assert env.spec.observation == ImageSpace(height=4, width=5, channels=3)
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    np.testing.assert_array_equal(rows.obs[1], SpaceEnv.last)
+    env.close()
+
+
+def test_tokens_where_the_environment_says_so() -> None:
+    """Catches tokens taken for numbers, and a declaration that does not fit its space."""
+    tokens = {
+        "width": 3,
+        "height": 3,
+        "num_tokens": 6,
+        "feature_names": ("kind",),
+        "feature_normalizations": (1.0,),
+    }
+    space = spaces.Box(0, 255, (6, 3), dtype=np.uint8)
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space, tokens=tokens)
+    assert isinstance(env.spec.observation, TokenSpace)
+    assert env.spec.obs_shape == (6, 3)
+    env.close()
+    with pytest.raises(ValueError, match="token_space"):
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space, tokens={**tokens, "num_tokens": 7})
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Text(5),
+        spaces.Sequence(spaces.Discrete(2)),
+        spaces.Graph(spaces.Discrete(2), None),
+        spaces.OneOf([spaces.Discrete(2)]),
+        spaces.Dict({"note": spaces.Text(3)}),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_spaces_without_a_fixed_size_are_refused(space: Any) -> None:
+    """Catches a failure deep in the network instead of a word about the space."""
+    with pytest.raises(ValueError, match=r"EnvsTestSpace-v0: obs.* (Text|Sequence|Graph|OneOf) space.*supported: Box"):
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "reaches"),
+    [
+        (spaces.Discrete(3, start=5), np.array([2]), 7),
+        (spaces.MultiDiscrete([3, 2], start=[1, 0]), np.array([[2, 1]]), [3, 1]),
+        (spaces.MultiBinary(3), np.array([[1, 0, 1]]), [1, 0, 1]),
+        (spaces.Box(-1, 2, (2, 1)), np.array([[-3.0, 9.0]], dtype=np.float32), [[-1], [2]]),
+        (spaces.Box(-np.inf, np.inf, (1,)), np.array([[50.0]], dtype=np.float32), [50.0]),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box", "unbounded"],
+)
+def test_actions_arrive(space: Any, action: np.ndarray, reaches: Any) -> None:
+    """Catches a forgotten ``start``, an unclipped number, a lost shape."""
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, action_space=space)
+    assert env.spec.action_shape == action.shape[1:]
+    assert isinstance(env.spec.actions, ContinuousActions if isinstance(space, spaces.Box) else DiscreteActions)
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    env.step(action.astype(env.spec.action_dtype), rows)
+    assert space.contains(SpaceEnv.actions[-1])
+    np.testing.assert_array_equal(SpaceEnv.actions[-1], reaches)
+    env.close()
+
+
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), int)])
+def test_other_action_spaces_are_refused(space: Any) -> None:
+    """Catches a head for something that has none."""
+    with pytest.raises(ValueError, match=r"EnvsTestSpace-v0: action space .* is not supported"):
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, action_space=space)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raises", "RuntimeError: lost the plot"),
+        ("short", "must be .obs, reward"),
+        ("obs nan", "obs has a value that is not finite, nan, at flat index 1"),
+        ("obs shape", r"obs has shape \(3,\), must be \(2,\)"),
+        ("obs dtype", "obs has dtype <U1, must be float32"),
+        ("obs bounds", r"flat index 1: 51.0 not in \[0.0, 50.0\]"),
+        ("reward nan", "reward nan is not finite"),
+        ("reward inf", "reward inf is not finite"),
+        ("reward huge", r"reward 1e\+38"),
+        ("reward none", "reward NoneType None is not a number"),
+        ("terminated int", "terminated int 1 is not a bool"),
+        ("truncated none", "truncated NoneType None is not a bool"),
+    ],
+)
+def test_a_fault_costs_one_slot_one_transition(how: str, said: str) -> None:
+    """Catches a broken environment that ends the run, poisons the batch, or is restarted without a word."""
+    env = GymEnvironment("EnvsTestBroken-v0", 2, 0, how=how)
+    # The other slot is sound.
+    env._guards[1]._env.unwrapped.how = ""
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    BrokenEnv.closed = 0
+    for step in range(1, 15):
+        env.step(np.ones(2, dtype=np.int64), rows)
+        assert not rows.is_first[1]
+        assert rows.obs[1].tolist() == [step, step]
+        if step == 12:
+            assert rows.is_first[0]
+            assert rows.obs[0].tolist() == [0, 0]
+            assert rows.reward.tolist() == [0, 1]
+            assert not (rows.terminated | rows.truncated).any()
+            assert BrokenEnv.closed == 1
+            (message,) = env.faults
+            assert message.startswith("EnvsTestBroken-v0: slot 0, step 12 (seed ")
+
+            assert re.search(said, message), message
+        else:
+            assert not rows.is_first[0]
+    env.close()
+
+
+def test_fault_in_reset_is_replaced() -> None:
+    """Catches a fault in an automatic reset: the slot answers is_first as it would have, from a new environment."""
+    BrokenEnv.resets = 0
+    env = GymEnvironment("EnvsTestBroken-v0", 2, 0, how="reset", length=3)
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    for _ in range(4):
+        env.step(np.ones(2, dtype=np.int64), rows)
+    assert rows.is_first.all()
+    assert rows.reward.tolist() == [0, 0]
+    assert len(env.faults) == 1
+    assert "slot 0" in env.faults[0]
+    assert "OSError: no map" in env.faults[0]
+    env.close()
+
+
+@pytest.mark.parametrize(("how", "at"), [("reset always", 99), ("obs nan", 1), ("raises", 5)])
+def test_environment_that_always_breaks_is_given_up(how: str, at: int) -> None:
+    """Catches an endless loop of restarts that produces no data."""
+    env = GymEnvironment("EnvsTestBroken-v0", 1, 0, how=how, at=at)
+    rows = make_rows(env)
+
+    def play() -> None:
+        env.reset(rows.obs)
+        for _ in range(30):
+            env.step(np.ones(1, dtype=np.int64), rows)
+
+    with pytest.raises(EnvironmentFault, match=r"EnvsTestBroken-v0: slot 0.*3 faults in a row"):
+        play()
+    env.close()
+
+
+def test_only_next_step_autoreset_is_taken() -> None:
+    """Catches assuming a mode: in the others the final observation lies elsewhere."""
+    for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
+        vector = SyncVectorEnv([SpaceEnv], autoreset_mode=mode)
+        with pytest.raises(ValueError, match=r"only AutoresetMode.NEXT_STEP"):
+            check_autoreset_mode(vector, "X-v0")
+        vector.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "said"),
+    [
+        ("CartPol-v1", "CartPole-v1"),
+        ("no_such_package.envs:Thing-v0", "no module 'no_such_package'.*install"),
+        ("MiniGrid-MemoryS7-v0", "install minigrid and write minigrid:MiniGrid-MemoryS7-v0"),
+        ("Nothing/LikeThis-v0", r"package\.module:Env-v0"),
+    ],
+)
+def test_unknown_id_says_what_to_do(env_id: str, said: str) -> None:
+    """Catches an error that does not say what to write or install."""
+    with pytest.raises(EnvironmentNotFound, match=said):
+        GymEnvironment(env_id, 1, 0)
+
+
+def test_importing_envs_imports_no_environment_library() -> None:
+    """Catches an import at the top: mettagrid is an extra, and gymnasium slow to load."""
+
+    code = "import sys, envs; assert not {'gymnasium', 'mettagrid', 'torch', 'ray'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [({"id": ""}, "id=''"), ({"num_envs": 0}, "num_envs=0"), ({"num_envs": True}, "num_envs=True")],
+)
+def test_config_names_the_bad_value(kwargs: dict[str, Any], said: str) -> None:
+    """Catches bad settings before any process starts."""
+    with pytest.raises(ValueError, match=said):
+        EnvConfig(**kwargs)
+
+
+@pytest.mark.parametrize("env_id", ["recall", "mettagrid/forage", "CartPole-v1"])
+def test_unknown_argument_is_named(env_id: str) -> None:
+    """Catches a bare TypeError from deep inside for a misspelt ``env.kwargs``."""
+    with pytest.raises(ValueError, match=f"{env_id}.*colour"):
+        make_vector_env(env_id, 8, 0, colour=1)
+
+
+def test_wrappers_are_applied_in_order() -> None:
+    """Catches wrappers that are ignored: MiniGrid's text can only be dropped by one."""
+    names = ["gymnasium.wrappers:FlattenObservation", "envs_test_wrappers:Double"]
+    module = types.ModuleType("envs_test_wrappers")
+    wide = spaces.Box(-10, 10, (2,))
+    transform = gymnasium.wrappers.TransformObservation
+    module.Double = lambda env: transform(env, lambda obs: 2 * obs, wide)  # type: ignore[attr-defined]
+    sys.modules["envs_test_wrappers"] = module
+    space = spaces.Box(-5, 5, (2, 1))
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space, wrappers=names)
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    env.close()
+    np.testing.assert_array_equal(rows.obs[0], 2 * SpaceEnv.last[:, 0])
+    assert env.faults == []
+    with pytest.raises(ValueError, match=r"no wrapper 'gymnasium.wrappers:Nothing'"):
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, wrappers=["gymnasium.wrappers:Nothing"])

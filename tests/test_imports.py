@@ -1,0 +1,123 @@
+"""The import law, kept by reading the imports instead of running them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("actors", "deploy", "envs", "learner", "policy")
+MAX_LINES = 600
+
+# What a package may import of the others.
+LAW = {
+    "envs": set[str](),
+    "policy": set[str](),
+    "actors": {"envs", "policy"},
+    "learner": {"policy"},
+    "deploy": {"envs", "policy", "actors", "learner"},
+}
+# Where a library may be imported: a module, or everything below a folder.
+LIBRARIES = {
+    "ray": ("actors/ray_actor.py", "actors/ray_pool.py", "deploy/"),  # only at a process boundary
+    "gymnasium": ("envs/",),
+    "mettagrid": ("envs/",),
+}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports_of(source: Path) -> list[tuple[int, str]]:
+    """Line and full dotted name of every import in a file, also those inside functions and type-checking blocks."""
+    found: list[tuple[int, str]] = []
+    parents = source.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"), str(source))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+            found.append((node.lineno, ".".join(filter(None, (base, node.module)))))
+    return found
+
+
+def test_imports_of_sees_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    source = tmp_path / "deploy" / "deep" / "module.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("import ray.util\nif 1:\n  from envs import x\n  from . import y\n  from ..top import z\n")
+    assert imports_of(source) == [(1, "ray.util"), (3, "envs"), (4, "deploy.deep"), (5, "deploy.top")]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_the_law_allows(package: str) -> None:
+    forbidden = set(PACKAGES) - LAW[package] - {package} | {"tests"}
+    broken = [
+        f"{source.relative_to(ROOT)}:{line} imports {name}"
+        for source in modules(package)
+        for line, name in imports_of(source)
+        if name.split(".")[0] in forbidden
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_stay_where_they_belong(library: str) -> None:
+    broken = [
+        f"{source.relative_to(ROOT)}:{line} imports {name}"
+        for package in PACKAGES
+        for source in modules(package)
+        for line, name in imports_of(source)
+        if name.split(".")[0] == library and not source.relative_to(ROOT).as_posix().startswith(LIBRARIES[library])
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_resolve_to_this_checkout(package: str) -> None:
+    """Top-level names as short as `policy` can be shadowed by another distribution."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert {Path(place).resolve() for place in spec.submodule_search_locations or ()} == {ROOT / package}
+
+
+def test_every_package_is_listed() -> None:
+    """Packages are named one by one in pyproject.toml; one that is forgotten would be missing from the wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    present = {
+        source.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in PACKAGES
+        for source in modules(package)
+    }
+    assert sorted(present) == sorted(listed)
+    assert all((ROOT / name.replace(".", "/") / "__init__.py").exists() for name in present)
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    """`shoal --help` and a configuration error answer at once: torch, Ray and MettaGrid take seconds to import."""
+    if not (ROOT / "deploy" / "cli.py").exists():
+        pytest.skip("there is no command line yet")
+    code = (
+        "import deploy.cli, json, sys; "
+        "print(json.dumps(sorted({'torch', 'ray', 'tensordict', 'mettagrid', 'gymnasium'} & set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    # The last lines of -X importtime name the chain of imports that brought the library in.
+    assert json.loads(done.stdout) == [], "\n".join(line for line in done.stderr.splitlines() if "deploy" in line)
+
+
+def test_no_file_is_one_that_people_dread_to_open() -> None:
+    sources = [source for package in (*PACKAGES, "tests") for source in modules(package)]
+    lengths = {str(source.relative_to(ROOT)): len(source.read_bytes().splitlines()) for source in sources}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}

@@ -1,0 +1,104 @@
+"""Token placement beyond the golden set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy import FastPolicy, TokenObservation
+from policy.observation import observation_from_json, observation_to_json
+from policy.tokens import TokensToBox, last_write
+
+OBSERVATION = TokenObservation(
+    7,
+    5,
+    30,
+    [2.0, None, 10.0],
+    ["hp", "tag", "ore"],
+    categorical_features=[(1, ["wall", "mine"])],
+    global_coordinate=0xFE,
+)
+
+
+def reference(obs):
+    """Box and ignored count of one row, token by token."""
+    plane_of = {(0, None): 0, (2, None): 1, (1, 0): 2, (1, 1): 3}
+    box, ignored = np.zeros((4, 5, 7), np.float32), 0
+    for coordinate, feature, value in obs.astype(int):
+        if coordinate == 0xFF:
+            continue
+        row, column = (2, 3) if coordinate == 0xFE else (coordinate >> 4, coordinate & 15)
+        plane = plane_of.get((feature, None), plane_of.get((feature, value)))
+        if plane is None or row >= 5 or column >= 7:
+            ignored += 1
+            continue
+        box[plane, row, column] = 1.0 if feature == 1 else np.float32(value) / np.float32([2.0, 0, 10.0][feature])
+    return box, ignored
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_boxes_equal_the_token_by_token_reference(seed):
+    """Wrapped nibbles, tokens leaking into the neighbouring row of the batch, categorical values on a wrong plane."""
+    rng = np.random.default_rng(seed)
+    obs = rng.integers(0, 256, (3, 30, 3), dtype=np.uint8)
+    near = rng.random((3, 30)) < 0.7
+    obs[near] = np.stack(
+        [
+            rng.integers(0, 5, near.sum()) << 4 | rng.integers(0, 8, near.sum()),
+            rng.integers(0, 4, near.sum()),
+            rng.integers(0, 3, near.sum()),
+        ],
+        -1,
+    ).astype(np.uint8)
+    obs[..., 0][rng.random((3, 30)) < 0.1] = 0xFE
+    shaper = TokensToBox(OBSERVATION)
+    want = [reference(row) for row in obs]
+    tensor = torch.from_numpy(obs)
+    np.testing.assert_array_equal(shaper(tensor), np.stack([box for box, _ in want]))
+    assert shaper.count_ignored(tensor) == sum(ignored for _, ignored in want)
+    # The order-free placement used off the CPU, run on the CPU.
+    place, key = shaper._place(tensor)
+    size = 3 * shaper._size
+    index = torch.where(place < shaper._size, place + torch.arange(0, size, shaper._size)[:, None], size).flatten()
+    value = shaper._magnitude[key].flatten()[last_write(index, size + 1)]
+    shuffled = torch.from_numpy(rng.permutation(index.numel()))
+    box = torch.zeros(size + 1).scatter_(0, index[shuffled], value[shuffled])
+    np.testing.assert_array_equal(box[:-1].view(3, 4, 5, 7), np.stack([box for box, _ in want]))
+
+
+def test_observation_survives_json():
+    """A checkpoint that restores another observation than it was trained with."""
+    import json
+
+    assert observation_from_json(json.loads(json.dumps(observation_to_json(OBSERVATION)))) == OBSERVATION
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 8, 11, 13, 16])
+def test_every_cell_of_every_window_reaches_the_network(size):
+    """A stride that drops the last columns: cells the policy can never see."""
+    policy = FastPolicy(TokenObservation(size, size, size * size, [1.0]), ["a", "b"])
+    cells = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+    obs = torch.full((1, size * size, 3), 0, dtype=torch.uint8)
+    obs[0, :, 0] = (cells[:, 0] << 4 | cells[:, 1]).byte()
+    obs[0, :, 2] = 1
+    box = policy.to_box(obs)
+    # 0xFF is padding, so a 16x16 window cannot name its last cell.
+    assert box.sum() == size * size - (size == 16)
+    box.requires_grad_()
+    features = policy.cnn2(policy.cnn1(torch.nn.functional.pad(box, policy._pad)))
+    features.sum().backward()
+    assert (box.grad != 0).all()
+
+
+def test_bad_observations_are_refused():
+    """A zero normalization becomes NaN and ends in a crash of the sampler, far from its cause."""
+    with pytest.raises(ValueError, match="must be positive"):
+        TokenObservation(11, 11, 200, [1.0, 0.0])
+    with pytest.raises(ValueError, match="1..16"):
+        TokenObservation(17, 11, 200, [1.0])
+    with pytest.raises(ValueError, match="embedding_rows to 101"):
+        FastPolicy(TokenObservation(11, 11, 200, [1.0]), [f"a{i}" for i in range(101)])
