@@ -128,8 +128,12 @@ def step_lstm(lstm: nn.LSTM, x: Tensor, is_first: Tensor, state: State) -> tuple
     keep = ~is_first.view(1, -1, 1)
     # where, not a product: a non-finite state of an episode that ended must not survive as 0 * inf.
     h, c = (torch.where(keep, part, 0.0) for part in state)
-    y, state = lstm(x.unsqueeze(0), (h, c))
-    return y.squeeze(0), state
+    # Cell by cell: for one step nn.LSTM spends half its time on preparing weights for more.
+    layers = []
+    for layer, parameters in enumerate(lstm.all_weights):
+        layers.append(torch.lstm_cell(x, (h[layer], c[layer]), *parameters))
+        x = layers[-1][0]
+    return x, (torch.stack([h for h, _ in layers]), torch.stack([c for _, c in layers]))
 
 
 def unroll_lstm(

@@ -38,39 +38,50 @@ class TokensToBox(nn.Module):
         for index, (feature, value) in enumerate(observation.planes):
             if value is None:
                 plane[feature] = index * cells
-                magnitude[feature] = values / observation.feature_normalizations[feature]
+                magnitude[feature] = values / (observation.feature_normalizations[feature] or 1.0)
             else:
                 plane[feature, value] = index * cells
                 magnitude[feature, value] = 1.0
+        self._cell: Tensor
+        self._plane: Tensor
+        self._magnitude: Tensor
         self.register_buffer("_cell", cell, persistent=False)
         self.register_buffer("_plane", plane.flatten(), persistent=False)
         self.register_buffer("_magnitude", magnitude.flatten(), persistent=False)
 
-    def _place(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """(index into one row's box, or >= its size where the token has no place; (feature, value) key), both [N, M]."""
-        tokens = obs.long()
-        key = tokens[..., 1] * 256 + tokens[..., 2]
-        return self._cell[tokens[..., 0]] + self._plane[key], key
+    def _place(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every token: its position among N * M, its index into one row's box (its size or more: no place), and the
+        number to put there. On the CPU padding, which is most of it, is left out first; elsewhere that would cost a
+        synchronisation.
+        """
+        tokens = obs.reshape(-1, 3)
+        if obs.device.type == "cpu":
+            position = (tokens[:, 0] != PADDING).nonzero().squeeze(1)
+            tokens = tokens.index_select(0, position).long()
+        else:
+            position = torch.arange(len(tokens), device=obs.device)
+            tokens = tokens.long()
+        key = tokens[:, 1] << 8 | tokens[:, 2]
+        place = self._cell.index_select(0, tokens[:, 0]) + self._plane.index_select(0, key)
+        return position, place, self._magnitude.index_select(0, key)
 
     def forward(self, obs: Tensor) -> Tensor:
         """The box of every row."""
-        place, key = self._place(obs)
-        rows = obs.shape[0]
-        offset = torch.arange(0, rows * self._size, self._size, device=obs.device).unsqueeze(1)
-        index = torch.where(place < self._size, place + offset, rows * self._size).flatten()
-        box = self._write(index, self._magnitude[key].flatten(), rows * self._size + 1)
+        rows, tokens_per_row = obs.shape[:2]
+        position, place, magnitude = self._place(obs)
+        spare = rows * self._size
+        index = torch.where(place < self._size, place + position // tokens_per_row * self._size, spare)
+        if obs.device.type != "cpu":
+            magnitude = magnitude[last_write(index, spare + 1)]
+        # On the CPU one thread writes in token order, so the last write wins by itself.
+        box = magnitude.new_zeros(spare + 1).scatter_(0, index, magnitude)
         return box[:-1].view(rows, self.num_planes, self.height, self.width)
-
-    def _write(self, index: Tensor, value: Tensor, size: int) -> Tensor:
-        box = torch.zeros(size, device=value.device)
-        if index.device.type == "cpu":
-            return box.scatter_(0, index, value)  # one thread, in token order: the last write wins
-        return box.scatter_(0, index, value[last_write(index, size)])
 
     def count_ignored(self, obs: Tensor) -> Tensor:
         """Tokens that are no padding and yet have no place, over all of ``obs`` [N, tokens, 3]; int64 scalar."""
-        place, _ = self._place(obs)
-        return ((place >= self._size) & (obs[..., 0] != PADDING)).sum()
+        position, place, _ = self._place(obs)
+        is_padding = obs.reshape(-1, 3)[:, 0].index_select(0, position) == PADDING
+        return ((place >= self._size) & ~is_padding).sum()
 
 
 def last_write(index: Tensor, size: int) -> Tensor:
