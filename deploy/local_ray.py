@@ -22,6 +22,8 @@ def session(num_actors: int, *, unroll_bytes: int) -> Iterator[Callable[[Any], A
     # Nothing is sent to anybody by a training run.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray runs workers at niceness 15: gradient threads would starve the actors, and then wait for them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     ray.init(
         address="local",

@@ -12,8 +12,8 @@ Rows, for B slots (one slot = one agent in one environment = one ``training_env_
 
 An episode's end therefore takes two calls, as in gymnasium's next-step autoreset: the call in which the episode ends
 returns the true final observation (it bootstraps a truncated episode); the next call ignores that slot's action and
-returns the first observation of the new episode with ``is_first``. A slot that had to be restarted after a fault returns
-``is_first`` at once: the faulty transition is void and the one before it is bootstrapped like a truncation.
+returns the first observation of the new episode with ``is_first``. A slot that had to be restarted after a fault
+returns ``is_first`` at once: the faulty transition is void and the one before it is bootstrapped like a truncation.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class StepRows(NamedTuple):
 
 
 class EnvironmentFault(Exception):
-    """An environment broke its contract and could not be restarted slot by slot; the message names what, when, where."""
+    """An environment broke its contract and could not be restarted slot by slot; the message says what, when, where."""
 
 
 @runtime_checkable

@@ -6,27 +6,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
-from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, StepRows, TokenSpace, VectorEnvironment
+from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
 from envs.missions import MISSIONS
+from envs.play import Player, Returns, play
 from envs.registry import make_vector_env
-
-Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(obs [B, ...], is_first [B]) -> action [B, ...]."""
-
-
-class Returns(NamedTuple):
-    """Mean return per slot and episode."""
-
-    mean: float
-    standard_error: float
-    """Between the episodes of whole environments: the agents of one share a map and are no independent samples."""
-    episodes: int
-    """Of single slots."""
 
 
 def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
@@ -142,45 +128,20 @@ def scripted_player(spec: EnvSpec, rng: np.random.Generator) -> Player | None:
     return RecallPlayer() if spec.env_id == "recall" else None
 
 
-def mean_return(env: VectorEnvironment, player: Player, episodes: int) -> Returns:
-    """Play until every slot has finished its share of ``episodes``; what a slot finishes beyond is not counted.
-
-    (Counting the first to finish would favour short episodes.)
-    """
-    slots, spec = env.num_envs, env.spec
-    share = -(-episodes // slots)
-    obs = np.empty((slots, *spec.obs_shape), dtype=spec.obs_dtype)
-    rows = StepRows(
-        obs=obs,
-        is_first=np.ones(slots, dtype=bool),
-        reward=np.zeros(slots, dtype=np.float32),
-        terminated=np.zeros(slots, dtype=bool),
-        truncated=np.zeros(slots, dtype=bool),
-    )
-    mission = MISSIONS.get(spec.env_id)
-    agents = 1 if mission is None else mission.num_agents
-    running = np.zeros(slots)
-    finished = np.zeros(slots // agents, dtype=np.int64)
-    returns: list[float] = []
-    short = getattr(env, "short_episode", np.zeros(slots, dtype=bool))
-    env.reset(obs)
-    while finished.min() < share:
-        env.step(player(rows.obs, rows.is_first), rows)
-        running[rows.is_first] = 0.0
-        running += rows.reward
-        counts = ((rows.terminated | rows.truncated) & ~short)[::agents] & (finished < share)
-        if counts.any():
-            returns += running.reshape(-1, agents).mean(1)[counts].tolist()
-            finished += counts
-    error = float(np.std(returns, ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
-    return Returns(float(np.mean(returns)), error, share * slots)
-
-
-def random_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64, **kwargs: object) -> Returns:
+def random_return(
+    env_id: str,
+    *,
+    episodes: int = 256,
+    seed: int = 0,
+    num_envs: int = 64,
+    max_env_steps: int | None = None,
+    **kwargs: object,
+) -> Returns:
     """What uniformly random actions earn; a mission's recorded figure is the same measured over more episodes."""
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
     try:
-        return mean_return(env, random_player(env.spec, np.random.default_rng([seed, 2])), episodes)
+        player = random_player(env.spec, np.random.default_rng([seed, 2]))
+        return play(env, player, episodes, max_env_steps=max_env_steps)
     finally:
         env.close()
 
@@ -190,7 +151,7 @@ def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]))
     try:
         player = scripted_player(env.spec, np.random.default_rng([seed, 2]))
-        return None if player is None else mean_return(env, player, episodes)
+        return None if player is None else play(env, player, episodes)
     finally:
         env.close()
 
@@ -205,8 +166,10 @@ def main() -> None:
     for name, measure in (("random", random_return), ("scripted", scripted_return)):
         returns = measure(arguments.env_id, episodes=arguments.episodes, seed=arguments.seed)
         if returns is not None:
-            mean, error, episodes = returns
-            print(f"{arguments.env_id} {name}_return {mean:.3f} +- {error:.3f} (s.e., {episodes} slot episodes)")
+            error, episodes = returns.standard_error, returns.episodes
+            print(
+                f"{arguments.env_id} {name}_return {returns.mean:.3f} +- {error:.3f} (s.e., {episodes} slot episodes)"
+            )
 
 
 if __name__ == "__main__":

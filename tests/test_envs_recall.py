@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from envs.boundary import DiscreteActions, StepRows
+from envs.play import play
 from envs.recall import RecallEnvironment
-from envs.reference import RecallPlayer, mean_return, random_return
+from envs.reference import RecallPlayer, random_return
 
 
 def test_memory_earns_one() -> None:
     """Catches a cue or a go signal that is shown at the wrong step."""
-    returns = mean_return(RecallEnvironment(16, 0), RecallPlayer(), episodes=160)
+    returns = play(RecallEnvironment(16, 0), RecallPlayer(), episodes=160)
     assert returns.mean == 1.0
 
 
@@ -22,7 +23,7 @@ def test_no_memory_earns_one_in_k(num_cues: int) -> None:
     env = RecallEnvironment(64, 1, num_cues=num_cues)
     assert isinstance(env.spec.actions, DiscreteActions)
     for guess in range(num_cues):
-        returns = mean_return(env, lambda obs, is_first, guess=guess: np.full(len(obs), guess), episodes=1920)
+        returns = play(env, lambda obs, is_first, guess=guess: np.full(len(obs), guess), episodes=1920)
         assert abs(returns.mean - 1 / num_cues) < 0.06
 
 

@@ -1,0 +1,223 @@
+"""The whole service against what this machine's cores could do: ``shoal bench limit [--json]``.
+
+In one run, alternating: bare loops of the very environment, inference and update that the service uses, each alone on
+one core with one thread; then the service itself, read from its own metrics endpoint once it is under way. The limit is
+cores / (environment + inference + update seconds per environment step): no overlap, no waiting, nothing but the work.
+Run it alone on the machine; absolute figures do not travel, the ratio does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.agent import WorkerSetup, actions_of, observation_of
+from deploy.config import Config, load_config
+from deploy.hardware import available_cores
+from envs.boundary import StepRows
+from envs.registry import make_env_spec, make_vector_env
+from learner.batch import BatchAssembler
+from learner.device import DevicePath
+from learner.learner import Learner
+from policy.allocator import keep_freed_memory
+from policy.trajectory import from_bytes
+from policy.weights import flatten_weights
+
+
+def seconds_per_call(function: Callable[[], object], budget: float) -> float:
+    """Median over calls for ``budget`` seconds, after two that are not counted."""
+    for _ in range(2):
+        function()
+    times = []
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+class Bare:
+    """The three pieces of work of one environment step, without a service around them."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        spec = make_env_spec(config.env.id, **config.env.kwargs)
+        self.slots, self.unroll = config.env.num_envs, config.actor.unroll_length
+        self.setup = WorkerSetup(
+            env_id=config.env.id,
+            env_kwargs=config.env.kwargs,
+            num_envs=self.slots,
+            unroll_length=self.unroll,
+            run_id="bench",
+            seed=0,
+            observation=observation_of(spec),
+            actions=actions_of(spec),
+        )
+        self.env = make_vector_env(config.env.id, self.slots, 0, **config.env.kwargs)
+        shape = (self.slots,)
+        self.rows = StepRows(
+            np.zeros((self.slots, *spec.obs_shape), spec.obs_dtype),
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.bool_),
+            np.zeros(shape, np.bool_),
+        )
+        self.env.reset(self.rows.obs)
+        self.worker = self.setup.make_worker(0, 0)
+        policy = self.setup.make_policy(config.policy.initialization)
+        path = DevicePath(torch.device("cpu"))
+        self.learner = Learner(policy, config.learner, path, num_threads=1, seed=0)
+        assembler = BatchAssembler(self.worker.spec, config.learner.batch_size)
+        weights = flatten_weights(policy, 0)
+        unrolls = config.learner.batch_size // self.slots
+        self.batch = assembler.assemble(
+            [from_bytes(self.worker.spec, self.worker.rollout(weights)) for _ in range(unrolls)]
+        )
+        self.batch_steps = int((~self.batch["is_first"][:, 1:]).sum())
+        self.rng = np.random.default_rng(0)
+
+    def environment(self) -> None:
+        """One step of all slots with random actions."""
+        names = self.env.spec.actions.names  # type: ignore[union-attr]
+        self.env.step(self.rng.integers(len(names[0]), size=self.slots), self.rows)
+
+    def inference(self) -> None:
+        """One forward of all slots and one action each."""
+        worker = self.worker
+        with torch.inference_mode():
+            obs, first = torch.from_numpy(self.rows.obs), torch.from_numpy(self.rows.is_first)
+            output = worker.policy.act(obs, worker.training_env_ids, first)
+            worker.policy.actions.sample(output.logits, torch.rand(self.slots, worker.policy.actions.num_uniform))
+
+    def update(self) -> None:
+        """One update on a recorded batch."""
+        self.learner.update(self.batch)
+
+    def measure(self, seconds: float) -> dict[str, float]:
+        """Seconds per environment step of each."""
+        return {
+            "environment": seconds_per_call(self.environment, seconds) / self.slots,
+            "inference": seconds_per_call(self.inference, seconds) / self.slots,
+            "update": seconds_per_call(self.update, seconds) / self.batch_steps,
+        }
+
+
+def service(arguments: list[str], seconds: float, warmup: float) -> float:
+    """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of training."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [
+            sys.executable,
+            "-m",
+            "deploy.cli",
+            "train",
+            *arguments,
+            "metrics.port=0",
+            f"run_dir={directory}/run",
+        ]
+        command += ["total_env_steps=1000000000", "max_seconds=0", "checkpoint.every_updates=0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            url, said = None, ""
+            for line in process.stdout or ():
+                said += line
+                if match := re.search(r"http://\S+/metrics", line):
+                    url = match[0]
+                    break
+            if url is None:
+                raise RuntimeError(f"the service did not start:\n{said}")
+            while not trained_steps(url):
+                time.sleep(0.2)
+            time.sleep(warmup)
+            # From update to update, so that no part of one is counted.
+            (start, first), (end, last) = next_update(url), (0.0, 0)
+            while end - start < seconds:
+                end, last = next_update(url)
+            return (last - first) / (end - start)
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def trained_steps(url: str) -> int:
+    """What the service says it has trained on."""
+    with urllib.request.urlopen(url, timeout=10) as page:
+        match = re.search(r"^shoal_trained_env_steps_total (\S+)", page.read().decode(), re.MULTILINE)
+    return int(float(match[1])) if match else 0
+
+
+def next_update(url: str) -> tuple[float, int]:
+    """When the next update ends, and the steps trained by then."""
+    before = trained_steps(url)
+    while (now := trained_steps(url)) == before:
+        time.sleep(0.02)
+    return time.perf_counter(), now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the service, per round")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    config, problems = load_config(options.config or ["forage"], options.settings)
+    if problems:
+        sys.exit("\n".join(problems))
+    arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
+    cores = available_cores()
+    bare = Bare(config)
+    rounds = []
+    for i in range(options.rounds):
+        seconds = bare.measure(3.0)
+        limit = cores / sum(seconds.values())
+        achieved = service(arguments, options.seconds, warmup=5.0)
+        rounds.append({**seconds, "limit": limit, "service": achieved, "ratio": achieved / limit})
+        print(
+            f"round {i + 1}: limit {limit:,.0f}, service {achieved:,.0f} env steps/s, ratio {achieved / limit:.3f}",
+            flush=True,
+        )
+
+    def spread(name: str, scale: Callable[[float], float] = float) -> tuple[float, float, float]:
+        values = sorted(scale(r[name]) for r in rounds)
+        return statistics.median(values), values[0], values[-1]
+
+    print(
+        f"\n{config.env.id}, {config.env.num_envs} slots, unrolls of {config.actor.unroll_length}, "
+        f"{config.learner.minibatches} minibatches, {cores} cores; median [lowest .. highest] of {len(rounds)} rounds"
+    )
+    table = [
+        ("environment alone, one core", *spread("environment", lambda s: 1 / s), "{:,.0f} steps/s"),
+        ("inference alone, one core", *spread("inference", lambda s: 1 / s), "{:,.0f} steps/s"),
+        ("update alone, one core", *spread("update", lambda s: 1 / s), "{:,.0f} steps/s"),
+        (f"limit of {cores} cores", *spread("limit"), "{:,.0f} steps/s"),
+        ("service", *spread("service"), "{:,.0f} steps/s"),
+        ("service / limit", *spread("ratio"), "{:.3f}"),
+    ]
+    for name, median, low, high, form in table:
+        print(
+            f"  {name:<28} {form.format(median):>16}  [{form.split()[0].format(low)} .. {form.split()[0].format(high)}]"
+        )
+    if options.json:
+        medians = {name: spread(name)[0] for name in rounds[0]}
+        print(json.dumps({**medians, "cores": cores, "rounds": rounds}))
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parents[2])
+    main()
