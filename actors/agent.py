@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 
 from actors.rollout import RolloutWorker
-from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace
+from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
 from envs.registry import make_vector_env
 from policy.actions import Actions, Continuous, Discrete
 from policy.config import Initialization
@@ -21,7 +22,7 @@ def observation_of(spec: EnvSpec) -> Observation:
     space = spec.observation
     if isinstance(space, TokenSpace):
         categorical = {feature for feature, _ in space.categorical_features}
-        # A feature without a name does not occur, and a categorical one has planes for its values: neither needs one more.
+        # A feature without a name does not occur, a categorical one has planes for its values: neither needs one more.
         norms = [
             None if i in categorical or not name else norm
             for i, (name, norm) in enumerate(zip(space.feature_names, space.feature_normalizations, strict=True))
@@ -52,7 +53,7 @@ class WorkerSetup:
     """Everything that builds a rollout worker, as plain data: it crosses to actor processes."""
 
     env_id: str
-    env_kwargs: dict
+    env_kwargs: dict[str, Any]
     num_envs: int
     unroll_length: int
     run_id: str
@@ -61,7 +62,6 @@ class WorkerSetup:
     actions: Actions
     embedding_rows: int = 100
     action_rows: dict[str, int] | None = None
-    action_selection: str = "sample"
     num_threads: int = 1
     package_root: str = ""
 
@@ -75,29 +75,33 @@ class WorkerSetup:
             initialization=initialization,
         )
 
-    def make_worker(self, actor: int, incarnation: int) -> RolloutWorker:
-        """The worker of one actor; every (actor, incarnation) has random streams of its own.
+    def make_env(self, seed: np.random.SeedSequence) -> VectorEnvironment:
+        """The environment of one worker.
 
         Raises:
             ValueError: the environment here is not the one the run was set up with.
         """
+        env = make_vector_env(self.env_id, self.num_envs, seed, **self.env_kwargs)
+        if (observation_of(env.spec), actions_of(env.spec)) != (self.observation, self.actions):
+            env.close()
+            raise ValueError(
+                f"environment {self.env_id} here has {env.spec}, but the run was set up with {self.observation} and "
+                f"{self.actions}: are the same versions installed on every machine?"
+            )
+        return env
+
+    def make_worker(self, actor: int, incarnation: int) -> RolloutWorker:
+        """The worker of one actor; every (actor, incarnation) has random streams of its own."""
         # Spawn keys rather than offsets: seeds of different slots, actors and incarnations never overlap.
         env_seed, action_seed = np.random.SeedSequence(self.seed, spawn_key=(actor, incarnation)).spawn(2)
-        envs = make_vector_env(self.env_id, self.num_envs, env_seed, **self.env_kwargs)
-        if (observation_of(envs.spec), actions_of(envs.spec)) != (self.observation, self.actions):
-            raise ValueError(
-                f"environment {self.env_id} of actor {actor} has {envs.spec}, but the run was set up with "
-                f"{self.observation} and {self.actions}: are the same versions installed on every machine?"
-            )
         with torch.random.fork_rng():
             policy = self.make_policy()
         return RolloutWorker(
-            envs,
+            self.make_env(env_seed),
             policy,
             self.unroll_length,
             run_id=self.run_id,
             actor=actor,
             incarnation=incarnation,
             seed=int(action_seed.generate_state(1, np.uint64)[0] >> 1),
-            action_selection=self.action_selection,
         )

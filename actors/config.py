@@ -15,8 +15,9 @@ class ActorConfig:
     unroll_length: int = 64
     """T: environment steps per slot in one unroll, and the length of backpropagation through time."""
     max_policy_lag: int = 2
-    """Versions that may pass between acting and training. An unroll is started only if it can be trained within it, and
-    dropped (counted) if it came too late all the same. 0 is lock step: deterministic, but actors and learner take turns."""
+    """Versions that may pass between acting and training. An unroll is started only if it can be trained within it,
+    and dropped (counted) if it came too late all the same. 0 is lock step: deterministic, but actors and learner take
+    turns."""
     num_threads: int = 1
     """Torch threads per actor; more than one spins against the other processes of a small machine."""
     unroll_timeout_seconds: float = 300.0

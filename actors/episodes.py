@@ -8,8 +8,8 @@ import numpy as np
 class EpisodeCounter:
     """Sums rewards and steps per slot from one episode's first valid transition to its end.
 
-    Void transitions are counted nowhere. An episode that was cut off by a fault, or that began with a shorter time limit
-    so that slots do not end together, is no finished episode.
+    Void transitions are counted nowhere. An episode that was cut off by a fault, or that began with a shorter time
+    limit so that slots do not end together, is no finished episode.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -17,10 +17,9 @@ class EpisodeCounter:
         self._length = np.zeros(num_slots, np.int64)
         self._returns: list[float] = []
         self._lengths: list[int] = []
-        self._slots: list[int] = []
 
     def add(self, reward: np.ndarray, ended: np.ndarray, void: np.ndarray, short: np.ndarray) -> None:
-        """One step of all slots: ``reward`` float [B]; bool [B] ``ended``, ``void``, ``short`` (no full episode ends)."""
+        """One step: ``reward`` float [B]; ``ended``, ``void``, ``short`` (no full episode may end) bool [B]."""
         self._return += reward
         self._length += 1
         if void.any():
@@ -30,14 +29,12 @@ class EpisodeCounter:
         if ended.any():
             self._returns += self._return[ended].tolist()
             self._lengths += self._length[ended].tolist()
-            self._slots += np.nonzero(ended)[0].tolist()
 
-    def drain(self) -> dict[str, list]:
-        """Returns, lengths and slots of the episodes finished since the last call."""
-        finished = {
+    def drain(self) -> dict[str, list[float] | list[int]]:
+        """Returns and lengths of the episodes finished since the last call."""
+        finished: dict[str, list[float] | list[int]] = {
             "episode_returns": self._returns,
             "episode_lengths": self._lengths,
-            "episode_slots": self._slots,
         }
-        self._returns, self._lengths, self._slots = [], [], []
+        self._returns, self._lengths = [], []
         return finished

@@ -18,7 +18,7 @@ class Feed(Protocol):
     """What a pool needs of the learner's side."""
 
     def admit(self, actor: int) -> Any | None:
-        """The newest weights if this actor may start an unroll now, else None. An admitted unroll counts as under way."""
+        """The newest weights if this actor may start an unroll now, else None. What is admitted is under way."""
 
     def deliver(self, payload: np.ndarray) -> None:
         """Hand over a finished unroll's bytes."""

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.agent import WorkerSetup
 from actors.config import ActorConfig
@@ -18,6 +18,8 @@ from actors.ray_actor import RolloutActor
 
 log = logging.getLogger(__name__)
 
+START_TIMEOUT_SECONDS = 600.0
+"""A cluster may have to start a machine first; what an unroll may take says nothing about that."""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
 
@@ -33,7 +35,10 @@ class _Seat:
     actor: int
     incarnation: int = -1
     handle: Any = None
-    unroll: ray.ObjectRef | None = None
+    process_id: int | None = None
+    """Known once the actor is up; only then is it given work."""
+    call: ray.ObjectRef | None = None
+    """Its start or its unroll, whichever is under way."""
     deadline: float = 0.0
     failures: int = 0
     """In a row."""
@@ -57,12 +62,12 @@ class RayPool:
 
     @property
     def num_alive(self) -> int:
-        """Actors that are not waiting to be replaced."""
-        return sum(seat.handle is not None for seat in self._seats)
+        """Actors that are up."""
+        return len(self.process_ids())
 
     def process_ids(self) -> list[int]:
-        """Process ids of all living actors; waits for those that are starting."""
-        return ray.get([seat.handle.process_id.remote() for seat in self._seats if seat.handle is not None])
+        """Process ids of the actors that are up."""
+        return [seat.process_id for seat in self._seats if seat.process_id is not None]
 
     def pump(self, timeout: float) -> None:
         """Replace who is due, start admitted unrolls, deliver finished ones.
@@ -76,12 +81,13 @@ class RayPool:
         for seat in self._seats:
             if seat.handle is None and now >= seat.back_at:
                 self._start(seat)
-            if seat.handle is not None and seat.unroll is None:
+            # An actor that is still starting would act with weights that are old when it is up.
+            if seat.process_id is not None and seat.call is None:
                 weights = self._feed.admit(seat.actor)
                 if weights is not None:
-                    seat.unroll = seat.handle.rollout.remote(weights)
+                    seat.call = seat.handle.rollout.remote(weights)
                     seat.deadline = now + self._config.unroll_timeout_seconds
-        under_way = {seat.unroll: seat for seat in self._seats if seat.unroll is not None}
+        under_way = {seat.call: seat for seat in self._seats if seat.call is not None}
         if not under_way:
             time.sleep(min(timeout, 0.01))
             return
@@ -92,54 +98,62 @@ class RayPool:
         for ref in ready:
             self._collect(under_way[ref], ref)
         for seat in under_way.values():
-            if seat.unroll is not None and time.monotonic() > seat.deadline:
-                error = TimeoutError(f"no unroll within {self._config.unroll_timeout_seconds} s")
-                self._fail(seat, "timeout", error)
+            if seat.call is not None and time.monotonic() > seat.deadline:
+                self._fail(seat, "timeout", TimeoutError("an environment that hangs, or too small a time limit"))
 
     def _start(self, seat: _Seat) -> None:
         seat.incarnation += 1
         seat.handle = self._remote.remote(self._setup, seat.actor, seat.incarnation)
+        seat.call = seat.handle.process_id.remote()
+        seat.deadline = time.monotonic() + START_TIMEOUT_SECONDS
 
     def _collect(self, seat: _Seat, ref: ray.ObjectRef) -> None:
         try:
-            payload = ray.get(ref, timeout=self._config.unroll_timeout_seconds)
-        except RayActorError as error:
-            self._fail(seat, "died", error)
-        except RayTaskError as error:
-            self._fail(seat, "error", error)
+            answer = ray.get(ref, timeout=self._config.unroll_timeout_seconds)
         except GetTimeoutError as error:
             self._fail(seat, "timeout", error)
+        except RayTaskError as error:
+            # What the actor raised, without the frames of Ray around it.
+            self._fail(seat, "error", error.cause)
+        except RayError as error:
+            self._fail(seat, "died", error)
         else:
-            seat.unroll = None
-            seat.failures = 0
-            self._feed.deliver(payload)
+            seat.call = None
+            if seat.process_id is None:
+                seat.process_id = answer
+            else:
+                seat.failures = 0
+                self._feed.deliver(answer)
 
     def _fail(self, seat: _Seat, reason: str, error: Exception) -> None:
-        self._feed.abandon(seat.actor)
-        ray.kill(seat.handle, no_restart=True)
-        seat.handle = seat.unroll = None
+        self._kill(seat)
         seat.failures += 1
         self.restarts[reason] += 1
+        text = f"{type(error).__name__}: {error}"
         if seat.failures >= self._config.max_consecutive_failures:
             raise TooManyFailures(
-                f"actor {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {error}"
+                f"actor {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {text}"
             ) from error
         wait = min(FIRST_BACKOFF_SECONDS * 2 ** (seat.failures - 1), LAST_BACKOFF_SECONDS)
         seat.back_at = time.monotonic() + wait
         log.warning(
-            "actor %d (incarnation %d) %s and will be replaced in %.1f s: %s",
+            "actor %d (incarnation %d) will be replaced in %.1f s (%s): %s",
             seat.actor,
             seat.incarnation,
-            reason,
             wait,
-            error,
+            reason,
+            text,
         )
+
+    def _kill(self, seat: _Seat) -> None:
+        """End the seat's actor; an unroll under way is abandoned."""
+        if seat.handle is not None:
+            ray.kill(seat.handle, no_restart=True)
+        if seat.process_id is not None and seat.call is not None:
+            self._feed.abandon(seat.actor)
+        seat.handle = seat.process_id = seat.call = None
 
     def close(self) -> None:
         """Kill all actors; unrolls under way are abandoned."""
         for seat in self._seats:
-            if seat.handle is not None:
-                ray.kill(seat.handle, no_restart=True)
-            if seat.unroll is not None:
-                self._feed.abandon(seat.actor)
-            seat.handle = seat.unroll = None
+            self._kill(seat)

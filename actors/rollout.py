@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from actors.episodes import EpisodeCounter
 from envs.boundary import StepRows, VectorEnvironment
 from policy import FastPolicy
 from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, to_bytes, valid_transitions
-from policy.weights import Weights, load_weights
+from policy.weights import Weights, WeightsError, load_weights
 
 
 class RolloutWorker:
@@ -34,14 +33,12 @@ class RolloutWorker:
         actor: int,
         incarnation: int,
         seed: int,
-        action_selection: Literal["sample", "mode", "random"] = "sample",
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
         self.spec = trajectory_spec(envs, unroll_length)
         self._identity = (run_id, actor, incarnation)
         self._sequence = 0
         self._policy_version = -1
-        self._selection = action_selection
         self._generator = torch.Generator().manual_seed(seed)
         # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
         self.training_env_ids = tuple(actor * 2**32 + slot for slot in range(envs.num_envs))
@@ -74,16 +71,14 @@ class RolloutWorker:
         ]
 
     @torch.inference_mode()
-    def rollout(self, weights: Weights, *, zero_memory: bool = False) -> np.ndarray:
+    def rollout(self, weights: Weights) -> np.ndarray:
         """Step every slot ``unroll_length`` times with one policy version; the trajectory as Arrow bytes.
-
-        ``zero_memory`` forgets before every step: how well does the policy play without its memory?
 
         consumes: weights (the newest published)     waits for: the environments
         produces: one trajectory     unblocked by: the pool asking for the next
 
         Raises:
-            WeightsError: the weights are not those that were published.
+            WeightsError: the weights are not those that were published, or older than those it acted with before.
             EnvironmentFault: the environments must be built anew.
         """
         self._load(weights)
@@ -95,14 +90,8 @@ class RolloutWorker:
         policy_seconds = env_seconds = 0.0
         mark = time.perf_counter()
         for t, rows in enumerate(self._rows):
-            if zero_memory:
-                self.policy.reset_memory()
             output = self.policy.act(self._inputs[t][0], self.training_env_ids, self._inputs[t][1])
-            logits = torch.zeros_like(output.logits) if self._selection == "random" else output.logits
-            action, log_prob = actions.sample(logits, uniform[t])
-            if self._selection == "mode":
-                action = actions.mode(logits)
-                log_prob, _ = actions.evaluate(logits, action)
+            action, log_prob = actions.sample(output.logits, uniform[t])
             self._actions[t].copy_(action)
             self._log_probs[t].copy_(log_prob)
             now = time.perf_counter()
@@ -117,6 +106,8 @@ class RolloutWorker:
         return self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
 
     def _load(self, weights: Weights) -> None:
+        if weights.policy_version < self._policy_version:
+            raise WeightsError(f"weights of version {weights.policy_version} after those of {self._policy_version}")
         if weights.policy_version != self._policy_version:
             weights.verify()
             load_weights(self.policy, weights)

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted after a clean checkpoint."""
+    """Run one command; the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted (a run: after it saved)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return options.command(options)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StandardError()])
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to ``sys.stderr`` as it is now: the live view replaces it for as long as it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As the base class."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,21 +101,14 @@ def _train(options: argparse.Namespace) -> int:
     problems += preflight.check(config, run_dir)
     if problems:
         return _refuse(problems)
-    from deploy.run import RunDirBusy, run
-    from learner.checkpoint import CheckpointError
+    from deploy.run import CannotStart, run
 
     try:
         outcome = run(config, run_dir)
-    except (RunDirBusy, CheckpointError) as error:
+    except CannotStart as error:
         return _refuse([str(error)])
-    except Exception as error:
-        cause = error.__cause__ or error
-        _write_traceback(run_dir)
-        print(
-            f"shoal: the run failed: {type(cause).__name__}: {cause}\n  traceback: {run_dir / 'traceback.txt'}",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001  (whatever ends a run ends here, as one line and a file)
+        return _fail("the run failed", error, run_dir)
     return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
 
 
@@ -107,8 +116,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from deploy.evaluate import evaluate
     from learner.checkpoint import CheckpointError, find_checkpoint
 
-    if options.episodes < 1:
-        return _refuse([f"--episodes: {options.episodes} must be at least 1"])
+    sizes = {"--episodes": options.episodes, "--num-envs": options.num_envs}
+    if problems := [f"{name}: {n} must be at least 1" for name, n in sizes.items() if n is not None and n < 1]:
+        return _refuse(problems)
     try:
         checkpoint = find_checkpoint(options.run)
         returns = evaluate(
@@ -116,7 +126,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             episodes=options.episodes,
             seed=options.seed,
             num_envs=options.num_envs,
-            action_selection="mode" if options.greedy else "sample",
+            greedy=options.greedy,
             zero_memory=options.zero_memory,
         )
     except (CheckpointError, ValueError) as error:
@@ -129,10 +139,10 @@ def _evaluate(options: argparse.Namespace) -> int:
                     "checkpoint": str(checkpoint.path),
                     "policy_version": checkpoint.policy_version,
                     "env_id": checkpoint.state["env_id"],
-                    "episodes": len(returns.values),
+                    "episodes": returns.episodes,
                     "mean_return": returns.mean,
-                    "standard_error": returns.standard_error,
-                    "mean_length": sum(returns.lengths) / len(returns.lengths),
+                    "standard_error": None if math.isnan(returns.standard_error) else returns.standard_error,
+                    "mean_length": returns.mean_length,
                     "training_mean_return": trained,
                 }
             )
@@ -140,9 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     how = ("greedy" if options.greedy else "sampled") + (", memory zeroed at every step" if options.zero_memory else "")
     print(f"{checkpoint.state['env_id']}, policy version {checkpoint.policy_version}, actions {how}")
-    print(
-        f"  episodes  {len(returns.values)} (one per agent), mean length {sum(returns.lengths) / len(returns.lengths):.1f} steps"
-    )
+    print(f"  episodes  {returns.episodes} (one per agent), mean length {returns.mean_length:.1f} steps")
     print(f"  return    {returns.mean:.3f} +- {1.96 * returns.standard_error:.3f} (95% of the mean)")
     if trained is not None:
         print(f"  training  {trained:.3f} over its last episodes")
@@ -183,15 +191,14 @@ def _export(options: argparse.Namespace) -> int:
 
     try:
         checkpoint = find_checkpoint(options.run)
-        slots = checkpoint.state["config"]["env"]["num_envs"]
-        setup = evaluation_setup(checkpoint, num_envs=slots, seed=options.seed, action_selection="sample")
+        setup = evaluation_setup(checkpoint, num_envs=None, seed=options.seed)
         worker = setup.make_worker(0, 0)
         payload = worker.rollout(flatten_weights(checkpoint.make_policy(), checkpoint.policy_version))
         worker.close()
         options.out.write_bytes(payload.tobytes())
     except (CheckpointError, ValueError, OSError) as error:
         return _refuse([str(error)])
-    print(f"{options.out}: one unroll, {slots} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes")
+    print(f"{options.out}: one unroll, {setup.num_envs} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes")
     return 0
 
 
@@ -213,10 +220,14 @@ def _new_run_dir(env_id: str) -> str:
     return f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _write_traceback(run_dir: Path) -> None:
+def _fail(what: str, error: Exception, directory: Path) -> int:
     import traceback
 
-    (run_dir / "traceback.txt").write_text(traceback.format_exc())
+    print(f"shoal: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # the directory may be what failed
+        (directory / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        print(f"  traceback: {directory / 'traceback.txt'}", file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _refuse(problems: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from actors.config import ActorConfig
 from envs.config import EnvConfig
@@ -69,7 +72,8 @@ class Config:
     max_seconds: float = 0.0
     """Training also ends after so many seconds; 0 is no limit."""
     resume: str = "auto"
-    """``auto`` continues what ``run_dir`` holds, ``never`` refuses a run_dir with checkpoints, a path continues that one."""
+    """``auto`` continues what ``run_dir`` holds, ``never`` refuses a run_dir with checkpoints, a path continues that
+    one."""
     env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
@@ -97,8 +101,8 @@ class ConfigError(ValueError):
 def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[Config, list[str]]:
     """Merge files (later ones win) and arguments, and validate.
 
-    Returns the configuration and all problems found. With problems, the settings that caused them have their defaults, so
-    that the caller can go on looking for more; nothing may be started with it.
+    Returns the configuration and all problems found. With problems, the settings that caused them have their defaults,
+    so that the caller can go on looking for more; nothing may be started with it.
     """
     problems: list[str] = []
     raw: dict[str, Any] = {}
@@ -107,15 +111,18 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
     for argument in arguments:
         _merge(raw, _parse(argument, problems))
     adapter = _adapter()
-    while True:
+    # What is wrong is taken out and the rest looked at again: a section's own checks run only once its types are right.
+    config = None
+    while config is None:
         try:
             config = adapter.validate_python(raw)
-            break
         except ValidationError as error:
+            found: dict[tuple[str, ...], list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
-                path = tuple(str(part) for part in detail["loc"] if part in _known(raw, detail["loc"]))
-                problems += _explain(detail, path)
-                _remove(raw, path)
+                found.setdefault(_known(raw, detail["loc"]), []).append(detail)
+            for path, details in found.items():
+                problems += _explain(path, details)
+                _remove(raw, path, details)
     problems += _cross_checks(config)
     return config, list(dict.fromkeys(problems))
 
@@ -127,7 +134,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as a file that ``--config`` reads."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
 
 
 def json_schema() -> dict[str, Any]:
@@ -135,6 +142,7 @@ def json_schema() -> dict[str, Any]:
     return _adapter().json_schema()
 
 
+@functools.cache
 def _adapter() -> TypeAdapter[Config]:
     for cls in _sections():
         # The sections know nothing of pydantic; that a key they do not have is an error is the root's rule.
@@ -150,7 +158,8 @@ def _cross_checks(config: Config) -> list[str]:
         below, above = batch // envs * envs, -(-batch // envs) * envs
         nearest = f"{below} or {above}" if below else f"{above}"
         problems.append(
-            f"learner.batch_size: {batch} segments are not a whole number of unrolls of env.num_envs={envs} slots; use {nearest}"
+            f"learner.batch_size: {batch} segments are not a whole number of unrolls of env.num_envs={envs} slots; "
+            f"use {nearest}"
         )
     elif (
         config.actor.max_policy_lag == 0
@@ -164,19 +173,45 @@ def _cross_checks(config: Config) -> list[str]:
     return problems
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice; YAML would silently take the last."""
+class _Loader(yaml.SafeLoader):
+    """Plain words as in YAML 1.2: in 1.1 ``no`` is false, ``1e-3`` a string, ``12:30`` a number. No key twice, no
+    alias."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (filled below; PyYAML copies what it shares)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As the base class, but for aliases: a few lines of them expand to gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, but YAML would silently take the last of equal keys, and keys here are names."""
+        names = [self.construct_object(key) for key, _ in node.value]
+        for name in names:
+            if not isinstance(name, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is no name", node.start_mark)
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-def _construct_unique(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+class _Dumper(yaml.SafeDumper):
+    """Quotes what ``_Loader`` would not read back as a string."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
 
 
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+for _kind, _pattern, _first in (
+    ("null", r"~|null|", "~n"),
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.?(?=[.eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+):
+    for _cls in (_Loader, _Dumper):
+        _cls.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _kind == "null" else [])]
+        )
 
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -186,12 +221,8 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         if path.stat().st_size > 2**20:
             raise OSError("larger than 1 MiB")
-        text = path.read_text()
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise yaml.YAMLError("aliases are not supported")
-        # _UniqueKeys is a SafeLoader.
-        data = yaml.load(text, _UniqueKeys)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = _load(path.read_text())
+    except Exception as error:  # noqa: BLE001  (PyYAML raises all sorts of things for odd tags and numbers)
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
         problems.append(f"--config {path}: {' '.join(str(error).split())} (shipped configurations: {shipped})")
         return {}
@@ -209,12 +240,19 @@ def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
         problems.append(f"argument {argument!r}: expected key=value, e.g. learner.batch_size=64")
         return {}
     try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+        value = _load(text) if text else ""
+    except Exception:  # noqa: BLE001  (as above)
+        # A string that only looks like more, e.g. a path with a colon.
         value = text
-    for part in reversed(path.split(".")):
-        value = {part: value}
-    return value
+    parts = path.split(".")
+    setting = {parts[-1]: value}
+    for part in reversed(parts[:-1]):
+        setting = {part: setting}
+    return setting
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -225,40 +263,52 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _known(raw: Mapping[str, Any], loc: Sequence[Any]) -> list[Any]:
+def _known(raw: Mapping[str, Any], loc: Sequence[Any]) -> tuple[str, ...]:
     """The parts of an error's location that are keys of the input; unions and validators add others."""
-    found, here = [], raw
+    found: list[str] = []
+    here: Any = raw
     for part in loc:
         if isinstance(here, Mapping) and part in here:
             found.append(part)
             here = here[part]
-    return found
+    return tuple(found)
 
 
-def _remove(raw: dict[str, Any], path: Sequence[str]) -> None:
-    if not path:
-        raw.clear()  # a check over all of the top level failed: nothing there can be told apart
-        return
-    here = raw
+def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorDetails]) -> None:
+    """Take out the settings that an error is about, and nothing that could have problems of its own."""
+    here: Any = raw
     for part in path[:-1]:
         here = here.get(part, {})
-    here.pop(path[-1], None)
+    section = here.get(path[-1], {}) if path else raw
+    named = re.findall(r"\b(\w+)=", details[0]["msg"]) if details[0]["type"] == "value_error" else []
+    if any(name in section for name in named):
+        for name in named:
+            section.pop(name, None)
+    elif path:
+        here.pop(path[-1], None)
+    else:
+        raw.clear()
 
 
-def _explain(detail: Mapping[str, Any], path: Sequence[str]) -> list[str]:
-    dotted = ".".join(path)
-    if detail["type"] == "unexpected_keyword_argument":
+def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str]:
+    dotted, kind = ".".join(path), details[0]["type"]
+    if kind == "unexpected_keyword_argument":
         fields = _fields_at(path[:-1])
-        close = difflib.get_close_matches(path[-1], fields, n=1) or [
-            dotted_name for dotted_name in _all_paths() if dotted_name.split(".")[-1] == path[-1]
-        ]
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(fields)}"
+        # A key of that very name elsewhere is likelier than one that looks like it here.
+        meant = [known for known in _all_paths() if known.split(".")[-1] == path[-1]]
+        meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(path[-1], fields, n=1)]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
         return [f"{dotted}: unknown key; {hint}"]
-    if detail["type"] == "value_error":
+    if kind == "value_error":
         # A section's own checks name their keys and may find several problems.
-        prefix = f"{dotted}." if dotted else ""
-        return [f"{prefix}{line}" for line in detail["msg"].removeprefix("Value error, ").splitlines()]
-    return [f"{dotted}: {detail['msg']} (got {detail.get('input')!r})"]
+        return [f"{dotted}.{line}" if dotted else line for line in _lines(details[0])]
+    # Several for one setting are the branches of a union.
+    quote = "; write it in quotes" if kind == "string_type" else ""
+    return [f"{dotted}: {' or '.join(d['msg'] for d in details)} (got {details[0]['input']!r}{quote})"]
+
+
+def _lines(detail: ErrorDetails) -> list[str]:
+    return detail["msg"].removeprefix("Value error, ").splitlines()
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

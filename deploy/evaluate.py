@@ -1,48 +1,53 @@
-"""Playing episodes with a trained policy, or without one."""
+"""Playing episodes with a trained policy."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Literal
-
 import numpy as np
+import torch
 
 from actors.agent import WorkerSetup
-from actors.rollout import RolloutWorker
 from envs.config import EnvConfig
+from envs.play import Returns, play
 from learner.checkpoint import Checkpoint
-from policy.trajectory import from_bytes
-from policy.weights import Weights, flatten_weights
-
-RANDOM_EPISODES = 256
-RANDOM_ENV_STEPS = 60_000
+from policy import FastPolicy
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Returns:
-    """Returns of finished episodes, one per agent."""
+class PolicyPlayer:
+    """A policy as a player of ``envs.play``: one memory per slot, sampled actions unless ``greedy``.
 
-    values: tuple[float, ...]
-    lengths: tuple[int, ...]
+    ``zero_memory`` forgets before every step: how well does the policy play without its memory?
+    """
 
-    @property
-    def mean(self) -> float:
-        """Mean return; NaN without episodes."""
-        return float(np.mean(self.values)) if self.values else math.nan
+    def __init__(self, policy: FastPolicy, *, seed: int, greedy: bool = False, zero_memory: bool = False) -> None:
+        self._policy = policy.eval()
+        self._greedy, self._zero_memory = greedy, zero_memory
+        self._generator = torch.Generator().manual_seed(seed)
 
-    @property
-    def standard_error(self) -> float:
-        """Of the mean, as if episodes were independent."""
-        n = len(self.values)
-        return float(np.std(self.values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    @torch.inference_mode()
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Action [B, ...] for obs [B, ...] and is_first bool [B]."""
+        if self._zero_memory:
+            self._policy.reset_memory()
+        output = self._policy.act(torch.from_numpy(obs), range(len(obs)), torch.from_numpy(is_first))
+        actions = self._policy.actions
+        if self._greedy:
+            return actions.mode(output.logits).numpy()
+        uniform = 1 - torch.rand((len(obs), actions.num_uniform), generator=self._generator)
+        return actions.sample(output.logits, uniform)[0].numpy()
 
 
-def evaluation_setup(checkpoint: Checkpoint, *, num_envs: int, seed: int, action_selection: str) -> WorkerSetup:
-    """A worker that plays a checkpoint in the environment it was trained in."""
-    policy = checkpoint.make_policy()
-    config = checkpoint.state["config"]
-    env = EnvConfig(id=checkpoint.state["env_id"], num_envs=num_envs, kwargs=checkpoint.state["env_kwargs"])
+def evaluation_setup(checkpoint: Checkpoint, *, num_envs: int | None, seed: int) -> WorkerSetup:
+    """The environment and policy a checkpoint was trained with, to be played with ``num_envs`` slots.
+
+    Raises:
+        ValueError: the environment does not take so many slots.
+    """
+    policy, config = checkpoint.make_policy(), checkpoint.state["config"]
+    env = EnvConfig(
+        id=checkpoint.state["env_id"],
+        num_envs=num_envs or config["env"]["num_envs"],
+        kwargs=checkpoint.state["env_kwargs"],
+    )
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
@@ -54,7 +59,6 @@ def evaluation_setup(checkpoint: Checkpoint, *, num_envs: int, seed: int, action
         actions=policy.actions,
         embedding_rows=policy.action_embeddings.num_embeddings,
         action_rows=policy.action_rows,
-        action_selection=action_selection,
     )
 
 
@@ -64,59 +68,17 @@ def evaluate(
     episodes: int,
     seed: int,
     num_envs: int | None = None,
-    action_selection: Literal["sample", "mode"] = "sample",
+    greedy: bool = False,
     zero_memory: bool = False,
 ) -> Returns:
-    """At least ``episodes`` episodes of a checkpoint's policy (one per agent counts one)."""
-    slots = num_envs or checkpoint.state["config"]["env"]["num_envs"]
-    setup = evaluation_setup(checkpoint, num_envs=slots, seed=seed, action_selection=action_selection)
-    weights = flatten_weights(checkpoint.make_policy(), checkpoint.policy_version)
-    worker = setup.make_worker(0, 0)
-    try:
-        return play(worker, weights, episodes=episodes, zero_memory=zero_memory)
-    finally:
-        worker.close()
+    """At least ``episodes`` whole episodes of a checkpoint's policy (one per agent counts one).
 
-
-def random_return(setup: WorkerSetup) -> float | None:
-    """Mean return of uniformly random actions, measured; None where no episode ended in a short while."""
-    worker = dataclasses.replace(setup, action_selection="random", run_id="random").make_worker(2**20, 0)
-    try:
-        weights = flatten_weights(worker.policy, 0)
-        returns = play(worker, weights, episodes=RANDOM_EPISODES, max_env_steps=RANDOM_ENV_STEPS)
-    finally:
-        worker.close()
-    return returns.mean if returns.values else None
-
-
-def play(
-    worker: RolloutWorker,
-    weights: Weights,
-    *,
-    episodes: int,
-    max_env_steps: int = 2**62,
-    zero_memory: bool = False,
-) -> Returns:
-    """Roll out until ``episodes`` have ended.
-
-    Every slot plays the same number of episodes before any is counted twice, so that short episodes, which end first, do
-    not weigh more than long ones.
+    Raises:
+        ValueError: the environment here is not the one it was trained in, or does not take so many slots.
     """
-    per_slot = -(-episodes // worker.envs.num_envs)
-    values: list[list[float]] = [[] for _ in range(worker.envs.num_envs)]
-    lengths: list[list[int]] = [[] for _ in range(worker.envs.num_envs)]
-    env_steps = 0
-    while min(map(len, values)) < per_slot and env_steps < max_env_steps:
-        header = from_bytes(worker.spec, worker.rollout(weights, zero_memory=zero_memory)).header
-        reported = header.statistics
-        env_steps += reported["env_steps"]
-        finished = zip(reported["episode_slots"], reported["episode_returns"], reported["episode_lengths"], strict=True)
-        for slot, value, length in finished:
-            values[slot].append(value)
-            lengths[slot].append(length)
-    flat = [
-        (v, n)
-        for vs, ns in zip(values, lengths, strict=True)
-        for v, n in zip(vs[:per_slot], ns[:per_slot], strict=True)
-    ]
-    return Returns(tuple(v for v, _ in flat), tuple(n for _, n in flat))
+    env = evaluation_setup(checkpoint, num_envs=num_envs, seed=seed).make_env(np.random.SeedSequence(seed))
+    player = PolicyPlayer(checkpoint.make_policy(), seed=seed, greedy=greedy, zero_memory=zero_memory)
+    try:
+        return play(env, player, episodes)
+    finally:
+        env.close()

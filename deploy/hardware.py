@@ -15,8 +15,8 @@ def available_cores() -> int:
 def num_actors(config: Config, *, accelerator: bool) -> int:
     """Rollout actors.
 
-    With an accelerator all cores but one make rollouts. Without one an update costs about twice the rollout it trains on,
-    and the learner's threads fill whatever the actors leave, so half of the cores act.
+    With an accelerator all cores but one make rollouts. Without one an update costs about twice the rollout it trains
+    on, and the learner's threads fill whatever the actors leave, so half of the cores act.
     """
     if config.actor.num_actors != "auto":
         return config.actor.num_actors

@@ -13,7 +13,13 @@ from deploy.config import Config
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
-    return [*_environment(config), *_device(config), *_metrics(config), *_run_dir(config, run_dir), *_resume(config)]
+    return [
+        *_environment(config),
+        *_device(config),
+        *_metrics(config),
+        *_run_dir(config, run_dir),
+        *_resume(config, run_dir),
+    ]
 
 
 def _environment(config: Config) -> list[str]:
@@ -21,7 +27,7 @@ def _environment(config: Config) -> list[str]:
 
     try:
         make_env_spec(config.env.id, **config.env.kwargs)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Environments are other people's code: whatever they raise when made is this setting's problem.
         text = str(error) or repr(error)
         return [
@@ -36,7 +42,7 @@ def _device(config: Config) -> list[str]:
     from learner.device import check_device
 
     problem = check_device(config.learner)
-    return [f"learner.{problem}"] if problem else []
+    return [f"learner.device: {problem}"] if problem else []
 
 
 def _metrics(config: Config) -> list[str]:
@@ -49,34 +55,43 @@ def _metrics(config: Config) -> list[str]:
             # As the server will: a port in TIME_WAIT after an earlier run is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return [f"metrics.port: {port} on {address} is in use; choose another, or metrics.port=0 for a free one"]
         return [f"metrics.address: cannot listen on {address}:{port}: {error}"]
     return []
 
 
 def _run_dir(config: Config, run_dir: Path) -> list[str]:
-    if run_dir.exists() and not run_dir.is_dir():
-        return [f"run_dir: {run_dir} is a file"]
-    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     try:
+        if run_dir.exists() and not run_dir.is_dir():
+            return [f"run_dir: {run_dir} is a file"]
+        existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except OSError as error:
-        return [f"run_dir: cannot write to {existing}: {os.strerror(error.errno or 0)}; choose another run_dir"]
-    if config.resume == "never" and (run_dir / "checkpoints").is_dir():
-        return [f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"]
+    except (OSError, ValueError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        return [f"run_dir: cannot write to {run_dir}: {why}; choose another run_dir"]
     return []
 
 
-def _resume(config: Config) -> list[str]:
-    if config.resume in ("auto", "never"):
-        return []
-    from learner.checkpoint import CheckpointError, find_checkpoint
+def _resume(config: Config, run_dir: Path) -> list[str]:
+    from learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint
 
     try:
-        find_checkpoint(Path(config.resume))
-    except CheckpointError as error:
+        newest = Checkpoints(run_dir / "checkpoints").latest()
+        if config.resume == "auto" or (newest is None and config.resume == "never"):
+            return []
+        if config.resume == "never":
+            return [
+                f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"
+            ]
+        chosen = find_checkpoint(Path(config.resume))
+    except (CheckpointError, OSError) as error:
         return [f"resume: {error}"]
+    if newest is not None and newest.policy_version > chosen.policy_version:
+        return [
+            f"resume: {config.resume} has policy version {chosen.policy_version}, but run_dir {run_dir} already holds "
+            f"version {newest.policy_version}, which would be taken for the newest; choose another run_dir"
+        ]
     return []

@@ -41,6 +41,7 @@ class Progress:
         self._curve: list[float] = []
         self._stopped = threading.Event()
         self._lock = threading.Lock()
+        self._sample()  # the live view renders as soon as it is made
         self._live = (
             Live(
                 console=self._console,
@@ -59,7 +60,6 @@ class Progress:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
-        self._sample()
         if self._live:
             self._live.start()
         self._thread.start()
@@ -68,6 +68,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join()
+        self._sample()
         if self._live:
             self._live.stop()
         else:
@@ -116,16 +117,12 @@ class Progress:
             "steps/s": f"{sampled:,.0f} sampled, {trained:,.0f} trained",
             "lag": f"{lag.mean:.1f} versions mean, {lag.max:.0f} max" if lag.count else "-",
             "loss": "  ".join(f"{label} {terms[name]:.3f}" for name, label in _LOSSES.items() if name in terms) or "-",
-            "canary": self._canary(),
+            "memory": self._memory(),
             "actors": self._actors(),
         }
 
-    def _canary(self) -> str:
-        statistics = self._statistics
-        if not statistics.log_prob_checks:
-            return "not read yet"
-        verdict = "memory is right" if statistics.max_log_prob_error <= TOLERANCE else "MEMORY IS WRONG"
-        return f"{statistics.max_log_prob_error:.1e} largest log-probability error in {statistics.log_prob_checks} checks: {verdict}"
+    def _memory(self) -> str:
+        return _memory_line(self._statistics.max_log_prob_error, self._statistics.log_prob_checks)
 
     def _actors(self) -> str:
         restarts = sum(self._pool.restarts.values())
@@ -184,14 +181,24 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",
         f"  books       {'balance' if summary['books_balance'] else 'DO NOT BALANCE'}: {books['sampled']:,} sampled = "
         f"{books['trained']:,} trained + {books['in_flight']:,} in flight" + (f" + {dropped}" if dropped else ""),
-        f"  memory      largest log-probability error {summary['max_log_prob_error'] or 0:.1e} in {summary['log_prob_checks']} checks",
+        f"  memory      {_memory_line(summary['max_log_prob_error'], summary['log_prob_checks'])}",
     ]
     if summary["actor_restarts"] or summary["env_faults"]:
         lines.append(
-            f"  faults      {summary['actor_restarts']} actors replaced, {summary['env_faults']} environment slots restarted"
+            f"  faults      {summary['actor_restarts']} actors replaced, "
+            f"{summary['env_faults']} environment slots restarted"
         )
     lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
     return lines
+
+
+def _memory_line(error: float | None, checks: int) -> str:
+    """``error`` None is one that was no number."""
+    if not checks:
+        return "not checked yet"
+    verdict = "right" if error is not None and error <= TOLERANCE else "MEMORY IS WRONG"
+    size = "not a number" if error is None else f"{error:.1e} at most"
+    return f"{verdict}: actors' and learner's log-probabilities differ by {size} ({checks:,} checks)"
 
 
 def _clock(seconds: float) -> str:

@@ -25,8 +25,8 @@ from actors.agent import WorkerSetup, actions_of, observation_of
 from actors.pool import InlinePool
 from deploy import hardware
 from deploy.config import Config, to_dict, to_yaml
-from deploy.evaluate import random_return
 from deploy.progress import Progress
+from envs.reference import random_return
 from envs.registry import make_env_spec
 from learner.batch import BatchAssembler
 from learner.canary import Canary
@@ -44,9 +44,15 @@ from policy.weights import Weights
 
 log = logging.getLogger(__name__)
 
+RANDOM_EPISODES = 512
+RANDOM_ENV_STEPS = 120_000
 
-class RunDirBusy(RuntimeError):
-    """Another process writes to this run directory."""
+RANDOM_RETURN_SECONDS = 60.0
+"""Time for measuring what random actions earn, after the run."""
+
+
+class CannotStart(ValueError):
+    """The settings do not fit each other, the checkpoint or the run directory; nothing was started."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,13 +68,18 @@ def run(config: Config, run_dir: Path) -> Outcome:
     """Train to the end or to the first signal; the run directory then holds a checkpoint and ``summary.json``.
 
     Raises:
-        RunDirBusy: another process has the run directory.
+        CannotStart: another process has the run directory, or the policy cannot be made from settings and checkpoint.
         Exception: whatever ended the run early; the summary is written all the same.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with _exclusive(run_dir), _log_file(run_dir):
+        try:
+            run_ = _Run(config, run_dir)
+        except ValueError as error:
+            raise CannotStart(str(error)) from error
+        # Only now: where the run cannot be continued, the directory stays as it was.
         (run_dir / "config.yaml").write_text(to_yaml(config))
-        return _Run(config, run_dir).run()
+        return run_.run()
 
 
 class _Run:
@@ -165,18 +176,23 @@ class _Run:
                 stack.callback(server.close)
             weights = None
             driver = None
+            completed = False
             try:
                 with progress:
                     if drive is None:
                         driver = Driver(pool.pump, self.intake)
                         driver.start()
                     weights = train(self.parts, self.limits, drive, interruption.requested)
+                completed = True
             finally:
+                self.statistics.end()
                 if driver:
                     driver.stop()
                 pool.close()
                 self.intake.close()
-                summary = self._summary(pool, weights, interruption.signal_number)
+                # A failed run's environment may be what failed: it is not played again.
+                random = _measured_random_return(self.setup) if completed else None
+                summary = self._summary(pool, weights, interruption.signal_number, random)
                 _write_json(self.run_dir / "summary.json", summary)
             progress.summary(summary, self.run_dir)
             return Outcome(summary, interruption.signal_number)
@@ -206,12 +222,13 @@ class _Run:
     def _headline(self, server: MetricsServer | None) -> str:
         config, count = self.config, sum(p.numel() for p in self.learner.policy.parameters())
         start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
+        env, actor = config.env, config.actor
         where = self.learner.path.describe()
-        threads = f" with {self.gradient_threads} gradient threads" if where == "cpu" else ""
+        threads = f", gradient threads: {self.gradient_threads}" if where == "cpu" else ""
         return "\n".join(
             [
-                f"Training Fast ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
-                f"  actors   {self.num_actors} x {config.env.num_envs} environment slots, unrolls of {config.actor.unroll_length} steps",
+                f"Training Fast ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",
+                f"  actors   {self.num_actors} x {env.num_envs} slots, unrolls of {actor.unroll_length} steps",
                 f"  learner  {where}{threads}, {config.learner.batch_size} segments per update",
                 f"  metrics  {server.url if server else 'not served'}",
                 f"  run      {self.run_dir}",
@@ -244,7 +261,9 @@ class _Run:
             "versions": _versions(),
         }
 
-    def _summary(self, pool: Any, weights: Weights | None, interrupted_by: int | None) -> dict[str, Any]:
+    def _summary(
+        self, pool: Any, weights: Weights | None, interrupted_by: int | None, random: float | None
+    ) -> dict[str, Any]:
         statistics = self.statistics
         seconds = statistics.seconds
         trained = self.ledger.trained
@@ -256,7 +275,7 @@ class _Run:
             "wall_seconds": seconds,
             "mean_return": statistics.mean_return,
             "episodes": statistics.episodes,
-            "random_return": random_return(self.setup),
+            "random_return": random,
             "max_log_prob_error": statistics.max_log_prob_error,
             "log_prob_checks": statistics.log_prob_checks,
             "actor_restarts": sum(pool.restarts.values()),
@@ -316,7 +335,7 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunDirBusy(f"run_dir: another process is writing to {run_dir}; choose another run_dir") from error
+            raise CannotStart(f"run_dir: another process is writing to {run_dir}; choose another run_dir") from error
         yield
 
 
@@ -332,6 +351,30 @@ def _log_file(run_dir: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+def _measured_random_return(setup: WorkerSetup) -> float | None:
+    """What uniformly random actions earn; None where that cannot be measured soon. The run itself is over and saved."""
+    found: list[float | None] = []
+
+    def measure() -> None:
+        try:
+            returns = random_return(
+                setup.env_id,
+                episodes=RANDOM_EPISODES,
+                num_envs=setup.num_envs,
+                max_env_steps=RANDOM_ENV_STEPS,
+                **setup.env_kwargs,
+            )
+            found.append(returns.mean if returns.episodes else None)
+        except Exception as error:  # noqa: BLE001  (environments raise anything)
+            log.warning("the return of random actions could not be measured: %s", error)
+
+    # A thread, because an environment that hangs would never come back.
+    thread = threading.Thread(target=measure, name="random-return", daemon=True)
+    thread.start()
+    thread.join(RANDOM_RETURN_SECONDS)
+    return found[0] if found else None
 
 
 def _as_it_is(weights: Weights) -> Weights:

@@ -1,8 +1,8 @@
 """The canary: the learner recomputes log-probabilities that an actor reported; with the memory right they are equal.
 
-At lag 0 the update itself gives the comparison. Under lag it is made with the weights that acted, which are kept for as
-long as they can still come back. It catches every fault of the memory: a reset late or early, a state of another slot, a
-stale weight buffer, another arithmetic in the actor.
+At lag 0 the update itself gives the comparison. Under lag it is made with the weights that acted, which are kept for
+as long as they can still come back. It catches every fault of the memory: a reset late or early, a state of another
+slot, a stale weight buffer, another arithmetic in the actor.
 """
 
 from __future__ import annotations

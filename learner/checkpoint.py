@@ -1,4 +1,4 @@
-"""Checkpoints: a directory of tensors and plain data, complete or not there at all. Nothing in it is ever unpickled as code.
+"""Checkpoints: a directory of tensors and plain data, complete or not there at all. Nothing in it is run as code.
 
 ``<policy_version>/weights.safetensors``  the policy's ``state_dict``
 ``<policy_version>/regularizer.safetensors``  w0 and the clip bounds
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
 
+_INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: incomplete, changed, of another format or another policy."""
@@ -66,8 +68,15 @@ class Checkpoint:
         """Put weights, optimizer, regularizer and random streams back.
 
         Raises:
-            CheckpointError: it was made by a policy of another shape.
+            CheckpointError: it was made by a policy of another shape, or holds what is no tensor or plain data.
         """
+        try:
+            # mmap=False: a mapped file that changes under the loader is not what was verified.
+            saved = torch.load(
+                self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
+            )
+        except Exception as error:  # pickle's and torch's own: whatever it is, the file is not used
+            raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
         try:
             learner.policy.load_state_dict(load_file(self.path / "weights.safetensors"))
         except RuntimeError as error:
@@ -75,8 +84,6 @@ class Checkpoint:
                 f"{self.path} holds another policy than this run's config describes: {error}"
             ) from error
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
-        # mmap=False: a mapped file that changes under the loader is not what was verified.
-        saved = torch.load(self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device)
         learner.optimizer.load_state_dict(saved["optimizer"])
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
@@ -109,7 +116,9 @@ class Checkpoints:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         final = self.directory / f"{learner.policy_version:09d}"
-        temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=self.directory))
+        for abandoned in self.directory.glob(f"{_INCOMPLETE}*"):  # by a process that was killed
+            shutil.rmtree(abandoned, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=self.directory))
         try:
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()},
@@ -130,17 +139,20 @@ class Checkpoints:
             (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
             manifest = {name: _fingerprint(temporary / name) for name in _FILES}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            for path in temporary.iterdir():
+            for path in (*temporary.iterdir(), temporary):
                 _sync(path)
+            replaced = self.directory / (_REPLACED + final.name)
             if final.exists():  # the same version again: a run that stopped right after saving
-                shutil.rmtree(final)
+                shutil.rmtree(replaced, ignore_errors=True)
+                os.rename(final, replaced)
             os.rename(temporary, final)
             _sync(self.directory)
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        for old in self._names()[self._keep :]:
-            shutil.rmtree(self.directory / old, ignore_errors=True)
+        for old in self._complete()[self._keep :]:
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def latest(self) -> Checkpoint | None:
@@ -150,9 +162,9 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and none of them verifies. A fresh start would hide it.
         """
         problems = []
-        for name in self._names():
+        for path in self._complete():
             try:
-                return load_checkpoint(self.directory / name)
+                return load_checkpoint(path)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 problems.append(str(error))
@@ -160,11 +172,13 @@ class Checkpoints:
             raise CheckpointError("no usable checkpoint in " + str(self.directory) + ":\n  " + "\n  ".join(problems))
         return None
 
-    def _names(self) -> list[str]:
-        """Newest first."""
+    def _complete(self) -> list[Path]:
+        """Newest first; one whose replacement was under way when the process ended comes after its successor."""
         if not self.directory.is_dir():
             return []
-        return sorted((p.name for p in self.directory.iterdir() if p.name.isdigit()), key=int, reverse=True)
+        versions = {path: path.name.removeprefix(_REPLACED) for path in self.directory.iterdir()}
+        found = [path for path, version in versions.items() if version.isdecimal()]
+        return sorted(found, key=lambda path: (int(versions[path]), path.name == versions[path]), reverse=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

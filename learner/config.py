@@ -36,7 +36,7 @@ class LearnerConfig:
     clip_coef: float = 0.1
     """PPO: the policy's ratio counts within 1 +- clip_coef."""
     value_clip_coef: float = 0.1
-    """The value counts within +- this of the value before the update; 0 turns it off."""
+    """With several epochs the value counts within +- this of the value before the update; 0 turns it off."""
     value_coef: float = 0.44
     entropy_coef: float = 0.0021
     normalize_advantage: bool = True

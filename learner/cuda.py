@@ -19,7 +19,7 @@ class CudaPath(DevicePath):
         torch.set_float32_matmul_precision("high")
 
     def to_device(self, batch: TensorDict) -> TensorDict:
-        """Copy on the side stream; the current stream waits for it, the host for the pinned buffers to be free again."""
+        """Copy on the side stream; the current stream waits for it, the host for the pinned buffers to be free."""
         with torch.cuda.stream(self._copies):
             on_device = batch.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)

@@ -46,8 +46,8 @@ class Intake:
     ) -> None:
         self._spec, self._run_id = spec, run_id
         self._num_envs, self._batch_size, self._max_lag = num_envs, batch_size, max_policy_lag
-        # In lock step every actor makes the same number of unrolls per version: which data an update sees must not depend
-        # on who was faster.
+        # In lock step every actor makes the same number of unrolls per version: which data an update sees must not
+        # depend on who was faster.
         self._quota = batch_size // (num_actors * num_envs) if max_policy_lag == 0 else None
         self._admitted: Counter[int] = Counter()
         self._queue: deque[Trajectory] = deque()
@@ -71,6 +71,10 @@ class Intake:
         with self._changed:
             if self._version < 0:
                 return None
+            if self._under_way == 0:
+                # Whose unroll a refused delivery was, nobody knows. Once all have come back, the admissions that count
+                # are those that gave a trajectory; else lock step would wait for ever for the one that was refused.
+                self._admitted = Counter(trajectory.header.actor for trajectory in self._queue)
             ahead = len(self._queue) + self._under_way
             lag = self._updating + ((ahead + 1) * self._num_envs - 1) // self._batch_size
             if lag > self._max_lag or (self._quota is not None and self._admitted[actor] >= self._quota):
@@ -85,6 +89,8 @@ class Intake:
             self._under_way -= 1
         try:
             trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
+            if trajectory.num_slots != self._num_envs:
+                raise TrajectoryError(f"expected {self._num_envs} slots, got {trajectory.num_slots}")
         except TrajectoryError as error:
             log.warning("a delivery was refused: %s", error)
             self.refused["malformed"] += 1
@@ -156,7 +162,7 @@ class Intake:
         return None
 
     def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> None:
-        """Enter a finished update into the books: ``trained`` steps as the loss counted them, or the batch as dropped."""
+        """Enter a finished update into the books: ``trained`` steps as its loss counted them, or all as dropped."""
         with self._changed:
             steps = sum(trajectory.env_steps for trajectory in batch)
             self.ledger.in_flight -= steps

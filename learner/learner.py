@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -51,9 +53,9 @@ class UpdateResult:
 class Learner:
     """Policy, optimizer and regularizer, and the update that moves them.
 
-    On the CPU the batch is cut into one shard per gradient thread. Each thread runs whole sequences with one torch thread,
-    so no thread ever spins on another, and the operating system fills the cores that actors leave idle. Gradients are
-    added in shard order: the result does not depend on who was faster.
+    On the CPU the batch is cut into one shard per gradient thread. Each thread runs whole sequences with one torch
+    thread, so no thread ever spins on another, and the operating system fills the cores that actors leave idle.
+    Gradients are added in shard order: the result does not depend on who was faster.
     """
 
     def __init__(
@@ -81,12 +83,24 @@ class Learner:
             batch: [B], as ``BatchAssembler`` makes it, on the learner's device.
 
         Raises:
-            NonFiniteUpdate: in any step; weights and optimizer are as before that step.
+            NonFiniteUpdate: in any step; weights and optimizer are as before the update.
         """
+        if self.config.epochs * self.config.minibatches == 1:
+            return self._update(batch)
+        before = copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
+        try:
+            return self._update(batch)
+        except NonFiniteUpdate:
+            self.policy.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
+
+    def _update(self, batch: TensorDict) -> UpdateResult:
         config = self.config
         targets = None
-        if config.epochs * config.minibatches > 1:
-            # Targets, and the value that clipping is measured from, are those of the weights before the first step.
+        if config.epochs > 1:
+            # A segment that is used again must not chase its own tail: targets, and the value that clipping is measured
+            # from, are those of the weights before the first step. Used once, V-trace takes the newest there are.
             with torch.no_grad():
                 evaluation = _concatenate(self._map(self._evaluate, self._cut(batch)))
             targets = (self._targets(batch, evaluation), evaluation.value[:-1])
@@ -246,7 +260,7 @@ def _ranges(total: int, parts: int) -> list[slice]:
     """``parts`` contiguous slices of nearly equal size that cover ``total``; fewer where there is less."""
     parts = min(parts, total)
     edges = [total * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
 def _concatenate(evaluations: list[Evaluation]) -> Evaluation:
@@ -274,6 +288,8 @@ def _normalize(advantage: Tensor, valid: Tensor) -> Tensor:
 
 def _explained_variance(vs: Tensor, value: Tensor, valid: Tensor) -> Tensor:
     target = vs[valid]
+    if not len(target):
+        return target.new_tensor(float("nan"))
     return 1 - (target - value[valid]).var(correction=0) / (target.var(correction=0) + 1e-12)
 
 

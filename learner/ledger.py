@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 
 @dataclasses.dataclass(slots=True)
 class Ledger:
-    """Environment steps (valid transitions). Each number is counted where it happens; none is derived from the others."""
+    """Environment steps (valid transitions). Each number is counted where it happens, none derived from the others."""
 
     sampled: int = 0
     """Delivered by actors."""
@@ -22,7 +23,7 @@ class Ledger:
         """sampled - (trained + in_flight + dropped); 0 when the books balance."""
         return self.sampled - self.trained - self.in_flight - sum(self.dropped.values())
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """Plain data for the summary and checkpoints."""
         return {
             "sampled": self.sampled,

@@ -11,7 +11,7 @@ from learner.config import LearnerConfig
 
 
 class LossTerms(NamedTuple):
-    """Sums over the given transitions divided by ``count``, so the terms of several shards add up to those of the batch."""
+    """Sums over the given transitions divided by ``count``: the terms of shards add up to those of the batch."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -35,7 +35,7 @@ def actor_critic_loss(
     count: int,
     config: LearnerConfig,
 ) -> LossTerms:
-    """All arguments [T, B]; ``advantage`` normalized already, ``valid`` bool, ``count`` the whole batch's valid transitions.
+    """All [T, B]; ``advantage`` normalized already, ``valid`` bool, ``count`` the whole batch's valid transitions.
 
     policy: -min(r A, clip(r, 1 +- eps) A)      value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps) - vs)^2)
     """

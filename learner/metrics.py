@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIServer
 
@@ -18,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from learner.intake import Intake
+from learner.ledger import Ledger
 from learner.statistics import Histogram, RunStatistics
 
 log = logging.getLogger(__name__)
@@ -33,182 +35,86 @@ class Sources:
     actor_restarts: Callable[[], Mapping[str, int]]
     build: Mapping[str, str]
 
+    @property
+    def ledger(self) -> Ledger:
+        """The books."""
+        return self.intake.ledger
+
+
+Kind = Literal["counter", "gauge", "histogram"]
+Read = Callable[[Sources], Any]
+"""A number; a mapping from label value to number where there is a label; a ``Histogram``."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CatalogueEntry:
     """One metric."""
 
+    kind: Kind
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
     help: str
-    read: Callable[[Sources], Any]
-    """A number; a mapping from label value to number where ``label`` is set; a ``Histogram``."""
-    label: str | None = None
+    read: Read
+    label: str | None
 
 
-def _entry(
-    name: str,
-    kind: Literal["counter", "gauge", "histogram"],
-    help: str,
-    read: Callable[[Sources], Any],
-    label: str | None = None,
-) -> CatalogueEntry:
-    return CatalogueEntry(f"shoal_{name}", kind, help, read, label)
+def _counter(name: str, help: str, read: Read, label: str | None = None) -> CatalogueEntry:
+    return CatalogueEntry("counter", f"shoal_{name}", help, read, label)
 
+
+def _gauge(name: str, help: str, read: Read, label: str | None = None) -> CatalogueEntry:
+    return CatalogueEntry("gauge", f"shoal_{name}", help, read, label)
+
+
+def _histogram(name: str, help: str, read: Read) -> CatalogueEntry:
+    return CatalogueEntry("histogram", f"shoal_{name}", help, read, None)
+
+
+_ERROR = (
+    "The canary: largest difference between an actor's log-probabilities and the learner's for the same weights; "
+    "above 1e-4 the memory is wrong"
+)
+_STAGE = "Seconds by stage; actor_policy and actor_env are summed over actors, the others are the training loop's."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
-    _entry(
-        "sampled_env_steps_total",
-        "counter",
-        "Environment steps delivered by actors.",
-        lambda s: s.intake.ledger.sampled,
-    ),
-    _entry(
-        "trained_env_steps_total", "counter", "Environment steps used in updates.", lambda s: s.intake.ledger.trained
-    ),
-    _entry(
-        "dropped_env_steps_total",
-        "counter",
-        "Environment steps that will not be trained, by reason.",
-        lambda s: s.intake.ledger.dropped,
-        "reason",
-    ),
-    _entry(
-        "in_flight_env_steps",
-        "gauge",
-        "Environment steps delivered and waiting for their update.",
-        lambda s: s.intake.ledger.in_flight,
-    ),
-    _entry(
-        "ledger_imbalance_env_steps",
-        "gauge",
-        "sampled - trained - in flight - dropped; 0 when the books balance.",
-        lambda s: s.intake.ledger.balance(),
-    ),
-    _entry(
-        "refused_trajectories_total",
-        "counter",
-        "Deliveries that are not in the books, by reason.",
-        lambda s: s.intake.refused,
-        "reason",
-    ),
-    _entry(
-        "lost_unrolls_total",
-        "counter",
-        "Unrolls that were started and never delivered.",
-        lambda s: s.intake.lost_unrolls,
-    ),
-    _entry("queued_segments", "gauge", "Segments waiting for their update.", lambda s: s.intake.queued_segments),
-    _entry(
-        "queued_bytes",
-        "gauge",
-        "Bytes of the trajectories that wait for their update.",
-        lambda s: s.intake.queued_bytes,
-    ),
-    _entry(
-        "received_bytes_total",
-        "counter",
-        "Bytes of trajectories taken into updates.",
-        lambda s: s.statistics.received_bytes,
-    ),
-    _entry("published_bytes_total", "counter", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
-    _entry("updates_total", "counter", "Updates made by this process.", lambda s: s.statistics.updates),
-    _entry(
-        "refused_updates_total",
-        "counter",
-        "Updates refused because a loss or gradient was not finite.",
-        lambda s: s.statistics.refused_updates,
-    ),
-    _entry(
-        "policy_version",
-        "gauge",
-        "Updates made in the whole run; the version of the newest weights.",
-        lambda s: s.statistics.policy_version,
-    ),
-    _entry(
-        "policy_lag_versions",
-        "histogram",
-        "Versions between acting and training, per trajectory.",
-        lambda s: s.statistics.policy_lag,
-    ),
-    _entry(
-        "log_prob_error",
-        "gauge",
-        "The canary: largest difference between an actor's and the learner's "
-        "log-probabilities for the same weights, at the last check. Above 1e-4 the memory is wrong.",
-        lambda s: s.statistics.last_log_prob_error,
-    ),
-    _entry(
-        "log_prob_error_max",
-        "gauge",
-        "The canary's largest reading in this run.",
-        lambda s: s.statistics.max_log_prob_error,
-    ),
-    _entry("log_prob_checks_total", "counter", "Readings of the canary.", lambda s: s.statistics.log_prob_checks),
-    _entry(
-        "episode_return",
-        "histogram",
-        "Undiscounted returns of finished episodes, one per agent.",
-        lambda s: s.statistics.episode_return,
-    ),
-    _entry("episode_length_steps", "histogram", "Lengths of finished episodes.", lambda s: s.statistics.episode_length),
-    _entry(
-        "mean_return",
-        "gauge",
-        "Mean return of the last 256 finished episodes.",
-        lambda s: float("nan") if s.statistics.mean_return is None else s.statistics.mean_return,
-    ),
-    _entry(
-        "loss",
-        "gauge",
-        "Parts of the loss and diagnostics of the last update, by term.",
-        lambda s: s.statistics.terms,
-        "term",
-    ),
-    _entry(
-        "weight",
-        "gauge",
-        "State of the weights after the last update: distance to their initial values and the "
-        "clipped fraction, by feature.",
-        lambda s: s.statistics.weights,
-        "feature",
-    ),
-    _entry(
-        "stage_seconds_total",
-        "counter",
-        "Seconds by stage: actor_policy and actor_env are summed over actors, the others are the training loop's.",
-        lambda s: s.statistics.stage_seconds,
-        "stage",
-    ),
-    _entry("actors_alive", "gauge", "Actors that can make unrolls.", lambda s: s.actors_alive()),
-    _entry("actor_restarts_total", "counter", "Actors replaced, by reason.", lambda s: s.actor_restarts(), "reason"),
-    _entry(
-        "env_faults_total", "counter", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults
-    ),
-    _entry(
-        "ignored_tokens_total",
-        "counter",
-        "Observation tokens outside the window or of unknown features.",
-        lambda s: s.statistics.ignored_tokens,
-    ),
-    _entry(
-        "failed_checkpoints_total",
-        "counter",
-        "Checkpoints that could not be written.",
-        lambda s: s.statistics.failed_checkpoints,
-    ),
-    _entry(
-        "last_update_timestamp_seconds",
-        "gauge",
-        "Unix time of the last update.",
-        lambda s: s.statistics.last_update_timestamp,
-    ),
-    _entry(
-        "last_checkpoint_timestamp_seconds",
-        "gauge",
-        "Unix time of the last complete checkpoint.",
-        lambda s: s.statistics.last_checkpoint_timestamp,
-    ),
+    # The books
+    _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.ledger.sampled),
+    _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.ledger.trained),
+    _counter("dropped_env_steps_total", "Environment steps never to be trained.", lambda s: s.ledger.dropped, "reason"),
+    _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
+    _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.ledger.balance()),
+    # Trajectories
+    _counter("refused_trajectories_total", "Deliveries not in the books.", lambda s: s.intake.refused, "reason"),
+    _counter("lost_unrolls_total", "Unrolls started and never delivered.", lambda s: s.intake.lost_unrolls),
+    _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.intake.queued_segments),
+    _gauge("queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.intake.queued_bytes),
+    _counter("received_bytes_total", "Bytes taken into updates.", lambda s: s.statistics.received_bytes),
+    _histogram("policy_lag_versions", "Versions from acting to training.", lambda s: s.statistics.policy_lag),
+    # Updates
+    _gauge("policy_version", "Updates in the whole run.", lambda s: s.statistics.policy_version),
+    _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),
+    _counter("refused_updates_total", "Updates that were not finite.", lambda s: s.statistics.refused_updates),
+    _gauge("last_update_timestamp_seconds", "Unix time of it.", lambda s: s.statistics.last_update_timestamp),
+    _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
+    _gauge("loss", "Losses and diagnostics of the last update.", lambda s: s.statistics.terms, "term"),
+    _gauge("weight", "Distance to the initial weights, clipped fraction.", lambda s: s.statistics.weights, "feature"),
+    # Memory
+    _gauge("log_prob_error", f"{_ERROR}. At the last check.", lambda s: s.statistics.last_log_prob_error),
+    _gauge("log_prob_error_max", f"{_ERROR}. In this run.", lambda s: s.statistics.max_log_prob_error),
+    _counter("log_prob_checks_total", "Readings of the canary.", lambda s: s.statistics.log_prob_checks),
+    # Episodes, one per agent
+    _counter("episodes_total", "Finished episodes.", lambda s: s.statistics.episodes),
+    _histogram("episode_return", "Undiscounted returns of finished episodes.", lambda s: s.statistics.episode_return),
+    _histogram("episode_length_steps", "Lengths of finished episodes.", lambda s: s.statistics.episode_length),
+    _gauge("mean_return", "Mean of the last 256 returns; NaN before.", lambda s: _number(s.statistics.mean_return)),
+    # Actors
+    _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive()),
+    _counter("actor_restarts_total", "Actors replaced.", lambda s: s.actor_restarts(), "reason"),
+    _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
+    _counter("ignored_tokens_total", "Tokens that have no place.", lambda s: s.statistics.ignored_tokens),
+    # The process
+    _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
+    _counter("failed_checkpoints_total", "Checkpoints not written.", lambda s: s.statistics.failed_checkpoints),
+    _gauge("last_checkpoint_timestamp_seconds", "Unix time of it.", lambda s: s.statistics.last_checkpoint_timestamp),
 )
 
 
@@ -239,18 +145,20 @@ class RunCollector(Collector):
 
 def _family(entry: CatalogueEntry, value: Any) -> Metric:
     if isinstance(value, Histogram):
-        family = HistogramMetricFamily(entry.name, entry.help)
-        buckets, total = [], 0
-        for bound, count in zip((*map(float, value.bounds), float("inf")), list(value.counts), strict=True):
-            total += count
-            buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
-        family.add_metric([], buckets, value.sum)
-        return family
+        histogram = HistogramMetricFamily(entry.name, entry.help)
+        bounds = (*(str(float(bound)) for bound in value.bounds), "+Inf")
+        histogram.add_metric([], list(zip(bounds, accumulate(value.counts), strict=True)), value.sum)
+        return histogram
     cls = CounterMetricFamily if entry.kind == "counter" else GaugeMetricFamily
     family = cls(entry.name, entry.help, labels=[entry.label] if entry.label else [])
-    for label, number in value.items() if entry.label else [(None, value)]:
-        family.add_metric([label] if entry.label else [], number)
+    # dict: a copy, because the training loop may add a label meanwhile.
+    for labels, number in [([label], n) for label, n in dict(value).items()] if entry.label else [([], value)]:
+        family.add_metric(labels, number)
     return family
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 class MetricsServer:

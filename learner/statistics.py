@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -47,7 +47,8 @@ class RunStatistics:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.started = time.monotonic()
+        self._started = time.monotonic()
+        self._ended: float | None = None
         self.policy_version = 0
         self.updates = 0
         self.refused_updates = 0
@@ -70,7 +71,7 @@ class RunStatistics:
         )
         self.episode_length = Histogram((1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000, 10_000))
         self.policy_lag = Histogram((0, 1, 2, 3, 4, 6, 8, 16, 32))
-        self.stage_seconds: Counter[str] = Counter()
+        self.stage_seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def mean_return(self) -> float | None:
@@ -79,8 +80,12 @@ class RunStatistics:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds since the start."""
-        return time.monotonic() - self.started
+        """Wall seconds since the start, up to the end of training."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._started
+
+    def end(self) -> None:
+        """Training is over: the clock stops."""
+        self._ended = time.monotonic()
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:

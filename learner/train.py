@@ -20,7 +20,7 @@ from learner.checkpoint import Checkpoints
 from learner.intake import Intake
 from learner.learner import Learner, NonFiniteUpdate
 from learner.statistics import RunStatistics
-from policy.weights import Weights, flatten_weights, load_weights
+from policy.weights import Weights, flatten_weights
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,6 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
             intake.book(trajectories, trained=0, dropped="non_finite")
             if refused >= learner.config.max_refused_updates:
                 raise
-            # Earlier steps of the same update may have moved the policy: what trains is what was published.
-            load_weights(learner.policy, weights)
             intake.publish(learner.policy_version, parts.publish(weights))
             continue
         refused = 0

@@ -38,7 +38,7 @@ def vtrace(
         log_rho: [T, B] log pi(a|x) - log mu(a|x); zeros give GAE(lambda).
         reward: [T, B].
         value: [T + 1, B]; row t+1 bootstraps transition t, also where it was truncated: next-step autoreset keeps an
-            episode's final observation as a row of its own, and cut by the unroll's end row T is the one to bootstrap from.
+            episode's final observation as a row of its own. Where the unroll's end cuts an episode, that row is row T.
         terminated: bool [T, B]; nothing follows, so nothing is bootstrapped.
         valid: bool [T, B]; false on void transitions, which have no delta and cut the trace. The one after an episode's
             final observation is void, so nothing leaks from the next episode.
@@ -49,7 +49,7 @@ def vtrace(
     The advantage carries no rho_t: the surrogate's ratio is the importance weight of a_t.
     """
     rho = log_rho.exp()
-    discount = gamma * (~terminated)
+    discount = gamma * (~terminated).to(value.dtype)
     td_error = reward + discount * value[1:] - value[:-1]
     mask = valid.to(value.dtype)
     delta = rho.clamp(max=rho_bar) * td_error * mask

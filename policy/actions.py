@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Discrete:
         return tuple(f"{i}:{name}" for i, choice in enumerate(self.names) for name in choice)
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """(action, log_prob [...]) by the inverse of the distribution function at ``uniform`` [..., num choices] in (0, 1]."""
+        """(action, log_prob [...]): the inverse distribution function at ``uniform`` [..., num choices] in (0, 1]."""
         actions, log_probs = [], []
         for i, part in enumerate(self._split(logits)):
             log_p = part.log_softmax(-1)
@@ -124,12 +125,12 @@ class Continuous:
 Actions = Discrete | Continuous
 
 
-def actions_to_json(actions: Actions) -> dict:
+def actions_to_json(actions: Actions) -> dict[str, Any]:
     """Plain data for a checkpoint."""
     return {"kind": "discrete" if isinstance(actions, Discrete) else "continuous", **dataclasses.asdict(actions)}
 
 
-def actions_from_json(data: Mapping) -> Actions:
+def actions_from_json(data: Mapping[str, Any]) -> Actions:
     """The inverse of ``actions_to_json``."""
     fields = {key: value for key, value in data.items() if key != "kind"}
     return Discrete(**fields) if data["kind"] == "discrete" else Continuous(**fields)

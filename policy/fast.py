@@ -61,10 +61,12 @@ class FastPolicy(nn.Module):
         initialization: Initialization | None = None,
     ) -> None:
         super().__init__()
-        is_actions = isinstance(action_names, Discrete | Continuous)
         self.observation = observation
-        self.actions: Actions = action_names if is_actions else Discrete((tuple(action_names),))
+        self.actions: Actions = (
+            action_names if isinstance(action_names, Discrete | Continuous) else Discrete((tuple(action_names),))
+        )
         self.action_rows = _embedding_rows(self.actions.flat_names, embedding_rows, action_rows)
+        self._rows: Tensor
         self.register_buffer("_rows", torch.tensor(list(self.action_rows.values())), persistent=False)
 
         if isinstance(observation, TokenObservation):
@@ -91,8 +93,9 @@ class FastPolicy(nn.Module):
     @torch.no_grad()
     def _initialize(self, settings: Initialization) -> None:
         for layer in (m for m in self.modules() if isinstance(m, nn.Linear | nn.Conv2d)):
-            nn.init.orthogonal_(layer.weight, math.sqrt(2) if layer is self.critic_1 else 1.0)
-            nn.init.zeros_(layer.bias)
+            weight, bias = layer.parameters()
+            nn.init.orthogonal_(weight, math.sqrt(2) if layer is self.critic_1 else 1.0)
+            nn.init.zeros_(bias)
         for name, parameter in self.lstm.named_parameters():
             if "weight" in name:
                 nn.init.orthogonal_(parameter)
@@ -140,7 +143,7 @@ class FastPolicy(nn.Module):
             obs: [T, B, *observation.shape].
             is_first: bool [T, B]; where true the state is zeroed before the row is consumed.
             state: (h, c) before row 0, each [L, B, H]; None is zeros.
-            plan: ``plan_fragments(is_first)``, where the caller made it already (on a GPU that saves a synchronisation).
+            plan: ``plan_fragments(is_first)`` where the caller made it already (on a GPU that saves a synchronisation).
             return_state: whether the state after row T-1 is wanted; without it resets are cheaper on a CPU.
         """
         steps, batch = is_first.shape
@@ -238,11 +241,12 @@ def _image_cnn(observation: ImageObservation) -> tuple[nn.Conv2d, nn.Conv2d, int
     large = min(height, width) >= 36
     kernel1, stride1, kernel2, stride2 = (8, 4, 4, 2) if large else (3, 1, 3, 1)
     sizes = []
-    k1, k2 = [], []
+    k1: list[int] = []
+    k2: list[int] = []
     for size in (height, width):
         k1.append(min(kernel1, size))
         out1 = (size - k1[-1]) // stride1 + 1
         k2.append(min(kernel2, out1))
         sizes.append((out1 - k2[-1]) // stride2 + 1)
-    cnn1 = nn.Conv2d(observation.channels, 64, tuple(k1), stride=stride1)
-    return cnn1, nn.Conv2d(64, 64, tuple(k2), stride=stride2), 64 * sizes[0] * sizes[1]
+    cnn1 = nn.Conv2d(observation.channels, 64, (k1[0], k1[1]), stride=stride1)
+    return cnn1, nn.Conv2d(64, 64, (k2[0], k2[1]), stride=stride2), 64 * sizes[0] * sizes[1]

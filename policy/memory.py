@@ -13,8 +13,8 @@ State = tuple[Tensor, Tensor]
 class Memory:
     """(h, c), each [L, H], by ``training_env_id``; an id that was never written reads as zeros.
 
-    A caller that always passes the same ids in the same order (a rollout worker) gets and gives whole tensors: nothing is
-    gathered or copied per id.
+    A caller that always passes the same ids in the same order (a rollout worker) gets and gives whole tensors: nothing
+    is gathered or copied per id.
     """
 
     def __init__(self, num_layers: int, hidden: int) -> None:
@@ -57,9 +57,8 @@ class Memory:
         shape = (self._num_layers, self._hidden)
         for env_id, parts in states.items():
             if any(tuple(part.shape) != shape for part in parts):
-                raise ValueError(
-                    f"state of training_env_id {env_id} must be (h, c) of {shape}, got {[tuple(p.shape) for p in parts]}"
-                )
+                got = [tuple(part.shape) for part in parts]
+                raise ValueError(f"state of training_env_id {env_id} must be (h, c) of {shape}, got {got}")
         self._ids, self._state = (), None
         if states:
             h, c = (torch.stack([parts[i] for parts in states.values()], 1) for i in (0, 1))

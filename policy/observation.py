@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenObservation:
-    """uint8 [num_tokens, 3] tokens of (coordinate, feature id, value), placed into planes of a ``height`` x ``width`` box.
+    """uint8 [num_tokens, 3] tokens of (coordinate, feature id, value), placed into planes of ``height`` x ``width``.
 
     The coordinate's high nibble is the row, the low nibble the column; 0xFF is padding. The last token written to a
     (plane, cell) wins. Tokens outside the window and of unknown features change nothing; ``count_ignored`` of
@@ -101,13 +102,13 @@ _KINDS: dict[str, type[Observation]] = {
 }
 
 
-def observation_to_json(observation: Observation) -> dict:
+def observation_to_json(observation: Observation) -> dict[str, Any]:
     """Plain data for a checkpoint."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(observation, cls))
     return {"kind": kind, **dataclasses.asdict(observation)}
 
 
-def observation_from_json(data: Mapping) -> Observation:
+def observation_from_json(data: Mapping[str, Any]) -> Observation:
     """The inverse of ``observation_to_json``."""
     fields = {key: value for key, value in data.items() if key != "kind"}
     return _KINDS[data["kind"]](**fields)

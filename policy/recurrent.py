@@ -1,4 +1,4 @@
-"""A reset-aware LSTM unroll: the same numbers as stepping with the state zeroed at ``is_first``, in whole-sequence calls.
+"""A reset-aware LSTM unroll: what stepping with the state zeroed at ``is_first`` gives, in whole-sequence calls.
 
 T time, B rows, I inputs, H hidden, L layers. A *fragment* is a run of one row without a reset inside. Two kernels, both
 equal to the step-by-step reference (tests/test_recurrent.py):
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 MAX_BUCKETS = 4
-# A bucket's step costs about as much as this many more rows would: keeps the programme from opening buckets that save little.
+# A bucket's step costs about as much as this many more rows would, so buckets that save little are not opened.
 STEP_COST_IN_ROWS = 8
 
 State = tuple[Tensor, Tensor]

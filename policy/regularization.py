@@ -16,8 +16,8 @@ from policy.config import RegularizationConfig
 class WeightRegularizer:
     """Holds the initial weights w0 and the bounds of one policy; both go into every checkpoint.
 
-    Vectors (biases, norms' scales) and log standard deviations are excluded: a bound on them changes the function, not its
-    plasticity (a clipped log-std silently fixes the exploration).
+    Vectors (biases, norms' scales) and log standard deviations are excluded: a bound on them changes the function, not
+    its plasticity (a clipped log-std silently fixes the exploration).
 
     Raises:
         ValueError: an override names no component of the policy.

@@ -87,7 +87,7 @@ class TokensToBox(nn.Module):
 def last_write(index: Tensor, size: int) -> Tensor:
     """For every position p of ``index`` [M] the last position that writes to ``index[p]``; [M] int64.
 
-    Makes a scatter deterministic where the order of writes is not (on a GPU): all writers of a cell write the same value.
+    Makes a scatter deterministic where the order of writes is not (on a GPU): all writers of a cell write one value.
     """
     position = torch.arange(index.numel(), device=index.device)
     winner = torch.full((size,), -1, dtype=torch.int64, device=index.device)

@@ -1,9 +1,9 @@
 """The trajectory contract: what an actor ships to a learner, on the wire, in the object store and on disk.
 
 One Arrow record batch per unroll, a row per environment slot, fixed-shape-tensor columns. Network rows (``obs``,
-``is_first``) are T+1: row T is not acted on here; it bootstraps this unroll and is row 0 of the next. Environment rows are
-T. Transition t is *valid* where ``is_first[t + 1]`` is false: a void one belongs to no episode and is trained on, counted
-and averaged nowhere.
+``is_first``) are T+1: row T is not acted on here; it bootstraps this unroll and is row 0 of the next. Environment rows
+are T. Transition t is *valid* where ``is_first[t + 1]`` is false: a void one belongs to no episode and is trained on,
+counted and averaged nowhere.
 """
 
 # T time, B rows (slots), L layers, H hidden
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class TrajectorySpec:
     """H of the LSTM."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow packs booleans into bits, which costs a copy."""
+        """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
         t, state = self.unroll_length, (self.num_layers, self.hidden)
         f32, u8 = np.dtype(np.float32), np.dtype(np.uint8)
         return {
@@ -89,7 +90,7 @@ class TrajectoryHeader:
     """Number of this unroll within (actor, incarnation), from 0."""
     policy_version: int
     """The version that acted."""
-    statistics: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Plain numbers for metrics: finished episodes, seconds by stage, faults."""
 
 
@@ -142,12 +143,17 @@ def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[st
         "spaces_hash": spec.spaces_hash(),
         "statistics": json.dumps(header.statistics),
     }
-    metadata["checksum"] = _checksum(metadata, columns)
+    # Stands where the checksum will be; nothing else in the bytes can be equal to it.
+    placeholder = xxhash.xxh3_64_hexdigest(json.dumps(metadata).encode())
+    metadata["checksum"] = placeholder
     batch = pa.RecordBatch.from_arrays(arrays, schema=spec.schema().with_metadata(metadata))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return np.frombuffer(sink.getvalue(), np.uint8)
+    payload = np.frombuffer(sink.getvalue(), np.uint8)
+    place = _find(payload[: batch.schema.serialize().size], placeholder)
+    payload[place] = np.frombuffer(_checksum(payload, place).encode(), np.uint8)
+    return payload
 
 
 def from_bytes(
@@ -161,36 +167,42 @@ def from_bytes(
         TrajectoryError: not one record batch of this schema, too many rows, a wrong checksum, numbers out of range.
     """
     buffer = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)
+    source = pa.BufferReader(buffer)
     try:
-        with pa.ipc.open_stream(buffer) as reader:
+        with pa.ipc.open_stream(source) as reader:
             metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
             _check_identity(spec, metadata, reader.schema, run_id)
+            _check_checksum(np.frombuffer(buffer, np.uint8), source.tell(), metadata["checksum"])
             batch = reader.read_next_batch()
             batch.validate(full=True)
+            if next(reader, None) is not None or source.tell() != buffer.size:
+                raise TrajectoryError("there is more than one record batch")
     except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
         raise TrajectoryError(f"not an Arrow stream with one trajectory batch: {error!r}") from error
     if not 0 < batch.num_rows <= max_slots:
         raise TrajectoryError(f"expected 1..{max_slots} slots, got {batch.num_rows}")
     columns = {}
-    for name, (shape, dtype) in spec.columns().items():
+    for name, (shape, _) in spec.columns().items():
         column = batch.column(name)
         if column.null_count:
             raise TrajectoryError(f"column {name} has {column.null_count} nulls")
-        values = column.to_numpy_ndarray() if shape else column.to_numpy()
-        columns[name] = values.astype(dtype, copy=False)
-    checksum = metadata.pop("checksum")
-    if checksum != _checksum(metadata, columns):
-        raise TrajectoryError(f"checksum {checksum} does not match the data: the bytes changed on their way")
+        values = (column.storage.flatten() if shape else column).buffers()[1]
+        if not buffer.address <= values.address <= values.address + values.size <= buffer.address + buffer.size:
+            raise TrajectoryError(f"column {name} is compressed; trajectories are read where they lie")
+        columns[name] = column.to_numpy_ndarray() if shape else column.to_numpy()
     _check_values(columns)
-    header = TrajectoryHeader(
-        run_id=metadata["run_id"],
-        actor=int(metadata["actor"]),
-        incarnation=int(metadata["incarnation"]),
-        sequence=int(metadata["sequence"]),
-        policy_version=int(metadata["policy_version"]),
-        statistics=json.loads(metadata["statistics"]),
-    )
-    return Trajectory(header, columns, buffer.size)
+    return Trajectory(_header(metadata), columns, buffer.size)
+
+
+def _header(metadata: Mapping[str, str]) -> TrajectoryHeader:
+    try:
+        numbers = {name: int(metadata[name]) for name in ("actor", "incarnation", "sequence", "policy_version")}
+        statistics = json.loads(metadata["statistics"])
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError(f"metadata that cannot be read: {error}") from error
+    if min(numbers.values()) < 0 or not isinstance(statistics, dict):
+        raise TrajectoryError(f"expected numbers from 0 and a JSON object of statistics, got {numbers}, {statistics!r}")
+    return TrajectoryHeader(run_id=metadata["run_id"], statistics=statistics, **numbers)
 
 
 _METADATA_KEYS = frozenset(
@@ -228,8 +240,20 @@ def _check_values(columns: Mapping[str, np.ndarray]) -> None:
             raise TrajectoryError(f"column {name} has {np.count_nonzero(~np.isfinite(column))} non-finite numbers")
 
 
-def _checksum(metadata: Mapping[str, str], columns: Mapping[str, np.ndarray]) -> str:
-    digest = xxhash.xxh3_64(json.dumps(sorted(metadata.items())).encode())
-    for name in sorted(columns):
-        digest.update(np.ascontiguousarray(columns[name]).data)
+def _check_checksum(payload: np.ndarray, schema_bytes: int, checksum: str) -> None:
+    """Before Arrow reads the batch: it then never sees bytes that changed on their way."""
+    place = _find(payload[:schema_bytes], checksum)
+    if checksum != _checksum(payload, place):
+        raise TrajectoryError(f"checksum {checksum} does not match the data: the bytes changed on their way")
+
+
+def _find(schema: np.ndarray, checksum: str) -> slice:
+    begin = schema.tobytes().find(checksum.encode())
+    return slice(begin, begin + len(checksum))
+
+
+def _checksum(payload: np.ndarray, place: slice) -> str:
+    """Over every byte, padding included, but for the checksum's own ``place``."""
+    digest = xxhash.xxh3_64(payload[: place.start].data)
+    digest.update(payload[place.stop :].data)
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 
 import numpy as np
 import torch
@@ -56,19 +57,9 @@ def load_weights(policy: nn.Module, weights: Weights) -> None:
         raise WeightsError(
             f"weights of version {weights.policy_version}: expected {expected} parameters, got {weights.flat.size}"
         )
-    # The buffer may lie in read-only shared memory; torch only reads it here.
-    source = (
-        torch.frombuffer(memoryview(weights.flat), dtype=torch.float32)
-        if weights.flat.flags.writeable
-        else _read_only(weights.flat)
-    )
+    with warnings.catch_warnings():
+        # It may lie in read-only shared memory; here it is only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        source = torch.from_numpy(weights.flat)
     for parameter, part in zip(parameters, source.split([p.numel() for p in parameters]), strict=True):
         parameter.copy_(part.view_as(parameter))
-
-
-def _read_only(flat: np.ndarray) -> torch.Tensor:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writ")
-        return torch.from_numpy(flat)

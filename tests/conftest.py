@@ -23,8 +23,8 @@ os.environ.update(
     RAY_TMPDIR=str(SCRATCH),  # Ray itself appends "ray"
     RAY_USAGE_STATS_ENABLED="0",
     OMP_NUM_THREADS="1",
-    # Ray's workers and our own subprocesses import this checkout, installed or not.
-    PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    # Ray's workers and our own subprocesses import this checkout, installed or not, and the tests' own environments.
+    PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
 )
 # A token or an address of the developer's own cluster must not reach the tests.
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):

@@ -110,7 +110,7 @@ def edge_cases():
 
 @pytest.mark.parametrize("case", edge_cases())
 def test_token_edge_cases(case):
-    """Padding that erases, nibbles that wrap, 255 rewritten to 0, the caller's tensor written: the originals' faults."""
+    """Padding that erases, nibbles that wrap, 255 rewritten to 0, the caller's tensor written: the originals'."""
     obs = edge_cases()[case]
     before = obs.copy()
     shaper = TokensToBox(TokenObservation(11, 11, 200, [1.0] * 25))

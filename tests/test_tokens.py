@@ -106,7 +106,7 @@ def test_bad_observations_are_refused():
     """A zero normalization becomes NaN and ends in a crash of the sampler, far from its cause."""
     with pytest.raises(ValueError, match="must be positive"):
         TokenObservation(11, 11, 200, [1.0, 0.0])
-    with pytest.raises(ValueError, match="1..16"):
+    with pytest.raises(ValueError, match=r"1\.\.16"):
         TokenObservation(17, 11, 200, [1.0])
     with pytest.raises(ValueError, match="embedding_rows to 101"):
         FastPolicy(TokenObservation(11, 11, 200, [1.0]), [f"a{i}" for i in range(101)])

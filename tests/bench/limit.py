@@ -118,7 +118,7 @@ class Bare:
 
 
 def service(arguments: list[str], seconds: float, warmup: float) -> float:
-    """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of training."""
+    """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it."""
     with tempfile.TemporaryDirectory() as directory:
         command = [
             sys.executable,

@@ -1,0 +1,138 @@
+"""What the tests of the learner train on: real rollouts with episodes ending inside unrolls, and random batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from slow_reference import FAULT, TERMINATED, TRUNCATED, draw_boundaries
+
+from actors.agent import actions_of, observation_of
+from actors.rollout import RolloutWorker
+from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpace
+from envs.recall import RecallEnvironment
+from learner.batch import BatchAssembler
+from learner.config import LearnerConfig
+from learner.device import make_device_path
+from learner.learner import Learner
+from policy import FastPolicy, VectorObservation
+from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes
+from policy.weights import flatten_weights
+
+RUN = "a-run"
+
+
+class RecallWithTimeLimits(RecallEnvironment):
+    """``recall`` in which every other slot's episodes end by truncation."""
+
+    def step(self, action, rows):
+        """As ``recall``, with the ends of odd slots called truncations."""
+        super().step(action, rows)
+        rows.truncated[1::2] = rows.terminated[1::2]
+        rows.terminated[1::2] = False
+
+
+class NoiseEnvironment:
+    """Random observations, rewards and ends; for actions of any kind."""
+
+    def __init__(self, num_envs, actions, seed=0):
+        self.spec = EnvSpec(env_id="noise", observation=VectorSpace(size=3), actions=actions)
+        self.num_envs, self.faults, self.short_episode = num_envs, [], np.zeros(num_envs, bool)
+        self._rng = np.random.default_rng(seed)
+        self._ended = np.zeros(num_envs, bool)
+
+    def reset(self, obs):
+        """The first observations."""
+        obs[:] = self._rng.normal(size=obs.shape)
+
+    def step(self, action, rows):
+        """One episode in five steps ends, in either way."""
+        self.reset(rows.obs)
+        rows.is_first[:] = self._ended
+        ends, terminates = self._rng.random((2, self.num_envs)) < np.array([[0.2], [0.5]])
+        self._ended = ends & ~rows.is_first
+        rows.terminated[:], rows.truncated[:] = self._ended & terminates, self._ended & ~terminates
+        rows.reward[:] = np.where(rows.is_first, 0.0, self._rng.normal(size=self.num_envs))
+
+    def close(self):
+        """Nothing is held."""
+
+
+ACTIONS = {
+    "discrete": DiscreteActions(names=(("a", "b", "c"),)),
+    "several": DiscreteActions(names=(("a", "b", "c"), ("d", "e")), scalar=False),
+    "continuous": ContinuousActions(names=("x", "y"), low=(-1.0, -1.0), high=(1.0, 1.0)),
+}
+
+
+def make_policy(observation, actions, seed=0):
+    """A policy whose memory and actions matter as much as in a trained one; a fresh one is nearly uniform."""
+    torch.manual_seed(seed)
+    policy = FastPolicy(observation, actions)
+    with torch.no_grad():
+        policy.action_embeddings.weight.mul_(10)
+        policy.actor_W.mul_(3)
+        policy.encoded_obs.weight.mul_(3)
+        policy.lstm.weight_ih_l1.mul_(2)
+    return policy
+
+
+def make_learner(policy, *, num_threads=1, seed=0, **settings):
+    """A learner on the CPU."""
+    config = LearnerConfig(device="cpu", **settings)
+    return Learner(policy, config, make_device_path(config), num_threads=num_threads, seed=seed)
+
+
+class Rollouts:
+    """A worker that acts with a learner's newest weights, and the batches that its unrolls make."""
+
+    def __init__(self, envs, *, unroll_length=32, seed=0):
+        self.observation, self.actions = observation_of(envs.spec), actions_of(envs.spec)
+        self.worker = RolloutWorker(
+            envs,
+            FastPolicy(self.observation, self.actions),
+            unroll_length,
+            run_id=RUN,
+            actor=0,
+            incarnation=0,
+            seed=seed,
+        )
+        self.assembler = BatchAssembler(self.worker.spec, envs.num_envs)
+
+    def batch(self, policy, policy_version):
+        """One unroll, over the wire, as a batch."""
+        payload = self.worker.rollout(flatten_weights(policy, policy_version))
+        return self.assembler.assemble([from_bytes(self.worker.spec, payload, run_id=RUN)])
+
+
+def random_columns(spec, num_slots, seed, num_actions=3):
+    """Columns of one unroll with random numbers and boundaries of every kind."""
+    rng = np.random.default_rng(seed)
+    columns = allocate(spec, num_slots)
+    for column in columns.values():
+        if column.dtype.kind == "f":
+            column[:] = rng.normal(0, 0.7, column.shape)
+    columns["training_env_id"][:] = np.arange(num_slots)
+    columns["action"][:] = rng.integers(0, num_actions, columns["action"].shape)
+    columns["behavior_log_prob"][:] = -np.abs(columns["behavior_log_prob"]) - 0.3
+    for b in range(num_slots):
+        ends = rng.choice([TERMINATED, TRUNCATED, FAULT], 20)
+        lengths = rng.integers(1, rng.choice([4, 9, 40]), 20)
+        flags = draw_boundaries(lengths, ends, spec.unroll_length, rng.random() < 0.2)
+        columns["is_first"][b], columns["terminated"][b], columns["truncated"][b] = flags
+        columns["is_first"][b, 0] = rng.random() < 0.3
+    return columns
+
+
+SMALL = TrajectorySpec(12, (3,), "float32", (), "int64")
+
+
+def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0):
+    """The columns above as a batch, by way of the wire."""
+    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=policy_version)
+    payload = to_bytes(spec, header, random_columns(spec, num_slots, seed))
+    return BatchAssembler(spec, num_slots).assemble([from_bytes(spec, payload)])
+
+
+def small_policy(seed=0):
+    """The policy of ``SMALL``."""
+    return make_policy(VectorObservation(3), ["a", "b", "c"], seed)

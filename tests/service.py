@@ -1,0 +1,124 @@
+"""What tests of the whole service share: worker set-ups, the command line as a process, and who its children are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.agent import WorkerSetup, actions_of, observation_of
+from actors.rollout import trajectory_spec
+from envs.registry import make_env_spec, make_vector_env
+from policy.trajectory import TrajectorySpec
+
+SMALL = (
+    "env.id=recall",
+    "env.num_envs=8",
+    "actor.unroll_length=8",
+    "learner.batch_size=16",
+    "learner.num_threads=1",
+    "metrics.port=-1",
+)
+"""Settings of a run whose updates take milliseconds."""
+
+
+def make_setup(env_id: str, *, num_envs: int = 4, unroll_length: int = 8, seed: int = 0, **kwargs: Any) -> WorkerSetup:
+    spec = make_env_spec(env_id, **kwargs)
+    return WorkerSetup(
+        env_id=env_id,
+        env_kwargs=kwargs,
+        num_envs=num_envs,
+        unroll_length=unroll_length,
+        run_id="test",
+        seed=seed,
+        observation=observation_of(spec),
+        actions=actions_of(spec),
+    )
+
+
+def make_spec(setup: WorkerSetup) -> TrajectorySpec:
+    envs = make_vector_env(setup.env_id, setup.num_envs, 0, **setup.env_kwargs)
+    envs.close()
+    return trajectory_spec(envs, setup.unroll_length)
+
+
+def shoal(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command line, to its end."""
+    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def start_shoal(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """The command line in a session of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 60, process: subprocess.Popen[str] | None = None) -> Any:
+    """What ``condition`` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the process ended with {process.returncode}:\n{process.communicate()[0]}")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain")
+        time.sleep(0.02)
+    return found
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Titles of all processes below ``pid``, by process id."""
+    children: dict[int, list[int]] = {}
+    titles = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int(entry.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(entry.name)] = entry.joinpath("cmdline").read_text().replace("\0", " ").strip()
+        except OSError:
+            continue  # it ended meanwhile
+        children.setdefault(parent, []).append(int(entry.name))
+    found, todo = {}, [pid]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            found[child] = titles[child]
+            todo.append(child)
+    return found
+
+
+def actor_processes(pid: int) -> list[int]:
+    """The rollout actors of the run that ``pid`` is."""
+    return [child for child, title in descendants(pid).items() if title.startswith("ray::RolloutActor")]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """``summary.json``, after the checks that every run must pass."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    books = summary["ledger"]
+    assert summary["books_balance"]
+    assert books["sampled"] == books["trained"] + books["in_flight"] + sum(books["dropped"].values())
+    assert books["in_flight"] == 0
+    assert summary["max_log_prob_error"] <= 1e-4
+    return summary

@@ -1,0 +1,233 @@
+"""The configuration: everything that is wrong is said at once, with its path, and nothing is started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.config import CONFIGS, Config, json_schema, load_config, to_dict, to_yaml
+from envs.config import EnvConfig
+from learner.config import LearnerConfig
+
+
+def problems_of(*arguments: str, files: tuple[Path, ...] = ()) -> list[str]:
+    return load_config(files, arguments)[1]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("learner.batchsize=64", "learner.batchsize: unknown key; did you mean learner.batch_size?"),
+        ("batch_size=64", "batch_size: unknown key; did you mean learner.batch_size?"),
+        ("actor.num_envs=4", "actor.num_envs: unknown key; did you mean env.num_envs?"),
+        ("sed=4", "sed: unknown key; did you mean seed?"),
+        ("zzz=4", "zzz: unknown key; known here: mode, seed, run_dir,"),
+        ("policy.initialization.lstm_bas=ones", "did you mean policy.initialization.lstm_bias?"),
+        ("learner.regularization.clip_overrides={lstm: x}", "learner.regularization.clip_overrides.lstm: "),
+        ("learner.gamma=high", "learner.gamma: Input should be a valid number"),
+        ("learner.gamma=1.5", "learner.gamma=1.5 must lie in 0..1"),
+        ("seed=1.5", "seed: Input should be a valid integer"),
+        ("mode=remote", "mode: Input should be 'inline' or 'local' (got 'remote')"),
+        ("actor.num_actors=many", "Input should be 'auto' (got 'many')"),
+        ("env=5", "env: Input should be"),
+        ("env.id=", "env.id='' must name an environment"),
+        ("run_dir=12", "(got 12; write it in quotes)"),
+        ("total_env_steps=0", "total_env_steps=0 must be at least 1"),
+        ("checkpoint.keep=1", "checkpoint.keep=1 must be at least 2"),
+        ("metrics.port=70000", "metrics.port=70000 must lie in 0..65535"),
+        ("learner.batch_size=100", "learner.batch_size: 100 segments are not a whole number of unrolls"),
+        ("env.num_envs=60", "env.num_envs=60 must be a multiple of the 8 agents of mettagrid/forage"),
+        ("learner.minibatches=3", "learner.batch_size=64 must be a multiple of minibatches=3"),
+        ("justtext", "argument 'justtext': expected key=value"),
+        ("=3", "argument '=3': expected key=value"),
+        ("learner..gamma=1", "argument 'learner..gamma=1': expected key=value"),
+    ],
+)
+def test_one_problem_is_one_line_that_names_it(argument: str, expected: str) -> None:
+    """Catches a problem without its path or hint, and one that brings others along."""
+    [problem] = problems_of(argument)
+    assert expected in problem
+
+
+def test_all_problems_come_at_once() -> None:
+    """Catches a first problem that hides others: of its section, of the top level, of what sections must agree on."""
+    found = problems_of(
+        "seed=-1",
+        "max_seconds=-1",
+        "total_env_steps=0",
+        "mode=x",
+        "policy.kin=fast",
+        "actor.unroll_length=0",
+        "actor.num_threads=0",
+        "actor.num_actors=x",
+        "checkpoint.keep=0",
+        "checkpoint.every_updates=-1",
+        "learner.epochs=0",
+        "learner.gamma=2",
+        "learner.clip_coef=nonsense",
+        "learner.batch_size=100",
+        "nonsense",
+    )
+    starts = [problem.removeprefix("argument ").replace("=", ":").split(":")[0].strip("'") for problem in found]
+    assert set(starts) == {
+        *("seed", "max_seconds", "total_env_steps", "mode", "policy.kin", "nonsense"),
+        *("actor.unroll_length", "actor.num_threads", "actor.num_actors"),
+        *("checkpoint.keep", "checkpoint.every_updates"),
+        *("learner.epochs", "learner.gamma", "learner.clip_coef", "learner.batch_size"),
+    }
+    assert len(starts) == len(set(starts))
+
+
+def test_lock_step_shares_a_batch_equally() -> None:
+    """Catches a lock step in which some actor waits for ever: its share of the batch is no whole unroll."""
+    lock_step = ("env.id=recall", "env.num_envs=16", "actor.max_policy_lag=0", "learner.batch_size=64")
+    assert problems_of(*lock_step, "actor.num_actors=4") == []
+    [problem] = problems_of(*lock_step, "actor.num_actors=3")
+    assert "must be a multiple of env.num_envs x actor.num_actors = 48" in problem
+    assert len(problems_of(*lock_step, "actor.num_actors=8")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nseed: 2\n", "key 'seed' stands twice"),
+        ("learner:\n  gamma: 0.9\n  gamma: 0.8\n", "key 'gamma' stands twice"),
+        ("a: &a [1, 2]\nb: *a\n", "aliases are not supported"),
+        ("- 1\n- 2\n", "expected a mapping of settings, got list"),
+        ("just text", "expected a mapping of settings, got str"),
+        ("1: 2\n", "key 1 is no name"),
+        ("learner: {gamma: 0.9\n", "--config"),
+        ("x: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
+        ("x: !!timestamp never\n", "--config"),
+        ("\0", "--config"),
+        ("[" * 5000, "--config"),
+    ],
+)
+def test_a_bad_file_is_a_problem(tmp_path: Path, text: str, expected: str) -> None:
+    """Catches YAML's surprises: equal keys, bombs of aliases, objects, and parser errors as tracebacks."""
+    [problem] = problems_of(files=(write(tmp_path / "c.yaml", text),))
+    assert expected in problem
+    assert str(tmp_path / "c.yaml") in problem
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Catches a mistyped name without a word of what there is."""
+    [problem] = problems_of(files=(tmp_path / "none.yaml",))
+    assert "No such file" in problem
+    assert "recall" in problem
+    assert len(problems_of(files=(tmp_path,))) == 1
+    assert len(problems_of(files=(write(tmp_path / "big.yaml", "#" * 2**20 + "\n"),))) == 1
+
+
+def test_plain_words_mean_what_they_say(tmp_path: Path) -> None:
+    """Catches YAML 1.1: 1e-3 as a string, 1e6 refused for a count, `no` as false, a date or a time as anything else."""
+    config, problems = load_config((), ["learner.learning_rate=1e-3", "total_env_steps=1e6", "resume=no"])
+    assert not problems
+    assert (config.learner.learning_rate, config.total_env_steps, config.resume) == (1e-3, 1_000_000, "no")
+    for word in ("no", "on", "2026-01-02", "12:30", "0x10", "a:b", "{x", "a b", "C:\\x"):
+        assert load_config((), [f"run_dir={word}"]) == (Config(run_dir=word), [])
+    file = write(tmp_path / "c.yaml", "learner: {learning_rate: 2e-4}\nrun_dir: off\n")
+    config, problems = load_config((file,), ["learner.gamma=0.5"])
+    assert not problems
+    assert (config.learner.learning_rate, config.learner.gamma, config.run_dir) == (2e-4, 0.5, "off")
+
+
+def test_later_sources_win_key_by_key(tmp_path: Path) -> None:
+    """Catches a later file that wipes a whole section of an earlier one."""
+    one = write(tmp_path / "1.yaml", "learner: {gamma: 0.5, epochs: 2}\nenv: {id: recall, kwargs: {delay: 3}}\n")
+    two = write(tmp_path / "2.yaml", "learner: {gamma: 0.6}\n")
+    config, problems = load_config((one, two), ["env.kwargs.num_cues=2", "learner.epochs=3"])
+    assert not problems
+    assert (config.learner.gamma, config.learner.epochs) == (0.6, 3)
+    assert config.env.kwargs == {"delay": 3, "num_cues": 2}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_configurations_load(file: Path) -> None:
+    """Catches a renamed key that a shipped file still has; they are found by their bare names."""
+    assert load_config((file,), ()) == load_config((file.stem,), ())
+    assert problems_of(files=(file,)) == []
+
+
+words = st.text(max_size=8) | st.sampled_from(
+    ["no", "1e6", "1e-3", "null", "~", "07", "0x1", "12:30", "=", "<<", "a: b"]
+)
+
+
+@given(word=words, delay=st.integers(0, 9), rate=st.floats(1e-9, 1e3), seed=st.integers(0, 2**63 - 1))
+@settings(deadline=None)
+def test_resolved_configuration_reads_back(
+    tmp_path_factory: pytest.TempPathFactory, word: str, delay: int, rate: float, seed: int
+) -> None:
+    """Catches a resolved config.yaml that means something else when it is used again."""
+    env = EnvConfig(id="recall", kwargs={"delay": delay, "word": word})
+    config = Config(run_dir=word, seed=seed, env=env, learner=LearnerConfig(learning_rate=rate))
+    file = tmp_path_factory.getbasetemp() / "resolved.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config((file,), ()) == (config, [])
+
+
+def test_schema_is_a_json_schema() -> None:
+    """Catches a schema that editors reject, and one that accepts what we refuse."""
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator
+    schema = json.loads(json.dumps(json_schema()))
+    validator.check_schema(schema)
+    assert list(validator(schema).iter_errors(to_dict(Config()))) == []
+    assert list(validator(schema).iter_errors({"learner": {"batchsize": 3}}))
+    assert list(validator(schema).iter_errors({"mode": "remote"}))
+
+
+@pytest.mark.parametrize("module", ["deploy.cli", "deploy.config", "deploy.hardware"])
+def test_importing_costs_nothing(module: str) -> None:
+    """Catches an import at the top of a file that makes a typing error take ten seconds to be told."""
+    code = f"import {module}, sys; print({{'torch', 'ray', 'mettagrid', 'gymnasium', 'pyarrow'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+KEYS = ["seed", "env", "id", "kwargs", "num_envs", "learner", "actor", "policy", "metrics", "port", "batch_size"]
+KEYS += ["num_actors", "unroll_length", "regularization", "clip_overrides", "initialization", "gamma", "a", "1", ""]
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    data=st.dictionaries(st.sampled_from(KEYS), junk, max_size=5), arguments=st.lists(st.text(max_size=12), max_size=3)
+)
+@settings(deadline=None)
+def test_junk_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any], arguments: list[str]
+) -> None:
+    """Catches input that ends in a traceback, in an endless loop, or in a configuration nobody asked for."""
+    file = tmp_path_factory.getbasetemp() / "junk.yaml"
+    file.write_text(yaml.safe_dump(data), encoding="utf-8")
+    config, problems = load_config((file,), [*arguments, *(f"{key}={value}" for key, value in data.items())])
+    assert isinstance(config, Config)
+    assert all(problem.strip() for problem in problems)
+    assert load_config((), ())[1] == []
+
+
+@given(text=st.text(max_size=40))
+@settings(deadline=None)
+def test_any_text_is_a_file_or_a_problem(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Catches what the YAML parser raises besides its own errors."""
+    file = tmp_path_factory.getbasetemp() / "text.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert isinstance(load_config((file,), (text,))[0], Config)

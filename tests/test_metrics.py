@@ -1,0 +1,219 @@
+"""The metrics page, scraped over HTTP as Prometheus would."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import urllib.request
+from collections import Counter
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rollouts import RUN, SMALL, random_columns
+
+from learner.intake import Intake
+from learner.ledger import Ledger
+from learner.metrics import CATALOGUE, MetricsServer, Sources
+from learner.statistics import Histogram, RunStatistics
+from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
+
+REPORTED = {
+    "episode_returns": [1.0, -3.0],
+    "episode_lengths": [7, 9],
+    "policy_seconds": 0.25,
+    "env_seconds": 0.5,
+    "ignored_tokens": 4,
+    "faults": ["slot 1 was restarted"],
+}
+
+
+@pytest.fixture
+def sources():
+    """A run that has something to say of everything."""
+    ledger = Ledger(sampled=100, trained=60, in_flight=30, dropped=Counter(stale=7, non_finite=3))
+    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
+    intake.refused["duplicate"] += 2
+    statistics = RunStatistics(ledger)
+    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=3, statistics=REPORTED)
+    trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
+    statistics.policy_version = 5
+    assert statistics.add_batch([trajectory]) == ["slot 1 was restarted"]
+    statistics.terms = {"policy_loss": -0.5}
+    statistics.weights = {"distance_to_init": 2.0}
+    statistics.add_log_prob_error(1e-6)
+    return Sources(
+        statistics=statistics,
+        intake=intake,
+        actors_alive=lambda: 3,
+        actor_restarts=lambda: {"died": 1},
+        build={"python": "3", "shoal": "0.1"},
+    )
+
+
+@pytest.fixture
+def serve():
+    """Starts servers on free ports and closes them."""
+    servers = []
+
+    def start(sources, port=0):
+        servers.append(MetricsServer(sources, address="127.0.0.1", port=port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def scrape(server):
+    """Families by name, as Prometheus parses them."""
+    with urllib.request.urlopen(server.url, timeout=10) as response:
+        return {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+
+
+def values(families, name):
+    """Value by labels of one sample name."""
+    family = families.get(name) or families[name.removesuffix("_total")]
+    return {tuple(s.labels.values()): s.value for s in family.samples if s.name == name}
+
+
+def test_every_entry_is_on_the_page(sources, serve):
+    """A metric that cannot be rendered, or is promised and never shown."""
+    families = scrape(serve(sources))
+    for entry in CATALOGUE:
+        family = families[entry.name.removesuffix("_total")]
+        assert family.type == entry.kind, entry.name
+        assert family.documentation == entry.help
+        assert family.samples, entry.name
+        labels = {entry.label, "le" if entry.kind == "histogram" else None} - {None}
+        assert {label for s in family.samples for label in s.labels} == labels
+    assert values(families, "shoal_build_info") == {("3", "0.1"): 1}
+    assert "process_resident_memory_bytes" in families
+
+
+def test_names_follow_the_rules_of_prometheus():
+    """Names that `promtool check metrics` complains of, or two entries of one name."""
+    names = [entry.name for entry in CATALOGUE]
+    assert len(set(names)) == len(names)
+    for entry in CATALOGUE:
+        assert re.fullmatch(r"shoal_[a-z0-9_]+", entry.name)
+        assert entry.name.endswith("_total") == (entry.kind == "counter"), entry.name
+        assert not re.search(r"_(count|sum|bucket|info|created)$", entry.name)
+        assert not re.search(r"_(gauge|counter|histogram|summary)(_|$)", entry.name)
+        # base units, spelt out, before _total
+        assert not re.search(r"_(ms|milliseconds|minutes|hours|kb|mb|kilobytes|megabytes|percent)(_|$)", entry.name)
+        for unit in ("seconds", "bytes"):
+            if f"_{unit}" in entry.name:
+                assert re.search(rf"_{unit}(_total)?$", entry.name), entry.name
+        assert entry.help.endswith(".")
+        assert len(entry.help) > 10
+
+
+def test_values_are_those_of_the_run(sources, serve):
+    """Two numbers for one thing: the page and the books must not disagree, now or later."""
+    server = serve(sources)
+    families = scrape(server)
+    assert values(families, "shoal_sampled_env_steps_total") == {(): 100}
+    assert values(families, "shoal_trained_env_steps_total") == {(): 60}
+    assert values(families, "shoal_in_flight_env_steps") == {(): 30}
+    assert values(families, "shoal_dropped_env_steps_total") == {("stale",): 7, ("non_finite",): 3}
+    assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 0}
+    assert values(families, "shoal_refused_trajectories_total") == {("duplicate",): 2}
+    assert values(families, "shoal_actors_alive") == {(): 3}
+    assert values(families, "shoal_actor_restarts_total") == {("died",): 1}
+    assert values(families, "shoal_log_prob_error") == {(): 1e-6}
+    assert values(families, "shoal_mean_return") == {(): -1.0}
+    assert values(families, "shoal_ignored_tokens_total") == {(): 4}
+    assert values(families, "shoal_stage_seconds_total") == {("actor_policy",): 0.25, ("actor_env",): 0.5}
+    sources.intake.ledger.sampled += 1
+    families = scrape(server)
+    assert values(families, "shoal_sampled_env_steps_total") == {(): 101}
+    assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 1}
+
+
+def test_histograms_are_cumulative_and_include_their_bounds(sources, serve):
+    """A bucket that counts its own share only, or that leaves out a value equal to its bound."""
+    families = scrape(serve(sources))
+    lag = families["shoal_policy_lag_versions"].samples
+    buckets = {s.labels["le"]: s.value for s in lag if s.name.endswith("_bucket")}
+    assert (buckets["1.0"], buckets["2.0"], buckets["32.0"], buckets["+Inf"]) == (0, 1, 1, 1)
+    samples = {
+        s.name.rsplit("_", 1)[1]: s.value for s in families["shoal_episode_length_steps"].samples if not s.labels
+    }
+    assert samples == {"count": 2, "sum": 16.0}
+    # Where a bucket is negative a sum is no counter: the format leaves out both, mean_return and episodes_total remain.
+    returns = families["shoal_episode_return"].samples
+    assert {s.name for s in returns} == {"shoal_episode_return_bucket"}
+    assert {s.labels["le"]: s.value for s in returns}["-2.0"] == 1
+    assert values(families, "shoal_episodes_total") == {(): 2}
+
+
+def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
+    """A page that is gone because one number cannot be read; a log that is full of it."""
+
+    def raises():
+        raise RuntimeError("the pool is closed")
+
+    server = serve(dataclasses.replace(sources, actors_alive=raises))
+    for _ in range(3):
+        families = scrape(server)
+    assert "shoal_actors_alive" not in families
+    assert "shoal_actor_restarts" in families
+    assert "shoal_build_info" in families
+    assert caplog.text.count("shoal_actors_alive cannot be read") == 1
+
+
+def test_before_the_first_batch_the_page_is_whole(serve):
+    """A division by zero episodes, a maximum of nothing."""
+    ledger = Ledger()
+    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
+    families = scrape(
+        serve(
+            Sources(
+                statistics=RunStatistics(ledger),
+                intake=intake,
+                actors_alive=lambda: 0,
+                actor_restarts=dict,
+                build={},
+            )
+        )
+    )
+    assert {entry.name.removesuffix("_total") for entry in CATALOGUE} <= families.keys()
+
+
+def test_two_runs_in_one_process(sources, serve):
+    """A global registry: the second run's metrics refused as duplicates, or added to the first's."""
+    first, second = serve(sources), serve(sources)
+    assert first.port != second.port
+    assert values(scrape(first), "shoal_actors_alive") == values(scrape(second), "shoal_actors_alive")
+
+
+def test_a_port_that_is_taken_is_an_error(sources, serve):
+    """A run whose numbers nobody can see, because another answers in its place."""
+    server = serve(sources)
+    with pytest.raises(OSError, match="Address already in use"):
+        MetricsServer(sources, address="127.0.0.1", port=server.port)
+
+
+def test_a_closed_server_frees_its_port(sources, serve):
+    """A resumed run in the same process that cannot have its port back."""
+    server = MetricsServer(sources, address="127.0.0.1", port=0)
+    server.close()
+    assert serve(sources, server.port).port == server.port
+
+
+def test_histogram():
+    """A mean of nothing that is 0, a maximum that forgets."""
+    histogram = Histogram((1, 2))
+    assert histogram.mean != histogram.mean
+    histogram.observe([0, 1, 2, 5])
+    assert (histogram.counts, histogram.count, histogram.mean, histogram.max) == ([2, 1, 1], 4, 2.0, 5)
+
+
+def test_a_nan_of_the_canary_stays_seen():
+    """A canary that read NaN once and then looks healthy."""
+    statistics = RunStatistics(Ledger())
+    for error in (1e-6, float("nan"), None, 1e-5):
+        statistics.add_log_prob_error(error)
+    assert statistics.log_prob_checks == 3
+    assert statistics.last_log_prob_error == 1e-5
+    assert statistics.max_log_prob_error != statistics.max_log_prob_error

@@ -1,0 +1,231 @@
+"""Actors that die, hang and fail, with real Ray: the run goes on, and every step stays in the books."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import (
+    SMALL,
+    actor_processes,
+    alive,
+    descendants,
+    make_setup,
+    make_spec,
+    read_summary,
+    start_shoal,
+    wait_for,
+)
+
+from actors.agent import WorkerSetup
+from actors.config import ActorConfig
+from actors.ray_pool import RayPool, TooManyFailures
+from deploy.cli import main
+from learner.checkpoint import find_checkpoint
+from learner.intake import Intake
+from learner.ledger import Ledger
+from policy.trajectory import Trajectory
+from policy.weights import Weights, flatten_weights
+
+SCRIPTED = "service_envs:Scripted-v0"
+
+
+class Run:
+    """A pool and its intake, with a loop in place of a learner: every batch is one more version."""
+
+    def __init__(self, setup: WorkerSetup, num_actors: int = 2, **config: Any) -> None:
+        self.weights = flatten_weights(setup.make_policy(), 0)
+        self.intake = Intake(
+            make_spec(setup),
+            run_id=setup.run_id,
+            num_actors=num_actors,
+            num_envs=setup.num_envs,
+            batch_size=setup.num_envs,
+            max_policy_lag=2,
+            ledger=Ledger(),
+        )
+        self.version = 0
+        self.intake.publish(0, self.weights)
+        self.pool = RayPool(setup, num_actors, ActorConfig(**config), self.intake)
+
+    def update(self) -> Trajectory:
+        [trajectory] = self.intake.next_batch(self.pool.pump, threading.Event()) or []
+        self.intake.book([trajectory], trained=trajectory.env_steps)
+        self.version += 1
+        self.intake.publish(self.version, Weights(self.version, self.weights.flat, self.weights.sha256))
+        assert self.intake.ledger.balance() == 0
+        return trajectory
+
+    def update_until(self, condition: Any, seconds: float = 60) -> Trajectory:
+        deadline = time.monotonic() + seconds
+        while not condition(trajectory := self.update()):
+            assert time.monotonic() < deadline
+        return trajectory
+
+    def close(self) -> list[int]:
+        processes = self.pool.process_ids()
+        self.pool.close()
+        self.intake.close()
+        assert self.intake.ledger.balance() == self.intake.ledger.in_flight == 0
+        return processes
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_actor_is_replaced() -> None:
+    """Catches a run that stops, or hangs, with its first dead actor; a replacement that is not counted, or acts with
+    the weights of long ago; processes that stay."""
+    run = Run(make_setup("recall", num_envs=8, unroll_length=32))
+    run.update_until(lambda _: run.pool.num_alive == 2)
+    before = run.pool.process_ids()
+    os.kill(before[0], signal.SIGKILL)
+    back = run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    assert (back.header.actor, back.header.sequence) == (0, 0)
+    assert run.version - 1 - back.header.policy_version <= 2
+    assert run.pool.restarts == {"died": 1}
+    assert run.intake.lost_unrolls <= 1
+    assert not run.intake.ledger.dropped
+    assert not run.intake.refused
+    assert run.pool.num_alive == 2
+    assert len(set(run.pool.process_ids()) - set(before)) == 1
+    processes = run.close()
+    wait_for(lambda: not any(map(alive, processes)), seconds=10)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_unroll_under_way_is_lost_and_counted(tmp_path: Path) -> None:
+    """Catches an admission that is never given back: in the end nobody would be admitted any more."""
+    setup = make_setup(SCRIPTED, how="exits", at=30, marker=str(tmp_path / "marker"))
+    run = Run(setup)
+    run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    assert run.pool.restarts == {"died": 1}
+    assert run.intake.lost_unrolls == 1
+    run.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
+    """Catches one environment that sleeps for ever and takes its actor, or everybody, with it."""
+    setup = make_setup(SCRIPTED, how="hangs", at=30, marker=str(tmp_path / "marker"))
+    run = Run(setup, unroll_timeout_seconds=2.0)
+    run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    assert run.pool.restarts == {"timeout": 1}
+    assert run.intake.lost_unrolls == 1
+    processes = run.close()
+    wait_for(lambda: not any(map(alive, processes)), seconds=10)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_environment_that_always_fails_ends_the_run() -> None:
+    """Catches an endless loop of restarts, and an end that does not say what the environment said."""
+    run = Run(make_setup(SCRIPTED, how="raises"), num_actors=1, max_consecutive_failures=2)
+    with pytest.raises(TooManyFailures, match="actor 0 failed 2 times in a row") as caught:
+        run.update()
+    assert "lost the plot" in str(caught.value)
+    assert "slot 0, step" in str(caught.value)
+    assert type(caught.value.__cause__).__name__ == "EnvironmentFault"
+    assert run.pool.restarts == {"error": 2}
+    assert run.pool.num_alive == 0
+    run.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_refuses_other_weights_than_were_published() -> None:
+    """Catches an actor that plays on with weights which were damaged on their way."""
+    run = Run(make_setup("recall"), num_actors=1, max_consecutive_failures=1)
+    run.intake.publish(1, Weights(1, run.weights.flat + 1, run.weights.sha256))
+    with pytest.raises(TooManyFailures, match="WeightsError: weights of version 1: expected sha256"):
+        run.update()
+    run.close()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
+    """The same through the command line; and Ctrl-C, which a terminal sends to Ray's processes too, ends it cleanly."""
+    process = start_shoal(
+        *(
+            "train",
+            *SMALL,
+            "actor.num_actors=2",
+            "total_env_steps=1000000000",
+            "run_dir=run",
+            "checkpoint.every_updates=20",
+        ),
+        cwd=tmp_path,
+    )
+
+    def newest() -> int:
+        return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
+
+    wait_for(newest, process=process)
+    children = descendants(process.pid)
+    victim, survivor = actor_processes(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: set(actor_processes(process.pid)) > {survivor}, process=process)
+    at = newest()
+    wait_for(lambda: newest() > at + 100, process=process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    summary = read_summary(tmp_path / "run")
+    assert summary["actor_restarts"] == 1
+    assert "1 actors replaced" in output
+    assert summary["policy_lag"]["max"] <= 2
+    assert summary["log_prob_checks"] > 10
+    assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]
+    wait_for(lambda: not any(map(alive, children)), seconds=20)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_lock_step_is_the_same_in_every_mode(tmp_path: Path) -> None:
+    """Catches an update that depends on where actors live, or on who was faster."""
+    settings = [*SMALL, "actor.num_actors=2", "actor.max_policy_lag=0", "total_env_steps=600", "learner.num_threads=2"]
+    found = []
+    for mode in ("inline", "local"):
+        assert main(["train", *settings, f"mode={mode}", f"run_dir={tmp_path / mode}"]) == 0
+        summary = read_summary(tmp_path / mode)
+        assert summary["policy_lag"] == {"mean": 0, "max": 0}
+        found.append((summary["policy_version"], summary["weights_sha256"], summary["env_steps"]))
+    assert found[0] == found[1]
+
+
+def test_a_bad_answer_costs_one_slot_an_episode(tmp_path: Path) -> None:
+    """Catches nonsense of an environment that reaches the weights, ends the run, or goes unreported."""
+    env = ("env.id=" + SCRIPTED, 'env.kwargs={how: "raises,nan,shape,dtype,reward", at: 40}', "env.num_envs=8")
+    assert main(["train", *SMALL, *env, "mode=inline", "total_env_steps=2000", f"run_dir={tmp_path / 'run'}"]) == 0
+    summary = read_summary(tmp_path / "run")
+    assert summary["env_faults"] >= 8
+    assert summary["refused_updates"] == summary["actor_restarts"] == 0
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("WARNING") == summary["env_faults"]
+    for slot in range(8):
+        # The environment's 40th step; its 6 resets count too.
+        assert f"{SCRIPTED}: slot {slot}, step 46" in log
+    for message in (
+        "RuntimeError: lost the plot",
+        "obs has a value that is not finite",
+        "obs has shape (5,), must be (4,)",
+        "obs has dtype <U1, must be float32",
+        "reward inf is not finite",
+    ):
+        assert message in log
+    assert all(p.isfinite().all() for p in find_checkpoint(tmp_path / "run").make_policy().parameters())
+
+
+def test_an_environment_that_only_fails_ends_a_run_with_its_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a failed run whose last words are about something else than what failed, and one without a summary."""
+    env = ("env.id=" + SCRIPTED, "env.kwargs={how: raises}", "env.num_envs=8", "mode=inline")
+    assert main(["train", *SMALL, *env, f"run_dir={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert "shoal: the run failed: EnvironmentFault: " in error
+    assert "lost the plot" in error
+    assert "Traceback" not in error
+    assert "lost the plot" in (tmp_path / "run" / "traceback.txt").read_text()
+    assert read_summary(tmp_path / "run")["env_steps"] == 0

@@ -1,0 +1,96 @@
+"""What a person sees while a run goes on, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+from pathlib import Path
+from typing import Any
+
+from service import SMALL, command
+
+from deploy.cli import main
+from deploy.progress import _sparkline, _summary_lines
+
+LINE = re.compile(
+    r"\[\d\d:\d\d\] steps [\d,]+/[\d,]+  return (-|-?[\d.]+)  sampled/s [\d,]+  trained/s [\d,]+  lag [\d.]+  "
+    r"policy_loss -?[\d.]+  value_loss [\d.]+  entropy [\d.]+  eta [\d:-]+"
+)
+
+
+def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any) -> None:
+    """Catches a log that says nothing, terminal codes in a file, and rates of a short run that are 0."""
+    assert main(["train", "mode=inline", *SMALL, "total_env_steps=1000", f"run_dir={tmp_path / 'run'}"]) == 0
+    out = capfd.readouterr().out
+    assert "\x1b" not in out
+    lines = [line for line in out.splitlines() if line.startswith("[")]
+    assert lines
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    assert "trained/s 0 " not in lines[-1]
+    assert out.index("Training Fast") < out.index(lines[0]) < out.index("Done.")
+    for part in ("a random policy gets", "books       balance", "shoal evaluate"):
+        assert part in out
+
+
+def test_the_live_view_shows_what_matters(tmp_path: Path) -> None:
+    """Catches a view that fails on a real terminal, and log records that tear it apart."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="100", LINES="40")
+        env = ("env.id=service_envs:Scripted-v0", "env.kwargs={how: raises, at: 100}")
+        run = ("mode=inline", f"run_dir={tmp_path / 'run'}", "total_env_steps=3000")
+        argv = command("train", *SMALL, *env, *run)
+        os.execv(argv[0], argv)
+    out = b""
+    try:
+        while piece := os.read(terminal, 2**16):
+            out += piece
+    except OSError:  # what Linux answers once the other side is closed
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, out.decode()
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.decode().replace("\r", "")).split("steps  ")
+    assert len(frames) > 3
+    last = frames[-1]
+    for label in ("time", "return", "steps/s", "lag", "loss", "memory", "actors", "curve"):
+        assert re.search(rf"^ *{label}  ", last, re.MULTILINE), last
+    for part in ("elapsed", "left", "policy", "value", "entropy", "right: ", "1 alive", "Done."):
+        assert part in last
+    # The cursor goes up over the view before a record is written, never through it.
+    assert re.search(r"\x1b\[2K(\x1b\[[0-9;]*m)?WARNING: service_envs:Scripted-v0: slot", out.decode())
+
+
+def test_the_summary_says_what_went_wrong() -> None:
+    """Catches good words for a run that was interrupted, lost steps or saw no episode end."""
+    summary = {
+        "mean_return": None,
+        "random_return": None,
+        "ledger": {"sampled": 10, "trained": 4, "in_flight": 0, "dropped": {"stale": 5}},
+        "interrupted_by": "SIGINT",
+        "env_steps": 4,
+        "wall_seconds": 3700.0,
+        "env_steps_per_second": 1.0,
+        "policy_version": 1,
+        "books_balance": False,
+        "max_log_prob_error": 0.02,
+        "log_prob_checks": 3,
+        "actor_restarts": 2,
+        "env_faults": 7,
+    }
+    text = "\n".join(_summary_lines(summary, Path("runs/x")))
+    for part in ("Interrupted", "no episode ended", "DO NOT BALANCE", "5 dropped (stale)", "2 actors replaced"):
+        assert part in text
+    assert "1:01:40" in text
+    assert "MEMORY IS WRONG" in text
+    summary |= {"mean_return": 3.0, "random_return": 1.5, "books_balance": True, "max_log_prob_error": 1e-6}
+    text = "\n".join(_summary_lines(summary, Path("runs/x")))
+    assert "3.000; a random policy gets 1.500, 2.0 times as much" in text
+    assert "WRONG" not in text
+
+
+def test_the_curve_is_drawn_between_its_ends() -> None:
+    """Catches a constant curve that divides by zero, and a long one that does not fit the line."""
+    assert _sparkline([1.0], 10).startswith("▁")
+    assert _sparkline([0.0, 1.0], 10).startswith("▁█")
+    assert len(_sparkline([float(i) for i in range(1000)], 20).split()[0]) <= 20
