@@ -149,6 +149,7 @@ class _Run:
             refused_dir=run_dir / "refused",
             describe=self._describe,
         )
+        path.prepare(policy)
         self.limits = Limits(
             total_env_steps=config.total_env_steps,
             max_seconds=config.max_seconds,

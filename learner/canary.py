@@ -53,4 +53,6 @@ class Canary:
             return None
         load_weights(self._policy, weights)
         rows = part["policy_version"] == weights.policy_version
-        return float(log_prob_error(evaluate(self._policy, part, self._path).log_prob, part, rows))
+        with self._path.exact():
+            log_prob = evaluate(self._policy, part, self._path).log_prob
+        return float(log_prob_error(log_prob, part, rows))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from tensordict import TensorDict
 
 from learner.device import DevicePath
+from policy import FastPolicy
 
 
 class CudaPath(DevicePath):
@@ -13,10 +17,12 @@ class CudaPath(DevicePath):
 
     pin_memory = True
 
-    def __init__(self, *, autocast: bool = False) -> None:
+    def __init__(self, *, autocast: bool = False, compile_policy: bool = False) -> None:
         super().__init__(torch.device("cuda", torch.cuda.current_device()), autocast=autocast)
         self._copies = torch.cuda.Stream(self.device)
-        torch.set_float32_matmul_precision("high")
+        self._compile = compile_policy
+        # TF32 rounds to 10 bits; it comes with autocast, where rounding was asked for, and not otherwise.
+        _set_tf32(autocast)
 
     def to_device(self, batch: TensorDict) -> TensorDict:
         """Copy on the side stream; the current stream waits for it, the host for the pinned buffers to be free."""
@@ -31,6 +37,28 @@ class CudaPath(DevicePath):
         self._copies.synchronize()
         return on_device
 
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """No autocast and no TF32 for the block."""
+        _set_tf32(False)
+        autocast, self._autocast = self._autocast, False
+        try:
+            yield
+        finally:
+            self._autocast = autocast
+            _set_tf32(autocast)
+
+    def prepare(self, policy: FastPolicy) -> None:
+        """Compile the parts whose shapes do not change: the LSTM between them runs in cuDNN."""
+        if self._compile:
+            policy.encode = torch.compile(policy.encode)  # type: ignore[method-assign]
+            policy.heads = torch.compile(policy.heads)  # type: ignore[method-assign]
+
     def describe(self) -> str:
         """For logs."""
         return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+
+
+def _set_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from learner.config import LearnerConfig
+from policy import FastPolicy
 
 
 class DevicePath:
@@ -28,6 +29,18 @@ class DevicePath:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 where it was asked for."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether updates compute in float32 throughout, so that their log-probabilities compare with an actor's."""
+        return not self._autocast
+
+    def exact(self) -> contextlib.AbstractContextManager[Any]:
+        """float32 throughout for the block, whatever updates use: for the canary."""
+        return contextlib.nullcontext()
+
+    def prepare(self, policy: FastPolicy) -> None:
+        """Make the policy that is trained here faster; once, after every copy of it has been made."""
 
     def describe(self) -> str:
         """For logs."""
@@ -61,5 +74,5 @@ def make_device_path(config: LearnerConfig) -> DevicePath:
     if name == "cuda":
         from learner.cuda import CudaPath
 
-        return CudaPath(autocast=config.autocast)
+        return CudaPath(autocast=config.autocast, compile_policy=config.compile)
     return DevicePath(torch.device(name), autocast=config.autocast and name != "cpu")

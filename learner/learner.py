@@ -134,7 +134,7 @@ class Learner:
         whole = Evaluation(*(part.detach() for part in _concatenate(evaluations)))
         targets, old_value = known or (self._targets(batch, whole), whole.value[:-1])
         current = batch["policy_version"] == self.policy_version
-        fresh = not self._stepped and bool(current.any())
+        fresh = not self._stepped and self.path.is_exact and bool(current.any())
         self._stepped = True
         valid = ~batch["is_first"][:, 1:].T
         count = max(int(valid.sum()), 1)

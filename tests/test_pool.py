@@ -152,6 +152,7 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
             *SMALL,
             "actor.num_actors=2",
             "total_env_steps=1000000000",
+            "max_seconds=120",
             "run_dir=run",
             "checkpoint.every_updates=20",
         ),
