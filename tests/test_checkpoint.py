@@ -222,17 +222,26 @@ def test_what_is_half_written_is_ignored_and_cleared_away(directory):
     assert sorted(path.name for path in directory.iterdir()) == [*(f"{v:09d}" for v in range(1, 5)), "notes"]
 
 
-def test_a_version_saved_twice_is_there_throughout(directory):
+def test_a_version_saved_twice_is_there_throughout(directory, monkeypatch):
     """A replacement that deletes the old one first: a kill in between would lose the run."""
     checkpoints, learner = Checkpoints(directory, keep=3), trained(3)
     checkpoints.save(learner, {"note": "again"})
     assert checkpoints.latest().state["note"] == "again"
     assert len(list(directory.iterdir())) == 3
-    # As a kill between the two renames leaves it.
     for old in ("000000001", "000000002"):
         shutil.rmtree(directory / old)
-    (directory / "000000003").rename(directory / ".replaced-000000003")
-    assert checkpoints.latest().policy_version == 3
+    rename = os.rename
+
+    def end_before_the_successor_has_its_name(source, target):
+        if Path(source).name.startswith(".incomplete-"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", end_before_the_successor_has_its_name)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(learner, {"note": "never"})
+    monkeypatch.undo()
+    assert checkpoints.latest().state["note"] == "again"
     checkpoints.save(learner, {"note": "third"})
     assert [path.name for path in directory.iterdir()] == ["000000003"]
     assert checkpoints.latest().state["note"] == "third"
@@ -263,13 +272,13 @@ for kill in range(12):
         while True:
             learner.policy_version += 1
             checkpoints.save(learner, {{}})
-            checkpoints.save(learner, {{}})  # the same version again
             os.write(written, bytes([learner.policy_version]))
+            checkpoints.save(learner, {{}})  # the same version again
+    os.close(written)  # so that the child's end is seen if it fails
     finished = os.read(done, 1)[0]
     time.sleep(0.004 * kill)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    os.close(written)
     finished = max([finished, *os.read(done, 9999)])
     os.close(done)
     latest = checkpoints.latest()
