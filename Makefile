@@ -18,7 +18,7 @@ help:  ## List the targets
 install: $(RUNTIME)  ## Make .venv and install shoal with MettaGrid (PYTHON=python3.12, TORCH='torch==...')
 
 train: $(RUNTIME)  ## Train the demo: Fast on MettaGrid, on this machine (ARGS="key=value ...")
-	@$(VENV)/bin/shoal train $(ARGS)
+	@$(VENV)/bin/shoal train --config forage $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS="-m slow" for learning and chaos)
 	@$(VENV)/bin/python -m pytest $(ARGS)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from actors.episodes import EpisodeCounter
-from envs.boundary import StepRows, VectorEnvironment
+from envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorEnvironment
 from policy import FastPolicy
 from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, to_bytes, valid_transitions
 from policy.weights import Weights, WeightsError, load_weights
@@ -35,7 +35,7 @@ class RolloutWorker:
         seed: int,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
-        self.spec = trajectory_spec(envs, unroll_length)
+        self.spec = trajectory_spec(envs.spec, unroll_length)
         self._identity = (run_id, actor, incarnation)
         self._sequence = 0
         self._policy_version = -1
@@ -156,7 +156,13 @@ class RolloutWorker:
         self.envs.close()
 
 
-def trajectory_spec(envs: VectorEnvironment, unroll_length: int) -> TrajectorySpec:
-    """The contract that these environments' trajectories follow."""
-    spec = envs.spec
-    return TrajectorySpec(unroll_length, spec.obs_shape, spec.obs_dtype.name, spec.action_shape, spec.action_dtype.name)
+def trajectory_spec(spec: EnvSpec, unroll_length: int) -> TrajectorySpec:
+    """The contract that trajectories of this environment follow."""
+    return TrajectorySpec(
+        unroll_length,
+        spec.obs_shape,
+        spec.obs_dtype.name,
+        spec.action_shape,
+        spec.action_dtype.name,
+        num_actions=tuple(map(len, spec.actions.names)) if isinstance(spec.actions, DiscreteActions) else (),
+    )

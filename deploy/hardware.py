@@ -15,8 +15,8 @@ def available_cores() -> int:
 def num_actors(config: Config, *, accelerator: bool) -> int:
     """Rollout actors.
 
-    With an accelerator all cores but one make rollouts. Without one an update costs about twice the rollout it trains
-    on, and the learner's threads fill whatever the actors leave, so half of the cores act.
+    With an accelerator all cores but one make rollouts. Without one acting and learning on a step cost about the same,
+    so half of the cores act.
     """
     if config.actor.num_actors != "auto":
         return config.actor.num_actors
@@ -31,8 +31,11 @@ def num_actors(config: Config, *, accelerator: bool) -> int:
     return chosen
 
 
-def gradient_threads(config: Config, *, accelerator: bool) -> int:
-    """Gradient threads of a learner on the CPU: one per core, each with one torch thread, so none spins on another."""
+def gradient_threads(config: Config, *, num_actors: int, accelerator: bool) -> int:
+    """Gradient threads of a learner on the CPU: the cores that do not act.
+
+    More would fill the moments when an actor waits, but smaller shards cost more per step than that brings.
+    """
     if config.learner.num_threads != "auto":
         return config.learner.num_threads
-    return 1 if accelerator else available_cores()
+    return 1 if accelerator else max(1, available_cores() - num_actors)

@@ -23,6 +23,7 @@ import torch
 
 from actors.agent import WorkerSetup, actions_of, observation_of
 from actors.pool import InlinePool
+from actors.rollout import trajectory_spec
 from deploy import hardware
 from deploy.config import Config, to_dict, to_yaml
 from deploy.progress import Progress
@@ -39,7 +40,6 @@ from learner.metrics import MetricsServer, Sources
 from learner.statistics import RunStatistics
 from learner.train import Limits, Parts, train
 from policy.allocator import keep_freed_memory
-from policy.trajectory import TrajectorySpec
 from policy.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class _Run:
         path = make_device_path(config.learner)
         accelerator = path.device.type != "cpu"
         self.num_actors = hardware.num_actors(config, accelerator=accelerator)
-        self.gradient_threads = hardware.gradient_threads(config, accelerator=accelerator)
+        self.gradient_threads = hardware.gradient_threads(config, num_actors=self.num_actors, accelerator=accelerator)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
         resumed = self._find_resumed()
         run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
@@ -126,11 +126,9 @@ class _Run:
         self.statistics = RunStatistics(self.ledger)
         self.statistics.policy_version = self.learner.policy_version
         self.trained_before = self.ledger.trained
-        trajectory_spec = TrajectorySpec(
-            config.actor.unroll_length, spec.obs_shape, spec.obs_dtype.name, spec.action_shape, spec.action_dtype.name
-        )
+        contract = trajectory_spec(spec, config.actor.unroll_length)
         self.intake = Intake(
-            trajectory_spec,
+            contract,
             run_id=self.setup.run_id,
             num_actors=self.num_actors,
             num_envs=config.env.num_envs,
@@ -141,7 +139,7 @@ class _Run:
         self.parts = Parts(
             learner=self.learner,
             intake=self.intake,
-            assembler=BatchAssembler(trajectory_spec, config.learner.batch_size, pin_memory=path.pin_memory),
+            assembler=BatchAssembler(contract, config.learner.batch_size, pin_memory=path.pin_memory),
             publish=_as_it_is,
             canary=Canary(policy, path, max_policy_lag=config.actor.max_policy_lag),
             checkpoints=self.checkpoints,

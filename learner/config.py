@@ -21,7 +21,8 @@ class LearnerConfig:
     minibatches: int = 1
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: int | Literal["auto"] = "auto"
-    """On the CPU: gradient threads, each of which computes its share of the batch; ``auto`` is one per core."""
+    """On the CPU: gradient threads, each of which computes its share of the batch; ``auto`` takes the cores
+    that do not act."""
     learning_rate: float = 0.000457
     adam_eps: float = 1e-12
     gamma: float = 0.977

@@ -54,7 +54,7 @@ class Learner:
     """Policy, optimizer and regularizer, and the update that moves them.
 
     On the CPU the batch is cut into one shard per gradient thread. Each thread runs whole sequences with one torch
-    thread, so no thread ever spins on another, and the operating system fills the cores that actors leave idle.
+    thread, so no thread ever spins on another.
     Gradients are added in shard order: the result does not depend on who was faster.
     """
 

@@ -67,11 +67,6 @@ class Discrete:
             entropy = entropy - (log_p.exp() * log_p).sum(-1)
         return log_prob, entropy
 
-    def contains(self, action: Tensor) -> bool:
-        """Whether every entry of ``action`` is an index of its choice."""
-        limits = torch.tensor([len(choice) for choice in self.names])
-        return bool(((action >= 0) & (action < (limits[0] if self.scalar else limits))).all())
-
     def _split(self, logits: Tensor) -> Sequence[Tensor]:
         return (logits,) if len(self.names) == 1 else logits.split([len(choice) for choice in self.names], -1)
 
@@ -116,10 +111,6 @@ class Continuous:
         half_log_2pi = 0.5 * math.log(2 * math.pi)
         log_prob = -0.5 * ((action - mean) * (-log_std).exp()).square() - log_std - half_log_2pi
         return log_prob.sum(-1), (log_std + half_log_2pi + 0.5).sum(-1)
-
-    def contains(self, action: Tensor) -> bool:
-        """Whether every entry is finite."""
-        return bool(action.isfinite().all())
 
 
 Actions = Discrete | Continuous

@@ -42,6 +42,8 @@ class TrajectorySpec:
     """L of the LSTM."""
     hidden: int = 128
     """H of the LSTM."""
+    num_actions: tuple[int, ...] = ()
+    """Number of actions of each discrete choice; empty where actions are continuous."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
@@ -190,7 +192,7 @@ def from_bytes(
         if not buffer.address <= values.address <= values.address + values.size <= buffer.address + buffer.size:
             raise TrajectoryError(f"column {name} is compressed; trajectories are read where they lie")
         columns[name] = column.to_numpy_ndarray() if shape else column.to_numpy()
-    _check_values(columns)
+    _check_values(spec, columns)
     return Trajectory(_header(metadata), columns, buffer.size)
 
 
@@ -231,7 +233,10 @@ def _check_identity(spec: TrajectorySpec, metadata: Mapping[str, str], schema: p
         raise TrajectoryError(f"expected columns {spec.schema()}, got {schema.remove_metadata()}")
 
 
-def _check_values(columns: Mapping[str, np.ndarray]) -> None:
+def _check_values(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None:
+    limits = np.array(spec.num_actions if spec.action_shape else spec.num_actions[:1])
+    if len(limits) and ((columns["action"] < 0) | (columns["action"] >= limits)).any():
+        raise TrajectoryError(f"column action must hold indices of {spec.num_actions} actions")
     for name in ("is_first", "terminated", "truncated"):
         if columns[name].max() > 1:
             raise TrajectoryError(f"column {name} must hold 0 or 1, got {columns[name].max()}")

@@ -43,7 +43,7 @@ def make_setup(env_id: str, *, num_envs: int = 4, unroll_length: int = 8, seed: 
 def make_spec(setup: WorkerSetup) -> TrajectorySpec:
     envs = make_vector_env(setup.env_id, setup.num_envs, 0, **setup.env_kwargs)
     envs.close()
-    return trajectory_spec(envs, setup.unroll_length)
+    return trajectory_spec(envs.spec, setup.unroll_length)
 
 
 def shoal(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 
@@ -54,6 +55,17 @@ def refused(data, spec=SPEC, **options):
         from_bytes(spec, data, **options)
     assert time.monotonic() - start < 1
     return str(caught.value)
+
+
+@pytest.mark.parametrize(("num_actions", "shape", "wrong"), [((4,), (), 4), ((4,), (), -1), ((2, 5), (2,), 2)])
+def test_actions_out_of_range_are_refused(num_actions, shape, wrong):
+    """An index beyond the logits: an IndexError, or on a GPU an assertion that ends the learner."""
+    spec = dataclasses.replace(SPEC, action_shape=shape, num_actions=num_actions)
+    columns = columns_of(spec)
+    columns["action"][:] = np.array(num_actions if shape else num_actions[0]) - 1
+    from_bytes(spec, to_bytes(spec, HEADER, columns))
+    columns["action"][(1, 2, 0) if shape else (1, 2)] = wrong
+    assert "indices of" in refused(to_bytes(spec, HEADER, columns), spec)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
