@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="play episodes with a trained policy")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
-    evaluate.add_argument("--episodes", type=int, default=256, help="episodes to play, one per agent (default 256)")
+    evaluate.add_argument("--episodes", type=int, default=512, help="episodes to play, one per agent (default 512)")
     evaluate.add_argument("--seed", type=int, default=1, help="seed of environments and actions (default 1)")
     evaluate.add_argument("--num-envs", type=int, help="slots stepped together (default: as trained)")
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
@@ -101,7 +101,8 @@ def _train(options: argparse.Namespace) -> int:
     problems += preflight.check(config, run_dir)
     if problems:
         return _refuse(problems)
-    from deploy.run import CannotStart, run
+    from deploy.run import run
+    from deploy.run_dir import CannotStart
 
     try:
         outcome = run(config, run_dir)

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import importlib.metadata
-import json
-import logging
-import os
-import platform
-import signal
-import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +17,14 @@ from actors.pool import InlinePool
 from actors.rollout import trajectory_spec
 from deploy import hardware
 from deploy.config import Config, to_dict, to_yaml
+from deploy.interruption import interruption
 from deploy.progress import Progress
-from envs.reference import random_return
+from deploy.run_dir import CannotStart, exclusive, log_file
+from deploy.summary import measured_random_return, summarize, versions, write_json
 from envs.registry import make_env_spec
 from learner.batch import BatchAssembler
 from learner.canary import Canary
-from learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
+from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from learner.device import make_device_path
 from learner.intake import Driver, Intake
 from learner.learner import Learner
@@ -41,18 +34,6 @@ from learner.statistics import RunStatistics
 from learner.train import Limits, Parts, train
 from policy.allocator import keep_freed_memory
 from policy.weights import Weights
-
-log = logging.getLogger(__name__)
-
-RANDOM_EPISODES = 512
-RANDOM_ENV_STEPS = 120_000
-
-RANDOM_RETURN_SECONDS = 60.0
-"""Time for measuring what random actions earn, after the run."""
-
-
-class CannotStart(ValueError):
-    """The settings do not fit each other, the checkpoint or the run directory; nothing was started."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +53,7 @@ def run(config: Config, run_dir: Path) -> Outcome:
         Exception: whatever ended the run early; the summary is written all the same.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _exclusive(run_dir), _log_file(run_dir):
+    with exclusive(run_dir), log_file(run_dir):
         try:
             run_ = _Run(config, run_dir)
         except ValueError as error:
@@ -166,7 +147,7 @@ class _Run:
                 pool = stack.enter_context(self._ray_pool())
                 drive = None
             # After Ray, which sets handlers of its own.
-            interruption = stack.enter_context(_interruption())
+            asked = stack.enter_context(interruption())
             server = self._serve_metrics(pool)
             progress = Progress(self.statistics, self.intake, pool, total_env_steps=config.total_env_steps)
             progress.say(self._headline(server))
@@ -181,7 +162,7 @@ class _Run:
                     if drive is None:
                         driver = Driver(pool.pump, self.intake)
                         driver.start()
-                    weights = train(self.parts, self.limits, drive, interruption.requested)
+                    weights = train(self.parts, self.limits, drive, asked.requested)
                 completed = True
             finally:
                 self.statistics.end()
@@ -190,11 +171,20 @@ class _Run:
                 pool.close()
                 self.intake.close()
                 # A failed run's environment may be what failed: it is not played again.
-                random = _measured_random_return(self.setup) if completed else None
-                summary = self._summary(pool, weights, interruption.signal_number, random)
-                _write_json(self.run_dir / "summary.json", summary)
+                random = measured_random_return(self.setup) if completed else None
+                summary = summarize(
+                    self.statistics,
+                    self.intake,
+                    actor_restarts=sum(pool.restarts.values()),
+                    weights=weights,
+                    trained_before=self.trained_before,
+                    random=random,
+                    interrupted_by=asked.signal_number,
+                    about={"env_id": config.env.id, "seed": config.seed, "policy_kind": config.policy.kind},
+                )
+                write_json(self.run_dir / "summary.json", summary)
             progress.summary(summary, self.run_dir)
-            return Outcome(summary, interruption.signal_number)
+            return Outcome(summary, asked.signal_number)
 
     @contextlib.contextmanager
     def _ray_pool(self) -> Iterator[Any]:
@@ -214,7 +204,7 @@ class _Run:
             intake=self.intake,
             actors_alive=lambda: pool.num_alive,
             actor_restarts=lambda: pool.restarts,
-            build=_versions(),
+            build=versions(),
         )
         return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)
 
@@ -257,141 +247,9 @@ class _Run:
             "ledger": self.ledger.to_json(),
             "mean_return": self.statistics.mean_return,
             "config": to_dict(self.config),
-            "versions": _versions(),
+            "versions": versions(),
         }
-
-    def _summary(
-        self, pool: Any, weights: Weights | None, interrupted_by: int | None, random: float | None
-    ) -> dict[str, Any]:
-        statistics = self.statistics
-        seconds = statistics.seconds
-        trained = self.ledger.trained
-        return {
-            "env_id": self.config.env.id,
-            "env_steps": trained,
-            "policy_version": self.learner.policy_version,
-            "env_steps_per_second": (trained - self.trained_before) / seconds,
-            "wall_seconds": seconds,
-            "mean_return": statistics.mean_return,
-            "episodes": statistics.episodes,
-            "random_return": random,
-            "max_log_prob_error": statistics.max_log_prob_error,
-            "log_prob_checks": statistics.log_prob_checks,
-            "actor_restarts": sum(pool.restarts.values()),
-            "env_faults": statistics.env_faults,
-            "refused_updates": statistics.refused_updates,
-            "lost_unrolls": self.intake.lost_unrolls,
-            "refused_trajectories": dict(self.intake.refused),
-            "ledger": self.ledger.to_json(),
-            "books_balance": self.ledger.balance() == 0,
-            "weights_sha256": weights.sha256 if weights else None,
-            "policy_lag": {
-                "mean": statistics.policy_lag.mean if statistics.policy_lag.count else None,
-                "max": statistics.policy_lag.max if statistics.policy_lag.count else None,
-            },
-            "stage_seconds": {stage: round(value, 3) for stage, value in statistics.stage_seconds.items()},
-            "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
-            "seed": self.config.seed,
-            "versions": _versions(),
-            "policy": {k: v for k, v in describe_policy(self.learner.policy).items() if k == "kind"},
-        }
-
-
-@dataclasses.dataclass(slots=True)
-class _Interruption:
-    requested: threading.Event
-    signal_number: int | None = None
-
-
-@contextlib.contextmanager
-def _interruption() -> Iterator[_Interruption]:
-    """First SIGINT or SIGTERM: finish the update, save, sum up. Second: out at once."""
-    interruption = _Interruption(threading.Event())
-
-    def handle(number: int, _frame: object) -> None:
-        if interruption.requested.is_set():
-            # No clean-up: the last checkpoint is complete, and Ray's processes end with this one.
-            os._exit(128 + number)
-        interruption.signal_number = number
-        interruption.requested.set()
-        print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _exclusive(run_dir: Path) -> Iterator[None]:
-    """One process per run directory."""
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CannotStart(f"run_dir: another process is writing to {run_dir}; choose another run_dir") from error
-        yield
-
-
-@contextlib.contextmanager
-def _log_file(run_dir: Path) -> Iterator[None]:
-    """Every log record also goes to ``run.log``."""
-    handler = logging.FileHandler(run_dir / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
-
-
-def _measured_random_return(setup: WorkerSetup) -> float | None:
-    """What uniformly random actions earn; None where that cannot be measured soon. The run itself is over and saved."""
-    found: list[float | None] = []
-
-    def measure() -> None:
-        try:
-            returns = random_return(
-                setup.env_id,
-                episodes=RANDOM_EPISODES,
-                num_envs=setup.num_envs,
-                max_env_steps=RANDOM_ENV_STEPS,
-                **setup.env_kwargs,
-            )
-            found.append(returns.mean if returns.episodes else None)
-        except Exception as error:  # noqa: BLE001  (environments raise anything)
-            log.warning("the return of random actions could not be measured: %s", error)
-
-    # A thread, because an environment that hangs would never come back.
-    thread = threading.Thread(target=measure, name="random-return", daemon=True)
-    thread.start()
-    thread.join(RANDOM_RETURN_SECONDS)
-    return found[0] if found else None
 
 
 def _as_it_is(weights: Weights) -> Weights:
     return weights
-
-
-def _versions() -> dict[str, str]:
-    names = ("shoal", "torch", "ray", "gymnasium", "numpy", "pyarrow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    """Strict JSON (no NaN), replaced at once."""
-    clean = json.loads(json.dumps(data), parse_constant=lambda _: None)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(clean, indent=1) + "\n")
-    os.replace(temporary, path)

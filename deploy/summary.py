@@ -1,0 +1,108 @@
+"""What came of a run, as plain data: ``RUN/summary.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from actors.agent import WorkerSetup
+from envs.reference import random_return
+from learner.intake import Intake
+from learner.statistics import RunStatistics
+from policy.weights import Weights
+
+log = logging.getLogger(__name__)
+
+RANDOM_EPISODES = 512
+RANDOM_ENV_STEPS = 120_000
+RANDOM_RETURN_SECONDS = 60.0
+"""Time for measuring what random actions earn, after the run."""
+
+
+def summarize(
+    statistics: RunStatistics,
+    intake: Intake,
+    *,
+    actor_restarts: int,
+    weights: Weights | None,
+    trained_before: int,
+    random: float | None,
+    interrupted_by: int | None,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The summary of a run that is over; ``about`` says which it was, ``trained_before`` what it resumed from."""
+    ledger, seconds, lag = intake.ledger, statistics.seconds, statistics.policy_lag
+    return {
+        **about,
+        "env_steps": ledger.trained,
+        "policy_version": statistics.policy_version,
+        "env_steps_per_second": (ledger.trained - trained_before) / seconds,
+        "wall_seconds": seconds,
+        "mean_return": statistics.mean_return,
+        "episodes": statistics.episodes,
+        "random_return": random,
+        "max_log_prob_error": statistics.max_log_prob_error,
+        "log_prob_checks": statistics.log_prob_checks,
+        "actor_restarts": actor_restarts,
+        "env_faults": statistics.env_faults,
+        "refused_updates": statistics.refused_updates,
+        "lost_unrolls": intake.lost_unrolls,
+        "refused_trajectories": dict(intake.refused),
+        "ledger": ledger.to_json(),
+        "books_balance": ledger.balance() == 0,
+        "weights_sha256": weights.sha256 if weights else None,
+        "policy_lag": {"mean": lag.mean if lag.count else None, "max": lag.max if lag.count else None},
+        "stage_seconds": {stage: round(value, 3) for stage, value in statistics.stage_seconds.items()},
+        "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
+        "versions": versions(),
+    }
+
+
+def measured_random_return(setup: WorkerSetup) -> float | None:
+    """What uniformly random actions earn; None where that cannot be measured soon. The run itself is over and saved."""
+    found: list[float | None] = []
+
+    def measure() -> None:
+        try:
+            returns = random_return(
+                setup.env_id,
+                episodes=RANDOM_EPISODES,
+                num_envs=setup.num_envs,
+                max_env_steps=RANDOM_ENV_STEPS,
+                **setup.env_kwargs,
+            )
+            found.append(returns.mean if returns.episodes else None)
+        except Exception as error:  # noqa: BLE001  (environments raise anything)
+            log.warning("the return of random actions could not be measured: %s", error)
+
+    # A thread, because an environment that hangs would never come back.
+    thread = threading.Thread(target=measure, name="random-return", daemon=True)
+    thread.start()
+    thread.join(RANDOM_RETURN_SECONDS)
+    return found[0] if found else None
+
+
+def versions() -> dict[str, str]:
+    """Of what may make two runs differ."""
+    names = ("shoal", "torch", "ray", "gymnasium", "numpy", "pyarrow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Strict JSON (no NaN), replaced at once."""
+    clean = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(clean, indent=1) + "\n")
+    os.replace(temporary, path)
