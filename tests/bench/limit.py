@@ -140,32 +140,30 @@ def service(arguments: list[str], seconds: float, warmup: float) -> float:
                     break
             if url is None:
                 raise RuntimeError(f"the service did not start:\n{said}")
-            while not trained_steps(url):
-                time.sleep(0.2)
+            while not trained(url)[1]:
+                time.sleep(0.5)
             time.sleep(warmup)
-            # From update to update, so that no part of one is counted.
-            (start, first), (end, last) = next_update(url), (0.0, 0)
-            while end - start < seconds:
-                end, last = next_update(url)
+            start, first = trained(url)
+            time.sleep(seconds)
+            end, last = trained(url)
             return (last - first) / (end - start)
         finally:
             process.terminate()
             process.communicate(timeout=60)
 
 
-def trained_steps(url: str) -> int:
-    """What the service says it has trained on."""
+def trained(url: str) -> tuple[float, int]:
+    """When the last update ended, in seconds, and the environment steps trained by then.
+
+    Two scrapes are all it takes, and whole updates lie between them.
+    """
     with urllib.request.urlopen(url, timeout=10) as page:
-        match = re.search(r"^shoal_trained_env_steps_total (\S+)", page.read().decode(), re.MULTILINE)
-    return int(float(match[1])) if match else 0
-
-
-def next_update(url: str) -> tuple[float, int]:
-    """When the next update ends, and the steps trained by then."""
-    before = trained_steps(url)
-    while (now := trained_steps(url)) == before:
-        time.sleep(0.02)
-    return time.perf_counter(), now
+        text = page.read().decode()
+    moment, steps = (
+        float(re.search(rf"^{name} (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("shoal_last_update_timestamp_seconds", "shoal_trained_env_steps_total")
+    )
+    return moment, int(steps)
 
 
 def main() -> None:
