@@ -23,6 +23,9 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted (a run: after it saved)."""
     options = _parser().parse_args(arguments)
+    if (here := os.getcwd()) not in sys.path:
+        # Where users keep their environments; last, so that a folder named like one of our packages hides nothing.
+        sys.path.append(here)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StandardError()])
     try:
         return options.command(options)
