@@ -39,7 +39,7 @@ def _environment(config: Config) -> list[str]:
 
 
 def _device(config: Config) -> list[str]:
-    from learner.device import check_device
+    from learner.device_choice import check_device
 
     problem = check_device(config.learner)
     return [f"learner.device: {problem}"] if problem else []

@@ -25,7 +25,7 @@ from envs.registry import make_env_spec
 from learner.batch import BatchAssembler
 from learner.canary import Canary
 from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
-from learner.device import make_device_path
+from learner.device_choice import make_device_path
 from learner.intake import Driver, Intake
 from learner.learner import Learner
 from learner.ledger import Ledger

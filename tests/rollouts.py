@@ -12,7 +12,7 @@ from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpa
 from envs.recall import RecallEnvironment
 from learner.batch import BatchAssembler
 from learner.config import LearnerConfig
-from learner.device import make_device_path
+from learner.device_choice import make_device_path
 from learner.learner import Learner
 from policy import FastPolicy, VectorObservation
 from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes

@@ -11,7 +11,8 @@ from rollouts import SMALL, random_batch, random_columns, small_policy
 
 from learner.batch import BatchAssembler
 from learner.config import LearnerConfig
-from learner.device import DeviceNotFound, DevicePath, check_device, make_device_path
+from learner.device import DevicePath
+from learner.device_choice import DeviceNotFound, check_device, make_device_path
 from learner.learner import Learner, evaluate
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
@@ -60,7 +61,7 @@ def test_the_cpu_path_copies_nothing_and_imports_no_cuda():
     assert not path.pin_memory
     evaluate(small_policy(), batch, path)  # autocast is for accelerators
     code = (
-        "import sys; from learner.config import LearnerConfig; from learner.device import make_device_path;"
+        "import sys; from learner.config import LearnerConfig; from learner.device_choice import make_device_path;"
         "import learner.train; make_device_path(LearnerConfig(device='cpu')); sys.exit('learner.cuda' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
