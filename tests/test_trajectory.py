@@ -49,11 +49,11 @@ def payload():
 
 
 def refused(data, spec=SPEC, **options):
-    """The error of bytes that must be refused, in time."""
-    start = time.monotonic()
+    """The error of bytes that must be refused, within a second of the processor: others may be busy."""
+    start = time.process_time()
     with pytest.raises(TrajectoryError) as caught:
         from_bytes(spec, data, **options)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     return str(caught.value)
 
 
@@ -261,14 +261,14 @@ def test_forged_offsets_are_refused(payload, value):
     good = from_bytes(SPEC, payload)
     for place in range(begin, end):
         forged = seal(data[:place] + bytes([value]) + data[place + 1 :], checksum)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             got = from_bytes(SPEC, forged)
         except TrajectoryError:
             pass
         else:  # the byte means nothing, or other bytes of the payload are read: they are in range all the same
             assert got.num_slots <= good.num_slots
-        assert time.monotonic() - start < 1
+        assert time.process_time() - start < 1
 
 
 def test_strangers_are_refused(payload):
