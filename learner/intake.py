@@ -176,6 +176,11 @@ class Intake:
             self._drop(list(self._queue), "shutdown")
             self._queue.clear()
 
+    def imbalance(self) -> int:
+        """``ledger.balance()`` between two bookings, not in the middle of one: for readers in other threads."""
+        with self._changed:
+            return self.ledger.balance()
+
     @property
     def queued_segments(self) -> int:
         """Segments that wait for their update."""

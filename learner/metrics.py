@@ -81,7 +81,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.ledger.trained),
     _counter("dropped_env_steps_total", "Environment steps never to be trained.", lambda s: s.ledger.dropped, "reason"),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
-    _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.ledger.balance()),
+    _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.intake.imbalance()),
     # Trajectories
     _counter("refused_trajectories_total", "Deliveries not in the books.", lambda s: s.intake.refused, "reason"),
     _counter("lost_unrolls_total", "Unrolls started and never delivered.", lambda s: s.intake.lost_unrolls),
