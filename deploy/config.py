@@ -199,7 +199,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what ``_Loader`` would not read back as a string."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (as above)
 
 
 for _kind, _pattern, _first in (

@@ -21,6 +21,7 @@ def session(num_actors: int, *, unroll_bytes: int) -> Iterator[Callable[[Any], A
     """A Ray of our own for the length of the block; yields ``ray.put``."""
     # Nothing is sent to anybody by a training run.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Actors ask for no GPU; Ray would warn that it will one day stop hiding the GPUs from them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs workers at niceness 15: gradient threads would starve the actors, and then wait for them.
     os.environ.setdefault("RAY_worker_niceness", "0")

@@ -27,8 +27,7 @@ def _environment(config: Config) -> list[str]:
 
     try:
         make_env_spec(config.env.id, **config.env.kwargs)
-    except Exception as error:  # noqa: BLE001
-        # Environments are other people's code: whatever they raise when made is this setting's problem.
+    except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
         return [
             f"env.id: {text}"

@@ -51,6 +51,7 @@ class CudaPath(DevicePath):
     def prepare(self, policy: FastPolicy) -> None:
         """Compile the parts whose shapes do not change: the LSTM between them runs in cuDNN."""
         if self._compile:
+            # mypy takes a method for a constant; on the instance it is an attribute like any other.
             policy.encode = torch.compile(policy.encode)  # type: ignore[method-assign]
             policy.heads = torch.compile(policy.heads)  # type: ignore[method-assign]
 

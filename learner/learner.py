@@ -54,8 +54,8 @@ class Learner:
     """Policy, optimizer and regularizer, and the update that moves them.
 
     On the CPU the batch is cut into one shard per gradient thread. Each thread runs whole sequences with one torch
-    thread, so no thread ever spins on another.
-    Gradients are added in shard order: the result does not depend on who was faster.
+    thread, so no thread ever spins on another. Gradients are added in shard order: the result does not depend on who
+    was faster.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class Memory:
     def read(self, training_env_ids: Sequence[int]) -> State | None:
         """(h, c), each [L, B, H], in the order of the ids; None where none of them has a state."""
         ids = tuple(training_env_ids)
-        if ids == self._ids or self._state is None:
+        if ids is self._ids or ids == self._ids or self._state is None:
             return self._state
         row_of = {env_id: row for row, env_id in enumerate(self._ids)}
         rows = [row_of.get(env_id, len(self._ids)) for env_id in ids]
@@ -34,16 +34,18 @@ class Memory:
     def write(self, training_env_ids: Sequence[int], state: State) -> None:
         """Keep ``state`` ((h, c), each [L, B, H]) for the ids, detached."""
         ids = tuple(training_env_ids)
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"training_env_ids must differ, got {ids}")
         if state[0].shape[1] != len(ids):
             raise ValueError(f"state has {state[0].shape[1]} rows for {len(ids)} training_env_ids")
         state = (state[0].detach(), state[1].detach())
-        others = [env_id for env_id in self._ids if env_id not in set(ids)] if ids != self._ids else []
-        if others:
-            kept = self.read(others)
-            state = tuple(torch.cat([new, old], 1) for new, old in zip(state, kept, strict=True))  # type: ignore[arg-type, assignment]
-        self._ids, self._state = (*ids, *others), state
+        if ids is not self._ids:  # the same tuple at every step of a rollout: nothing is done per id then
+            written = set(ids)
+            if len(written) != len(ids):
+                raise ValueError(f"training_env_ids must differ, got {ids}")
+            others = tuple(env_id for env_id in self._ids if env_id not in written)
+            if others and (kept := self.read(others)) is not None:
+                state = (torch.cat([state[0], kept[0]], 1), torch.cat([state[1], kept[1]], 1))
+                ids += others
+        self._ids, self._state = ids, state
 
     def get(self) -> dict[int, State]:
         """Every state, copied."""

@@ -28,6 +28,7 @@ from actors.agent import WorkerSetup, actions_of, observation_of
 from deploy.config import Config, load_config
 from deploy.hardware import available_cores
 from envs.boundary import StepRows
+from envs.reference import random_player
 from envs.registry import make_env_spec, make_vector_env
 from learner.batch import BatchAssembler
 from learner.device import DevicePath
@@ -89,12 +90,11 @@ class Bare:
             [from_bytes(self.worker.spec, self.worker.rollout(weights)) for _ in range(unrolls)]
         )
         self.batch_steps = int((~self.batch["is_first"][:, 1:]).sum())
-        self.rng = np.random.default_rng(0)
+        self.player = random_player(spec, np.random.default_rng(0))
 
     def environment(self) -> None:
         """One step of all slots with random actions."""
-        names = self.env.spec.actions.names  # type: ignore[union-attr]
-        self.env.step(self.rng.integers(len(names[0]), size=self.slots), self.rows)
+        self.env.step(self.player(self.rows.obs, self.rows.is_first), self.rows)
 
     def inference(self) -> None:
         """One forward of all slots and one action each."""
@@ -159,11 +159,8 @@ def trained(url: str) -> tuple[float, int]:
     """
     with urllib.request.urlopen(url, timeout=10) as page:
         text = page.read().decode()
-    moment, steps = (
-        float(re.search(rf"^{name} (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
-        for name in ("shoal_last_update_timestamp_seconds", "shoal_trained_env_steps_total")
-    )
-    return moment, int(steps)
+    values = dict(re.findall(r"^(shoal_\w+) (\S+)$", text, re.MULTILINE))
+    return float(values["shoal_last_update_timestamp_seconds"]), int(float(values["shoal_trained_env_steps_total"]))
 
 
 def main() -> None:
