@@ -18,7 +18,8 @@ from policy import FastPolicy
 from policy.weights import Weights, load_weights
 
 TOLERANCE = 1e-4
-"""Largest |difference| of float32 log-probabilities that rounding explains; a fault gives more than 1e-2."""
+"""Largest |difference| of float32 log-probabilities that rounding explains. A fault gives more than 1e-2, less
+only while the policy is still nearly uniform."""
 
 
 class Canary:
