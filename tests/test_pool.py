@@ -84,11 +84,12 @@ def test_a_killed_actor_is_replaced() -> None:
     before = run.pool.process_ids()
     os.kill(before[0], signal.SIGKILL)
     back = run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
-    assert (back.header.actor, back.header.sequence) == (0, 0)
+    # Its very first unroll may be as slow as several of the other actor's and come too late: dropped, and in the books.
+    assert back.header.actor == 0
     assert run.version - 1 - back.header.policy_version <= 2
     assert run.pool.restarts == {"died": 1}
     assert run.intake.lost_unrolls <= 1
-    assert not run.intake.ledger.dropped
+    assert set(run.intake.ledger.dropped) <= {"stale"}
     assert not run.intake.refused
     assert run.pool.num_alive == 2
     assert len(set(run.pool.process_ids()) - set(before)) == 1
