@@ -6,14 +6,22 @@ unroll buffers, so stepping allocates nothing and the same memory is what the le
 Rows, for B slots (one slot = one agent in one environment = one ``training_env_id``):
 
 - ``obs[b]`` is what the network sees next.
-- ``is_first[b]`` says that ``obs[b]`` opens a new episode: the LSTM state must be zeroed before it is consumed, and the
-  transition that led to it is *void* (no action caused it) and is masked out of every loss, statistic and count.
-- ``reward[b], terminated[b], truncated[b]`` answer the action. On a void transition they are 0, False, False.
+- ``is_first[b]`` says that ``obs[b]`` opens a new episode: the LSTM state must be zeroed before it is consumed.
+- ``reward[b], terminated[b], truncated[b]`` answer the action.
 
-An episode's end therefore takes two calls, as in gymnasium's next-step autoreset: the call in which the episode ends
-returns the true final observation (it bootstraps a truncated episode); the next call ignores that slot's action and
-returns the first observation of the new episode with ``is_first``. A slot that had to be restarted after a fault
-returns ``is_first`` at once: the faulty transition is void and the one before it is bootstrapped like a truncation.
+A transition is *void* where ``is_first`` is set and neither flag is: no action caused it, its reward is 0, and it is
+masked out of every loss, statistic and count. An episode ends in one of two forms, the same for a whole environment:
+
+- *next step* (``EnvSpec.same_step`` false): the call in which the episode ends returns the true final observation as
+  ``obs``; the next call ignores that slot's action and returns the first observation of the new episode with
+  ``is_first``, a void transition.
+- *same step* (``EnvSpec.same_step`` true): the call in which the episode ends returns the first observation of the new
+  episode as ``obs`` with ``is_first``, and the true final observation as ``final_obs``. No transition is lost.
+
+Either way a truncated episode is bootstrapped from its true final observation. A slot that had to be restarted after a
+fault returns ``is_first`` without a flag: the faulty transition is void and the one before it is bootstrapped like a
+truncation. A slot whose agent is out of the game while others play on returns ``is_first`` at every step until it is
+back: void transitions all of them, whatever ``obs`` holds.
 """
 
 from __future__ import annotations
@@ -86,6 +94,8 @@ class EnvSpec:
     env_id: str
     observation: TokenSpace | VectorSpace | ImageSpace
     actions: DiscreteActions | ContinuousActions
+    same_step: bool = False
+    """How episodes end: whether the next one begins in the same step, with the last observation in ``final_obs``."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
@@ -128,6 +138,9 @@ class StepRows(NamedTuple):
     """[B] bool."""
     truncated: np.ndarray
     """[B] bool."""
+    final_obs: np.ndarray | None = None
+    """[B, *obs_shape] in the spec's dtype, to be written for slots with a flag and left alone for others; None where
+    ``EnvSpec.same_step`` is false."""
 
 
 class EnvironmentFault(Exception):
