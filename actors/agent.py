@@ -13,8 +13,9 @@ from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, Vect
 from envs.registry import make_vector_env
 from policy.actions import Actions, Continuous, Discrete
 from policy.config import Initialization
-from policy.fast import FastPolicy
+from policy.make import make_policy
 from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from policy.recurrent_policy import RecurrentPolicy
 
 
 def observation_of(spec: EnvSpec) -> Observation:
@@ -38,7 +39,7 @@ def observation_of(spec: EnvSpec) -> Observation:
         )
     if isinstance(space, ImageSpace):
         return ImageObservation(space.height, space.width, space.channels)
-    return VectorObservation(space.size)
+    return VectorObservation(space.size, space.names or None)
 
 
 def actions_of(spec: EnvSpec) -> Actions:
@@ -59,20 +60,33 @@ class WorkerSetup:
     run_id: str
     seed: int
     observation: Observation
+    """What arrives, in the policy's names."""
     actions: Actions
+    """What the environment takes, in the policy's names."""
+    policy_kind: str = "fast"
+    components: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
+    """Differences from the default graph (``policy.graph.components_to_json``)."""
     embedding_rows: int = 100
     action_rows: dict[str, int] | None = None
+    trained_observation: TokenObservation | VectorObservation | None = None
+    """What the weights were made for, where that is not ``observation``."""
+    presented: tuple[Observation, Actions] | None = None
+    """What the environment says of both in its own names; None where these are the policy's."""
+    burn_in: int = 0
     num_threads: int = 1
     package_root: str = ""
 
-    def make_policy(self, initialization: Initialization | None = None) -> FastPolicy:
+    def make_policy(self, initialization: Initialization | None = None) -> RecurrentPolicy:
         """A policy with fresh weights."""
-        return FastPolicy(
+        return make_policy(
+            self.policy_kind,
             self.observation,
             self.actions,
             self.embedding_rows,
+            components=self.components,
             action_rows=self.action_rows,
             initialization=initialization,
+            trained_observation=self.trained_observation,
         )
 
     def make_env(self, seed: np.random.SeedSequence) -> VectorEnvironment:
@@ -82,11 +96,12 @@ class WorkerSetup:
             ValueError: the environment here is not the one the run was set up with.
         """
         env = make_vector_env(self.env_id, self.num_envs, seed, **self.env_kwargs)
-        if (observation_of(env.spec), actions_of(env.spec)) != (self.observation, self.actions):
+        expected = self.presented or (self.observation, self.actions)
+        if (observation_of(env.spec), actions_of(env.spec)) != expected:
             env.close()
             raise ValueError(
-                f"environment {self.env_id} here has {env.spec}, but the run was set up with {self.observation} and "
-                f"{self.actions}: are the same versions installed on every machine?"
+                f"environment {self.env_id} here has {env.spec}, but the run was set up with {expected[0]} and "
+                f"{expected[1]}: are the same versions installed on every machine?"
             )
         return env
 
@@ -104,4 +119,5 @@ class WorkerSetup:
             actor=actor,
             incarnation=incarnation,
             seed=int(action_seed.generate_state(1, np.uint64)[0] >> 1),
+            burn_in=self.burn_in,
         )

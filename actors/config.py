@@ -14,6 +14,9 @@ class ActorConfig:
     """Rollout processes (in-process workers in inline mode); ``auto`` chooses from the cores of the machine."""
     unroll_length: int = 64
     """T: environment steps per slot in one unroll, and the length of backpropagation through time."""
+    burn_in: int = 0
+    """Rows before each unroll that travel with it, so that the learner can bring the memory up to its newest weights
+    before training starts; none of them is trained twice."""
     max_policy_lag: int = 2
     """Versions that may pass between acting and training. An unroll is started only if it can be trained within it,
     and dropped (counted) if it came too late all the same. 0 is lock step: deterministic, but actors and learner take
@@ -33,6 +36,8 @@ class ActorConfig:
         ]
         if self.num_actors != "auto" and self.num_actors < 1:
             problems.append(f"num_actors={self.num_actors} must be at least 1, or 'auto'")
+        if not 0 <= self.burn_in <= self.unroll_length:
+            problems.append(f"burn_in={self.burn_in} must lie in 0..unroll_length={self.unroll_length}")
         if self.max_policy_lag < 0:
             problems.append(f"max_policy_lag={self.max_policy_lag} must not be negative; 0 is lock step")
         if not self.unroll_timeout_seconds > 0:

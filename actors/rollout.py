@@ -11,8 +11,9 @@ import torch
 
 from actors.episodes import EpisodeCounter
 from envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorEnvironment
-from policy import FastPolicy
-from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, to_bytes, valid_transitions
+from policy.memory import State
+from policy.recurrent_policy import RecurrentPolicy
+from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
 from policy.weights import Weights, WeightsError, load_weights
 
 
@@ -26,16 +27,17 @@ class RolloutWorker:
     def __init__(
         self,
         envs: VectorEnvironment,
-        policy: FastPolicy,
+        policy: RecurrentPolicy,
         unroll_length: int,
         *,
         run_id: str,
         actor: int,
         incarnation: int,
         seed: int,
+        burn_in: int = 0,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
-        self.spec = trajectory_spec(envs.spec, unroll_length)
+        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.lstm.hidden_size)
         self._identity = (run_id, actor, incarnation)
         self._sequence = 0
         self._policy_version = -1
@@ -47,6 +49,11 @@ class RolloutWorker:
         self._allocate()
         self.envs.reset(self._columns["obs"][:, 0])
         self._columns["is_first"][:, 0] = 1
+        self._burn_in_state = self._state()
+        if burn_in:
+            # Nothing came before: rows that leave the state at zero.
+            self._columns["burn_in_obs"].fill(0)
+            self._columns["burn_in_is_first"].fill(1)
 
     def _allocate(self) -> None:
         """The unroll's buffers, and every row's views into them once for all unrolls."""
@@ -66,6 +73,7 @@ class RolloutWorker:
                 columns["reward"][:, t],
                 flags["terminated"][:, t],
                 flags["truncated"][:, t],
+                columns["final_obs"][:, t] if self.spec.same_step else None,
             )
             for t in steps
         ]
@@ -88,8 +96,12 @@ class RolloutWorker:
             (self.spec.unroll_length, self.envs.num_envs, actions.num_uniform), generator=self._generator
         )
         policy_seconds = env_seconds = 0.0
+        # The next unroll's burn-in starts here.
+        snapshot = self.spec.unroll_length - self.spec.burn_in if self.spec.burn_in else -1
         mark = time.perf_counter()
         for t, rows in enumerate(self._rows):
+            if t == snapshot:
+                self._burn_in_state = self._state()
             output = self.policy.act(self._inputs[t][0], self.training_env_ids, self._inputs[t][1])
             action, log_prob = actions.sample(output.logits, uniform[t])
             self._actions[t].copy_(action)
@@ -99,7 +111,7 @@ class RolloutWorker:
             # A copy where the environment changes it in place: it describes the episodes that this step may end.
             np.copyto(self._short, self.envs.short_episode)
             self.envs.step(columns["action"][:, t], rows)
-            self._episodes.add(rows.reward, rows.terminated | rows.truncated, rows.is_first, self._short)
+            self._episodes.add(rows.reward, rows.is_first, rows.terminated | rows.truncated, self._short)
             mark = time.perf_counter()
             env_seconds += mark - now
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
@@ -114,21 +126,27 @@ class RolloutWorker:
             self._policy_version = weights.policy_version
 
     def _begin(self) -> None:
-        columns = self._columns
+        columns, burn_in = self._columns, self.spec.burn_in
+        if burn_in:
+            _write_state(columns, "burn_in", self._burn_in_state)
         if self._sequence:
+            if burn_in:
+                # Rows T - C .. T - 1 of the last unroll come right before its row T.
+                columns["burn_in_obs"][:] = columns["obs"][:, -1 - burn_in : -1]
+                columns["burn_in_is_first"][:] = columns["is_first"][:, -1 - burn_in : -1]
             columns["obs"][:, 0] = columns["obs"][:, -1]
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
-        h, c = self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
-        # [L, B, H] to a row per slot
-        columns["initial_h"][:] = h.transpose(0, 1)
-        columns["initial_c"][:] = c.transpose(0, 1)
+        _write_state(columns, "initial", self._state())
+
+    def _state(self) -> State:
+        return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
 
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
         run_id, actor, incarnation = self._identity
         faults, self.envs.faults = list(self.envs.faults), []
         statistics = {
             **seconds,
-            "env_steps": valid_transitions(self._columns["is_first"]),
+            "env_steps": count_valid(self._columns),
             **self._episodes.drain(),
             "faults": faults,
             "ignored_tokens": self._count_ignored_tokens(),
@@ -156,7 +174,12 @@ class RolloutWorker:
         self.envs.close()
 
 
-def trajectory_spec(spec: EnvSpec, unroll_length: int) -> TrajectorySpec:
+def _write_state(columns: dict[str, np.ndarray], name: str, state: State) -> None:
+    for part, tensor in zip("hc", state, strict=True):
+        columns[f"{name}_{part}"][:] = tensor.transpose(0, 1)  # [L, B, H] to a row per slot
+
+
+def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden: int = 128) -> TrajectorySpec:
     """The contract that trajectories of this environment follow."""
     return TrajectorySpec(
         unroll_length,
@@ -165,4 +188,7 @@ def trajectory_spec(spec: EnvSpec, unroll_length: int) -> TrajectorySpec:
         spec.action_shape,
         spec.action_dtype.name,
         num_actions=tuple(map(len, spec.actions.names)) if isinstance(spec.actions, DiscreteActions) else (),
+        hidden=hidden,
+        same_step=spec.same_step,
+        burn_in=burn_in,
     )

@@ -62,6 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
     evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument("--env", metavar="ID", help="play in another environment; names are matched, order is free")
+    evaluate.add_argument(
+        "--env-kwargs",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the environment, VALUE in JSON; repeatable",
+    )
+    for kind, absent in (("feature", "it is absent here"), ("action", "it is never taken here")):
+        evaluate.add_argument(
+            f"--map-{kind}",
+            action="append",
+            metavar="ENV=TRAINED",
+            help=f"what a {kind} of the environment is to the policy; =TRAINED says that {absent}"
+            + (", ENV= that the policy does not see it" if kind == "feature" else "")
+            + "; repeatable",
+        )
     evaluate.set_defaults(command=_evaluate)
 
     config = commands.add_parser("config", help="show, validate or describe configurations")
@@ -79,6 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--seed", type=int, default=1)
     export.set_defaults(command=_export)
+
+    import_ = commands.add_parser("import", help="make a run of weights that the original policies were saved with")
+    import_.add_argument("file", type=Path, metavar="FILE", help="a state_dict: .safetensors, or by torch.save")
+    import_.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run directory")
+    import_.add_argument(
+        "--describe",
+        default="metta-2025-08",
+        metavar="FILE",
+        help="features and actions that the weights know: a YAML or JSON file, or a name (default metta-2025-08)",
+    )
+    import_.add_argument("--first-row", type=int, choices=(0, 1), help="embedding row of the first action")
+    import_.add_argument("--env", default="", metavar="ID", help="the environment that they are for")
+    import_.add_argument("--kind", choices=("fast", "component"), default="fast", help="of the policy (default fast)")
+    import_.set_defaults(command=_import)
 
     bench = commands.add_parser("bench", help="run a benchmark of tests/bench/ (in a checkout)")
     bench.add_argument("name", metavar="NAME", help="e.g. limit")
@@ -117,21 +148,30 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from deploy.evaluate import evaluate
+    from deploy.evaluate import evaluate, evaluation_setup
     from learner.checkpoint import CheckpointError, find_checkpoint
+    from policy.remap import NameMap, Remapping
 
     sizes = {"--episodes": options.episodes, "--num-envs": options.num_envs}
     if problems := [f"{name}: {n} must be at least 1" for name, n in sizes.items() if n is not None and n < 1]:
         return _refuse(problems)
     try:
+        remapping = None
+        if options.map_feature is not None or options.map_action is not None:
+            remapping = Remapping(
+                NameMap(options.map_feature or (), "--map-feature"), NameMap(options.map_action or (), "--map-action")
+            )
         checkpoint = find_checkpoint(options.run)
-        returns = evaluate(
+        setup = evaluation_setup(
             checkpoint,
-            episodes=options.episodes,
-            seed=options.seed,
             num_envs=options.num_envs,
-            greedy=options.greedy,
-            zero_memory=options.zero_memory,
+            seed=options.seed,
+            env_id=options.env,
+            env_kwargs=_keywords(options.env_kwargs, "--env-kwargs"),
+            remapping=remapping,
+        )
+        returns = evaluate(
+            checkpoint, setup, episodes=options.episodes, greedy=options.greedy, zero_memory=options.zero_memory
         )
     except (CheckpointError, ValueError) as error:
         return _refuse([str(error)])
@@ -142,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 {
                     "checkpoint": str(checkpoint.path),
                     "policy_version": checkpoint.policy_version,
-                    "env_id": checkpoint.state["env_id"],
+                    "env_id": setup.env_id,
                     "episodes": returns.episodes,
                     "mean_return": returns.mean,
                     "standard_error": None if math.isnan(returns.standard_error) else returns.standard_error,
@@ -153,11 +193,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
         return 0
     how = ("greedy" if options.greedy else "sampled") + (", memory zeroed at every step" if options.zero_memory else "")
-    print(f"{checkpoint.state['env_id']}, policy version {checkpoint.policy_version}, actions {how}")
+    print(f"{setup.env_id}, policy version {checkpoint.policy_version}, actions {how}")
     print(f"  episodes  {returns.episodes} (one per agent), mean length {returns.mean_length:.1f} steps")
     print(f"  return    {returns.mean:.3f} +- {1.96 * returns.standard_error:.3f} (95% of the mean)")
     if trained is not None:
-        print(f"  training  {trained:.3f} over its last episodes")
+        where = "" if setup.env_id == checkpoint.state["env_id"] else f" in {checkpoint.state['env_id']}"
+        print(f"  training  {trained:.3f} over its last episodes{where}")
     return 0
 
 
@@ -206,6 +247,24 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    from deploy.import_weights import describe, import_weights
+
+    try:
+        imported = import_weights(
+            options.file,
+            options.out,
+            description=options.describe,
+            first_row=options.first_row,
+            env_id=options.env,
+            kind=options.kind,
+        )
+    except (ValueError, OSError) as error:
+        return _refuse([str(error)])
+    print(describe(imported))
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
     script = BENCHMARKS / f"{options.name}.py"
     if not script.is_file():
@@ -217,6 +276,20 @@ def _bench(options: argparse.Namespace) -> int:
     return subprocess.call(
         [sys.executable, str(script), *options.rest], env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1])}
     )
+
+
+def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
+    """``NAME=VALUE`` entries as keyword arguments; what is no JSON is a string."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{option}: {entry!r} must be of the form NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
 
 
 def _new_run_dir(env_id: str) -> str:

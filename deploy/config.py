@@ -22,7 +22,8 @@ from pydantic_core import ErrorDetails
 from actors.config import ActorConfig
 from envs.config import EnvConfig
 from learner.config import LearnerConfig
-from policy.config import PolicyConfig
+from policy.config import ComponentConfig, PolicyConfig
+from policy.graph import components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -129,7 +130,10 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain data."""
-    return dataclasses.asdict(config)
+    data = dataclasses.asdict(config)
+    # Only what is set of each: the rest is as in the default graph.
+    data["policy"]["components"] = components_to_json(config.policy.components)
+    return data
 
 
 def to_yaml(config: Config) -> str:
@@ -144,7 +148,7 @@ def json_schema() -> dict[str, Any]:
 
 @functools.cache
 def _adapter() -> TypeAdapter[Config]:
-    for cls in _sections():
+    for cls in (*_sections(), ComponentConfig):
         # The sections know nothing of pydantic; that a key they do not have is an error is the root's rule.
         cls.__pydantic_config__ = ConfigDict(extra="forbid")
     return TypeAdapter(Config)
@@ -169,6 +173,11 @@ def _cross_checks(config: Config) -> list[str]:
         problems.append(
             f"learner.batch_size: in lock step (actor.max_policy_lag=0) {batch} must be a multiple of env.num_envs x "
             f"actor.num_actors = {envs * config.actor.num_actors}, so that every actor gives each update the same share"
+        )
+    if config.actor.burn_in and config.learner.refresh_states:
+        problems.append(
+            f"learner.refresh_states: segments start either from refreshed states or from actor.burn_in="
+            f"{config.actor.burn_in} rows before them, not from both; set one of the two to nothing"
         )
     return problems
 
@@ -312,12 +321,15 @@ def _lines(detail: ErrorDetails) -> list[str]:
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:
-    cls: Any = Config
+    hint: Any = Config
     for part in path:
-        cls = _section(typing.get_type_hints(cls).get(part))
-        if cls is None:
-            return []
-    return [field.name for field in dataclasses.fields(cls)]
+        if typing.get_origin(hint) is Mapping:
+            hint = typing.get_args(hint)[1]
+        else:
+            cls = _section(hint)
+            hint = typing.get_type_hints(cls).get(part) if cls else None
+    cls = _section(hint)
+    return [field.name for field in dataclasses.fields(cls)] if cls else []
 
 
 def _section(hint: Any) -> Any:

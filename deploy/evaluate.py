@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
-from actors.agent import WorkerSetup
+from actors.agent import WorkerSetup, actions_of, observation_of
 from envs.config import EnvConfig
 from envs.play import Returns, play
+from envs.registry import make_env_spec
 from learner.checkpoint import Checkpoint
-from policy import FastPolicy
+from policy import RecurrentPolicy
+from policy.remap import NameMap, Remapping, remap
 
 
 class PolicyPlayer:
@@ -18,7 +23,7 @@ class PolicyPlayer:
     ``zero_memory`` forgets before every step: how well does the policy play without its memory?
     """
 
-    def __init__(self, policy: FastPolicy, *, seed: int, greedy: bool = False, zero_memory: bool = False) -> None:
+    def __init__(self, policy: RecurrentPolicy, *, seed: int, greedy: bool = False, zero_memory: bool = False) -> None:
         self._policy = policy.eval()
         self._greedy, self._zero_memory = greedy, zero_memory
         self._generator = torch.Generator().manual_seed(seed)
@@ -36,18 +41,46 @@ class PolicyPlayer:
         return actions.sample(output.logits, uniform)[0].numpy()
 
 
-def evaluation_setup(checkpoint: Checkpoint, *, num_envs: int | None, seed: int) -> WorkerSetup:
-    """The environment and policy a checkpoint was trained with, to be played with ``num_envs`` slots.
+def evaluation_setup(
+    checkpoint: Checkpoint,
+    *,
+    num_envs: int | None,
+    seed: int,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    remapping: Remapping | None = None,
+) -> WorkerSetup:
+    """The checkpoint's policy in an environment with ``num_envs`` slots, features and actions matched by name.
+
+    Args:
+        checkpoint: what to play.
+        num_envs: None takes as many as it was trained with.
+        seed: of environments and actions.
+        env_id: None takes the environment it was trained in.
+        env_kwargs: added to those it was trained with, where the environment is the same.
+        remapping: what stands for what. None takes that of the run in its own environment, elsewhere an empty one.
 
     Raises:
-        ValueError: the environment does not take so many slots.
+        ValueError: the environment does not take so many slots, or has other features or actions (``policy.remap``).
     """
-    policy, config = checkpoint.make_policy(), checkpoint.state["config"]
+    state = checkpoint.state
+    config = state["config"]
+    if remapping is None:
+        settings = config["policy"] if env_id is None else {}
+        remapping = Remapping(
+            NameMap(settings.get("map_features", ()), "--map-feature"),
+            NameMap(settings.get("map_actions", ()), "--map-action"),
+        )
+    if not (env_id or state["env_id"]):
+        raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
     env = EnvConfig(
-        id=checkpoint.state["env_id"],
+        id=env_id or state["env_id"],
         num_envs=num_envs or config["env"]["num_envs"],
-        kwargs=checkpoint.state["env_kwargs"],
+        kwargs={**({} if env_id else state["env_kwargs"]), **(env_kwargs or {})},
     )
+    spec = make_env_spec(env.id, **env.kwargs)
+    presented = (observation_of(spec), actions_of(spec))
+    interface = remap(state["policy"], *presented, remapping)
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
@@ -55,29 +88,27 @@ def evaluation_setup(checkpoint: Checkpoint, *, num_envs: int | None, seed: int)
         unroll_length=config["actor"]["unroll_length"],
         run_id="evaluation",
         seed=seed,
-        observation=policy.observation,
-        actions=policy.actions,
-        embedding_rows=policy.action_embeddings.num_embeddings,
-        action_rows=policy.action_rows,
+        observation=interface.observation,
+        actions=interface.actions,
+        policy_kind=state["policy"]["kind"],
+        components=state["policy"].get("components") or {},
+        embedding_rows=state["policy"]["embedding_rows"],
+        action_rows=interface.action_rows,
+        trained_observation=interface.trained_observation,
+        presented=presented,
     )
 
 
 def evaluate(
-    checkpoint: Checkpoint,
-    *,
-    episodes: int,
-    seed: int,
-    num_envs: int | None = None,
-    greedy: bool = False,
-    zero_memory: bool = False,
+    checkpoint: Checkpoint, setup: WorkerSetup, *, episodes: int, greedy: bool = False, zero_memory: bool = False
 ) -> Returns:
-    """At least ``episodes`` whole episodes of a checkpoint's policy (one per agent counts one).
-
-    Raises:
-        ValueError: the environment here is not the one it was trained in, or does not take so many slots.
+    """At least ``episodes`` whole episodes of a checkpoint's policy (one per agent counts one), in the environment that
+    ``evaluation_setup`` found it to fit.
     """
-    env = evaluation_setup(checkpoint, num_envs=num_envs, seed=seed).make_env(np.random.SeedSequence(seed))
-    player = PolicyPlayer(checkpoint.make_policy(), seed=seed, greedy=greedy, zero_memory=zero_memory)
+    policy = setup.make_policy()
+    policy.load_state_dict(checkpoint.make_policy().state_dict())
+    env = setup.make_env(np.random.SeedSequence(setup.seed))
+    player = PolicyPlayer(policy, seed=setup.seed, greedy=greedy, zero_memory=zero_memory)
     try:
         return play(env, player, episodes)
     finally:

@@ -32,7 +32,11 @@ from learner.ledger import Ledger
 from learner.metrics import MetricsServer, Sources
 from learner.statistics import RunStatistics
 from learner.train import Limits, Parts, train
+from policy.actions import Actions
 from policy.allocator import keep_freed_memory
+from policy.graph import components_to_json
+from policy.observation import Observation
+from policy.remap import NameMap, PolicyInterface, Remapping, remap
 from policy.weights import Weights
 
 
@@ -80,6 +84,8 @@ class _Run:
         resumed = self._find_resumed()
         run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
         self.session = 1 + int(resumed.state["session"]) if resumed else 0
+        presented = (observation_of(spec), actions_of(spec))
+        interface = self._match_names(resumed, *presented)
         self.setup = WorkerSetup(
             env_id=config.env.id,
             env_kwargs=config.env.kwargs,
@@ -90,10 +96,15 @@ class _Run:
             seed=int(
                 np.random.SeedSequence(config.seed, spawn_key=(self.session,)).generate_state(1, np.uint64)[0] >> 1
             ),
-            observation=observation_of(spec),
-            actions=actions_of(spec),
+            observation=interface.observation if interface else presented[0],
+            actions=interface.actions if interface else presented[1],
+            policy_kind=config.policy.kind,
+            components=components_to_json(config.policy.components),
             embedding_rows=config.policy.embedding_rows,
-            action_rows=resumed.state["policy"]["action_rows"] if resumed else None,
+            action_rows=interface.action_rows if interface else None,
+            trained_observation=interface.trained_observation if interface else None,
+            presented=presented,
+            burn_in=config.actor.burn_in,
             num_threads=config.actor.num_threads,
             package_root=str(Path(__file__).resolve().parent.parent),
         )
@@ -107,7 +118,7 @@ class _Run:
         self.statistics = RunStatistics(self.ledger)
         self.statistics.policy_version = self.learner.policy_version
         self.trained_before = self.ledger.trained
-        contract = trajectory_spec(spec, config.actor.unroll_length)
+        contract = trajectory_spec(spec, config.actor.unroll_length, config.actor.burn_in, policy.lstm.hidden_size)
         self.intake = Intake(
             contract,
             run_id=self.setup.run_id,
@@ -212,11 +223,12 @@ class _Run:
         config, count = self.config, sum(p.numel() for p in self.learner.policy.parameters())
         start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
         env, actor = config.env, config.actor
+        name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
         where = self.learner.path.describe()
         threads = f", gradient threads: {self.gradient_threads}" if where == "cpu" else ""
         return "\n".join(
             [
-                f"Training Fast ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",
+                f"Training {name} ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",
                 f"  actors   {self.num_actors} x {env.num_envs} slots, unrolls of {actor.unroll_length} steps",
                 f"  learner  {where}{threads}, {config.learner.batch_size} segments per update",
                 f"  metrics  {server.url if server else 'not served'}",
@@ -228,6 +240,25 @@ class _Run:
         if self.config.resume == "never":
             return None
         return self.checkpoints.latest() if self.config.resume == "auto" else find_checkpoint(Path(self.config.resume))
+
+    def _match_names(
+        self, resumed: Checkpoint | None, observation: Observation, actions: Actions
+    ) -> PolicyInterface | None:
+        """How the weights of a resumed run are to read the environment; None for fresh ones, which take its order.
+
+        Raises:
+            ValueError: they do not fit, or something is mapped without weights that could have other names.
+        """
+        settings = self.config.policy
+        remapping = Remapping(
+            NameMap(settings.map_features, "policy.map_features"), NameMap(settings.map_actions, "policy.map_actions")
+        )
+        if resumed:
+            return remap(resumed.state["policy"], observation, actions, remapping)
+        for names in (remapping.features, remapping.actions):
+            if names.entries:
+                raise ValueError(f"{names.option}: nothing is resumed, so there are no other names to map to")
+        return None
 
     def _restore_books(self, resumed: Checkpoint) -> None:
         """Continue the books; what was in flight when the checkpoint was saved can no longer come."""

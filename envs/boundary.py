@@ -57,6 +57,8 @@ class VectorSpace:
     """Observations as float32 [size]."""
 
     size: int
+    names: tuple[str, ...] = ()
+    """One per number, no two alike, where the environment names the parts of its observations; else empty."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +151,8 @@ class EnvironmentFault(Exception):
 
 @runtime_checkable
 class VectorEnvironment(Protocol):
-    """B slots stepped together. Adapters: ``envs.mettagrid``, ``envs.recall``, ``envs.gym``."""
+    """B slots stepped together. Adapters: ``envs.mettagrid``, ``envs.recall``, ``envs.gym``, ``envs.native``,
+    ``envs.pettingzoo``."""
 
     spec: EnvSpec
     num_envs: int
@@ -158,7 +161,8 @@ class VectorEnvironment(Protocol):
     """[B] bool; the episode under way began with a shorter time limit, so that slots do not all end together. Its steps
     are ordinary, its return is no full episode's. Describes the episode that the next ``step`` may end."""
     faults: list[str]
-    """One message for every slot restarted after a fault, since the caller last cleared the list."""
+    """One message for every fault, which restarted a slot or all slots of one environment together, since the caller
+    last cleared the list."""
 
     def reset(self, obs: np.ndarray) -> None:
         """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape]."""

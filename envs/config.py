@@ -17,11 +17,13 @@ class EnvConfig:
     """Which environment each actor steps, and how many slots of it."""
 
     id: str = "mettagrid/forage"
-    """``mettagrid/<mission>``, ``recall``, or any gymnasium id: ``Env-v0`` or ``package.module:Env-v0``."""
+    """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), or
+    ``pettingzoo:package.module:factory`` for what returns a ``pettingzoo.ParallelEnv``."""
     num_envs: int = 64
-    """Slots per actor. One slot is one agent in one environment; MettaGrid takes multiples of its mission's agents."""
+    """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``."""
+    """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``. For gymnasium ids also
+    ``vectorization`` (``sync``, ``async``, ``native``), ``wrappers`` and ``autoreset_mode``."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id.strip():

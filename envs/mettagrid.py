@@ -140,6 +140,8 @@ class MettaGridEnvironment:
 
         self.spec = make_spec(mission, game)
         self.num_envs = num_envs
+        self.num_agents = mission.num_agents
+        """Of one simulation."""
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
         """[B]: the slot's present episode was cut short by ``stagger``; its return is not that of an episode."""

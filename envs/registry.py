@@ -17,7 +17,7 @@ from envs.missions import MISSIONS
 
 
 def list_env_ids() -> list[str]:
-    """The ids of our own; any gymnasium id works besides."""
+    """The ids of our own; any gymnasium id and PettingZoo's parallel environments work besides."""
     return [*MISSIONS, "recall"]
 
 
@@ -25,10 +25,12 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
     """Make ``num_envs`` slots of an environment.
 
     Args:
-        env_id: ``mettagrid/<mission>``, ``recall`` (options may follow as in ``recall?delay=12``), or a gymnasium id.
-        num_envs: Slots; for MettaGrid a multiple of the mission's agents.
+        env_id: ``mettagrid/<mission>``, ``recall`` (options may follow as in ``recall?delay=12``), a gymnasium id, or
+            ``pettingzoo:package.module:factory``.
+        num_envs: Slots; where several agents share an environment, a multiple of its agents.
         seed: Determines everything that is random in all slots.
-        **kwargs: Arguments for the environment.
+        **kwargs: Arguments for the environment; for gymnasium ids also ``vectorization`` ("sync", "async", "native")
+            and what ``envs.gym.GymEnvironment`` takes.
 
     Raises:
         EnvironmentNotFound: the id names nothing that is installed.
@@ -51,6 +53,15 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
         return _make(env_id, RecallEnvironment, num_envs, seed, **{**options, **kwargs})
     if close := difflib.get_close_matches(name, list_env_ids(), cutoff=0.8):
         raise EnvironmentNotFound(f"environment {env_id!r} is unknown; did you mean {' or '.join(close)}?")
+    if name.startswith("pettingzoo:"):
+        from envs.pettingzoo import PettingZooEnvironment
+
+        return PettingZooEnvironment(env_id, num_envs, seed, **kwargs)
+    if kwargs.get("vectorization") == "native":
+        from envs.native import NativeEnvironment
+
+        del kwargs["vectorization"]
+        return NativeEnvironment(env_id, num_envs, seed, **kwargs)
     from envs.gym import GymEnvironment
 
     return GymEnvironment(env_id, num_envs, seed, **kwargs)
@@ -58,6 +69,10 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
 
 def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
     """The spec that ``make_vector_env`` would give its environment, from the smallest one there is."""
+    if env_id.startswith("pettingzoo:"):
+        from envs.pettingzoo import make_pettingzoo_spec
+
+        return make_pettingzoo_spec(env_id, **kwargs)
     mission = MISSIONS.get(_split(env_id)[0])
     env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, **kwargs)
     try:

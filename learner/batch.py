@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from policy.trajectory import Trajectory, TrajectorySpec, allocate
 
-_FLAGS = ("is_first", "terminated", "truncated")
+_FLAGS = {"is_first", "terminated", "truncated", "burn_in_is_first"}
 
 
 class BatchAssembler:
@@ -21,23 +21,28 @@ class BatchAssembler:
 
     def __init__(self, spec: TrajectorySpec, batch_size: int, *, pin_memory: bool = False) -> None:
         self.arrays = allocate(spec, batch_size)
-        self.arrays["policy_version"] = np.zeros(batch_size, np.int64)
+        for name in ("policy_version", "unroll_index"):
+            self.arrays[name] = np.zeros(batch_size, np.int64)
         tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
         if pin_memory:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
             self.arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        for name in _FLAGS:
+        for name in _FLAGS & tensors.keys():
             tensors[name] = tensors[name].view(torch.bool)
         self._batch = TensorDict(tensors, batch_size=[batch_size])
 
     def assemble(self, trajectories: Sequence[Trajectory]) -> TensorDict:
-        """A TensorDict [B] of all slots in order: the trajectory's columns, and ``policy_version`` [B] int64."""
+        """A TensorDict [B] of all slots in order: the trajectory's columns, ``policy_version`` [B] int64, and
+        ``unroll_index`` [B] int64, which is one more for the next unroll of the same slot by the same incarnation.
+        """
         begin = 0
         for trajectory in trajectories:
             end = begin + trajectory.num_slots
             for name, column in trajectory.columns.items():
                 self.arrays[name][begin:end] = column
-            self.arrays["policy_version"][begin:end] = trajectory.header.policy_version
+            header = trajectory.header
+            self.arrays["policy_version"][begin:end] = header.policy_version
+            self.arrays["unroll_index"][begin:end] = header.incarnation << 32 | header.sequence
             begin = end
         if begin != self._batch.shape[0]:
             raise ValueError(f"expected {self._batch.shape[0]} segments in a batch, got {begin}")

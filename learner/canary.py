@@ -14,7 +14,7 @@ from tensordict import TensorDict
 
 from learner.device import DevicePath
 from learner.learner import evaluate, log_prob_error
-from policy import FastPolicy
+from policy.recurrent_policy import RecurrentPolicy
 from policy.weights import Weights, load_weights
 
 TOLERANCE = 1e-4
@@ -26,7 +26,7 @@ class Canary:
     """Checks ``segments`` of a lagged batch, each time others, every ``every`` updates."""
 
     def __init__(
-        self, policy: FastPolicy, path: DevicePath, *, max_policy_lag: int, every: int = 8, segments: int = 8
+        self, policy: RecurrentPolicy, path: DevicePath, *, max_policy_lag: int, every: int = 8, segments: int = 8
     ) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False)
         self._path, self._every, self._segments = path, every, segments

@@ -1,7 +1,7 @@
 """Checkpoints: a directory of tensors and plain data, complete or not there at all. Nothing in it is run as code.
 
 ``<policy_version>/weights.safetensors``  the policy's ``state_dict``
-``<policy_version>/regularizer.safetensors``  w0 and the clip bounds
+``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
 ``<policy_version>/optimizer.pt``  optimizer and random streams, loaded with ``weights_only=True``
 ``<policy_version>/state.json``  counters, books, config, observation and action names
 ``<policy_version>/manifest.json``  size and sha256 of each of these
@@ -24,9 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from learner.learner import Learner
-from policy import FastPolicy
 from policy.actions import actions_from_json, actions_to_json
+from policy.graph import components_from_json, differences, resolve
+from policy.make import make_policy
 from policy.observation import observation_from_json, observation_to_json
+from policy.recurrent_policy import RecurrentPolicy
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +54,15 @@ class Checkpoint:
         """Updates made when it was saved."""
         return int(self.state["policy_version"])
 
-    def make_policy(self) -> FastPolicy:
+    def make_policy(self) -> RecurrentPolicy:
         """The policy as it was saved, rebuilt from what the checkpoint says of it."""
         described = self.state["policy"]
-        policy = FastPolicy(
+        policy = make_policy(
+            described["kind"],
             observation_from_json(described["observation"]),
             actions_from_json(described["actions"]),
             described["embedding_rows"],
+            components=described.get("components"),
             action_rows=described["action_rows"],
         )
         policy.load_state_dict(load_file(self.path / "weights.safetensors"))
@@ -67,9 +71,16 @@ class Checkpoint:
     def restore(self, learner: Learner) -> None:
         """Put weights, optimizer, regularizer and random streams back.
 
+        The policy may be of another kind than the saved one, if it computes the same.
+
         Raises:
             CheckpointError: it was made by a policy of another shape, or holds what is no tensor or plain data.
         """
+        if changed := _changed_components(self.state["policy"], learner.policy):
+            raise CheckpointError(
+                f"{self.path} holds another policy than this run's config describes: it has other components "
+                f"{', '.join(changed)} than {learner.policy.kind} with policy.components={learner.policy.components}"
+            )
         try:
             # mmap=False: a mapped file that changes under the loader is not what was verified.
             saved = torch.load(
@@ -85,15 +96,27 @@ class Checkpoint:
             ) from error
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
         learner.optimizer.load_state_dict(saved["optimizer"])
+        for group in learner.optimizer.param_groups:
+            # The moments are the checkpoint's, the settings this run's.
+            group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
 
 
-def describe_policy(policy: FastPolicy) -> dict[str, Any]:
+def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
+    """Equal shapes do not make equal networks: another activation, or another source of the same size."""
+    saved = resolve(
+        components_from_json(described.get("components") or {}), observation_from_json(described["observation"])
+    )
+    return differences(saved, resolve(components_from_json(policy.components), policy.trained_observation))
+
+
+def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
     """What it takes to rebuild the policy around its weights."""
     return {
-        "kind": "fast",
-        "observation": observation_to_json(policy.observation),
+        "kind": policy.kind,
+        "components": policy.components,
+        "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),
         "embedding_rows": policy.action_embeddings.num_embeddings,

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from learner.device import DevicePath
-from policy import FastPolicy
+from policy.recurrent_policy import RecurrentPolicy
 
 
 class CudaPath(DevicePath):
@@ -48,7 +48,7 @@ class CudaPath(DevicePath):
             self._autocast = autocast
             _set_tf32(autocast)
 
-    def prepare(self, policy: FastPolicy) -> None:
+    def prepare(self, policy: RecurrentPolicy) -> None:
         """Compile the parts whose shapes do not change: the LSTM between them runs in cuDNN."""
         if self._compile:
             # mypy takes a method for a constant; on the instance it is an attribute like any other.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from policy import FastPolicy
+from policy.recurrent_policy import RecurrentPolicy
 
 
 class DevicePath:
@@ -38,7 +38,7 @@ class DevicePath:
         """float32 throughout for the block, whatever updates use: for the canary."""
         return contextlib.nullcontext()
 
-    def prepare(self, policy: FastPolicy) -> None:
+    def prepare(self, policy: RecurrentPolicy) -> None:
         """Make the policy that is trained here faster; once, after every copy of it has been made."""
 
     def describe(self) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,9 +18,10 @@ from torch import Tensor
 from learner.config import LearnerConfig
 from learner.device import DevicePath
 from learner.loss import LossTerms, actor_critic_loss
+from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
 from learner.vtrace import Targets, vtrace
-from policy import FastPolicy
-from policy.recurrent import plan_fragments
+from policy.recurrent import State, plan_fragments
+from policy.recurrent_policy import RecurrentPolicy
 from policy.regularization import WeightRegularizer
 
 
@@ -36,7 +37,9 @@ class Evaluation(NamedTuple):
     entropy: Tensor
     """[T, B]"""
     value: Tensor
-    """[T + 1, B]"""
+    """[T, B]"""
+    next_value: Tensor
+    """[T, B], without gradient: of what each transition led to in its own episode."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class UpdateResult:
     """Valid transitions of the batch, as the loss counted them."""
     terms: dict[str, float]
     log_prob_error: float | None
-    """The canary, over the segments that the very weights before the update acted; None where there were none."""
+    """The canary, over the segments that the very weights before the update acted; None where there were none, or where
+    training did not start from the stored states."""
+    staleness: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the memory that segments start from (``learner.start_states``); empty where it was not measured."""
 
 
 class Learner:
@@ -59,7 +65,7 @@ class Learner:
     """
 
     def __init__(
-        self, policy: FastPolicy, config: LearnerConfig, path: DevicePath, *, num_threads: int, seed: int
+        self, policy: RecurrentPolicy, config: LearnerConfig, path: DevicePath, *, num_threads: int, seed: int
     ) -> None:
         self.policy, self.config, self.path = policy, config, path
         self.regularizer = WeightRegularizer(policy, config.regularization)
@@ -70,11 +76,14 @@ class Learner:
         """Updates made so far."""
         self._parameters = list(policy.parameters())
         self._stepped = False
+        self._exact = False
         self._shards = num_threads if path.device.type == "cpu" else 1
         self._threads = (
             ThreadPoolExecutor(self._shards, "gradient", torch.set_num_threads, (1,)) if self._shards > 1 else None
         )
         self._generator = torch.Generator().manual_seed(seed)
+        self._refreshed = RefreshedStates(policy.initial_state(0)) if config.refresh_states else None
+        self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
         """``epochs`` x ``minibatches`` optimizer steps on one batch; a new policy version.
@@ -85,6 +94,27 @@ class Learner:
         Raises:
             NonFiniteUpdate: in any step; weights and optimizer are as before the update.
         """
+        used = self._start(batch)
+        staleness = self._probe.measure(self.policy, batch, used)
+        result = self._update_or_nothing(used, exact=used is batch)
+        if self._refreshed is not None:
+            self._refreshed.keep(batch, self._map_states(final_state, used))
+        return dataclasses.replace(result, staleness=staleness)
+
+    def _start(self, batch: TensorDict) -> TensorDict:
+        """The batch with the states that its training starts from."""
+        if self._refreshed is not None:
+            return self._refreshed.apply(batch)
+        if "burn_in_obs" in batch.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
+            return with_state(batch, self._map_states(burned_in, batch))
+        return batch
+
+    def _map_states(self, function: Callable[..., State], batch: TensorDict) -> State:
+        parts = self._map(lambda shard: function(self.policy, shard, self.path), self._cut(batch))
+        return torch.cat([h for h, _ in parts], 1), torch.cat([c for _, c in parts], 1)
+
+    def _update_or_nothing(self, batch: TensorDict, *, exact: bool) -> UpdateResult:
+        self._exact = exact and self.path.is_exact
         if self.config.epochs * self.config.minibatches == 1:
             return self._update(batch)
         before = copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
@@ -103,7 +133,7 @@ class Learner:
             # from, are those of the weights before the first step. Used once, V-trace takes the newest there are.
             with torch.no_grad():
                 evaluation = _concatenate(self._map(self._evaluate, self._cut(batch)))
-            targets = (self._targets(batch, evaluation), evaluation.value[:-1])
+            targets = (self._targets(batch, evaluation), evaluation.value)
         sums: dict[str, float] = {}
         steps = 0
         self._stepped = False
@@ -114,7 +144,8 @@ class Learner:
                 sums[name] = sums.get(name, 0.0) + value
             steps += 1
         self.policy_version += 1
-        valid = int((~batch["is_first"][:, 1:]).sum())
+        self.regularizer.end_update(self.policy_version)
+        valid = int(valid_transitions(batch).sum())
         error = sums.pop("log_prob_error", None)
         return UpdateResult(valid, {name: value / steps for name, value in sums.items()}, error)
 
@@ -132,11 +163,11 @@ class Learner:
         shards = self._cut(batch)
         evaluations = self._map(self._evaluate, shards)
         whole = Evaluation(*(part.detach() for part in _concatenate(evaluations)))
-        targets, old_value = known or (self._targets(batch, whole), whole.value[:-1])
+        targets, old_value = known or (self._targets(batch, whole), whole.value)
         current = batch["policy_version"] == self.policy_version
-        fresh = not self._stepped and self.path.is_exact and bool(current.any())
+        fresh = not self._stepped and self._exact and bool(current.any())
         self._stepped = True
-        valid = ~batch["is_first"][:, 1:].T
+        valid = valid_transitions(batch).T
         count = max(int(valid.sum()), 1)
         advantage = _normalize(targets.advantage, valid) if config.normalize_advantage else targets.advantage
         columns = [slice(None)] if len(shards) == 1 else _ranges(batch.shape[0], len(shards))
@@ -145,7 +176,7 @@ class Learner:
             terms = actor_critic_loss(
                 evaluation.log_prob,
                 evaluation.entropy,
-                evaluation.value[:-1],
+                evaluation.value,
                 behavior_log_prob=shard["behavior_log_prob"].T,
                 advantage=advantage[:, rows],
                 vs=targets.vs[:, rows],
@@ -186,7 +217,7 @@ class Learner:
         if l2_init is not None:
             terms["l2_init_loss"] = l2_init
             terms["loss"] = terms["loss"] + l2_init
-        terms["explained_variance"] = _explained_variance(targets.vs, whole.value[:-1], valid)
+        terms["explained_variance"] = _explained_variance(targets.vs, whole.value, valid)
         numbers = dict(zip(terms, torch.stack([t.detach() for t in terms.values()]).tolist(), strict=True))
         if not (_finite(numbers["loss"]) and _finite(numbers["grad_norm"])):
             raise NonFiniteUpdate(f"policy version {self.policy_version}: {numbers}")
@@ -204,8 +235,10 @@ class Learner:
             torch.zeros_like(log_rho) if config.advantage == "gae" else log_rho,
             batch["reward"].T,
             evaluation.value,
+            evaluation.next_value,
             batch["terminated"].T,
-            ~batch["is_first"][:, 1:].T,
+            (batch["terminated"] | batch["truncated"]).T,
+            valid_transitions(batch).T,
             gamma=config.gamma,
             lambda_=config.advantage_lambda,
             rho_bar=config.rho_bar,
@@ -236,16 +269,45 @@ class Learner:
             self._threads.shutdown()
 
 
-def evaluate(policy: FastPolicy, batch: TensorDict, path: DevicePath) -> Evaluation:
-    """``policy`` on [B] segments, from their stored states, with resets inside."""
+def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Evaluation:
+    """``policy`` on [B] segments, from their initial states, with resets inside."""
     is_first = batch["is_first"].T
-    state = (batch["initial_h"].transpose(0, 1).contiguous(), batch["initial_c"].transpose(0, 1).contiguous())
-    plan = plan_fragments(is_first.cpu().numpy()).to(path.device)
+    final = _final_rows(batch)
+    plan = plan_fragments(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
     with path.autocast():
-        output, _ = policy.unroll(batch["obs"].transpose(0, 1), is_first, state, plan=plan, return_state=False)
+        output, _ = policy.unroll(
+            batch["obs"].transpose(0, 1),
+            is_first,
+            stored_state(batch),
+            plan=plan.to(path.device),
+            final_obs=batch["final_obs"][final[1], final[0]] if final else None,
+            return_state=False,
+        )
     # Row T is only bootstrapped from.
-    log_prob, entropy = policy.actions.evaluate(output.logits[:-1].float(), batch["action"].transpose(0, 1))
-    return Evaluation(log_prob, entropy, output.value.float())
+    log_prob, entropy = policy.actions.evaluate(_precise(output.logits[:-1]), batch["action"].transpose(0, 1))
+    value = _precise(output.value)
+    next_value = value[1:].detach()
+    if final and output.final_value is not None:
+        next_value = next_value.index_put(final, _precise(output.final_value.detach()))
+    return Evaluation(log_prob, entropy, value[:-1], next_value)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:
+    """(t [K], b [K]) of the transitions that bootstrap from ``final_obs``: truncated in the same-step form."""
+    if "final_obs" not in batch.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
+        return None
+    b, t = (batch["truncated"] & ~batch["terminated"]).nonzero(as_tuple=True)
+    return (t, b) if len(t) else None
+
+
+def valid_transitions(batch: TensorDict) -> Tensor:
+    """bool [B, T]; false on void transitions (``policy.trajectory``)."""
+    return ~batch["is_first"][:, 1:] | batch["terminated"] | batch["truncated"]
 
 
 def log_prob_error(log_prob: Tensor, batch: TensorDict, rows: Tensor | slice = slice(None)) -> Tensor:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.statistics import Histogram, RunStatistics
+from learner.weight_metrics import WeightMetrics
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,10 @@ def _gauge(name: str, help: str, read: Read, label: str | None = None) -> Catalo
     return CatalogueEntry("gauge", f"shoal_{name}", help, read, label)
 
 
+def _weights(name: str, help: str, read: Callable[[WeightMetrics], Mapping[str, float]]) -> CatalogueEntry:
+    return _gauge(name, help, lambda s: read(s.statistics.weights), "component")
+
+
 def _histogram(name: str, help: str, read: Read) -> CatalogueEntry:
     return CatalogueEntry("histogram", f"shoal_{name}", help, read, None)
 
@@ -73,6 +78,14 @@ _ERROR = (
     "The canary: largest difference between an actor's log-probabilities and the learner's for the same weights; "
     "above 1e-4 the memory is wrong"
 )
+_STALENESS = (
+    "Distance of the LSTM states that segments begin with from those of the newest weights, over the latter's norm: as "
+    "the actors stored them, and as training used them. At the last measurement."
+)
+_W0 = "the initial weights (or what learner.regularization.l2_init_reference_every made of them)"
+_RANK = "Singular values that make up 0.99 of the sum of all; of several matrices the lowest."
+_CONDITION = "Largest over smallest singular value; of several matrices the highest."
+_DORMANT = "Share of a layer's units that hardly ever act: mean |activation| at most 0.025 of the layer's."
 _STAGE = "Seconds by stage; actor_policy and actor_env are summed over actors, the others are the training loop's."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
@@ -96,11 +109,21 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("last_update_timestamp_seconds", "Unix time of it.", lambda s: s.statistics.last_update_timestamp),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
     _gauge("loss", "Losses and diagnostics of the last update.", lambda s: s.statistics.terms, "term"),
-    _gauge("weight", "Distance to the initial weights, clipped fraction.", lambda s: s.statistics.weights, "feature"),
+    # Weights, by component; read every learner.weight_metrics_every updates
+    _weights("weight_norm", "L2 norm of the parameters.", lambda w: w.norm),
+    _weights("weight_distance_to_init", f"L2 distance of the parameters to {_W0}.", lambda w: w.distance_to_init),
+    _weights(
+        "weight_relative_distance_to_init", f"That over the norm of {_W0}.", lambda w: w.relative_distance_to_init
+    ),
+    _weights("weight_effective_rank", _RANK, lambda w: w.effective_rank),
+    _weights("weight_condition_number", _CONDITION, lambda w: w.condition_number),
+    _weights("weight_clipped_fraction", "Share of the clipped weights on their bound.", lambda w: w.clipped_fraction),
+    _weights("dormant_units_ratio", _DORMANT, lambda w: w.dormant_units_ratio),
     # Memory
     _gauge("log_prob_error", f"{_ERROR}. At the last check.", lambda s: s.statistics.last_log_prob_error),
     _gauge("log_prob_error_max", f"{_ERROR}. In this run.", lambda s: s.statistics.max_log_prob_error),
     _counter("log_prob_checks_total", "Readings of the canary.", lambda s: s.statistics.log_prob_checks),
+    _gauge("memory_staleness_ratio", _STALENESS, lambda s: s.statistics.staleness, "state"),
     # Episodes, one per agent
     _counter("episodes_total", "Finished episodes.", lambda s: s.statistics.episodes),
     _histogram("episode_return", "Undiscounted returns of finished episodes.", lambda s: s.statistics.episode_return),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from learner.ledger import Ledger
+from learner.weight_metrics import WeightMetrics
 from policy.trajectory import Trajectory
 
 RETURN_WINDOW = 256
@@ -62,7 +63,8 @@ class RunStatistics:
         self.last_log_prob_error = 0.0
         self.log_prob_checks = 0
         self.terms: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
+        self.staleness: dict[str, float] = {}
+        self.weights = WeightMetrics()
         self.last_update_timestamp = 0.0
         self.last_checkpoint_timestamp = 0.0
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)

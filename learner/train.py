@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from learner.activations import ActivationSampler
 from learner.batch import BatchAssembler
 from learner.canary import Canary
 from learner.checkpoint import Checkpoints
 from learner.intake import Intake
 from learner.learner import Learner, NonFiniteUpdate
 from learner.statistics import RunStatistics
+from learner.weight_metrics import measure_weights
 from policy.weights import Weights, flatten_weights
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
     """
     learner, intake, statistics = parts.learner, parts.intake, parts.statistics
     weights = _publish(parts)  # actors cannot start without one
+    activations = ActivationSampler(learner.policy)
     refused = 0
     saved_version = -1
     while intake.ledger.trained < limits.total_env_steps and not _out_of_time(limits, statistics):
@@ -93,9 +96,11 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
             continue
         refused = 0
         intake.book(trajectories, trained=result.env_steps)
-        _record(statistics, learner, result.terms, result.log_prob_error)
+        statistics.staleness.update(result.staleness)
+        _record(statistics, result.terms, result.log_prob_error)
         with statistics.time("publish"):
             weights = _publish(parts)
+        _measure_weights(parts, activations, batch)
         if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
             saved_version = _save(parts, required=False)
     if saved_version != learner.policy_version:
@@ -116,15 +121,20 @@ def _publish(parts: Parts) -> Weights:
     return weights
 
 
-def _record(statistics: RunStatistics, learner: Learner, terms: dict[str, float], error: float | None) -> None:
+def _record(statistics: RunStatistics, terms: dict[str, float], error: float | None) -> None:
     statistics.updates += 1
     statistics.terms = terms
     statistics.last_update_timestamp = time.time()
     statistics.add_log_prob_error(error)
-    if learner.regularizer.clips:
-        statistics.weights["clipped_fraction"] = learner.regularizer.clipped_fraction()
-    if statistics.updates % 10 == 1:
-        statistics.weights["distance_to_init"] = learner.regularizer.distance_to_init()
+
+
+def _measure_weights(parts: Parts, activations: ActivationSampler, batch: TensorDict) -> None:
+    """After the first update and every ``weight_metrics_every`` more, while actors already act with the new version."""
+    learner, statistics = parts.learner, parts.statistics
+    every = learner.config.weight_metrics_every
+    if every and (statistics.updates - 1) % every == 0:
+        with statistics.time("weight_metrics"):
+            statistics.weights = measure_weights(learner.regularizer, activations.sample(batch))
 
 
 def _refuse(parts: Parts, batch: TensorDict, error: NonFiniteUpdate) -> None:

@@ -24,7 +24,9 @@ def vtrace(
     log_rho: Tensor,
     reward: Tensor,
     value: Tensor,
+    next_value: Tensor,
     terminated: Tensor,
+    ended: Tensor,
     valid: Tensor,
     *,
     gamma: float,
@@ -32,16 +34,17 @@ def vtrace(
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
 ) -> Targets:
-    """Targets of T transitions of B rows.
+    """Targets of T transitions of B rows. All tensors are [T, B].
 
     Args:
-        log_rho: [T, B] log pi(a|x) - log mu(a|x); zeros give GAE(lambda).
-        reward: [T, B].
-        value: [T + 1, B]; row t+1 bootstraps transition t, also where it was truncated: next-step autoreset keeps an
-            episode's final observation as a row of its own. Where the unroll's end cuts an episode, that row is row T.
-        terminated: bool [T, B]; nothing follows, so nothing is bootstrapped.
-        valid: bool [T, B]; false on void transitions, which have no delta and cut the trace. The one after an episode's
-            final observation is void, so nothing leaks from the next episode.
+        log_rho: log pi(a|x) - log mu(a|x); zeros give GAE(lambda).
+        reward: of each transition.
+        value: V(x_t).
+        next_value: V of what the transition led to, in its own episode: the true final observation where the episode
+            ended there, row T where the unroll's end cuts it.
+        terminated: bool; nothing follows, so nothing is bootstrapped.
+        ended: bool; terminated or truncated. Nothing leaks from the next episode.
+        valid: bool; false on void transitions, which have no delta and cut the trace.
 
     With c_t = lambda min(c_bar, rho_t) and delta_t = min(rho_bar, rho_t) (r_t + gamma V(x_{t+1}) - V(x_t)):
         vs_t - V(x_t) = delta_t + gamma c_t (vs_{t+1} - V(x_{t+1}))
@@ -49,13 +52,12 @@ def vtrace(
     The advantage carries no rho_t: the surrogate's ratio is the importance weight of a_t.
     """
     rho = log_rho.exp()
-    discount = gamma * (~terminated).to(value.dtype)
-    td_error = reward + discount * value[1:] - value[:-1]
     mask = valid.to(value.dtype)
-    delta = rho.clamp(max=rho_bar) * td_error * mask
-    trace = discount * lambda_ * rho.clamp(max=c_bar) * mask
-    excess = torch.zeros_like(value)  # vs_t - V(x_t), row T: 0
+    td_error = (reward + gamma * torch.where(terminated, 0.0, next_value) - value) * mask
+    delta = rho.clamp(max=rho_bar) * td_error
+    carry = gamma * lambda_ * mask * ~ended
+    trace = carry * rho.clamp(max=c_bar)
+    excess = value.new_zeros(len(value) + 1, *value.shape[1:])  # vs_t - V(x_t), row T: 0
     for t in range(len(reward) - 1, -1, -1):
         torch.addcmul(delta[t], trace[t], excess[t + 1], out=excess[t])
-    advantage = (td_error + discount * lambda_ * excess[1:]) * mask
-    return Targets(value[:-1] + excess[:-1], advantage)
+    return Targets(value + excess[:-1], td_error + carry * excess[1:])

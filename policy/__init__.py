@@ -9,13 +9,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from policy.component import ComponentPolicy
     from policy.config import Initialization
-    from policy.fast import FastPolicy, PolicyOutput
+    from policy.fast import FastPolicy
     from policy.observation import ImageObservation, TokenObservation, VectorObservation
+    from policy.recurrent_policy import PolicyOutput, RecurrentPolicy
 
-__all__ = ["FastPolicy", "ImageObservation", "Initialization", "PolicyOutput", "TokenObservation", "VectorObservation"]
+__all__ = [
+    "ComponentPolicy",
+    "FastPolicy",
+    "ImageObservation",
+    "Initialization",
+    "PolicyOutput",
+    "RecurrentPolicy",
+    "TokenObservation",
+    "VectorObservation",
+]
 
-_HOMES = {"FastPolicy": "fast", "PolicyOutput": "fast", "Initialization": "config"}
+_HOMES = {
+    "ComponentPolicy": "component",
+    "FastPolicy": "fast",
+    "Initialization": "config",
+    "PolicyOutput": "recurrent_policy",
+    "RecurrentPolicy": "recurrent_policy",
+}
 
 
 def __getattr__(name: str) -> Any:

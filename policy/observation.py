@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ class TokenObservation:
     """(feature id, names of its values 0, 1, ...): each value has a plane of its own, after those of the magnitudes."""
     global_coordinate: int | None = None
     """Coordinate byte of tokens that belong to no cell: they go to the window's centre."""
+    left_out: Sequence[tuple[int, int | None]] = ()
+    """Tokens that were mapped to nothing on purpose: (feature id, None), or (feature id, value) of a categorical one.
+    They change nothing and do not count as ignored."""
 
     def __post_init__(self) -> None:
         norms = self.feature_normalizations
@@ -36,6 +40,7 @@ class TokenObservation:
         object.__setattr__(self, "feature_normalizations", tuple(norms))
         categorical = tuple((int(feature), tuple(values)) for feature, values in self.categorical_features)
         object.__setattr__(self, "categorical_features", categorical)
+        object.__setattr__(self, "left_out", tuple((feature, value) for feature, value in self.left_out))
         if self.feature_names is not None:
             object.__setattr__(self, "feature_names", tuple(self.feature_names))
         if not (1 <= self.width <= 16 and 1 <= self.height <= 16):
@@ -66,17 +71,99 @@ class TokenObservation:
         magnitudes = [(i, None) for i, norm in enumerate(self.feature_normalizations) if norm is not None]
         return (*magnitudes, *((f, v) for f, values in self.categorical_features for v in range(len(values))))
 
+    @property
+    def plane_names(self) -> tuple[tuple[str, str | None], ...]:
+        """(feature name, None) for a plane of magnitudes, (feature name, value name) for a categorical one, in plane
+        order; without feature names the first is ""."""
+        names = self.feature_names or [""] * len(self.feature_normalizations)
+        magnitudes = [(names[i], None) for i, norm in enumerate(self.feature_normalizations) if norm is not None]
+        return (*magnitudes, *((names[f], value) for f, values in self.categorical_features for value in values))
+
+    def planes_of(self, presented: TokenObservation) -> tuple[tuple[int, int | None, int], ...]:
+        """Where the tokens of ``presented`` belong among the planes of this observation, matched by name.
+
+        Returns (feature id, value or None, plane) with the ids of ``presented``; what has no plane here is missing.
+
+        Raises:
+            ValueError: the windows differ in size; or the features differ and some have no name, or one twice.
+        """
+        self.check_window(presented)
+        left_out = set(presented.left_out)
+        planes = range(len(self.planes))
+        if self._features() != presented._features():
+            names = self.plane_names
+            if not all(feature for feature, _ in (*names, *presented.plane_names)):
+                raise ValueError(
+                    "the environment's features are not those that the policy was trained with, and without a name for "
+                    f"each they cannot be matched: trained with {self}, the environment has {presented}"
+                )
+            if twice := [shown(name) for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"features cannot be matched by name: the policy was trained with two of {twice}")
+            plane_of = dict(zip(names, planes, strict=True))
+            found = [plane_of.get(name) for name in presented.plane_names]
+        else:
+            found = list(planes)
+        return tuple(
+            (feature, value, plane)
+            for (feature, value), plane in zip(presented.planes, found, strict=True)
+            if plane is not None and not left_out & {(feature, None), (feature, value)}
+        )
+
+    def check_window(self, presented: TokenObservation) -> None:
+        """Raises ValueError where the window of ``presented`` has another size."""
+        if (self.width, self.height) != (presented.width, presented.height):
+            raise ValueError(
+                f"the policy was trained with a window of {self.width}x{self.height} cells (width x height), the "
+                f"environment's is {presented.width}x{presented.height}: no mapping makes up for that"
+            )
+
+    def _features(self) -> tuple[Any, ...]:
+        return (self.feature_normalizations, self.feature_names, self.categorical_features)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VectorObservation:
     """float32 [size]."""
 
     size: int
+    names: Sequence[str] | None = None
+    """By column; lets a checkpoint be matched to another environment by name. "" for one that was mapped to nothing."""
+
+    def __post_init__(self) -> None:
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(self.names))
+            if len(self.names) != self.size:
+                raise ValueError(f"names ({len(self.names)}) must have one entry per column ({self.size})")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return (self.size,)
+
+    def columns_of(self, presented: VectorObservation) -> tuple[int | None, ...] | None:
+        """For every column the one of ``presented`` with its name, None where there is none; without names here, or
+        with the same in the same order, None: nothing has to be moved.
+
+        Raises:
+            ValueError: there are names here and none there, or one twice; without names the sizes differ.
+        """
+        if self.names is None or self.names == presented.names:
+            if self.size != presented.size:
+                raise ValueError(
+                    f"the policy was trained with {self.size} numbers without names, the environment has "
+                    f"{presented.size}: they cannot be matched"
+                )
+            return None
+        if presented.names is None:
+            raise ValueError(
+                f"the policy was trained with numbers named {list(self.names)}, the environment names none of its "
+                f"{presented.size}: they cannot be matched"
+            )
+        for names in (self.names, filter(None, presented.names)):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"columns cannot be matched by name: there are two of {twice}")
+        column_of = {name: column for column, name in enumerate(presented.names) if name}
+        return tuple(column_of.get(name) for name in self.names)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,6 +181,13 @@ class ImageObservation:
 
 
 Observation = TokenObservation | VectorObservation | ImageObservation
+
+
+def shown(plane_name: tuple[str, str | None]) -> str:
+    """A plane's name as users read and write it: ``feature``, or ``feature:value``."""
+    feature, value = plane_name
+    return feature if value is None else f"{feature}:{value}"
+
 
 _KINDS: dict[str, type[Observation]] = {
     "tokens": TokenObservation,

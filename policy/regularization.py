@@ -1,11 +1,15 @@
-"""Weight features: clipping to bounds set at initialisation, and the L2-init loss (Kumar et al. 2023, "L2 Init").
+"""Weight clipping to bounds set at initialisation, and the L2-init loss.
 
-Clipping follows Elsayed et al. 2024 ("Weight Clipping"): after every optimizer step |w| <= scale * max|w_init|.
+Clipping follows Elsayed et al. 2024, "Weight Clipping for Deep Continual and Reinforcement Learning": after every
+optimizer step |w| <= clip_scale * max|w_init|. The loss is that of Kumar et al. 2023, "Maintaining Plasticity in
+Continual Learning via Regenerative Regularization" (L2 Init): l2_init_coef * sum (w - w_init)^2.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -14,89 +18,131 @@ from policy.config import RegularizationConfig
 
 
 class WeightRegularizer:
-    """Holds the initial weights w0 and the bounds of one policy; both go into every checkpoint.
+    """Holds the initial weights w0 of one policy and their largest magnitudes; both go into every checkpoint.
 
-    Vectors (biases, norms' scales) and log standard deviations are excluded: a bound on them changes the function, not
-    its plasticity (a clipped log-std silently fixes the exploration).
+    They are held of all parameters, whatever the settings: a run that is resumed with other settings still knows where
+    it began.
+
+    Args:
+        policy: with its initial weights; they are clipped in place, and the loss has a gradient to them.
+        config: what is clipped and what is drawn to w0.
 
     Raises:
-        ValueError: an override names no component of the policy.
+        ValueError: a name in the settings fits no parameter that it could apply to.
     """
 
     def __init__(self, policy: nn.Module, config: RegularizationConfig) -> None:
         self._config = config
-        self._parameters = {
-            name: p
-            for name, p in policy.named_parameters()
-            if p.ndim > 1 and "log_std" not in name and "norm" not in name
+        self.parameters: dict[str, nn.Parameter] = dict(policy.named_parameters())
+        self.reference: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.parameters.items()}
+        """w0 by parameter, the initial weights until ``update_l2_init_reference``."""
+        largest = torch.stack([w0.abs().max() for w0 in self.reference.values()]).tolist()
+        self._initial_max: dict[str, float] = dict(zip(self.parameters, largest, strict=True))
+        free = [name for name in self.parameters if not any(_matches(name, key) for key in config.exclude)]
+        _check_names(self.parameters, free, config)
+        self._clip_scale = {
+            name: scale for name in free if (scale := _lookup(config.clip_overrides, name, config.clip_scale)) > 0
         }
-        components = {component(name) for name in self._parameters}
-        for field in ("clip_overrides", "l2_init_overrides"):
-            unknown = set(getattr(config, field)) - components
-            if unknown:
-                raise ValueError(f"{field} names {sorted(unknown)}; the policy's components are {sorted(components)}")
-        self.reference: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self.bounds: dict[str, float] = {
-            name: max(scale * float(p.detach().abs().max()), config.clip_floor)
-            for name, p in self._parameters.items()
-            if (scale := config.clip_overrides.get(component(name), config.clip_scale)) > 0
+        self.l2_init_coefs: dict[str, float] = {
+            name: coef
+            for name in free
+            if (coef := config.l2_init_coef * _lookup(config.l2_init_overrides, name, 1.0)) > 0
         }
+        """Coefficient of sum (w - w0)^2 by parameter; those without one are not in the loss."""
 
     @property
-    def clips(self) -> bool:
-        """Whether any component is clipped."""
-        return bool(self.bounds)
+    def bounds(self) -> dict[str, float]:
+        """Largest |w| allowed, by parameter; those without a bound are not clipped."""
+        floor = self._config.clip_floor
+        return {name: max(scale * self._initial_max[name], floor) for name, scale in self._clip_scale.items()}
 
     @torch.no_grad()
     def clip_weights(self) -> None:
         """Clamp to the bounds; after every optimizer step."""
         for name, bound in self.bounds.items():
-            self._parameters[name].clamp_(-bound, bound)
-
-    @torch.no_grad()
-    def clipped_fraction(self) -> float:
-        """Share of the bounded weights that lie on their bound."""
-        on_bound = sum(int((self._parameters[name].abs() >= bound).sum()) for name, bound in self.bounds.items())
-        total = sum(self._parameters[name].numel() for name in self.bounds)
-        return on_bound / total if total else 0.0
+            self.parameters[name].clamp_(-bound, bound)
 
     def l2_init_loss(self) -> Tensor | None:
-        """coef * sum over components of factor * sum (w - w0)^2, with its gradient; None where it is off."""
-        config = self._config
+        """Sum over parameters of coef * sum (w - w0)^2, with its gradient, 2 coef (w - w0); None where it is off."""
         terms = [
-            factor * (p - self.reference[name]).square().sum()
-            for name, p in self._parameters.items()
-            if (factor := config.l2_init_overrides.get(component(name), 1.0)) > 0
+            coef * (self.parameters[name] - self.reference[name]).square().sum()
+            for name, coef in self.l2_init_coefs.items()
         ]
-        return config.l2_init_coef * torch.stack(terms).sum() if config.l2_init_coef and terms else None
+        return torch.stack(terms).sum() if terms else None
 
-    @torch.no_grad()
-    def distance_to_init(self) -> float:
-        """L2 distance of all regularised weights to their reference."""
-        squares = [(p - self.reference[name]).square().sum() for name, p in self._parameters.items()]
-        return float(torch.stack(squares).sum().sqrt())
+    def end_update(self, policy_version: int) -> None:
+        """Move the reference where ``l2_init_reference_every`` says so; after the update that made ``policy_version``.
+
+        Versions, not updates of this process, are counted: a resumed run moves it when the uninterrupted one would.
+        """
+        every = self._config.l2_init_reference_every
+        if every and policy_version % every == 0:
+            self.update_l2_init_reference()
 
     @torch.no_grad()
     def update_l2_init_reference(self) -> None:
-        """Move the reference to the current weights."""
-        for name, p in self._parameters.items():
+        """The present weights become w0 of all parameters. Bounds stay those of the initial weights."""
+        for name, p in self.parameters.items():
             self.reference[name].copy_(p)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Reference and bounds as tensors, for a checkpoint."""
-        bounds = {f"bound/{name}": torch.tensor(bound, dtype=torch.float64) for name, bound in self.bounds.items()}
-        return {**{f"reference/{name}": w0 for name, w0 in self.reference.items()}, **bounds}
+        """w0 and the initial magnitudes as tensors, for a checkpoint."""
+        largest = {f"initial_max/{name}": torch.tensor(x, dtype=torch.float64) for name, x in self._initial_max.items()}
+        return {**{f"reference/{name}": w0 for name, w0 in self.reference.items()}, **largest}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a checkpoint's reference and the bounds of components that are still clipped."""
+        """Take over a checkpoint's w0 and initial magnitudes; the bounds follow from these and the present settings.
+
+        Raises:
+            ValueError: a parameter's are missing or of another shape; nothing was changed.
+        """
+        for name, w0 in self.reference.items():
+            saved = state.get(f"reference/{name}")
+            if saved is None or saved.shape != w0.shape or f"initial_max/{name}" not in state:
+                found = "nothing" if saved is None else f"shape {tuple(saved.shape)}"
+                raise ValueError(
+                    f"the checkpoint's initial weights do not fit this policy: expected shape {tuple(w0.shape)} for "
+                    f"{name}, found {found}; resume with the settings and the version of shoal that saved it"
+                )
         for name, w0 in self.reference.items():
             w0.copy_(state[f"reference/{name}"])
-        for name in self.bounds:
-            if f"bound/{name}" in state:
-                self.bounds[name] = float(state[f"bound/{name}"])
+            self._initial_max[name] = float(state[f"initial_max/{name}"])
 
 
 def component(parameter_name: str) -> str:
     """``lstm`` of ``lstm.weight_ih_l0``; ``actor_W`` of ``actor_W``."""
     return parameter_name.split(".")[0]
+
+
+def _matches(parameter: str, key: str) -> bool:
+    return fnmatchcase(parameter, key) or fnmatchcase(component(parameter), key)
+
+
+def _lookup(overrides: Mapping[str, float], parameter: str, default: float) -> float:
+    for key, value in overrides.items():
+        if _matches(parameter, key):
+            default = value
+    return default
+
+
+def _check_names(parameters: Mapping[str, Tensor], free: list[str], config: RegularizationConfig) -> None:
+    """A misspelt name must not leave a setting without effect; a pattern in ``exclude`` may match nothing."""
+    components = sorted({component(name) for name in parameters})
+    problems = []
+    for field, keys, candidates in (
+        ("clip_overrides", list(config.clip_overrides), free),
+        ("l2_init_overrides", list(config.l2_init_overrides), free),
+        ("exclude", [key for key in config.exclude if not set(key) & set("*?[")], list(parameters)),
+    ):
+        unknown = [key for key in keys if not any(_matches(name, key) for name in candidates)]
+        if not unknown:
+            continue
+        if any(_matches(name, key) for name in parameters for key in unknown):
+            hint = f"regularization.exclude={list(config.exclude)} leaves these out; change it to have them in"
+        else:
+            close = difflib.get_close_matches(unknown[0], [*components, *parameters], n=1)
+            hint = (f"did you mean {close[0]!r}? " if close else "") + f"The policy's components are {components}"
+        problems.append(f"regularization.{field} names {unknown}, which is no parameter it applies to; {hint}")
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -16,32 +16,44 @@ class TokensToBox(nn.Module):
     Placement and normalization are one table look-up each: by coordinate byte the cell, by (feature, value) the plane
     and the number to put there. Whatever has no place goes to one spare element behind the box, so padding and
     unknown tokens erase nothing.
+
+    Planes, their order and their normalizations are those of ``trained``. Feature and value ids, the coordinates and
+    what is left out are those of ``presented`` (the same, unless given), matched by name: weights that were trained
+    with one order of features read another. It is all in the tables and costs nothing per step.
+
+    Raises:
+        ValueError: ``presented`` cannot be matched (``TokenObservation.planes_of``).
     """
 
-    def __init__(self, observation: TokenObservation) -> None:
+    def __init__(self, trained: TokenObservation, presented: TokenObservation | None = None) -> None:
         super().__init__()
-        self.num_planes = len(observation.planes)
-        self.height, self.width = observation.height, observation.width
+        presented = trained if presented is None else presented
+        self.num_planes = len(trained.planes)
+        self.height, self.width = trained.height, trained.width
         cells = self.height * self.width
         self._size = self.num_planes * cells
+        self._left_out = 3 * self._size
         cell = torch.full((256,), self._size, dtype=torch.int64)
         for row in range(self.height):
             for column in range(self.width):
                 cell[row << 4 | column] = row * self.width + column
-        if observation.global_coordinate is not None:
-            cell[observation.global_coordinate] = (self.height // 2) * self.width + self.width // 2
+        if presented.global_coordinate is not None:
+            cell[presented.global_coordinate] = (self.height // 2) * self.width + self.width // 2
         # 0xFF is padding even in a 16x16 window, where its nibbles would name the last cell.
         cell[PADDING] = self._size
         plane = torch.full((256, 256), self._size, dtype=torch.int64)
         magnitude = torch.zeros(256, 256)
         values = torch.arange(256, dtype=torch.float32)
-        for index, (feature, value) in enumerate(observation.planes):
+        normalization = [trained.feature_normalizations[feature] for feature, _ in trained.planes]
+        for feature, value, index in trained.planes_of(presented):
             if value is None:
                 plane[feature] = index * cells
-                magnitude[feature] = values / (observation.feature_normalizations[feature] or 1.0)
+                magnitude[feature] = values / (normalization[index] or 1.0)
             else:
                 plane[feature, value] = index * cells
                 magnitude[feature, value] = 1.0
+        for feature, value in presented.left_out:
+            plane[feature, slice(None) if value is None else value] = self._left_out
         self._cell: Tensor
         self._plane: Tensor
         self._magnitude: Tensor
@@ -50,9 +62,9 @@ class TokensToBox(nn.Module):
         self.register_buffer("_magnitude", magnitude.flatten(), persistent=False)
 
     def _place(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every token: its position among N * M, its index into one row's box (its size or more: no place), and the
-        number to put there. On the CPU padding, which is most of it, is left out first; elsewhere that would cost a
-        synchronisation.
+        """Of every token: its position among N * M, its index into one row's box (its size or more: no place; three
+        times its size or more: left out on purpose), and the number to put there. On the CPU padding, which is most of
+        it, is left out first; elsewhere that would cost a synchronisation.
         """
         tokens = obs.reshape(-1, 3)
         if obs.device.type == "cpu":
@@ -78,10 +90,11 @@ class TokensToBox(nn.Module):
         return box[:-1].view(rows, self.num_planes, self.height, self.width)
 
     def count_ignored(self, obs: Tensor) -> Tensor:
-        """Tokens that are no padding and yet have no place, over all of ``obs`` [N, tokens, 3]; int64 scalar."""
+        """Tokens that nobody expected, over all of ``obs`` [N, tokens, 3]: no padding, not left out on purpose, and yet
+        without a place; int64 scalar."""
         position, place, _ = self._place(obs)
         is_padding = obs.reshape(-1, 3)[:, 0].index_select(0, position) == PADDING
-        return ((place >= self._size) & ~is_padding).sum()
+        return ((place >= self._size) & (place < self._left_out) & ~is_padding).sum()
 
 
 def last_write(index: Tensor, size: int) -> Tensor:

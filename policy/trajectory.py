@@ -2,11 +2,12 @@
 
 One Arrow record batch per unroll, a row per environment slot, fixed-shape-tensor columns. Network rows (``obs``,
 ``is_first``) are T+1: row T is not acted on here; it bootstraps this unroll and is row 0 of the next. Environment rows
-are T. Transition t is *valid* where ``is_first[t + 1]`` is false: a void one belongs to no episode and is trained on,
-counted and averaged nowhere.
+are T. Transition t is *void* where ``is_first[t + 1]`` is set and neither ``terminated[t]`` nor ``truncated[t]``: it
+belongs to no episode and is trained on, counted and averaged nowhere. Where an episode ends with ``is_first`` in the
+same step, its last observation is ``final_obs[t]``; otherwise it is row t+1 (``envs.boundary`` has both forms).
 """
 
-# T time, B rows (slots), L layers, H hidden
+# T time, B rows (slots), C burn-in rows, L layers, H hidden
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SCALAR_COLUMNS = ("training_env_id",)
 
 
@@ -44,14 +45,19 @@ class TrajectorySpec:
     """H of the LSTM."""
     num_actions: tuple[int, ...] = ()
     """Number of actions of each discrete choice; empty where actions are continuous."""
+    same_step: bool = False
+    """Whether episodes end in the same-step form of ``envs.boundary``: there is a ``final_obs`` then."""
+    burn_in: int = 0
+    """C: rows before row 0 that travel along, with the state before the first of them."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
-        t, state = self.unroll_length, (self.num_layers, self.hidden)
+        t, c, state = self.unroll_length, self.burn_in, (self.num_layers, self.hidden)
         f32, u8 = np.dtype(np.float32), np.dtype(np.uint8)
-        return {
+        obs = np.dtype(self.obs_dtype)
+        columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {
             "training_env_id": ((), np.dtype(np.int64)),
-            "obs": ((t + 1, *self.obs_shape), np.dtype(self.obs_dtype)),
+            "obs": ((t + 1, *self.obs_shape), obs),
             "is_first": ((t + 1,), u8),
             "action": ((t, *self.action_shape), np.dtype(self.action_dtype)),
             "behavior_log_prob": ((t,), f32),
@@ -61,6 +67,16 @@ class TrajectorySpec:
             "initial_h": (state, f32),
             "initial_c": (state, f32),
         }
+        if self.same_step:
+            columns["final_obs"] = ((t, *self.obs_shape), obs)
+        if c:
+            columns |= {
+                "burn_in_obs": ((c, *self.obs_shape), obs),
+                "burn_in_is_first": ((c,), u8),
+                "burn_in_h": (state, f32),
+                "burn_in_c": (state, f32),
+            }
+        return columns
 
     def schema(self) -> pa.Schema:
         """The Arrow schema without metadata; not nullable."""
@@ -112,19 +128,24 @@ class Trajectory:
     @property
     def env_steps(self) -> int:
         """Valid transitions."""
-        return valid_transitions(self.columns["is_first"])
+        return count_valid(self.columns)
 
 
-def valid_transitions(is_first: np.ndarray) -> int:
-    """Number of transitions that some action caused; ``is_first`` uint8 or bool [B, T+1]."""
-    return int(is_first.shape[0] * (is_first.shape[1] - 1) - np.count_nonzero(is_first[:, 1:]))
+def count_valid(columns: Mapping[str, np.ndarray]) -> int:
+    """Number of transitions that some action caused."""
+    ended = columns["terminated"] | columns["truncated"]
+    void = columns["is_first"][:, 1:] > ended
+    return int(void.size - np.count_nonzero(void))
 
 
 def allocate(spec: TrajectorySpec, num_slots: int) -> dict[str, np.ndarray]:
-    """Empty columns for one unroll, [B, ...] each. Unwritten values are loud: NaN, -1, 255."""
+    """Empty columns for one unroll, [B, ...] each. Unwritten values are loud: NaN, -1, 255.
+
+    Only of ``final_obs`` not everything is written in the end; it begins as zeros.
+    """
     columns = {}
     for name, (shape, dtype) in spec.columns().items():
-        unwritten = np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 255
+        unwritten = 0 if name == "final_obs" else np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 255
         columns[name] = np.full((num_slots, *shape), unwritten, dtype)
     return columns
 
@@ -237,12 +258,26 @@ def _check_values(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> No
     limits = np.array(spec.num_actions if spec.action_shape else spec.num_actions[:1])
     if len(limits) and ((columns["action"] < 0) | (columns["action"] >= limits)).any():
         raise TrajectoryError(f"column action must hold indices of {spec.num_actions} actions")
-    for name in ("is_first", "terminated", "truncated"):
-        if columns[name].max() > 1:
+    for name in ("is_first", "terminated", "truncated", "burn_in_is_first"):
+        if name in columns and columns[name].max() > 1:
             raise TrajectoryError(f"column {name} must hold 0 or 1, got {columns[name].max()}")
+    _check_ends(spec, columns)
     for name, column in columns.items():
         if column.dtype.kind == "f" and not np.isfinite(column).all():
             raise TrajectoryError(f"column {name} has {np.count_nonzero(~np.isfinite(column))} non-finite numbers")
+
+
+def _check_ends(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None:
+    """An end without its reset would train one episode with another's memory."""
+    ended, is_first = columns["terminated"] | columns["truncated"], columns["is_first"]
+    if spec.same_step:
+        wrong, where = ended > is_first[:, 1:], "in the same step"
+    else:
+        wrong, where = ended & is_first[:, 1:], "in the next step, not in the same"
+        wrong[:, :-1] |= ended[:, :-1] > is_first[:, 2:]
+    if wrong.any():
+        slot, t = np.argwhere(wrong)[0]
+        raise TrajectoryError(f"slot {slot}, transition {t}: an episode that ends must be followed by a reset {where}")
 
 
 def _check_checksum(payload: np.ndarray, schema_bytes: int, checksum: str) -> None:

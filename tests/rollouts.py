@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
-from slow_reference import FAULT, TERMINATED, TRUNCATED, draw_boundaries
+from slow_reference import ENDS, draw_boundaries
 
 from actors.agent import actions_of, observation_of
 from actors.rollout import RolloutWorker
@@ -14,7 +16,7 @@ from learner.batch import BatchAssembler
 from learner.config import LearnerConfig
 from learner.device_choice import make_device_path
 from learner.learner import Learner
-from policy import FastPolicy, VectorObservation
+from policy import ComponentPolicy, FastPolicy, VectorObservation
 from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes
 from policy.weights import flatten_weights
 
@@ -29,6 +31,27 @@ class RecallWithTimeLimits(RecallEnvironment):
         super().step(action, rows)
         rows.truncated[1::2] = rows.terminated[1::2]
         rows.terminated[1::2] = False
+
+
+class SameStepRecall(RecallEnvironment):
+    """``recall`` in the same-step form, every other slot ending by truncation with an observation of its own."""
+
+    def __init__(self, num_envs, seed, **settings):
+        super().__init__(num_envs, seed, **settings)
+        self.spec = dataclasses.replace(self.spec, same_step=True)
+
+    def step(self, action, rows):
+        """As ``recall``, but a new episode begins where one ends."""
+        super().step(action, rows._replace(final_obs=None))
+        ended = rows.terminated.copy()
+        assert not rows.is_first.any()
+        rows.final_obs[ended] = rows.obs[ended] - 0.5
+        rows.truncated[1::2] = rows.terminated[1::2]
+        rows.terminated[1::2] = False
+        rows.is_first[:] = ended
+        rows.obs[ended] = 0.0
+        if ended.any():
+            self._begin(np.flatnonzero(ended), rows.obs)
 
 
 class NoiseEnvironment:
@@ -85,7 +108,7 @@ def make_learner(policy, *, num_threads=1, seed=0, **settings):
 class Rollouts:
     """A worker that acts with a learner's newest weights, and the batches that its unrolls make."""
 
-    def __init__(self, envs, *, unroll_length=32, seed=0):
+    def __init__(self, envs, *, unroll_length=32, seed=0, burn_in=0):
         self.observation, self.actions = observation_of(envs.spec), actions_of(envs.spec)
         self.worker = RolloutWorker(
             envs,
@@ -95,6 +118,7 @@ class Rollouts:
             actor=0,
             incarnation=0,
             seed=seed,
+            burn_in=burn_in,
         )
         self.assembler = BatchAssembler(self.worker.spec, envs.num_envs)
 
@@ -115,19 +139,23 @@ def random_columns(spec, num_slots, seed, num_actions=3):
     columns["action"][:] = rng.integers(0, num_actions, columns["action"].shape)
     columns["behavior_log_prob"][:] = -np.abs(columns["behavior_log_prob"]) - 0.3
     for b in range(num_slots):
-        ends = rng.choice([TERMINATED, TRUNCATED, FAULT], 20)
+        ends = rng.choice(ENDS, 20)
         lengths = rng.integers(1, rng.choice([4, 9, 40]), 20)
-        flags = draw_boundaries(lengths, ends, spec.unroll_length, rng.random() < 0.2)
-        columns["is_first"][b], columns["terminated"][b], columns["truncated"][b] = flags
+        columns["is_first"][b], columns["terminated"][b], columns["truncated"][b] = draw_boundaries(
+            lengths, ends, spec.unroll_length, begins_void=rng.random() < 0.2, same_step=spec.same_step
+        )
         columns["is_first"][b, 0] = rng.random() < 0.3
+    if spec.burn_in:
+        columns["burn_in_is_first"][:] = rng.random(columns["burn_in_is_first"].shape) < 0.15
     return columns
 
 
 SMALL = TrajectorySpec(12, (3,), "float32", (), "int64")
 
 
-def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0):
-    """The columns above as a batch, by way of the wire."""
+def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0, **changes):
+    """The columns above as a batch, by way of the wire; ``changes`` are those of ``spec``."""
+    spec = dataclasses.replace(spec, **changes)
     header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=policy_version)
     payload = to_bytes(spec, header, random_columns(spec, num_slots, seed))
     return BatchAssembler(spec, num_slots).assemble([from_bytes(spec, payload)])
@@ -136,3 +164,18 @@ def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0):
 def small_policy(seed=0):
     """The policy of ``SMALL``."""
     return make_policy(VectorObservation(3), ["a", "b", "c"], seed)
+
+
+TINY_HIDDEN = 4
+
+
+def tiny_policy():
+    """A policy of ``SMALL`` with a handful of units, sharpened too: for properties that are tried on many cases."""
+    torch.manual_seed(0)
+    sizes = {"fc1": 6, "encoded_obs": 5, "lstm": TINY_HIDDEN, "critic_1": 6, "actor_1": 6}
+    components = {name: {"size": size} for name, size in sizes.items()}
+    policy = ComponentPolicy(VectorObservation(3), ["a", "b", "c"], 3, components=components)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(3)
+    return policy

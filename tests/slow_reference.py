@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-TERMINATED, TRUNCATED, FAULT = "terminated", "truncated", "fault"
+TERMINATED, TRUNCATED, FAULT, ABSENT = ENDS = ("terminated", "truncated", "fault", "absent")
+"""How an episode's part of a row ends. A fault has no final observation: its transition is void itself. ``absent`` is a
+termination after which the agent is out of the game for two more steps."""
 
 
-def draw_boundaries(lengths, ends, steps, begins_void):
-    """Flags of one row in the next-step convention: after an episode's end at t, transition t+1 is void.
+class Episode(NamedTuple):
+    """One episode's part of one row: its transitions are begin .. end - 1."""
 
-    A fault has no final observation: its transition is void itself. ``is_first`` [T+1] leaves row 0 open.
+    begin: int
+    end: int
+    terminated: bool
+    final: bool
+    """Whether it bootstraps from ``final_obs[end - 1]`` (same-step form) rather than from row ``end``."""
+
+
+def draw_boundaries(lengths, ends, steps, *, begins_void=False, same_step=False):
+    """Flags of one row, (is_first [T+1] with row 0 left open, terminated [T], truncated [T]).
+
+    In the next-step form the transition after an episode's end is void, in the same-step form there is none.
     """
-    is_first, terminated, truncated = (np.zeros(steps + 1, bool) for _ in range(3))
+    is_first, terminated, truncated = (np.zeros(steps + 9, bool) for _ in range(3))
     t = 0
-    if begins_void:  # the unroll before ended with the final observation of an episode: row 0
+    if begins_void and not same_step:  # the unroll before ended with the final observation of an episode: row 0
         is_first[1], t = True, 1
     for length, how in zip(lengths, ends, strict=True):
-        last = t + length - 1
-        if last >= steps:
+        if (last := t + length - 1) >= steps:
             break
-        if how == FAULT:
-            is_first[last + 1], t = True, last + 1
-            continue
-        (terminated if how == TERMINATED else truncated)[last] = True
-        if last + 2 > steps:
-            break
-        is_first[last + 2], t = True, last + 2
-    return is_first, terminated[:steps], truncated[:steps]
+        if how != FAULT:
+            (truncated if how == TRUNCATED else terminated)[last] = True
+        t = last + 1 if same_step or how == FAULT else last + 2
+        is_first[t] = True
+        if how == ABSENT:
+            is_first[t + 1 : t + 3] = True
+            t += 2
+    return is_first[: steps + 1], terminated[:steps], truncated[:steps]
 
 
-def episodes_of(is_first, terminated):
-    """(first row, last row, whether it terminated) of every episode's part in one row of a batch.
-
-    Its transitions are those from its first row up to, not including, its last: that one only bootstraps.
-    """
+def episodes_of(is_first, terminated, truncated):
+    """Every episode's part of one row of a batch, those without a transition too."""
     starts = [0, *(np.flatnonzero(is_first[1:]) + 1)]
-    lasts = [*(start - 1 for start in starts[1:]), len(is_first) - 1]
-    return [(int(a), int(b), bool(b > a and terminated[b - 1])) for a, b in zip(starts, lasts, strict=True)]
+    found = []
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        end, final = (len(is_first) - 1 if following is None else following - 1), False
+        if following is not None and (terminated[end] or truncated[end]):
+            end, final = following, True
+        found.append(Episode(int(start), int(end), bool(end > start and terminated[end - 1]), final))
+    return found
 
 
 def episode_targets(log_rho, reward, value, terminated, *, gamma, lambda_, rho_bar, c_bar):
@@ -65,6 +80,18 @@ def episode_targets(log_rho, reward, value, terminated, *, gamma, lambda_, rho_b
     return np.array(vs), np.array(advantage)
 
 
+def start_state(policy, batch, b):
+    """The memory before row 0 of segment b: stored, or from its burn-in rows, a step at a time."""
+    burn_in = "burn_in_obs" in batch.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
+    state = tuple(batch[f"{'burn_in' if burn_in else 'initial'}_{part}"][b][:, None] for part in "hc")
+    if burn_in:
+        with torch.no_grad():
+            for obs, is_first in zip(batch["burn_in_obs"][b], batch["burn_in_is_first"][b], strict=True):
+                state = tuple(torch.zeros_like(part) for part in state) if is_first else state
+                _, state = policy.lstm(policy.encode(obs[None])[None], state)
+    return state
+
+
 def loss_by_episode(policy, batch, config, known=None, l2_init=None):
     """(loss with its graph, what the targets and old values are) of a batch, an episode at a time.
 
@@ -74,19 +101,19 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
     log_probs, entropies, values, behavior, targets = [], [], [], [], []
     for b in range(batch.shape[0]):
         is_first = columns["is_first"][b]
-        for begin, end, terminated in episodes_of(is_first, columns["terminated"][b]):
-            stored = begin == 0 and not is_first[0]
-            state = tuple(
-                batch[part][b][:, None] if stored else torch.zeros(2, 1, policy.lstm.hidden_size)
-                for part in ("initial_h", "initial_c")
-            )
-            outputs = []
-            for t in range(begin, end + 1):
-                core, state = policy.lstm(policy.encode(batch["obs"][b, t : t + 1])[None], state)
-                outputs.append(policy.heads(core[0]))
-            steps = slice(begin, end)
-            if begin == end:
+        for episode in episodes_of(is_first, columns["terminated"][b], columns["truncated"][b]):
+            if episode.begin == episode.end:
                 continue
+            steps = slice(episode.begin, episode.end)
+            if episode.begin == 0 and not is_first[0]:
+                state = start_state(policy, batch, b)
+            else:
+                state = tuple(torch.zeros_like(batch["initial_h"][b][:, None]) for _ in "hc")
+            last = batch["final_obs"][b, episode.end - 1] if episode.final else batch["obs"][b, episode.end]
+            outputs = []
+            for obs in (*batch["obs"][b, steps], last):
+                core, state = policy.lstm(policy.encode(obs[None])[None], state)
+                outputs.append(policy.heads(core[0]))
             chosen = torch.distributions.Categorical(logits=torch.cat([o.logits for o in outputs[:-1]]))
             log_prob = chosen.log_prob(batch["action"][b, steps])
             value = torch.cat([o.value for o in outputs])
@@ -100,7 +127,7 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
                     np.zeros_like(log_rho) if config.advantage == "gae" else log_rho,
                     columns["reward"][b, steps].astype(np.float64),
                     value.detach().double().numpy(),
-                    terminated,
+                    episode.terminated,
                     gamma=config.gamma,
                     lambda_=config.advantage_lambda,
                     rho_bar=config.rho_bar,
@@ -109,8 +136,8 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
             )
     log_prob, entropy, value = torch.cat(log_probs), torch.cat(entropies), torch.cat(values)
     vs, advantage, old_value = known or (
-        torch.from_numpy(np.concatenate([vs for vs, _ in targets])).float(),
-        torch.from_numpy(np.concatenate([a for _, a in targets])).float(),
+        torch.from_numpy(np.concatenate([vs for vs, _ in targets])).to(value.dtype),
+        torch.from_numpy(np.concatenate([a for _, a in targets])).to(value.dtype),
         value.detach(),
     )
     known = (vs, advantage, old_value)

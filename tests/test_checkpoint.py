@@ -76,16 +76,6 @@ def test_training_continues_bit_for_bit(tmp_path):
     assert same_weights(resumed.policy, learner.policy)
 
 
-def test_a_moved_reference_comes_back(tmp_path):
-    """An L2-init pull towards the first weights after the reference was moved and the run resumed."""
-    learner = trained()
-    learner.regularizer.update_l2_init_reference()
-    path = Checkpoints(tmp_path).save(learner, {})
-    resumed = make_learner(small_policy(), regularization=REGULARIZATION)
-    load_checkpoint(path).restore(resumed)
-    assert resumed.regularizer.distance_to_init() == 0
-
-
 @pytest.mark.parametrize(
     ("observation", "actions"),
     [

@@ -100,6 +100,15 @@ def test_lock_step_shares_a_batch_equally() -> None:
     assert len(problems_of(*lock_step, "actor.num_actors=8")) == 1
 
 
+def test_burn_in_is_checked() -> None:
+    """Catches rows that no unroll has, and two ways to start a segment at once."""
+    [problem] = problems_of("actor.unroll_length=16", "actor.burn_in=17")
+    assert "burn_in=17 must lie in 0..unroll_length=16" in problem
+    [problem] = problems_of("actor.burn_in=4", "learner.refresh_states=true")
+    assert problem.startswith("learner.refresh_states: ")
+    assert "actor.burn_in=4" in problem
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

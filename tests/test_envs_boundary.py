@@ -22,13 +22,23 @@ ADAPTERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "recall-no-delay": ("recall?delay=0&num_cues=2", 3, {}),
     "CartPole": ("CartPole-v1", 3, {}),
     "Pendulum": ("Pendulum-v1", 2, {}),
+    "CartPole-same-step": ("CartPole-v1", 3, {"autoreset_mode": "same_step"}),
+    "CartPole-disabled": ("CartPole-v1", 3, {"autoreset_mode": "disabled"}),
+    "CartPole-async": ("CartPole-v1", 2, {"vectorization": "async"}),
+    "CartPole-native": ("CartPole-v1", 3, {"vectorization": "native"}),
+    "pettingzoo": (
+        "pettingzoo:test_envs_pettingzoo:parallel_env",
+        4,
+        {"num_agents": 2, "salt": None, "together": True},
+    ),
 }
 NUM_STEPS = 450
 
 
 def skip_without_package(env_id: str) -> None:
-    if env_id.startswith("mettagrid") and importlib.util.find_spec("mettagrid") is None:
-        pytest.skip("needs shoal[mettagrid]")
+    for package in ("mettagrid", "pettingzoo"):
+        if env_id.startswith(package) and importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs shoal[{package}]")
 
 
 class Rollout:
@@ -43,6 +53,7 @@ class Rollout:
         self.reward = np.full((slots, steps), np.nan, dtype=np.float32)
         self.terminated = np.ones((slots, steps), dtype=bool)
         self.truncated = np.ones((slots, steps), dtype=bool)
+        self.final_obs = np.full((slots, steps, *spec.obs_shape), 77, dtype=spec.obs_dtype) if spec.same_step else None
         self.short = np.zeros((slots, steps), dtype=bool)
         player = random_player(spec, np.random.default_rng(seed))
         env.reset(self.obs[:, 0])
@@ -56,6 +67,7 @@ class Rollout:
                 self.reward[:, t],
                 self.terminated[:, t],
                 self.truncated[:, t],
+                None if self.final_obs is None else self.final_obs[:, t],
             )
             env.step(action.astype(spec.action_dtype), rows)
 
@@ -84,12 +96,26 @@ def test_call_after_an_end_is_void_and_no_other_is(rollout: Rollout) -> None:
     """Catches an is_first that comes early, late or not at all: states leak across episodes or are lost."""
     ended = rollout.terminated | rollout.truncated
     assert ended.any(), "too few steps to end an episode"
-    np.testing.assert_array_equal(rollout.is_first[:, 2:], ended[:, :-1])
-    assert not rollout.is_first[:, 1].any()
+    if rollout.final_obs is not None:
+        np.testing.assert_array_equal(rollout.is_first[:, 1:], ended)
+    else:
+        np.testing.assert_array_equal(rollout.is_first[:, 2:], ended[:, :-1])
+        assert not rollout.is_first[:, 1].any()
+
+
+def test_final_observations_are_written_where_episodes_end(rollout: Rollout) -> None:
+    """Catches final observations that are left out, are the next episode's first, or go to slots that play on."""
+    if rollout.final_obs is None:
+        return
+    written = (rollout.final_obs != 77).reshape(*rollout.reward.shape, -1).any(2)
+    np.testing.assert_array_equal(written, rollout.terminated | rollout.truncated)
+    assert (rollout.final_obs != rollout.obs[:, 1:])[written].any(1).all()
 
 
 def test_void_transition_pays_nothing_and_ends_nothing(rollout: Rollout) -> None:
     """Catches stale rewards and flags of the last episode that are counted twice."""
+    if rollout.final_obs is not None:
+        return
     void = rollout.is_first[:, 1:]
     assert (rollout.reward[void] == 0).all()
     assert not rollout.terminated[void].any()
@@ -168,7 +194,7 @@ def test_workers_differ_whose_seeds_are_spawned() -> None:
 def test_spec_is_consistent(name: str) -> None:
     """Catches specs from which no network can be built."""
     skip_without_package(name)
-    spec = make_env_spec(ADAPTERS[name][0])
+    spec = make_env_spec(ADAPTERS[name][0], **ADAPTERS[name][2])
     assert all(size > 0 for size in spec.obs_shape)
     if isinstance(spec.actions, DiscreteActions):
         assert all(len(set(names)) == len(names) > 1 for names in spec.actions.names)

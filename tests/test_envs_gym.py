@@ -12,7 +12,6 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.boundary import (
     ContinuousActions,
@@ -24,7 +23,7 @@ from envs.boundary import (
     VectorSpace,
 )
 from envs.config import EnvConfig, EnvironmentNotFound
-from envs.gym import GymEnvironment, check_autoreset_mode
+from envs.gym import GymEnvironment
 from envs.registry import make_vector_env
 
 
@@ -131,6 +130,9 @@ NESTED = spaces.Dict(
 )
 
 
+COMPOUND = (spaces.Dict, spaces.Tuple)
+
+
 @pytest.mark.parametrize(
     "space",
     [
@@ -147,13 +149,46 @@ NESTED = spaces.Dict(
 def test_spaces_flatten_as_gymnasium_does(space: Any) -> None:
     """Catches parts in another order, a forgotten ``start``, or bytes that are cut."""
     env = GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
-    assert env.spec.observation == VectorSpace(size=spaces.flatdim(space))
+    found = env.spec.observation
+    assert isinstance(found, VectorSpace)
+    assert found.size == spaces.flatdim(space)
+    assert len(found.names) == len(set(found.names)) == (found.size if isinstance(space, COMPOUND) else 0)
     rows = make_rows(env)
     env.reset(rows.obs)
     for _ in range(5):
         np.testing.assert_array_equal(rows.obs[0], spaces.flatten(space, SpaceEnv.last).astype(np.float32))
         env.step(np.zeros(1, dtype=np.int64), rows)
     assert env.faults == []
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "names"),
+    [
+        (
+            NESTED,
+            "a[0][0,0] a[0][0,1] a[0][1,0] a[0][1,1] a[1][0,0] a[1][0,1] a[1][0,2] a[1][1,0] a[1][1,1] a[1][1,2] "
+            "m.inner[0]=0 m.inner[0]=1 m.inner[1]=0 m.inner[1]=1 m.inner[1]=2 m.inner[1]=3 z=-1 z=0 z=1",
+        ),
+        (spaces.Tuple((spaces.Box(0, 1, (2,)), spaces.Discrete(2))), "obs[0][0] obs[0][1] obs[1]=0 obs[1]=1"),
+        (
+            spaces.Dict({"position": spaces.Box(0, 1, (2,)), "fuel": spaces.Box(0, 1, ())}),
+            "fuel position[0] position[1]",
+        ),
+        (spaces.Dict({"a": spaces.Box(0, 1, (1,)), "a[0]": spaces.Box(0, 1, ())}), "['a'][0] ['a[0]']"),
+    ],
+    ids=str,
+)
+def test_numbers_of_dicts_and_tuples_have_names(space: Any, names: str) -> None:
+    """Catches names in another order than the numbers, and two numbers of one name."""
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
+    assert isinstance(env.spec.observation, VectorSpace)
+    assert env.spec.observation.names == tuple(names.split(" "))
+    # The number that a name tells of is the one that changes with it.
+    rows = make_rows(env)
+    env.reset(rows.obs)
+    if "position[1]" in names:
+        assert rows.obs[0, 2] == SpaceEnv.last["position"][1]
     env.close()
 
 
@@ -254,10 +289,10 @@ def test_other_action_spaces_are_refused(space: Any) -> None:
 def test_a_fault_costs_one_slot_one_transition(how: str, said: str) -> None:
     """Catches a broken environment that ends the run, poisons the batch, or is restarted without a word."""
     env = GymEnvironment("EnvsTestBroken-v0", 2, 0, how=how)
-    # The other slot is sound.
-    env._guards[1]._env.unwrapped.how = ""
     rows = make_rows(env)
     env.reset(rows.obs)
+    # The other slot is sound.
+    env._vector.envs[1]._inner.env.unwrapped.how = ""
     BrokenEnv.closed = 0
     for step in range(1, 15):
         env.step(np.ones(2, dtype=np.int64), rows)
@@ -308,15 +343,6 @@ def test_environment_that_always_breaks_is_given_up(how: str, at: int) -> None:
     with pytest.raises(EnvironmentFault, match=r"EnvsTestBroken-v0: slot 0.*3 faults in a row"):
         play()
     env.close()
-
-
-def test_only_next_step_autoreset_is_taken() -> None:
-    """Catches assuming a mode: in the others the final observation lies elsewhere."""
-    for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-        vector = SyncVectorEnv([SpaceEnv], autoreset_mode=mode)
-        with pytest.raises(ValueError, match=r"only AutoresetMode.NEXT_STEP"):
-            check_autoreset_mode(vector, "X-v0")
-        vector.close()
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from rollouts import RUN, SMALL, random_columns
 
 from learner.intake import Driver, Intake
 from learner.ledger import Ledger
-from policy.trajectory import TrajectoryHeader, to_bytes, valid_transitions
+from policy.trajectory import TrajectoryHeader, count_valid, to_bytes
 
 SLOTS = 2
 COLUMNS = [random_columns(SMALL, SLOTS, seed) for seed in range(5)]
-STEPS = [valid_transitions(columns["is_first"]) for columns in COLUMNS]
+STEPS = [count_valid(columns) for columns in COLUMNS]
 
 
 def make_intake(*, max_policy_lag, batch_size=4, num_actors=2):

@@ -15,6 +15,7 @@ from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.metrics import CATALOGUE, MetricsServer, Sources
 from learner.statistics import Histogram, RunStatistics
+from learner.weight_metrics import WeightMetrics
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
 REPORTED = {
@@ -39,7 +40,9 @@ def sources():
     statistics.policy_version = 5
     assert statistics.add_batch([trajectory]) == ["slot 1 was restarted"]
     statistics.terms = {"policy_loss": -0.5}
-    statistics.weights = {"distance_to_init": 2.0}
+    numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
+    statistics.weights = WeightMetrics(**numbers)
+    statistics.staleness = {"stored": 0.1, "used": 0.02}
     statistics.add_log_prob_error(1e-6)
     return Sources(
         statistics=statistics,
@@ -122,6 +125,9 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_actor_restarts_total") == {("died",): 1}
     assert values(families, "shoal_log_prob_error") == {(): 1e-6}
     assert values(families, "shoal_mean_return") == {(): -1.0}
+    for i, field in enumerate(dataclasses.fields(WeightMetrics)):
+        name = field.name if field.name == "dormant_units_ratio" else f"weight_{field.name}"
+        assert values(families, f"shoal_{name}") == {("lstm",): i}
     assert values(families, "shoal_ignored_tokens_total") == {(): 4}
     assert values(families, "shoal_stage_seconds_total") == {("actor_policy",): 0.25, ("actor_env",): 0.5}
     sources.intake.ledger.sampled += 1

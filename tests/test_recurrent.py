@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,39 +13,50 @@ from torch import nn
 from policy.recurrent import plan_fragments, step_lstm, unroll_lstm
 
 
-def step_by_step(lstm, x, is_first, state):
-    """The slow, obvious reference."""
-    outputs = []
-    for x_t, first_t in zip(x, is_first, strict=True):
-        y, state = step_lstm(lstm, x_t, first_t, state)
+def step_by_step(lstm, x, is_first, state, final):
+    """The slow, obvious reference: outputs of all steps [T, B, H] and of the final rows [K, H], the last state."""
+    steps, rows = is_first.shape
+    outputs, finals = [], [None] * len(final[0])
+    for t in range(steps):
+        y, state = step_lstm(lstm, x[t * rows : (t + 1) * rows], is_first[t], state)
         outputs.append(y)
-    return torch.stack(outputs), state
+        for k in np.flatnonzero(final[0] == t):
+            b = final[1][k]
+            one = tuple(part[:, b : b + 1] for part in state)
+            row = x[steps * rows + k][None]
+            finals[k] = step_lstm(lstm, row, torch.zeros(1, dtype=torch.bool), one)[0][0]
+    return torch.cat([*outputs, *([torch.stack(finals)] if finals else [])]), state
 
 
-def make_case(seed, steps, rows, rate):
+def make_case(seed, steps, rows, rate, final_rate=0.0):
     generator = torch.Generator().manual_seed(seed)
     lstm = nn.LSTM(5, 6, num_layers=2).double()
-    x = torch.randn(steps, rows, 5, generator=generator, dtype=torch.float64)
     is_first = torch.rand(steps, rows, generator=generator) < rate
+    ends = is_first[1:] & (torch.rand(steps - 1, rows, generator=generator) < final_rate)
+    final = tuple(part.numpy() for part in ends.nonzero(as_tuple=True))
+    x = torch.randn(steps * rows + len(final[0]), 5, generator=generator, dtype=torch.float64)
     state = tuple(torch.randn(2, rows, 6, generator=generator, dtype=torch.float64) for _ in range(2))
-    return lstm, x, is_first, state
+    return lstm, x, is_first, state, final
 
 
 @pytest.mark.parametrize("return_state", [False, True])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     steps=st.integers(1, 20),
     rows=st.integers(1, 9),
     rate=st.sampled_from([0, 0.02, 0.2, 0.7, 1]),
+    final_rate=st.sampled_from([0, 0.5, 1]),
 )
-def test_unroll_equals_stepping(seed, steps, rows, rate, return_state):
-    """A reset one step late or early, a stored state given to a later fragment, padding that reaches an output."""
-    lstm, x, is_first, state = make_case(seed, steps, rows, rate)
+def test_unroll_equals_stepping(seed, steps, rows, rate, final_rate, return_state):
+    """A reset one step late or early, a stored state given to a later fragment, padding that reaches an output, a final
+    row that is valued with another state or changes its row's."""
+    lstm, x, is_first, state, final = make_case(seed, steps, rows, rate, final_rate)
     x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
     s1, s2 = (tuple(part.clone().requires_grad_() for part in state) for _ in range(2))
-    want, want_state = step_by_step(lstm, x1, is_first, s1)
-    got, got_state = unroll_lstm(lstm, x2, plan_fragments(is_first.numpy()), is_first[0], s2, return_state=return_state)
+    want, want_state = step_by_step(lstm, x1, is_first, s1, final)
+    plan = plan_fragments(is_first.numpy(), final)
+    got, got_state = unroll_lstm(lstm, x2, plan, is_first[0], s2, return_state=return_state)
     torch.testing.assert_close(got, want)
     weight = torch.randn(want.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     targets = [(want * weight).sum(), (got * weight).sum()]
@@ -62,18 +74,18 @@ def test_unroll_equals_stepping(seed, steps, rows, rate, return_state):
 
 def test_no_gradient_crosses_a_reset():
     """Credit flowing into another episode."""
-    lstm, x, is_first, state = make_case(0, 8, 3, 0.0)
+    lstm, x, is_first, state, _ = make_case(0, 8, 3, 0.0)
     is_first[4] = True
     x.requires_grad_()
     y, _ = unroll_lstm(lstm, x, plan_fragments(is_first.numpy()), is_first[0], state, return_state=False)
-    y[4:].sum().backward()
-    assert (x.grad[:4] == 0).all()
-    assert (x.grad[4:] != 0).any()
+    y[4 * 3 :].sum().backward()
+    assert (x.grad[: 4 * 3] == 0).all()
+    assert (x.grad[4 * 3 :] != 0).any()
 
 
 def test_a_non_finite_state_dies_with_its_episode():
     """0 * inf: a reset by multiplication would poison the next episode."""
-    lstm, x, is_first, state = make_case(0, 4, 2, 0.0)
+    lstm, x, is_first, state, _ = make_case(0, 4, 2, 0.0)
     is_first[0] = True
     state[1].fill_(float("inf"))
     y, _ = unroll_lstm(lstm, x, plan_fragments(is_first.numpy()), is_first[0], state, return_state=False)

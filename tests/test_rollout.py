@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollouts import RecallWithTimeLimits, Rollouts, SameStepRecall
+from rollouts import make_policy as sharp_policy
 from service import SMALL, make_setup, read_summary
 
 from actors.episodes import EpisodeCounter
@@ -157,9 +159,9 @@ steps = st.lists(
 )
 
 
-@given(script=steps)
+@given(script=steps, same_step=st.booleans())
 @settings(deadline=None)
-def test_episodes_are_counted_as_a_slow_reference_does(script: list[list[tuple[float, str, bool]]]) -> None:
+def test_episodes_are_counted_as_a_slow_reference_does(script: list[list[tuple[float, str, bool]]], same_step) -> None:
     """Catches void steps that count, rewards that leak into the next episode, cut or short episodes taken for whole."""
     counter = EpisodeCounter(3)
     expected: list[tuple[float, int]] = []
@@ -167,19 +169,60 @@ def test_episodes_are_counted_as_a_slow_reference_does(script: list[list[tuple[f
     ended = [False] * 3
     short = [True] * 3
     for row in script:
-        void = np.array([ended[slot] or row[slot][1] == "fault" for slot in range(3)])
+        void = np.array([(ended[slot] and not same_step) or row[slot][1] == "fault" for slot in range(3)])
         reward = np.array([0.0 if v else r for v, (r, _, _) in zip(void, row, strict=True)])
         ends = np.array([not v and what == "end" for v, (_, what, _) in zip(void, row, strict=True)])
-        counter.add(reward, ends, void, np.array(short))
+        begins = void | (ends & same_step)
+        counter.add(reward, begins, ends, np.array(short))
         for slot in range(3):
             rewards[slot] = [] if void[slot] else [*rewards[slot], reward[slot]]
             if ends[slot] and not short[slot]:
                 expected.append((sum(rewards[slot]), len(rewards[slot])))
-            short[slot] = row[slot][2] if void[slot] else short[slot]
+            rewards[slot] = [] if begins[slot] else rewards[slot]
+            short[slot] = row[slot][2] if begins[slot] else short[slot]
             ended[slot] = bool(ends[slot])
     found = counter.drain()
     assert list(zip(found["episode_returns"], found["episode_lengths"], strict=True)) == expected
     assert not any(counter.drain().values())
+
+
+@pytest.mark.parametrize("envs", [RecallWithTimeLimits, SameStepRecall])
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_where_unrolls_are_cut_changes_nothing(envs: Any, burn_in: int) -> None:
+    """Catches a row, an action, a state or a reset that is lost, repeated or made up between two unrolls."""
+    streams = []
+    for length in (6, 10, 30):
+        rollouts = Rollouts(envs(4, 0), unroll_length=length, burn_in=burn_in, seed=3)
+        policy = sharp_policy(rollouts.observation, rollouts.actions)
+        batches = [rollouts.batch(policy, 0).clone() for _ in range(60 // length)]
+        for before, after in itertools.pairwise(batches):
+            for name in ("obs", "is_first"):
+                assert torch.equal(before[name][:, -1], after[name][:, 0])
+                if burn_in:
+                    assert torch.equal(before[name][:, -1 - burn_in : -1], after[f"burn_in_{name}"])
+        names = ("action", "behavior_log_prob", "reward", "terminated", "truncated")
+        stream = {name: torch.cat([batch[name] for batch in batches], 1) for name in names}
+        stream["obs"] = torch.cat([batch["obs"][:, :-1] for batch in batches], 1)
+        stream["is_first"] = torch.cat([batch["is_first"][:, :-1] for batch in batches], 1)
+        for row, t in enumerate(range(0, 60, length)):  # the states at the cuts that all lengths share
+            if t % 30 == 0:
+                stream[f"h{t}"] = batches[row]["initial_h"]
+        streams.append(stream)
+    for stream in streams[1:]:
+        for name, column in streams[0].items():
+            torch.testing.assert_close(stream[name], column, rtol=0, atol=1e-6)
+    assert streams[0]["terminated"].any()
+    assert streams[0]["truncated"].any()
+
+
+@pytest.mark.parametrize("start", ["actor.burn_in=5", "learner.refresh_states=true"])
+def test_fresher_memory_trains_and_is_measured(tmp_path: Path, start: str) -> None:
+    """Catches an option that the service does not hand on, books that count burn-in rows, a false alarm."""
+    settings = (start, "actor.max_policy_lag=2", "mode=inline", "total_env_steps=2500", "env.kwargs={delay: 20}")
+    assert main(["train", *SMALL, *settings, f"run_dir={tmp_path / 'run'}"]) == 0
+    summary = read_summary(tmp_path / "run")
+    assert summary["ledger"]["dropped"] == {}
+    assert summary["log_prob_checks"] >= 1
 
 
 @pytest.mark.parametrize("actions", ["discrete", "multi", "continuous"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy import FastPolicy, TokenObservation
+from policy import FastPolicy, TokenObservation, VectorObservation
 from policy.observation import observation_from_json, observation_to_json
 from policy.tokens import TokensToBox, last_write
 
@@ -82,7 +84,12 @@ def test_observation_survives_json():
     """A checkpoint that restores another observation than it was trained with."""
     import json
 
-    assert observation_from_json(json.loads(json.dumps(observation_to_json(OBSERVATION)))) == OBSERVATION
+    for observation in (
+        OBSERVATION,
+        dataclasses.replace(OBSERVATION, left_out=[(0, None), (1, 1)]),
+        VectorObservation(2, ["x", "y"]),
+    ):
+        assert observation_from_json(json.loads(json.dumps(observation_to_json(observation)))) == observation
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 8, 11, 13, 16])
@@ -110,3 +117,5 @@ def test_bad_observations_are_refused():
         TokenObservation(17, 11, 200, [1.0])
     with pytest.raises(ValueError, match="embedding_rows to 101"):
         FastPolicy(TokenObservation(11, 11, 200, [1.0]), [f"a{i}" for i in range(101)])
+    with pytest.raises(ValueError, match="one entry per column"):
+        VectorObservation(2, ["x"])

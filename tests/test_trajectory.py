@@ -20,9 +20,9 @@ from policy.trajectory import (
     TrajectoryHeader,
     TrajectorySpec,
     allocate,
+    count_valid,
     from_bytes,
     to_bytes,
-    valid_transitions,
 )
 
 SPEC = TrajectorySpec(5, (4, 3), "uint8", (), "int64", 2, 3)
@@ -30,6 +30,8 @@ SPECS = {
     "tokens": SPEC,
     "vectors": TrajectorySpec(3, (2,), "float32", (2,), "float32", 1, 4),
     "one step": TrajectorySpec(1, (1,), "float32", (), "int64", 1, 1),
+    "same step": TrajectorySpec(5, (2,), "float32", (), "int64", 2, 3, same_step=True),
+    "burn-in": TrajectorySpec(5, (4, 3), "uint8", (), "int64", 2, 3, burn_in=2),
 }
 HEADER = TrajectoryHeader(
     run_id=RUN, actor=3, incarnation=1, sequence=7, policy_version=42, statistics={"episode_returns": [0.5, 1]}
@@ -89,12 +91,18 @@ def test_round_trip_without_a_copy(spec):
 
 
 def test_counts_valid_transitions():
-    """Void transitions in the books, or row 0's flag taken for one of them."""
-    is_first = np.array([[1, 0, 0, 1], [0, 1, 0, 0]], np.uint8)
-    assert valid_transitions(is_first) == 4
+    """Void transitions in the books, row 0's flag taken for one of them, or an end in the same step for a void one."""
+    columns = {
+        "is_first": np.array([[1, 0, 0, 1], [0, 1, 0, 0]], np.uint8),
+        "terminated": np.array([[0, 0, 0], [0, 0, 0]], np.uint8),
+        "truncated": np.array([[0, 0, 1], [0, 0, 0]], np.uint8),
+    }
+    assert count_valid(columns) == 5
+    columns["truncated"][:] = 0
+    assert count_valid(columns) == 4
     columns = columns_of(SPEC)
     trajectory = from_bytes(SPEC, to_bytes(SPEC, HEADER, columns))
-    assert trajectory.env_steps == sum(int(flag == 0) for row in columns["is_first"] for flag in row[1:])
+    assert trajectory.env_steps == count_valid(columns) < columns["reward"].size
 
 
 def test_unwritten_values_are_loud():
@@ -232,7 +240,7 @@ CONTENTS = {
     "no slots": (lambda: {"slots": 0}, "slots, got 0"),
     "missing metadata": (lambda: {"metadata": {"actor": None}}, "expected metadata"),
     "more metadata": (lambda: {"metadata": {"x": "y"}}, "expected metadata"),
-    "other format": (lambda: {"metadata": {"format_version": "2"}}, "expected format version 1, got 2"),
+    "other format": (lambda: {"metadata": {"format_version": "1"}}, "expected format version 2, got 1"),
     "other spaces": (lambda: {"metadata": {"spaces_hash": "0" * 16}}, "expected columns"),
     "no number": (lambda: {"metadata": {"sequence": "seven"}}, "seven"),
     "huge number": (lambda: {"metadata": {"sequence": "7" * 9999}}, "metadata that cannot be read"),
@@ -248,6 +256,24 @@ def test_wrong_contents_are_refused(what):
     """Well-formed bytes that are no trajectory: what they hold would crash or poison the learner."""
     make, message = CONTENTS[what]
     assert re.search(message, refused(forge(**make())))
+
+
+@pytest.mark.parametrize("same_step", [False, True])
+@pytest.mark.parametrize("flag", ["terminated", "truncated"])
+def test_an_end_without_its_reset_is_refused(flag, same_step):
+    """An environment that ends an episode in another form than it says: the next one would run on with its memory."""
+    spec = TrajectorySpec(5, (2,), "float32", (), "int64", 2, 3, same_step=same_step)
+    columns = random_columns(spec, 4, seed=0)
+    for name in ("is_first", "terminated", "truncated"):
+        columns[name][:] = 0
+    columns[flag][2, 3] = 1
+    message = f"slot 2, transition 3.*reset in the {'same' if same_step else 'next'} step"
+    assert re.search(message, refused(to_bytes(spec, HEADER, columns), spec))
+    columns["is_first"][2, 5 - same_step] = 1
+    from_bytes(spec, to_bytes(spec, HEADER, columns))
+    if not same_step:
+        columns["is_first"][2, 4] = 1
+        assert re.search(message, refused(to_bytes(spec, HEADER, columns), spec))
 
 
 @pytest.mark.parametrize("value", [0, 1, 3, 0x40, 0x7F, 0x80, 0xFF])

@@ -7,28 +7,31 @@ import copy
 import numpy as np
 import pytest
 import torch
+from fuzz import examples
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from rollouts import (
     ACTIONS,
+    TINY_HIDDEN,
     NoiseEnvironment,
     RecallWithTimeLimits,
     Rollouts,
+    SameStepRecall,
     make_learner,
     make_policy,
     random_batch,
     small_policy,
+    tiny_policy,
 )
 from slow_reference import loss_by_episode
 
 import learner.learner
-import policy.fast
+import policy.recurrent_policy
 from learner.canary import TOLERANCE, Canary
 from learner.device import DevicePath
-from learner.learner import NonFiniteUpdate, evaluate, log_prob_error
+from learner.learner import NonFiniteUpdate, evaluate, log_prob_error, valid_transitions
 from policy.config import RegularizationConfig
 from policy.recurrent import plan_fragments, step_lstm
-from policy.regularization import WeightRegularizer
 from policy.weights import flatten_weights
 
 CPU = DevicePath(torch.device("cpu"))
@@ -42,10 +45,24 @@ def gradients(learner):
 
 
 def assert_close(got, want, tolerance=2e-4):
-    """Per tensor, relative to its norm."""
+    """Per tensor, relative to its norm; a gradient that is zero but for rounding, relative to all of them."""
+    total = float(torch.stack([w.norm() for w in want.values()]).norm())
     for name in want:
         error = float((got[name] - want[name]).norm())
-        assert error <= tolerance * float(want[name].norm()) + 1e-7, name
+        assert error <= tolerance * (float(want[name].norm()) + total / 100), name
+
+
+FORMS = {
+    "next_step": {},
+    "same_step": {"same_step": True},
+    "burn_in": {"burn_in": 5},
+    "same_step_burn_in": {"same_step": True, "burn_in": 5},
+}
+
+
+def in_double(batch):
+    """A copy with float64 in place of float32."""
+    return batch.apply(lambda column: column.double() if column.is_floating_point() else column.clone())
 
 
 SETTINGS = {
@@ -56,29 +73,36 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("which", SETTINGS)
-@settings(max_examples=4, deadline=None, phases=[Phase.generate])  # a seed does not shrink
-@given(seed=st.integers(0, 2**31))
-def test_update_equals_episodes_trained_one_by_one(which, seed):
-    """Whatever leaks over a boundary or is averaged wrongly: target, loss, gradient, normalization, stored state."""
-    batch, policy = random_batch(seed), small_policy()
+@settings(max_examples=examples(2), deadline=None, phases=[Phase.generate])  # a seed does not shrink
+@given(seed=st.integers(0, 2**31), num_slots=st.integers(1, 4))
+def test_update_equals_episodes_trained_one_by_one(form, which, seed, num_slots):
+    """Whatever leaks over a boundary or is averaged wrongly: target, loss, gradient, normalization, the state it starts
+    from, the observation it bootstraps from."""
+    # In double precision: advantages of a few transitions, normalized, can magnify float32's rounding to anything.
+    batch = in_double(random_batch(seed, num_slots=num_slots, hidden=TINY_HIDDEN, **FORMS[form]))
+    policy = tiny_policy().double()
     learner = make_learner(policy, max_grad_norm=1e9, **SETTINGS[which])
-    w0 = {name: p.clone() for name, p in learner.regularizer.reference.items()}
+    w0 = {name: learner.regularizer.reference[name].clone() for name in learner.regularizer.l2_init_coefs}
     with torch.no_grad():  # away from w0, where the L2-init gradient is zero
+        generator = torch.Generator().manual_seed(seed)
         for p in policy.parameters():
-            p.add_(0.01 * torch.randn_like(p))
+            p.add_(0.01 * torch.randn(p.shape, generator=generator))
     loss, _ = loss_by_episode(policy, batch, learner.config, l2_init=w0 if which == "l2_init" else None)
     names, parameters = zip(*policy.named_parameters(), strict=True)
     want = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     result = learner.update(batch)
-    assert result.terms["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-5)
-    assert result.env_steps == int((~batch["is_first"][:, 1:]).sum())
-    assert_close(gradients(learner), want)
+    assert result.terms["loss"] == pytest.approx(loss.item(), rel=1e-9, abs=1e-9)
+    assert result.env_steps == int(valid_transitions(batch).sum())
+    assert_close(gradients(learner), want, tolerance=1e-9)
 
 
-def test_update_of_real_rollouts_equals_episodes_trained_one_by_one():
+@pytest.mark.parametrize("burn_in", [0, 7])
+@pytest.mark.parametrize("envs", [RecallWithTimeLimits, SameStepRecall])
+def test_update_of_real_rollouts_equals_episodes_trained_one_by_one(envs, burn_in):
     """A column that the worker writes and the learner reads differently, which random batches cannot show."""
-    rollouts = Rollouts(RecallWithTimeLimits(6, 0), unroll_length=24)
+    rollouts = Rollouts(envs(6, 0), unroll_length=24, burn_in=burn_in)
     actor, policy = (make_policy(rollouts.observation, rollouts.actions, seed) for seed in (0, 1))
     rollouts.batch(actor, 0)
     batch = rollouts.batch(actor, 0)  # starts in mid-episode, from stored states
@@ -141,12 +165,11 @@ def test_gradient_threads_are_deterministic():
 def test_void_transitions_have_no_influence():
     """An action, reward or probability of a transition that no action caused, in loss, normalization or gradient."""
     changed = random_batch(4)
-    void = changed["is_first"][:, 1:]
+    void = ~valid_transitions(changed)
     assert void.any()
     changed["reward"][void] = 1e6
     changed["behavior_log_prob"][void] = -200.0  # a ratio beyond float32
     changed["action"][void] = (changed["action"][void] + 1) % 3
-    changed["truncated"][void] = True
     found = []
     for batch in (random_batch(4), changed):
         learner = make_learner(small_policy(), max_grad_norm=1e9)
@@ -169,7 +192,8 @@ def test_each_segment_is_used_once_per_epoch():
 def test_minibatches_average_to_the_batch():
     """A minibatch that takes other segments' targets: with a rate of nearly 0 the steps' mean is the batch's."""
     batch = random_batch(6, num_slots=8)
-    batch["is_first"][:, 1:] = False  # equal counts, so that means of means are means
+    for flag in ("is_first", "terminated", "truncated"):  # equal counts, so that means of means are means
+        batch[flag].zero_()
     settings = {"normalize_advantage": False, "learning_rate": 1e-20, "max_grad_norm": 1e9}
     whole = make_learner(small_policy(), **settings).update(batch).terms
     parts = make_learner(small_policy(), batch_size=8, minibatches=4, epochs=2, **settings).update(batch).terms
@@ -185,7 +209,7 @@ def test_a_refused_update_changes_nothing(column, multiple):
     learner.update(random_batch(1))
     before = copy.deepcopy((learner.policy.state_dict(), learner.optimizer.state_dict()["state"]))
     batch = random_batch(2)
-    b, t = (~batch["is_first"][:, 1:]).nonzero()[0].tolist()
+    b, t = valid_transitions(batch).nonzero()[0].tolist()
     batch[column][b, t] = float("nan")
     with pytest.raises(NonFiniteUpdate, match="policy version 1"):
         learner.update(batch)
@@ -201,71 +225,9 @@ def test_a_batch_without_valid_transitions_is_survived():
     learner = make_learner(small_policy())
     batch = random_batch(1)
     batch["is_first"][:] = True
+    batch["terminated"][:] = batch["truncated"][:] = False
     assert learner.update(batch).env_steps == 0
     assert all(p.isfinite().all() for p in learner.policy.parameters())
-
-
-def test_weights_are_clipped_after_every_step():
-    """A clip before the step, of biases, or of a component that an override exempts."""
-    policy = small_policy()
-    initial = {name: p.abs().max().item() for name, p in policy.named_parameters()}
-    regularization = RegularizationConfig(clip_scale=1.01, clip_floor=0.02, clip_overrides={"lstm": 0, "fc1": 0.5})
-    learner = make_learner(policy, learning_rate=0.3, regularization=regularization)
-    learner.update(random_batch(1))
-    for name, p in policy.named_parameters():
-        largest = p.abs().max().item()
-        if p.ndim < 2 or name.startswith("lstm"):
-            assert largest > 1.01 * initial[name] or initial[name] == 0, name
-        else:
-            assert largest <= (0.5 if name.startswith("fc1") else 1.01) * initial[name] + 1e-6, name
-    assert all(dict(policy.named_parameters())[name].ndim > 1 for name in learner.regularizer.bounds)
-    assert 0 < learner.regularizer.clipped_fraction() <= 1
-    assert learner.regularizer.bounds["fc1.weight"] == pytest.approx(0.5 * initial["fc1.weight"])
-
-
-def test_tensors_that_start_at_zero_can_move():
-    """A bound of 0 from max|w| at initialisation."""
-    policy = small_policy()
-    torch.nn.init.zeros_(policy.fc1.weight)
-    bounds = WeightRegularizer(policy, RegularizationConfig(clip_scale=2.0, clip_floor=0.05)).bounds
-    assert bounds["fc1.weight"] == 0.05
-    assert "fc1.bias" not in bounds
-
-
-def test_l2_init_gradient_by_finite_differences():
-    """A loss without a gradient, with a wrong factor, or towards zero instead of w0."""
-    policy = small_policy().double()
-    config = RegularizationConfig(l2_init_coef=0.3, l2_init_overrides={"critic_1": 2.0, "fc1": 0})
-    regularizer = WeightRegularizer(policy, config)
-    assert regularizer.l2_init_loss().item() == 0
-    with torch.no_grad():
-        for p in policy.parameters():
-            p.add_(torch.randn_like(p))
-    regularizer.l2_init_loss().backward()
-    for name, factor in [("critic_1.weight", 2.0), ("lstm.weight_hh_l1", 1.0), ("actor_W", 1.0)]:
-        p = dict(policy.named_parameters())[name]
-        flat, base = p.detach().view(-1), regularizer.l2_init_loss().item()
-        for i in (0, 17, 300):
-            flat[i] += 1e-4
-            slope = (regularizer.l2_init_loss().item() - base) / 1e-4
-            flat[i] -= 1e-4
-            assert slope == pytest.approx(float(p.grad.view(-1)[i]), abs=2e-3)
-            assert p.grad.view(-1)[i] == pytest.approx(
-                0.3 * factor * 2 * float(flat[i] - regularizer.reference[name].view(-1)[i])
-            )
-    assert policy.fc1.weight.grad is None
-    assert policy.critic_1.bias.grad is None
-    assert regularizer.distance_to_init() > 1
-    regularizer.update_l2_init_reference()
-    assert regularizer.l2_init_loss().item() == 0
-    assert regularizer.distance_to_init() == 0
-
-
-@pytest.mark.parametrize("field", ["clip_overrides", "l2_init_overrides"])
-def test_overrides_of_unknown_components_are_refused(field):
-    """A misspelt component that silently keeps the default."""
-    with pytest.raises(ValueError, match=rf"{field} names \['lstn'\].*'lstm'"):
-        make_learner(small_policy(), regularization=RegularizationConfig(**{field: {"lstn": 1.0}}))
 
 
 # The canary
@@ -317,7 +279,7 @@ def _early(is_first):
 def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_reset):
     """The canary is blind: resets inside an unroll that come one step off in training."""
     rollouts, learner_ = recall()
-    monkeypatch.setattr(learner.learner, "plan_fragments", lambda is_first: plan_fragments(break_reset(is_first)))
+    monkeypatch.setattr(learner.learner, "plan_fragments", lambda is_first, _: plan_fragments(break_reset(is_first)))
     assert learner_.update(rollouts.batch(learner_.policy, 0)).log_prob_error > FAULT_SEEN
 
 
@@ -330,7 +292,7 @@ def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
         before.append(is_first.clone())
         return step_lstm(lstm, x, before[-2], state)
 
-    monkeypatch.setattr(policy.fast, "step_lstm", late)
+    monkeypatch.setattr(policy.recurrent_policy, "step_lstm", late)
     assert learner.update(rollouts.batch(learner.policy, 0)).log_prob_error > FAULT_SEEN
 
 
@@ -346,7 +308,7 @@ def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
             is_first[1::2] = False  # the slots whose episodes are truncated
         return step_lstm(lstm, x, is_first, state)
 
-    monkeypatch.setattr(policy.fast, "step_lstm", terminated_only)
+    monkeypatch.setattr(policy.recurrent_policy, "step_lstm", terminated_only)
     batch = rollouts.batch(learner.policy, 0)
     log_prob = evaluate(learner.policy, batch, CPU).log_prob
     by_slot = [log_prob_error(log_prob, batch, [b]).item() for b in range(6)]
@@ -406,6 +368,6 @@ def test_training_evaluates_actions_as_acting_did(kind):
     for _ in range(2):
         batch = rollouts.batch(policy, 0)
         evaluation = evaluate(policy, batch, CPU)
-        assert evaluation.value.shape == (33, 5)
+        assert evaluation.value.shape == evaluation.next_value.shape == (32, 5)
         assert log_prob_error(evaluation.log_prob, batch).item() <= TOLERANCE
     assert make_learner(policy).update(batch).log_prob_error <= TOLERANCE

@@ -1,0 +1,229 @@
+"""A guard around each environment of others, so that a broken one costs one episode and not the run.
+
+Used by every adapter that steps environments one by one. What a guard lets through is what the spaces promise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.boundary import EnvironmentFault, EnvSpec
+from envs.config import EnvironmentNotFound
+from envs.spaces import Declared
+from envs.writers import Malformed, check_flag, check_reward, make_writer, short
+
+FAULTS_IN_A_ROW = 3
+"""So many faults without ``HEALTHY_STEPS`` good steps between them, and the environment is given up."""
+HEALTHY_STEPS = 10
+
+RESTARTED = "restarted"
+"""Key of ``info`` under which a guard tells that the observation is a replacement's first: a tuple of messages."""
+
+
+class Replaceable:
+    """An environment that is replaced by a new one of the same kind when it fails.
+
+    ``read`` functions take its answers and raise where they are wrong, which counts as the environment's failure.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        place: str,
+        seed: np.random.SeedSequence,
+        make: Callable[[], Any],
+        read_reset: Callable[[Any], None],
+    ) -> None:
+        """Prepare; the first ``reset`` makes the environment.
+
+        Args:
+            env_id: For messages.
+            place: Which slots these are, for messages.
+            seed: Determines the seeds of the environment and of its replacements.
+            make: Makes an environment.
+            read_reset: Takes what ``reset`` answered of an episode's first observation.
+        """
+        self._env_id, self._place, self._make, self._read_reset = env_id, place, make, read_reset
+        self._rng = np.random.default_rng(seed)
+        self._seed = 0
+        self._steps = 0
+        self._healthy_steps = 0
+        self._faults_in_a_row = 0
+        self._messages: list[str] = []
+        self.env: Any = None
+        """One that was made before, to look at its spaces, may be put here."""
+
+    def reset(self) -> bool:
+        """Begin the next episode; false where that took a replacement.
+
+        Raises:
+            EnvironmentFault: too many faults in a row.
+        """
+        is_very_first = self._seed == 0
+        self._steps += not is_very_first
+        try:
+            # Later episodes go on with the environment's own random stream.
+            self._reset_once(fresh_seed=is_very_first)
+        except Exception as error:
+            self._fault("reset", error)
+            self._replace()
+            return False
+        return True
+
+    def step(self, action: Any, read: Callable[[Any, Any, Any, Any], None]) -> bool:
+        """Step once and ``read`` (obs, reward, terminated, truncated); false where that took a replacement, whose first
+        observation was read instead.
+
+        Raises:
+            EnvironmentFault: too many faults in a row.
+        """
+        self._steps += 1
+        try:
+            answer = self.env.step(action)
+            if not isinstance(answer, tuple) or len(answer) != 5:
+                raise Malformed(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, info)")
+            read(*answer[:4])
+        except Exception as error:
+            self._fault(f"step with action {short(action)}", error)
+            self._replace()
+            return False
+        self._healthy_steps += 1
+        return True
+
+    def take_messages(self) -> tuple[str, ...]:
+        """What went wrong since the last call."""
+        messages = tuple(self._messages)
+        self._messages.clear()
+        return messages
+
+    def close(self) -> None:
+        """Close the environment; what it raises then is a message and no more."""
+        env, self.env = self.env, None
+        try:
+            if env is not None:
+                env.close()
+        except Exception as error:
+            self._messages.append(f"{self._where()}: close raised {type(error).__name__}: {error}")
+
+    def _reset_once(self, *, fresh_seed: bool) -> None:
+        if self.env is None:
+            self.env = self._make()
+        if fresh_seed:
+            self._seed = int(self._rng.integers(1, 2**31))
+            answer = self.env.reset(seed=self._seed)
+        else:
+            answer = self.env.reset()
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise Malformed(f"reset answered {short(answer)}, must be (obs, info)")
+        self._read_reset(answer[0])
+
+    def _replace(self) -> None:
+        while True:
+            self.close()
+            try:
+                self._reset_once(fresh_seed=True)
+                return
+            except Exception as error:
+                self._fault("restart", error)
+
+    def _fault(self, during: str, error: Exception) -> None:
+        what = str(error) if isinstance(error, Malformed) else f"{type(error).__name__}: {error}"
+        message = f"{self._where()}, {during}: {what}"
+        self._faults_in_a_row = 1 if self._healthy_steps >= HEALTHY_STEPS else self._faults_in_a_row + 1
+        self._healthy_steps = 0
+        if self._faults_in_a_row >= FAULTS_IN_A_ROW:
+            raise EnvironmentFault(f"{message} ({self._faults_in_a_row} faults in a row, given up)") from error
+        self._messages.append(message)
+
+    def _where(self) -> str:
+        return f"{self._env_id}: {self._place}, step {self._steps} (seed {self._seed})"
+
+
+class Guard(gymnasium.Env[np.ndarray, Any]):
+    """One environment for gymnasium's own vectors; replaced when it fails, its replacement's first observation is the
+    answer then, with reward 0, no flag, and messages in ``info``.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        declared: Declared,
+        slot: int,
+        seed: np.random.SeedSequence,
+        make: Callable[[], Any],
+    ) -> None:
+        self.metadata = {}
+        self.render_mode = None
+        self.action_space = declared.action
+        self.observation_space = row_space(spec)
+        self._write = make_writer(declared.observation, spec, batched=False)
+        # A vector that resets in the step in which an episode ends still refers to the final observation after it.
+        self._first = np.zeros(spec.obs_shape, dtype=spec.obs_dtype)
+        self._next = np.zeros_like(self._first)
+        self._first_flat, self._next_flat = self._first.reshape(1, -1), self._next.reshape(1, -1)
+        self._outcome = (0.0, False, False)
+        self._inner = Replaceable(spec.env_id, f"slot {slot}", seed, make, self._read_reset)
+
+    def adopt(self, env: Any) -> None:
+        """Guard an environment that was made before."""
+        self._inner.env = env
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The next episode; called by the vector environment alone, which never seeds."""
+        return self._first, {} if self._inner.reset() else self._restarted()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The environment's answer, or the first observation of its replacement."""
+        if not self._inner.step(action, self._read_step):
+            return self._first, 0.0, False, False, self._restarted()
+        return self._next, *self._outcome, {}
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._inner.close()
+
+    def _restarted(self) -> dict[str, Any]:
+        return {RESTARTED: self._inner.take_messages()}
+
+    def _read_reset(self, obs: Any) -> None:
+        self._write(obs, self._first_flat)
+
+    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        self._write(obs, self._next_flat)
+        self._outcome = (
+            check_reward(reward),
+            check_flag(terminated, "terminated"),
+            check_flag(truncated, "truncated"),
+        )
+
+
+def row_space(spec: EnvSpec) -> spaces.Box:
+    """What a guard observes: rows as the boundary has them."""
+    bound: tuple[Any, Any] = (0, 255) if spec.obs_dtype == np.uint8 else (-np.inf, np.inf)
+    return spaces.Box(*bound, shape=spec.obs_shape, dtype=spec.obs_dtype.type)
+
+
+@contextlib.contextmanager
+def naming_bad_arguments(env_id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Around making an environment.
+
+    Raises:
+        EnvironmentNotFound: its package is not installed.
+        ValueError: it does not take the arguments.
+    """
+    try:
+        yield
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise EnvironmentNotFound(f"environment {env_id!r} needs a package: {error}") from error
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"{env_id}: {error}") from error

@@ -1,0 +1,155 @@
+"""Gymnasium environments that step all their slots at once: an id's own ``vector_entry_point``.
+
+Made by ``envs.registry`` for ``vectorization="native"``. There is nothing here per slot, so no guard could replace one
+either: whatever is wrong ends the whole vector environment with a message.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NoReturn
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from envs.autoreset import AutoresetRows, declared_mode
+from envs.boundary import EnvironmentFault
+from envs.guard import naming_bad_arguments
+from envs.gym import find_gym_spec
+from envs.spaces import action_converter, declared_by, make_spec
+from envs.writers import Malformed, check_flags, check_rewards, make_writer, short
+
+
+class NativeEnvironment(AutoresetRows):
+    """A gymnasium ``VectorEnv`` of any autoreset mode, which it must declare in its metadata."""
+
+    def __init__(self, env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> None:
+        """Make the environment.
+
+        Args:
+            env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
+            num_envs: Slots.
+            seed: Determines everything random in an environment that keeps to its own generator.
+            **kwargs: Arguments for the vector environment.
+
+        Raises:
+            EnvironmentNotFound: the id is not registered, or its package is not installed.
+            ValueError: the id has no vector environment, it does not take an argument, does not declare how it resets,
+                or has a space that the policy has no encoder or head for.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be positive")
+        self._vector = _make_vector(env_id, num_envs, kwargs)
+        try:
+            mode = declared_mode(self._vector, env_id)
+            space = self._vector.single_observation_space
+            declared = declared_by(self._vector, space, self._vector.single_action_space)
+            spec = make_spec(env_id, declared, same_step=mode is not AutoresetMode.NEXT_STEP)
+        except BaseException:
+            self._vector.close()
+            raise
+        super().__init__(spec, num_envs, mode)
+        self._to_env = action_converter(declared.action)
+        self._write_batch = make_writer(space, spec, batched=True)
+        self._write_one = make_writer(space, spec, batched=False)
+        # What is checked here is copied to the caller's rows, which may be strided so that they cannot be flattened.
+        self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
+        self._flat = self._checked.reshape(num_envs, -1)
+        self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._vector.close()
+
+    def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        # Later episodes go on with the environment's own random stream.
+        seed, self._seed = self._seed, None
+        try:
+            answer: Any = self._vector.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._raised("reset", error) from error
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            self._fail(f"reset answered {short(answer)}, must be (obs, infos)")
+        return answer
+
+    def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        try:
+            answer: Any = self._vector.step(self._to_env(action))
+        except Exception as error:
+            raise self._raised("step", error) from error
+        if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
+            self._fail(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, infos)")
+        obs, reward, terminated, truncated, infos = answer
+        try:
+            return (
+                obs,
+                check_rewards(reward, self.num_envs),
+                check_flags(terminated, self.num_envs, "terminated"),
+                check_flags(truncated, self.num_envs, "truncated"),
+                infos,
+            )
+        except Malformed as error:
+            self._fail(str(error), error.slot)
+
+    def _write(self, obs: Any, out: np.ndarray) -> None:
+        try:
+            self._write_batch(obs, self._flat)
+        except Malformed as error:
+            self._fail(str(error), error.slot)
+        np.copyto(out, self._checked)
+
+    def _write_final(self, final: Any, ended: np.ndarray, out: np.ndarray) -> None:
+        slots = np.flatnonzero(ended)
+        rows = self._flat[: len(slots)]
+        slot: int | None = None
+        try:
+            if isinstance(final, np.ndarray) and final.dtype == object:
+                for index, slot in enumerate(slots.tolist()):
+                    self._write_one(final[slot], rows[index : index + 1])
+            else:
+                self._write_batch(_take(final, ended), rows)
+        except Malformed as error:
+            if error.slot is not None and slot is None:
+                slot = int(slots[error.slot])
+            self._fail(f"final_obs: {error}", slot)
+        out[ended] = self._checked[: len(slots)]
+
+    def _fail(self, what: str, slot: int | None = None) -> NoReturn:
+        raise EnvironmentFault(f"{self._where(slot)}: {what}")
+
+    def _raised(self, during: str, error: Exception) -> EnvironmentFault:
+        return EnvironmentFault(f"{self._where(None)}: {during} raised {type(error).__name__}: {error}")
+
+    def _where(self, slot: int | None) -> str:
+        return f"{self.spec.env_id}: {'all slots' if slot is None else f'slot {slot}'}, step {self._steps}"
+
+
+def _take(batch: Any, mask: np.ndarray) -> Any:
+    """The masked slots of an observation of all slots."""
+    if isinstance(batch, dict):
+        return {key: _take(part, mask) for key, part in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_take(part, mask) for part in batch)
+    return np.asarray(batch)[mask]
+
+
+def _make_vector(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+    spec = find_gym_spec(env_id)
+    if spec.vector_entry_point is None:
+        raise ValueError(
+            f"{env_id}: vectorization='native' needs an id that is registered with a vector_entry_point, this one has "
+            "none; leave vectorization out, or write 'async' if the environment is slow"
+        )
+    if "wrappers" in kwargs or spec.additional_wrappers:
+        raise ValueError(
+            f"{env_id}: wrappers are for single environments, vectorization='native' has none; write 'sync' or 'async'"
+        )
+    with naming_bad_arguments(env_id, kwargs), warnings.catch_warnings():
+        # A missing mode is refused, in words of our own.
+        warnings.filterwarnings("ignore", message=".*[aA]utoreset_?[mM]ode.*")
+        vector = gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    if vector.num_envs != num_envs:
+        vector.close()
+        raise ValueError(f"{env_id}: env.num_envs={num_envs}, but its vector environment has {vector.num_envs} slots")
+    return vector

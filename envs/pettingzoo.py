@@ -1,0 +1,267 @@
+"""PettingZoo's parallel environments: several agents in one game, a slot for each, who may end together or apart.
+
+Made by ``envs.registry`` for ids of the form ``pettingzoo:package.module:factory``. Episodes end in the boundary's
+next-step form. The same-step form would need the first observation of an agent's next episode in the step in which its
+last one ends, and there is none before the others have ended too; here such an agent is out of the game, with void
+transitions, until the call that resets the game and is void for all of its agents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from envs.boundary import EnvSpec, StepRows
+from envs.config import EnvironmentNotFound
+from envs.guard import Replaceable, naming_bad_arguments
+from envs.spaces import Declared, action_converter, declared_by, make_spec
+from envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
+
+_FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns a pettingzoo.ParallelEnv"
+
+
+class PettingZooEnvironment:
+    """``num_envs / num_agents`` games; slot ``g * num_agents + a`` is the ``a``-th of ``possible_agents`` in game g."""
+
+    def __init__(self, env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> None:
+        """Make the first game and look at its spaces; ``reset`` makes the others.
+
+        Args:
+            env_id: ``pettingzoo:package.module:factory``.
+            num_envs: Slots, a multiple of the number of ``possible_agents``.
+            seed: Determines everything random in environments that keep to their own generators.
+            **kwargs: Arguments for the factory.
+
+        Raises:
+            EnvironmentNotFound: there is no such factory, or PettingZoo is not installed.
+            ValueError: an argument is wrong, agents have different spaces, or a space is of a kind that the policy has
+                no encoder or head for.
+        """
+        make = _find_factory(env_id, kwargs)
+        env, agents, declared = _make_first(env_id, make, kwargs)
+        try:
+            if num_envs < 1 or num_envs % len(agents):
+                raise ValueError(
+                    f"{env_id}: num_envs={num_envs} must be a positive multiple of its {len(agents)} agents"
+                )
+            self.spec = make_spec(env_id, declared)
+        except BaseException:
+            env.close()
+            raise
+        self.num_envs = num_envs
+        self.num_agents = len(agents)
+        """Of one game."""
+        self.faults: list[str] = []
+        self.short_episode = np.zeros(num_envs, dtype=bool)
+        self._to_env = action_converter(declared.action)
+        self._rows = StepRows(
+            np.zeros((num_envs, *self.spec.obs_shape), self.spec.obs_dtype),
+            np.zeros(num_envs, dtype=bool),
+            np.zeros(num_envs, dtype=np.float32),
+            np.zeros(num_envs, dtype=bool),
+            np.zeros(num_envs, dtype=bool),
+        )
+        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        write = make_writer(declared.observation, self.spec, batched=False)
+        self._games = [
+            _Game(env_id, agents, slice(first, first + len(agents)), child, make, write, self._rows)
+            for first, child in zip(
+                range(0, num_envs, len(agents)), sequence.spawn(num_envs // len(agents)), strict=True
+            )
+        ]
+        self._games[0].inner.env = env
+
+    def reset(self, obs: np.ndarray) -> None:
+        """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape].
+
+        Raises:
+            EnvironmentFault: a game failed several times in a row.
+        """
+        for game in self._games:
+            game.begin()
+            self.faults += game.inner.take_messages()
+        np.copyto(obs, self._rows.obs)
+
+    def step(self, action: np.ndarray, rows: StepRows) -> None:
+        """Apply ``action`` [B, *action_shape] and fill ``rows``.
+
+        Raises:
+            EnvironmentFault: a game failed several times in a row.
+        """
+        actions = self._to_env(action)
+        for game in self._games:
+            game.step(actions)
+            self.faults += game.inner.take_messages()
+        for ours, theirs in zip(self._rows[:5], rows[:5], strict=True):
+            np.copyto(theirs, ours)
+
+    def close(self) -> None:
+        """Close every game."""
+        for game in self._games:
+            game.inner.close()
+
+
+class _Game:
+    """One parallel environment, replaced when it fails, and its rows of the buffers that all games share."""
+
+    def __init__(
+        self,
+        env_id: str,
+        agents: tuple[Any, ...],
+        slots: slice,
+        seed: np.random.SeedSequence,
+        make: Callable[[], Any],
+        write: Writer,
+        rows: StepRows,
+    ) -> None:
+        self._agents, self._slots, self._write = agents, slots, write
+        self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
+        self._flat = self._obs.reshape(len(agents), -1)
+        self._playing = np.zeros(len(agents), dtype=bool)
+        self._finished = np.zeros(len(agents), dtype=bool)
+        """Had an episode since the game was last reset; PettingZoo does not revive agents."""
+        self.inner = Replaceable(env_id, f"slots {slots.start}..{slots.stop - 1}", seed, make, self._read_reset)
+
+    def begin(self) -> None:
+        """Reset the game: a void transition for all of its agents."""
+        self.inner.reset()
+
+    def step(self, actions: np.ndarray) -> None:
+        """Step the game with the actions [B, ...] of those who play, or reset it where nobody does."""
+        if not self._playing.any():
+            self.begin()
+            return
+        mine = actions[self._slots]
+        chosen = {agent: mine[index] for index, agent in enumerate(self._agents) if self._playing[index]}
+        self.inner.step(chosen, self._read_step)
+
+    def _read_reset(self, obs: Any) -> None:
+        self._finished.fill(False)
+        live = self._live()
+        for index, agent in enumerate(self._agents):
+            with _naming(agent):
+                self._enter(index, agent, obs, enters=agent in live)
+        if not self._playing.any():
+            raise Malformed("no agent is in the game after a reset")
+
+    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        live = self._live()
+        for index, agent in enumerate(self._agents):
+            with _naming(agent):
+                if not self._playing[index]:
+                    self._enter(index, agent, obs, enters=agent in live and not self._finished[index])
+                    continue
+                self._write(_of(obs, agent, "obs"), self._flat[index : index + 1])
+                self._reward[index] = check_reward(_of(reward, agent, "reward"))
+                self._terminated[index] = check_flag(_of(terminated, agent, "terminated"), "terminated")
+                self._truncated[index] = check_flag(_of(truncated, agent, "truncated"), "truncated")
+                self._is_first[index] = False
+                if self._terminated[index] or self._truncated[index]:
+                    self._playing[index], self._finished[index] = False, True
+                elif agent not in live:
+                    raise Malformed("is gone from agents, but was neither terminated nor truncated")
+
+    def _enter(self, index: int, agent: Any, obs: Any, *, enters: bool) -> None:
+        """A void row: the first observation of an agent that ``enters`` the game, zeros for one that is out of it."""
+        self._is_first[index] = True
+        self._reward[index], self._terminated[index], self._truncated[index] = 0.0, False, False
+        self._playing[index] = enters
+        if enters:
+            self._write(_of(obs, agent, "obs"), self._flat[index : index + 1])
+        else:
+            self._flat[index] = 0
+
+    def _live(self) -> set[Any]:
+        live = set(self.inner.env.agents)
+        if strangers := live.difference(self._agents):
+            raise Malformed(f"agent {min(map(repr, strangers))} is not in possible_agents {short(self._agents)}")
+        return live
+
+
+def make_pettingzoo_spec(env_id: str, **kwargs: Any) -> EnvSpec:
+    """The spec of one agent's slot, for any number of slots; raises what ``PettingZooEnvironment`` does."""
+    env, _, declared = _make_first(env_id, _find_factory(env_id, kwargs), kwargs)
+    try:
+        return make_spec(env_id, declared)
+    finally:
+        env.close()
+
+
+@contextlib.contextmanager
+def _naming(agent: Any) -> Iterator[None]:
+    try:
+        yield
+    except Malformed as error:
+        raise Malformed(f"agent {agent!r}: {error}") from None
+
+
+def _of(answers: Any, agent: Any, field: str) -> Any:
+    if not isinstance(answers, Mapping) or agent not in answers:
+        raise Malformed(f"{field} {short(answers)} is not for it")
+    return answers[agent]
+
+
+def _find_factory(env_id: str, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    module, _, name = env_id.removeprefix("pettingzoo:").partition(":")
+    if not module or not name:
+        raise EnvironmentNotFound(f"environment {env_id!r}: write {_FORM}")
+    if "vectorization" in kwargs:
+        raise ValueError(f"{env_id}: vectorization is for gymnasium ids; PettingZoo's games run one after the other")
+    try:
+        import pettingzoo  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise EnvironmentNotFound(
+            f"environment {env_id!r} needs the package {error.name!r}: pip install 'shoal[pettingzoo]'"
+        ) from error
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise EnvironmentNotFound(
+            f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
+        ) from error
+    except AttributeError as error:
+        raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
+    if not callable(factory):
+        raise ValueError(f"{env_id}: {name} is {short(factory)}; write {_FORM}")
+    return functools.partial(factory, **kwargs)
+
+
+def _make_first(
+    env_id: str, make: Callable[[], Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, tuple[Any, ...], Declared]:
+    """An environment, its possible agents, and what one of them sees and does."""
+    from pettingzoo import AECEnv, ParallelEnv
+
+    with naming_bad_arguments(env_id, kwargs):
+        env = make()
+    try:
+        if not isinstance(env, ParallelEnv):
+            hint = ": agents take turns in it; return pettingzoo.utils.aec_to_parallel(env) instead"
+            raise ValueError(
+                f"{env_id}: the factory returned {short(env)}, must be a pettingzoo.ParallelEnv"
+                + (hint if isinstance(env, AECEnv) else "")
+            )
+        agents = tuple(getattr(env, "possible_agents", ()))
+        if not agents:
+            raise ValueError(
+                f"{env_id}: has no possible_agents; every agent that may ever play needs a slot of its own"
+            )
+        first = agents[0]
+        for agent in agents[1:]:
+            for kind in ("observation_space", "action_space"):
+                one, other = getattr(env, kind)(first), getattr(env, kind)(agent)
+                if one != other:
+                    raise ValueError(
+                        f"{env_id}: all agents share one policy and need the same {kind}; agent {first!r} has {one}, "
+                        f"agent {agent!r} has {other}"
+                    )
+        return env, agents, declared_by(env, env.observation_space(first), env.action_space(first))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            env.close()
+        raise

@@ -1,0 +1,205 @@
+"""Environments in processes of their own, by gymnasium's ``AsyncVectorEnv``, for environments that are slow.
+
+Made by ``envs.gym``. What gymnasium 1.4 leaves to chance is settled here: a worker process that dies is named, none is
+left behind, and none of the calls that wait with a timeout is used, because the answers then come a step late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import _async_worker
+
+from envs.boundary import EnvironmentFault, EnvSpec
+from envs.guard import Guard, row_space
+from envs.spaces import Declared
+
+GIVEN_UP = "given_up"
+"""Key of ``info`` under which a worker tells that its environment is beyond repair: (message, traceback)."""
+_CLOSE_SECONDS = 5.0
+"""After so long a process that was asked to close is killed: an environment's ``close`` may hang."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the environment of one slot is made, in whatever process."""
+
+    spec: EnvSpec
+    declared: Declared
+    slot: int
+    seed: np.random.SeedSequence
+    make: Callable[[], Any]
+
+    def guard(self, kind: type[Guard] = Guard) -> Guard:
+        """The guard around it; the environment itself is made by the guard's first reset."""
+        return kind(self.spec, self.declared, self.slot, self.seed, self.make)
+
+
+class _Promise(gymnasium.Env[np.ndarray, Any]):
+    """What ``AsyncVectorEnv`` looks at in this process: the spaces of an environment that is made in another."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.metadata = {}
+        self.action_space = recipe.declared.action
+        self.observation_space = row_space(recipe.spec)
+
+
+class _WorkerGuard(Guard):
+    """A guard that reports what it gives up: an exception here would reach the other side as a warning and a text."""
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """As ``Guard.reset``."""
+        try:
+            return super().reset(**kwargs)
+        except EnvironmentFault as fault:
+            return self._first, _given_up(fault)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """As ``Guard.step``."""
+        try:
+            return super().step(action)
+        except EnvironmentFault as fault:
+            return self._first, 0.0, False, False, _given_up(fault)
+
+
+def _given_up(fault: EnvironmentFault) -> dict[str, Any]:
+    return {GIVEN_UP: (str(fault), traceback.format_exc())}
+
+
+def _work(index: int, promise: Callable[[], _Promise], *rest: Any) -> None:
+    """A worker process: the loop of gymnasium's, around a guard."""
+    # Ctrl-C in a terminal reaches every process of it; the run is ended by the one that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    _async_worker(index, functools.partial(promise().recipe.guard, _WorkerGuard), *rest)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has died without a word, also if the environment hangs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
+    """One process per environment; closing it leaves none, whatever state they are in."""
+
+    def __init__(self, recipes: list[Recipe], mode: AutoresetMode) -> None:
+        """Start the processes.
+
+        Raises:
+            EnvironmentFault: one of them ended at once, or cannot be started.
+        """
+        self._env_id = recipes[0].spec.env_id
+        self.processes, self.parent_pipes = [], []
+        context = _start_method()
+        if context == "forkserver":
+            # Imported once there, instead of once in every process.
+            multiprocessing.set_forkserver_preload([__name__])
+        try:
+            with _without_main():
+                super().__init__(
+                    [functools.partial(_Promise, recipe) for recipe in recipes],
+                    # Without it an explicit reset is followed by a second one in the next step.
+                    shared_memory=True,
+                    copy=False,
+                    context=context,
+                    worker=cast(Any, _work),
+                    autoreset_mode=mode,
+                )
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """As gymnasium's.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            return super().reset(**kwargs)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As gymnasium's.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            return super().step(actions)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+
+    def close_extras(self, timeout: float | None = _CLOSE_SECONDS, terminate: bool = False) -> None:
+        """Ask every process to close its environment, and kill those that have not ended after ``timeout`` seconds."""
+        for pipe in self.parent_pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(("close", None))
+        deadline = time.monotonic() + (0.0 if terminate or timeout is None else timeout)
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self.processes:
+            if process.exitcode is None:
+                process.kill()
+            process.join()
+        for pipe in self.parent_pipes:
+            pipe.close()
+        if hasattr(self, "error_queue"):
+            self.error_queue.close()
+
+    def _name_the_dead(self, error: Exception) -> EnvironmentFault:
+        """Which process ended how, after ending the others: gymnasium knows but that a pipe is broken."""
+        # The system may take a moment to say so.
+        multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout=_CLOSE_SECONDS)
+        dead = [
+            f"slot {slot}: its process {process.pid} {_ending(process.exitcode)}"
+            for slot, process in enumerate(self.processes)
+            if process.exitcode is not None
+        ]
+        self.close(terminate=True)
+        what = "; ".join(dead) or f"its processes cannot be started or reached ({type(error).__name__}: {error})"
+        return EnvironmentFault(f"{self._env_id}: {what}")
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Around the start of processes: each would run this program's main module anew, which in an actor imports Ray.
+
+    Nothing in them needs it: what a user defines there is pickled whole.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_method() -> str:
+    """A copy of this process would hold the locks of its threads for ever: torch's, Ray's, numpy's."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"was killed by signal {signal.Signals(-exitcode).name}"
+    return f"exited with code {exitcode}"

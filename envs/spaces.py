@@ -1,0 +1,143 @@
+"""What an environment declares of itself in gymnasium's words, in the words of the boundary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from envs.writers import parts_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declared:
+    """Spaces of one slot; plain data that crosses to other processes."""
+
+    observation: spaces.Space[Any]
+    action: spaces.Space[Any]
+    tokens: Any = None
+    """``metadata["token_space"]``: a ``TokenSpace`` or its arguments, where observations are tokens."""
+    action_meanings: tuple[str, ...] = ()
+
+
+def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Declared:
+    """What an environment object says besides its spaces: in its metadata, and by ``get_action_meanings``."""
+    meanings = getattr(env.unwrapped, "get_action_meanings", None)
+    names = tuple(str(name) for name in meanings()) if callable(meanings) else ()
+    return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
+
+
+def make_spec(env_id: str, declared: Declared, *, same_step: bool = False) -> EnvSpec:
+    """The spec of an environment.
+
+    Raises:
+        ValueError: a space is of a kind that the policy has no encoder or head for.
+    """
+    return EnvSpec(
+        env_id=env_id,
+        observation=_observation(declared, env_id),
+        actions=_actions(declared, env_id),
+        same_step=same_step,
+    )
+
+
+def _observation(declared: Declared, env_id: str) -> TokenSpace | VectorSpace | ImageSpace:
+    space, tokens = declared.observation, declared.tokens
+    is_bytes = isinstance(space, spaces.Box) and space.dtype == np.uint8
+    if tokens is not None:
+        found = tokens if isinstance(tokens, TokenSpace) else TokenSpace(**tokens)
+        if not is_bytes or space.shape != (found.num_tokens, 3):
+            raise ValueError(
+                f"{env_id}: metadata['token_space'] says uint8 {(found.num_tokens, 3)}, observation space is {space}"
+            )
+        return found
+    if is_bytes and len(space.shape or ()) == 3:
+        height, width, channels = space.shape or ()
+        return ImageSpace(height=height, width=width, channels=channels)
+    _check_observation(space, "obs", env_id)
+    names = _unique_names(space) if isinstance(space, (spaces.Dict, spaces.Tuple)) else ()
+    return VectorSpace(size=spaces.flatdim(space), names=names)
+
+
+def _check_observation(space: spaces.Space[Any], field: str, env_id: str) -> None:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for key, inner in parts_of(space):
+            _check_observation(inner, f"{field}[{key!r}]", env_id)
+    elif not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(
+            f"{env_id}: {field} is a {type(space).__name__} space, which has no fixed size; supported: "
+            "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+        )
+
+
+def _unique_names(space: spaces.Dict | spaces.Tuple[Any]) -> tuple[str, ...]:
+    names = tuple(_names(space, "", _join))
+    if len(set(names)) == len(names):
+        return names
+    # Keys with dots and brackets of their own: as Python writes the path, two never read alike.
+    return tuple(_names(space, "", lambda prefix, key: f"{prefix}[{key!r}]"))
+
+
+def _join(prefix: str, key: Any) -> str:
+    if isinstance(key, str):
+        return f"{prefix}.{key}" if prefix else key
+    return f"{prefix or 'obs'}[{key}]"
+
+
+def _names(space: spaces.Space[Any], prefix: str, join: Callable[[str, Any], str]) -> Iterator[str]:
+    """A name for every number that a writer writes: ``position[0]``, ``goal.kind=2``, ``obs[1][0,3]``."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for key, inner in parts_of(space):
+            yield from _names(inner, join(prefix, key), join)
+    elif isinstance(space, spaces.Discrete):
+        yield from (f"{prefix}={value}" for value in range(space.start, space.start + space.n))
+    elif isinstance(space, spaces.MultiDiscrete):
+        for index in np.ndindex(space.nvec.shape):
+            first = space.start[index]
+            yield from (f"{prefix}{_indexed(index)}={value}" for value in range(first, first + space.nvec[index]))
+    else:
+        yield from (prefix + _indexed(index) for index in np.ndindex(space.shape or ()))
+
+
+def _indexed(index: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, index))}]" if index else ""
+
+
+def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousActions:
+    space = declared.action
+    if isinstance(space, spaces.Discrete):
+        names = declared.action_meanings
+        if not len(names) == space.n == len(set(names)):
+            names = tuple(f"action_{index}" for index in range(space.n))
+        return DiscreteActions(names=(names,))
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        counts = [2] * int(np.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else space.nvec.reshape(-1)
+        several = tuple(tuple(f"action_{choice}_{i}" for i in range(count)) for choice, count in enumerate(counts))
+        return DiscreteActions(names=several, scalar=False)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+        return ContinuousActions(
+            names=tuple(f"action_{index}" for index in range(len(low))),
+            low=tuple(map(float, low)),
+            high=tuple(map(float, high)),
+        )
+    raise ValueError(
+        f"{env_id}: action space {space} is not supported; supported: "
+        "Discrete, MultiDiscrete, MultiBinary, Box of floats"
+    )
+
+
+def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """From the policy's rows [B, *action_shape] to the batched action space."""
+    if isinstance(space, spaces.Discrete):
+        return lambda action: action + space.start
+    if isinstance(space, spaces.MultiDiscrete):
+        return lambda action: action.reshape(-1, *space.shape) + space.start
+    if isinstance(space, spaces.MultiBinary):
+        return lambda action: action.reshape(-1, *space.shape).astype(np.int8)
+    assert isinstance(space, spaces.Box)
+    return lambda action: np.clip(action.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)

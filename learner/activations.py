@@ -1,0 +1,61 @@
+"""Outputs of a policy's hidden layers on part of a batch: what the dormant units are counted in."""
+
+# B segments, T time, N rows
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from learner.learner import valid_transitions
+from policy import ComponentPolicy, ImageObservation, RecurrentPolicy
+from policy.graph import VALUE
+
+SAMPLE_ROWS = 512
+"""About as many rows are looked at: a unit that is active in one of 100 is seen, at the cost of one rollout step."""
+_HIDDEN_KINDS = ("conv", "linear", "lstm")
+
+
+class ActivationSampler:
+    """Runs the named components of a policy that is in training, with its present weights, on a few segments.
+
+    Drawing a sample changes nothing in the policy, its memory or any random stream.
+    """
+
+    def __init__(self, policy: RecurrentPolicy) -> None:
+        self._policy = policy if isinstance(policy, ComponentPolicy) else _by_components(policy)
+        graph = self._policy.graph
+        self._layers = [name for name, part in graph.items() if part.kind in _HIDDEN_KINDS and name != VALUE]
+
+    @torch.no_grad()
+    def sample(self, batch: TensorDict) -> dict[str, Tensor]:
+        """By hidden layer [N, U] (of a convolution [N, U, height, width]), for rows that were acted on.
+
+        Args:
+            batch: [B], as ``BatchAssembler`` makes it. Segments are taken at even distances, from their stored states.
+        """
+        segments, steps = batch.shape[0], batch["reward"].shape[1]
+        chosen = torch.arange(segments)[:: max(segments * steps // SAMPLE_ROWS, 1)].to(batch["obs"].device)
+        part = batch[chosen]
+        shape = (len(chosen), steps)
+        td = TensorDict({"obs": part["obs"][:, :steps], "is_first": part["is_first"][:, :steps]}, batch_size=shape)
+        for name in ("initial_h", "initial_c"):
+            td[name] = part[name][:, None].expand(*shape, *part[name].shape[1:])
+        outputs, acted_on = self._policy(td), valid_transitions(part).nonzero(as_tuple=True)
+        return {name: outputs[name][acted_on] for name in self._layers}
+
+
+def _by_components(policy: RecurrentPolicy) -> ComponentPolicy:
+    """The same network with its layers by name; its parameters are the very tensors of ``policy``."""
+    trained = policy.trained_observation
+    with torch.random.fork_rng(devices=[]):  # it draws weights, which are replaced
+        view = ComponentPolicy(
+            policy.observation,
+            policy.actions,
+            policy.action_embeddings.num_embeddings,
+            action_rows=policy.action_rows,
+            trained_observation=None if isinstance(trained, ImageObservation) else trained,
+        ).to(policy.action_embeddings.weight.device)
+    view.load_state_dict(policy.state_dict(), assign=True)
+    return view

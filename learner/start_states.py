@@ -1,0 +1,136 @@
+"""From which memory the training of a segment starts, and how stale that is.
+
+An actor's state was made by the weights that acted; the update has newer ones. Three ways, at growing cost:
+
+- *stored* (default): the state that travelled with the unroll.
+- *burn-in* (``actor.burn_in`` rows, Kapturowski et al. 2019, R2D2): the rows before row 0 travel too, and are unrolled
+  without gradient by the weights of the update. Every step is still trained exactly once.
+- *refreshed* (``learner.refresh_states``): after each update the whole unroll is run again with the new weights, and
+  where its slot's next unroll comes, it starts from that state. It needs no rows twice, but an unroll that was lost or
+  dropped leaves the stored state.
+"""
+
+# T time, B segments, C burn-in rows, L layers, H hidden
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from learner.device import DevicePath
+from policy.recurrent import State, plan_fragments
+from policy.recurrent_policy import RecurrentPolicy
+
+
+def stored_state(batch: TensorDict, name: str = "initial") -> State:
+    """(h, c), each [L, B, H], of columns ``<name>_h`` and ``<name>_c``."""
+    h, c = (batch[f"{name}_{part}"].transpose(0, 1).contiguous() for part in "hc")
+    return h, c
+
+
+def with_state(batch: TensorDict, state: State) -> TensorDict:
+    """The batch with other initial states; everything else is shared."""
+    changed = batch.copy()
+    for part, tensor in zip("hc", state, strict=True):
+        changed[f"initial_{part}"] = tensor.transpose(0, 1)
+    return changed
+
+
+@torch.no_grad()
+def burned_in(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
+    """The state before row 0, from the C rows before it."""
+    return _run(policy, batch["burn_in_obs"], batch["burn_in_is_first"], stored_state(batch, "burn_in"), path)
+
+
+@torch.no_grad()
+def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
+    """The state before row T: what the slot's next unroll starts from."""
+    return _run(policy, batch["obs"][:, :-1], batch["is_first"][:, :-1], stored_state(batch), path)
+
+
+def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: State, path: DevicePath) -> State:
+    plan = plan_fragments(is_first.T.cpu().numpy()).to(path.device)
+    with path.autocast():
+        _, final = policy.unroll(obs.transpose(0, 1), is_first.T, state, plan=plan)
+    assert final is not None
+    return final[0].to(state[0].dtype), final[1].to(state[1].dtype)
+
+
+class RefreshedStates:
+    """The state after the last trained unroll of every slot, made by the weights after that unroll's update."""
+
+    def __init__(self, nothing: State) -> None:
+        """``nothing`` is the policy's state of no slot, (h, c) each [L, 0, H]."""
+        self._row_of: dict[int, int] = {}
+        self._unroll = torch.empty(0, dtype=torch.int64)
+        self._h, self._c = nothing
+
+    def apply(self, batch: TensorDict) -> TensorDict:
+        """The batch, starting from the kept states wherever the unroll before was the last one trained."""
+        rows = self._rows(batch)
+        follows = self._unroll[rows] + 1 == batch["unroll_index"].cpu()
+        if not follows.any():
+            return batch
+        keep = follows.to(self._h.device)[:, None]
+        h, c = stored_state(batch)
+        return with_state(batch, (torch.where(keep, self._h[:, rows], h), torch.where(keep, self._c[:, rows], c)))
+
+    def keep(self, batch: TensorDict, state: State) -> None:
+        """``state`` [L, B, H] is the one before row T of each segment."""
+        rows = self._rows(batch)
+        self._unroll[rows] = batch["unroll_index"].cpu()
+        self._h[:, rows], self._c[:, rows] = state
+
+    def _rows(self, batch: TensorDict) -> Tensor:
+        """The table's row of every segment; ids that were never seen get one."""
+        ids = batch["training_env_id"].tolist()
+        rows = torch.tensor([self._row_of.setdefault(env_id, len(self._row_of)) for env_id in ids])
+        if missing := len(self._row_of) - len(self._unroll):
+            self._unroll = torch.nn.functional.pad(self._unroll, (0, missing), value=-2)  # followed by no unroll
+            self._h, self._c = (torch.nn.functional.pad(part, (0, 0, 0, missing)) for part in (self._h, self._c))
+        return rows
+
+
+class StalenessProbe:
+    """Measures, on a few segments of every ``every``-th update, how far states are from those of the newest weights.
+
+    The reference is the state after the slot's whole unroll before, run again with the weights that are about to be
+    trained. The measure is ||state - reference|| / ||reference|| over h and c, averaged over segments.
+    """
+
+    def __init__(self, path: DevicePath, *, every: int = 16, segments: int = 8) -> None:
+        self._path, self._every, self._segments = path, every, segments
+        self._calls = 0
+        self._held: TensorDict | None = None
+
+    def measure(self, policy: RecurrentPolicy, batch: TensorDict, used: TensorDict) -> dict[str, float]:
+        """Staleness of the ``stored`` states of ``batch`` and of the ``used`` ones; empty where it is no turn of it."""
+        found = self._compare(policy, batch, used) if self._held is not None else {}
+        if self._calls % self._every == 0:
+            begin = self._calls // self._every * self._segments % batch.shape[0]
+            names = ("training_env_id", "unroll_index", "obs", "is_first", "initial_h", "initial_c")
+            self._held = batch.select(*names)[begin : begin + self._segments].clone()
+        self._calls += 1
+        return found
+
+    def _compare(self, policy: RecurrentPolicy, batch: TensorDict, used: TensorDict) -> dict[str, float]:
+        assert self._held is not None
+        same = batch["training_env_id"][:, None] == self._held["training_env_id"]
+        follows = same & (batch["unroll_index"][:, None] == self._held["unroll_index"] + 1)
+        # A segment that begins an episode begins with zeros, which cannot be stale.
+        now, before = (follows & ~batch["is_first"][:, :1]).nonzero(as_tuple=True)
+        if not len(now):
+            return {}
+        reference = _flat(final_state(policy, self._held[before], self._path))
+        self._held = None
+        norm = reference.norm(dim=1).clamp_min(1e-8)
+        return {
+            name: float(((_flat(stored_state(which[now])) - reference).norm(dim=1) / norm).mean())
+            for name, which in (("stored", batch), ("used", used))
+        }
+
+
+def _flat(state: State) -> Tensor:
+    """[B, 2 L H]"""
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in state], 1)

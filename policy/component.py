@@ -1,0 +1,198 @@
+"""ComponentPolicy: ``FastPolicy``'s network put together from named components, which settings change by name.
+
+The default graph has the same parameters in the same order and gives the same numbers, bit for bit on a CPU.
+"""
+
+# N rows, A actions, E embedding size, H hidden
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policy.actions import Actions, Continuous
+from policy.config import Initialization
+from policy.graph import (
+    ACTOR,
+    EMBEDDINGS,
+    LSTM,
+    OBS,
+    VALUE,
+    Component,
+    components_from_json,
+    encoder_of,
+    heads_of,
+    resolve,
+)
+from policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
+from policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
+from policy.observation import Observation, TokenObservation
+from policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from policy.tokens import TokensToBox
+
+
+class ComponentPolicy(RecurrentPolicy):
+    """A recurrent actor-critic assembled from named components (``policy.graph``).
+
+    Each component is a submodule under its name; the actor's parameters are ``actor_W`` and ``actor_bias``.
+
+    Args:
+        observation: what one observation is.
+        action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
+        embedding_rows: size of the action embedding table.
+        components: differences from the default graph by component, as ``policy.components`` in the configuration.
+        action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
+        initialization: where the weights start. Equal seeds of torch's global generator give equal weights, and each
+            component's depend on its own settings alone.
+        trained_observation: what the weights were made for, where that is not ``observation``.
+
+    Raises:
+        ValueError: as ``FastPolicy``, or the components do not make a network: all problems, a line each.
+    """
+
+    kind = "component"
+
+    def __init__(
+        self,
+        observation: Observation,
+        action_names: Sequence[str] | Actions,
+        embedding_rows: int = 100,
+        *,
+        components: Mapping[str, Mapping[str, Any] | None] | None = None,
+        action_rows: Mapping[str, int] | None = None,
+        initialization: Initialization | None = None,
+        trained_observation: Observation | None = None,
+    ) -> None:
+        self._components = {
+            name: None if settings is None else dict(settings) for name, settings in (components or {}).items()
+        }
+        self.graph = resolve(components_from_json(self._components), trained_observation or observation)
+        super().__init__(
+            observation,
+            action_names,
+            embedding_rows,
+            action_rows=action_rows,
+            trained_observation=trained_observation,
+            hidden=self.graph[LSTM].size,
+        )
+        if taken := [name for name in self.graph if hasattr(self, name)]:
+            raise ValueError("\n".join(f"components.{name}: the name is taken; choose another" for name in taken))
+        self._encoder, self._heads = encoder_of(self.graph), heads_of(self.graph)
+        with component_streams() as streams:
+            self._make(initialization or Initialization(), streams, embedding_rows)
+
+    @property
+    def components(self) -> dict[str, dict[str, Any] | None]:
+        """The differences from the default graph, as they were given."""
+        return self._components
+
+    @property
+    def to_box(self) -> TokensToBox | None:
+        """The component that places tokens, where there is one."""
+        return next((module for module in self.children() if isinstance(module, TokensToBox)), None)
+
+    def _make(self, settings: Initialization, streams: Streams, embedding_rows: int) -> None:
+        """Register and initialise the components, in the graph's order; shapes follow that of the data."""
+        shapes: dict[str, tuple[int, ...]] = {OBS: self.trained_observation.shape}
+        made: dict[str, nn.Module | None] = {}
+        for name in (*self._encoder, LSTM, *self._heads):
+            component = self.graph[name]
+            inputs = [shapes[source] for source in component.sources]
+            made[name], shapes[name] = self._make_component(component, inputs, embedding_rows)
+        for name, component in self.graph.items():
+            module, stream = made[name], streams(name)
+            if name == ACTOR:
+                features, embedding = (shapes[source][0] for source in component.sources)
+                self._make_actor(component, features, embedding, stream)
+                continue
+            assert module is not None
+            self.add_module(name, module)
+            scheme, gain = component.initialization, component.gain
+            if isinstance(module, nn.LSTM):
+                initialize_lstm(module, stream, bias=settings.lstm_bias, scheme=scheme, gain=gain)
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                initialize_layer(module, stream, scheme=scheme, gain=gain)
+            elif isinstance(module, nn.Embedding):
+                initialize_weight(module.weight, stream, scheme=scheme, gain=gain, inputs=component.size)
+
+    def _make_component(
+        self, component: Component, inputs: Sequence[tuple[int, ...]], embedding_rows: int
+    ) -> tuple[nn.Module | None, tuple[int, ...]]:
+        """The module, not initialised, and the shape of one row's output."""
+        size = component.size
+        match component.kind:
+            case "tokens_to_box":
+                trained = self.trained_observation
+                assert isinstance(trained, TokenObservation)
+                assert isinstance(self.observation, TokenObservation)
+                shaper = TokenShaper(trained, self.observation)
+                return shaper, (shaper.num_planes, shaper.height, shaper.width)
+            case "image_to_box":
+                height, width, channels = inputs[0]
+                return ImageShaper(), (channels, height, width)
+            case "normalize":
+                return Normalizer(self.trained_observation), inputs[0]
+            case "conv":
+                whole = isinstance(self.trained_observation, TokenObservation)
+                planes, height, width = inputs[0]
+                convolution = Convolution((planes, height, width), component, whole=whole)
+                return convolution, convolution.shape
+            case "linear":
+                return Dense(sum(map(math.prod, inputs)), component), (size,)
+            case "lstm":
+                return nn.LSTM(math.prod(inputs[0]), size, num_layers=LSTM_LAYERS), (size,)
+            case "embedding":
+                return ActionEmbeddings(embedding_rows, size, self._rows), (size,)
+            case _:
+                return None, (len(self._rows),)
+
+    def _make_actor(self, component: Component, features: int, embedding: int, stream: torch.Generator) -> None:
+        """``actor_W`` and ``actor_bias``: parameters of the policy itself, by whose names others know them."""
+        self.actor_W = nn.Parameter(torch.empty(1, features, embedding))
+        self.actor_bias = nn.Parameter(torch.zeros(1))
+        scheme, gain = component.initialization, component.gain
+        initialize_weight(self.actor_W[0], stream, scheme=scheme, gain=gain, inputs=features)
+        if scheme == "uniform":
+            initialize_weight(self.actor_bias, stream, scheme=scheme, gain=gain, inputs=features)
+        if isinstance(self.actions, Continuous):
+            self.actor_log_std = nn.Parameter(torch.zeros(self.num_known_actions))
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """[N, *observation.shape] -> what the LSTM reads, [N, ...]; runs nothing but what it needs."""
+        return self.encode_outputs(obs)[0]
+
+    def heads(self, core: Tensor) -> PolicyOutput:
+        """[N, H] -> logits [N, A], value [N]; runs nothing but what they need."""
+        outputs = self._run(self._heads, {LSTM: core})
+        return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1))
+
+    def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``encode``, and the output of every component before the LSTM, each [N, ...]."""
+        outputs = self._run(self._encoder, {OBS: self.trained_columns(obs)})
+        x = outputs[self.graph[LSTM].sources[0]]
+        del outputs[OBS]
+        return x, outputs
+
+    def head_outputs(self, core: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
+        """``heads``, and the output of the LSTM and every component behind it, each [N, ...]."""
+        outputs = self._run(self._heads, {LSTM: core})
+        table = outputs[EMBEDDINGS]
+        outputs[EMBEDDINGS] = table.expand(len(core), *table.shape)
+        return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1)), outputs
+
+    def _run(self, names: Iterable[str], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name in names:
+            inputs = [outputs[source] for source in self.graph[name].sources]
+            outputs[name] = self._act(*inputs) if name == ACTOR else self._modules[name](*inputs)  # type: ignore[misc]
+        return outputs
+
+    def _act(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """[N, F], [A, E] -> logits [N, A]: one query per row, whatever the number of actions."""
+        logits = self.in_order(torch.tanh(features @ self.actor_W[0]) @ embeddings.T + self.actor_bias)
+        if isinstance(self.actions, Continuous):
+            logits = torch.cat([logits, self.in_order(self.actor_log_std).expand_as(logits)], -1)
+        return logits

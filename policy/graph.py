@@ -1,0 +1,336 @@
+"""Which components a network is made of and how they are connected, as plain data: checked without importing torch.
+
+The default graph is ``FastPolicy``'s network; settings change its components by name, add others or take some out. A
+component reads its ``sources``: other components, or ``obs``. Whatever ``lstm`` reads, and what that reads, is the
+encoder; the rest are the heads, which end in ``actor`` and ``value_head``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from policy.config import ComponentConfig
+from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+
+OBS = "obs"
+LSTM, EMBEDDINGS, ACTOR, VALUE = "lstm", "action_embeddings", "actor", "value_head"
+
+# Keys that RecurrentPolicy.forward reads or writes beside the components', and parameters of the actor.
+RESERVED = frozenset(
+    (
+        *(OBS, "is_first", "initial_h", "initial_c", "training_env_id"),
+        *("bptt", "batch", "logits", "value", "next_h", "next_c"),
+        *("actor_bias", "actor_log_std"),
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """One component with every setting decided; ``policy.config.ComponentConfig`` says what they mean."""
+
+    kind: str
+    sources: tuple[str, ...] = ()
+    size: int = 0
+    kernel: int = 0
+    stride: int = 0
+    activation: str = "none"
+    initialization: str = "orthogonal"
+    gain: float = 1.0
+
+
+class Kind(NamedTuple):
+    """What a kind of component takes and gives."""
+
+    reads: tuple[tuple[str, ...], ...]
+    """The types allowed of each source."""
+    gives: str
+    """The type of its output."""
+    new: Mapping[str, Any] = {}
+    """The settings it has, with their values where the default graph gives none."""
+    any_number: bool = False
+    """Whether it reads one or more sources, side by side."""
+
+
+_WEIGHTS = {"initialization": "orthogonal", "gain": 1.0}
+KINDS: Mapping[str, Kind] = {
+    "tokens_to_box": Kind((("tokens",),), "raw box"),
+    "image_to_box": Kind((("image",),), "raw box"),
+    "normalize": Kind((("raw box",),), "box"),
+    "conv": Kind(
+        (("raw box", "box"),), "box", {"size": 64, "kernel": 3, "stride": 1, "activation": "relu", **_WEIGHTS}
+    ),
+    "linear": Kind(
+        (("vector", "box", "raw box"),), "vector", {"size": 128, "activation": "relu", **_WEIGHTS}, any_number=True
+    ),
+    "lstm": Kind((("vector",),), "vector", {"size": 128, **_WEIGHTS}),
+    "embedding": Kind((), "table", {"size": 16, "initialization": "orthogonal_max", "gain": 0.1}),
+    "bilinear": Kind((("vector",), ("table",)), "logits", {"initialization": "uniform", "gain": 1.0}),
+}
+# There is one of each of these, and the rest of the program knows it by its name.
+_NAMED = {"lstm": LSTM, "embedding": EMBEDDINGS, "bilinear": ACTOR}
+
+
+def cnn_kernels(observation: Observation) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(kernel, stride) of cnn1 and of cnn2: the original's for tokens, the usual ones for pictures and small grids."""
+    if isinstance(observation, ImageObservation):
+        return ((8, 4), (4, 2)) if min(observation.height, observation.width) >= 36 else ((3, 1), (3, 1))
+    return (5, 3), (3, 1)
+
+
+def default_graph(observation: Observation) -> dict[str, Component]:
+    """``FastPolicy``'s network for such observations, in the order of its parameters."""
+    graph = {}
+    if not isinstance(observation, VectorObservation):
+        (kernel1, stride1), (kernel2, stride2) = cnn_kernels(observation)
+        conv = {"kind": "conv", "size": 64, "activation": "relu"}
+        shaper = "tokens_to_box" if isinstance(observation, TokenObservation) else "image_to_box"
+        graph = {
+            "obs_shaper": Component(kind=shaper, sources=(OBS,)),
+            "obs_normalizer": Component(kind="normalize", sources=("obs_shaper",)),
+            "cnn1": Component(sources=("obs_normalizer",), kernel=kernel1, stride=stride1, **conv),  # type: ignore[arg-type]
+            "cnn2": Component(sources=("cnn1",), kernel=kernel2, stride=stride2, **conv),  # type: ignore[arg-type]
+        }
+    scaled = {"initialization": "orthogonal_max", "gain": 0.1}
+    return {
+        **graph,
+        "fc1": Component(kind="linear", sources=("cnn2" if graph else OBS,), size=128, activation="relu"),
+        "encoded_obs": Component(kind="linear", sources=("fc1",), size=128, activation="relu"),
+        LSTM: Component(kind="lstm", sources=("encoded_obs",), size=128),
+        "critic_1": Component(kind="linear", sources=(LSTM,), size=1024, activation="tanh", gain=math.sqrt(2)),
+        VALUE: Component(kind="linear", sources=("critic_1",), size=1),
+        "actor_1": Component(kind="linear", sources=(LSTM,), size=512, activation="relu"),
+        EMBEDDINGS: Component(kind="embedding", size=16, **scaled),  # type: ignore[arg-type]
+        ACTOR: Component(kind="bilinear", sources=("actor_1", EMBEDDINGS), initialization="uniform"),
+    }
+
+
+def resolve(components: Mapping[str, ComponentConfig | None], observation: Observation) -> dict[str, Component]:
+    """The default graph for ``observation`` with ``components`` put in.
+
+    In the order of the default graph, then by name, however the settings are ordered: it is that of the parameters.
+
+    Raises:
+        ValueError: all problems, a line each, beginning with ``components.NAME``.
+    """
+    graph, problems = _merge(components, default_graph(observation))
+    problems += _connections(graph, observation) if graph else []
+    if problems:
+        raise ValueError("\n".join(problems))
+    return graph
+
+
+def check(components: Mapping[str, ComponentConfig | None]) -> list[str]:
+    """The problems that ``components`` have for every sort of observation; none where they fit some sort."""
+    # What depends on the numbers in these is not checked here.
+    sorts = (TokenObservation(11, 11, 200, [1.0]), ImageObservation(64, 64, 3), VectorObservation(1))
+    found = []
+    for observation in sorts:
+        graph, problems = _merge(components, default_graph(observation))
+        problems += _connections(graph, observation) if graph else []
+        # The sort that was meant is the one that the components go furthest with.
+        found.append((not graph, len(problems), problems))
+    return min(found, key=lambda each: each[:2])[2]
+
+
+def encoder_of(graph: Mapping[str, Component]) -> list[str]:
+    """Everything that ``lstm`` needs, each after its sources."""
+    return _needed(graph, graph[LSTM].sources, {OBS})
+
+
+def heads_of(graph: Mapping[str, Component]) -> list[str]:
+    """Everything that reads ``lstm``, and the embeddings, each after its sources."""
+    return _needed(graph, (VALUE, ACTOR), {OBS, LSTM})
+
+
+def differences(one: Mapping[str, Component], other: Mapping[str, Component]) -> list[str]:
+    """Names of the components that compute something else, in either; where weights start does not count."""
+
+    def computation(component: Component | None) -> Component | None:
+        return component and dataclasses.replace(component, initialization="", gain=0.0)
+
+    return [name for name in {**one, **other} if computation(one.get(name)) != computation(other.get(name))]
+
+
+def components_to_json(components: Mapping[str, ComponentConfig | None]) -> dict[str, dict[str, Any] | None]:
+    """Plain data: only what is set."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, settings in components.items():
+        data = None if settings is None else {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+        if data and "sources" in data:
+            data["sources"] = list(data["sources"])
+        found[name] = data
+    return found
+
+
+def components_from_json(data: Mapping[str, Mapping[str, Any] | None]) -> dict[str, ComponentConfig | None]:
+    """The inverse of ``components_to_json``.
+
+    Raises:
+        ValueError: a setting that there is not, or a bad value.
+    """
+    found: dict[str, ComponentConfig | None] = {}
+    for name, settings in data.items():
+        try:
+            found[name] = None if settings is None else ComponentConfig(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"components.{name}: {error}") from error
+    return found
+
+
+def _merge(
+    components: Mapping[str, ComponentConfig | None], default: dict[str, Component]
+) -> tuple[dict[str, Component], list[str]]:
+    """The graph, or none where a component is not even known well enough to look at its connections."""
+    problems: list[str] = []
+    graph = dict(default)
+    for name in sorted(components, key=lambda name: (name not in default, name)):
+        settings = components[name]
+        if settings is None:
+            if graph.pop(name, None) is None:
+                problems.append(f"components.{name}: there is none to take out; there are {_listed(default)}")
+        elif name not in default and (why := _bad_name(name)):
+            problems.append(f"components.{name}: {why}")
+        else:
+            component, found = _decide(name, settings, default.get(name))
+            problems += found
+            if component is not None:
+                graph[name] = component
+    for name in (LSTM, ACTOR, VALUE):
+        if name not in graph:
+            problems.append(f"components.{name}: cannot be taken out")
+    return ({} if problems else graph), problems
+
+
+def _bad_name(name: str) -> str | None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        return "a name is a lower-case letter, then lower-case letters, digits and underscores"
+    return "the name is taken; choose another" if name in RESERVED else None
+
+
+def _decide(name: str, settings: ComponentConfig, default: Component | None) -> tuple[Component | None, list[str]]:
+    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    kind = given.pop("kind", default.kind if default else None)
+    path = f"components.{name}"
+    if kind is None:
+        return None, [f"{path}: a new component needs a kind, one of {', '.join(KINDS)}"]
+    if kind not in KINDS:
+        return None, [f"{path}.kind: {kind!r} is unknown; there are {_listed(KINDS, kind)}"]
+    owner = _NAMED.get(kind)
+    if owner not in (None, name) or (name in _NAMED.values() and owner != name):
+        named = ", ".join(f"{name} ({kind})" for kind, name in _NAMED.items())
+        return None, [f"{path}.kind: {kind} does not go by this name; of these kinds there is one each: {named}"]
+    problems = [
+        f"{path}.{key}: a component of kind {kind} has no such setting; it has {_listed(['sources', *KINDS[kind].new])}"
+        for key in given
+        if key != "sources" and key not in KINDS[kind].new
+    ]
+    if name == VALUE and given.get("size", 1) != 1:
+        problems.append(f"{path}.size: a value is one number, got {given['size']}")
+    if problems:
+        return None, problems
+    if default is not None and default.kind == kind:
+        return dataclasses.replace(default, **given), []
+    return Component(kind=kind, **{**KINDS[kind].new, "sources": (), **given}), []
+
+
+def _connections(graph: Mapping[str, Component], observation: Observation) -> list[str]:
+    problems = [
+        f"components.{name}.sources: {source!r} is unknown; there are {_listed([OBS, *graph], source)}"
+        for name, component in graph.items()
+        for source in component.sources
+        if source != OBS and source not in graph
+    ]
+    problems += [f"components.{cycle[0]}.sources: a cycle, {' reads '.join(cycle)}" for cycle in _cycles(graph)]
+    if problems:  # more would follow from these
+        return problems
+    return _types(graph, observation) or _sides(graph)
+
+
+def _types(graph: Mapping[str, Component], observation: Observation) -> list[str]:
+    sort = {TokenObservation: "tokens", ImageObservation: "image", VectorObservation: "vector"}[type(observation)]
+    given = {OBS: sort, **{name: KINDS[component.kind].gives for name, component in graph.items()}}
+    problems = []
+    for name, component in graph.items():
+        kind, sources = KINDS[component.kind], component.sources
+        reads = kind.reads * len(sources) if kind.any_number and sources else kind.reads
+        wanted = " and ".join(" or ".join(types) for types in reads)
+        if len(sources) != len(reads):
+            problems.append(
+                f"components.{name}.sources: a component of kind {component.kind} reads {wanted or 'nothing'}, "
+                f"got {list(sources)}"
+            )
+            continue
+        problems += [
+            f"components.{name}.sources: {source} gives {given[source]}, a component of kind {component.kind} reads "
+            f"{wanted} here"
+            for source, types in zip(sources, reads, strict=True)
+            if given[source] not in types
+        ]
+    return problems
+
+
+def _sides(graph: Mapping[str, Component]) -> list[str]:
+    encoder = [OBS, *encoder_of(graph)]
+    heads = [name for name in heads_of(graph) if name not in encoder]
+    problems = [
+        f"components.{name}.sources: {source} lies before the LSTM and {name} after it; only {LSTM} leads across"
+        for name in heads
+        for source in graph[name].sources
+        if source in encoder
+    ]
+    used = {*encoder, *heads, LSTM}
+    if not problems:
+        problems += [
+            f"components.{name}: nothing reads it; name it in some sources, or set it to null to take it out"
+            for name in graph
+            if name not in used
+        ]
+    return problems
+
+
+def _needed(graph: Mapping[str, Component], targets: Sequence[str], known: set[str]) -> list[str]:
+    """The targets and all they need down to ``known``, each after its sources."""
+    order: list[str] = []
+    seen = set(known)
+
+    def visit(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            for source in graph[name].sources:
+                visit(source)
+            order.append(name)
+
+    for target in targets:
+        visit(target)
+    return order
+
+
+def _cycles(graph: Mapping[str, Component]) -> list[list[str]]:
+    """Ways from a component back to itself along sources, e.g. [a, b, a]; of those that share components, one."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done or name not in graph:
+            return []
+        for source in graph[name].sources:
+            if found := visit(source, [*way, name]):
+                done.update(found)
+                return found
+        done.add(name)
+        return []
+
+    return [found for name in graph if (found := visit(name, []))]
+
+
+def _listed(names: Any, wanted: str | None = None) -> str:
+    names = list(names)
+    meant = difflib.get_close_matches(wanted, names, n=1) if wanted else []
+    return ", ".join(names) + (f" (did you mean {meant[0]}?)" if meant else "")

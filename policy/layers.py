@@ -1,0 +1,97 @@
+"""The modules that components of a ``ComponentPolicy`` are made of; parameters have torch's own names."""
+
+# N rows, C planes, A actions, E embedding size
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policy.convolution import convolution_geometry, convolve
+from policy.graph import Component
+from policy.observation import Observation, TokenObservation
+from policy.tokens import TokensToBox
+
+
+class TokenShaper(TokensToBox):
+    """uint8 [N, tokens, 3] -> float32 [N, C, height, width] of the values as they arrive, not normalized."""
+
+    def __init__(self, trained: TokenObservation, presented: TokenObservation) -> None:
+        super().__init__(trained, presented)
+        values = torch.arange(256, dtype=torch.float32)
+        for feature, value, _ in trained.planes_of(presented):
+            if value is None:
+                self._magnitude.view(256, 256)[feature] = values
+
+
+class ImageShaper(nn.Module):
+    """uint8 [N, height, width, C] -> float32 [N, C, height, width], 0..255."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The box of every row."""
+        return obs.permute(0, 3, 1, 2).float()
+
+
+class Normalizer(nn.Module):
+    """[N, C, height, width] / one number per plane: the features' normalizations, or 255 for images."""
+
+    def __init__(self, observation: Observation) -> None:
+        super().__init__()
+        scale = [255.0]
+        if isinstance(observation, TokenObservation):
+            norms = observation.feature_normalizations
+            scale = [1.0 if value is not None else norms[feature] or 1.0 for feature, value in observation.planes]
+        self._scale: Tensor
+        self.register_buffer("_scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
+
+    def forward(self, box: Tensor) -> Tensor:
+        """The same box, normalized."""
+        return box / self._scale
+
+
+class Convolution(nn.Conv2d):
+    """[N, C, height, width] -> [N, *shape], with its activation."""
+
+    def __init__(self, inputs: tuple[int, int, int], component: Component, *, whole: bool) -> None:
+        channels, stride = component.size, component.stride
+        kernel, pad, out = convolution_geometry(*inputs[1:], component.kernel, stride, whole=whole)
+        super().__init__(inputs[0], channels, kernel, stride=stride)
+        self.pad, self.shape, self.activation = pad, (channels, *out), component.activation
+
+    def forward(self, box: Tensor) -> Tensor:
+        """The box of every row."""
+        x = F.pad(box, self.pad) if any(self.pad) else box
+        return _activate(self.activation, convolve(self, x))
+
+
+class Dense(nn.Linear):
+    """One or more [N, ...], flattened and side by side -> [N, size], with its activation."""
+
+    def __init__(self, inputs: int, component: Component) -> None:
+        super().__init__(inputs, component.size)
+        self.activation = component.activation
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """The features of every row."""
+        flat = [source.flatten(1) if source.ndim > 2 else source for source in sources]
+        return _activate(self.activation, super().forward(flat[0] if len(flat) == 1 else torch.cat(flat, -1)))
+
+
+class ActionEmbeddings(nn.Embedding):
+    """The embeddings [A, E] of the actions that the weights know, by row."""
+
+    def __init__(self, table: int, size: int, rows: Tensor) -> None:
+        super().__init__(table, size)
+        self._rows: Tensor
+        self.register_buffer("_rows", rows.clone(), persistent=False)
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        """No input: they are the same for every row."""
+        return self.weight[self._rows]
+
+
+def _activate(name: str, x: Tensor) -> Tensor:
+    if name == "relu":
+        return F.relu(x)
+    return torch.tanh(x) if name == "tanh" else x

@@ -1,0 +1,51 @@
+"""A policy of any kind from plain data: what a configuration says of it, and what a checkpoint does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from policy.actions import Actions
+from policy.component import ComponentPolicy
+from policy.config import Initialization
+from policy.fast import FastPolicy
+from policy.observation import Observation
+from policy.recurrent_policy import RecurrentPolicy
+
+
+def make_policy(
+    kind: str,
+    observation: Observation,
+    actions: Actions,
+    embedding_rows: int,
+    *,
+    components: Mapping[str, Mapping[str, Any] | None] | None = None,
+    action_rows: Mapping[str, int] | None = None,
+    initialization: Initialization | None = None,
+    trained_observation: Observation | None = None,
+) -> RecurrentPolicy:
+    """A policy with fresh weights; equal seeds of torch's global generator give equal ones, whatever the kind.
+
+    Raises:
+        ValueError: an unknown kind, components for a kind that has none, or as the policies themselves.
+    """
+    if kind == "component":
+        return ComponentPolicy(
+            observation,
+            actions,
+            embedding_rows,
+            components=components,
+            action_rows=action_rows,
+            initialization=initialization,
+            trained_observation=trained_observation,
+        )
+    if kind != "fast" or components:
+        raise ValueError(f"expected kind component, or fast without components, got {kind} with {components or {}}")
+    return FastPolicy(
+        observation,
+        actions,
+        embedding_rows,
+        action_rows=action_rows,
+        initialization=initialization,
+        trained_observation=trained_observation,
+    )

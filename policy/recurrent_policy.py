@@ -1,0 +1,286 @@
+"""RecurrentPolicy: what every policy has around its layers: memory, steps, unrolls and the TensorDict interface."""
+
+# T time, B rows, N = T * B, K final rows, A actions, L layers, H hidden
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from policy.actions import Actions, Continuous, Discrete
+from policy.memory import Memory
+from policy.observation import Observation, VectorObservation
+from policy.recurrent import FragmentPlan, State, plan_fragments, step_lstm, unroll_lstm
+
+if TYPE_CHECKING:  # actors never need it, and it takes a second to import
+    from tensordict import TensorDict
+
+HIDDEN = 128
+LSTM_LAYERS = 2
+
+
+class PolicyOutput(NamedTuple):
+    """What the network says of each row."""
+
+    logits: Tensor
+    """[..., A]: unnormalized log-probabilities, or means and log standard deviations of continuous actions."""
+    value: Tensor
+    """[...]"""
+    final_value: Tensor | None = None
+    """[K]: V of the final rows of an unroll, where there are any."""
+
+
+class RecurrentPolicy(nn.Module):
+    """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
+
+    A subclass makes its layers, among them ``lstm`` and ``action_embeddings``, and gives ``encode`` and ``heads``.
+
+    Args:
+        observation: what arrives.
+        action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
+        embedding_rows: size of the action embedding table.
+        action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
+            It may know more actions than there are here, and two here may have one name (``policy.remap``).
+        trained_observation: what the weights were made for, where that is not ``observation``.
+        hidden: H of the LSTM.
+
+    Raises:
+        ValueError: more actions than embedding rows, repeated names, names without a row in ``action_rows``, or an
+            observation that cannot be matched with what the weights were made for.
+    """
+
+    kind: ClassVar[str]
+    """As ``policy.kind`` in the configuration."""
+    lstm: nn.LSTM
+    action_embeddings: nn.Embedding
+
+    def __init__(
+        self,
+        observation: Observation,
+        action_names: Sequence[str] | Actions,
+        embedding_rows: int,
+        *,
+        action_rows: Mapping[str, int] | None,
+        trained_observation: Observation | None,
+        hidden: int = HIDDEN,
+    ) -> None:
+        super().__init__()
+        self.observation = observation
+        self.trained_observation: Observation = trained_observation or observation
+        self._columns: Tensor | None
+        self.register_buffer("_columns", _columns(self.trained_observation, observation), persistent=False)
+        self.actions: Actions = (
+            action_names if isinstance(action_names, Discrete | Continuous) else Discrete((tuple(action_names),))
+        )
+        self.action_rows = _embedding_rows(self.actions.flat_names, embedding_rows, action_rows)
+        rows = [self.action_rows[name] for name in self.actions.flat_names]
+        # Of all actions that the weights know: a product rounds by position, so equal bits take an order of its own.
+        known = sorted(set(self.action_rows.values()))
+        self.num_known_actions = len(known)
+        self._rows: Tensor
+        self.register_buffer("_rows", torch.tensor(known), persistent=False)
+        order = None if rows == known else torch.tensor([known.index(row) for row in rows])
+        self._order: Tensor | None
+        self.register_buffer("_order", order, persistent=False)
+        self.memory = Memory(LSTM_LAYERS, hidden)
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """[..., actions that the weights know, by row] -> [..., A], those of ``actions``."""
+        return x if self._order is None else x.index_select(-1, self._order)
+
+    @property
+    def components(self) -> dict[str, dict[str, Any] | None]:
+        """The differences from the network's default graph as plain data (``policy.components``)."""
+        return {}
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """[N, *observation.shape] -> what the LSTM reads, [N, ...]."""
+        raise NotImplementedError
+
+    def heads(self, core: Tensor) -> PolicyOutput:
+        """[N, H] -> logits [N, A], value [N]."""
+        raise NotImplementedError
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros, (h, c) each [L, B, H]."""
+        weight, shape = self.lstm.all_weights[0][0], (self.lstm.num_layers, batch, self.lstm.hidden_size)
+        return weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def step(self, obs: Tensor, is_first: Tensor, state: State | None = None) -> tuple[PolicyOutput, State]:
+        """Act: one step of B rows. The returned state is detached.
+
+        Args:
+            obs: [B, *observation.shape], uint8 tokens or images, float32 vectors.
+            is_first: bool [B]; where true the state is zeroed before the row is consumed.
+            state: (h, c), each [L, B, H]; None is zeros.
+        """
+        core, state = self._step_core(self.encode(obs), is_first, state)
+        return self.heads(core), state
+
+    def unroll(
+        self,
+        obs: Tensor,
+        is_first: Tensor,
+        state: State | None = None,
+        *,
+        plan: FragmentPlan | None = None,
+        final_obs: Tensor | None = None,
+        return_state: bool = True,
+    ) -> tuple[PolicyOutput, State | None]:
+        """Train: T steps of B rows with resets inside, the same numbers as ``step`` T times.
+
+        Args:
+            obs: [T, B, *observation.shape].
+            is_first: bool [T, B]; where true the state is zeroed before the row is consumed.
+            state: (h, c) before row 0, each [L, B, H]; None is zeros.
+            plan: ``plan_fragments(is_first)`` where the caller made it already (on a GPU that saves a synchronisation).
+            final_obs: [K, *observation.shape], the final rows that ``plan`` was made with: last observations of
+                episodes that ended in the same-step form. They are valued with the state at that step and change no
+                other row.
+            return_state: whether the state after row T-1 is wanted; without it resets are cheaper on a CPU.
+        """
+        steps, batch = is_first.shape
+        rows = obs.reshape(steps * batch, *self.observation.shape)
+        if final_obs is not None:
+            rows = torch.cat([rows, final_obs])
+        core, state = self._unroll_core(self.encode(rows), is_first, state, plan, return_state)
+        logits, value, _ = self.heads(core)
+        here = steps * batch
+        output = PolicyOutput(
+            logits[:here].view(steps, batch, -1),
+            value[:here].view(steps, batch),
+            None if final_obs is None else value[here:],
+        )
+        return output, state
+
+    def _step_core(self, x: Tensor, is_first: Tensor, state: State | None) -> tuple[Tensor, State]:
+        core, (h, c) = step_lstm(self.lstm, x, is_first, state or self.initial_state(len(x)))
+        return core, (h.detach(), c.detach())
+
+    def _unroll_core(
+        self, x: Tensor, is_first: Tensor, state: State | None, plan: FragmentPlan | None, return_state: bool
+    ) -> tuple[Tensor, State | None]:
+        if plan is None:
+            plan = plan_fragments(is_first.cpu().numpy()).to(x.device)
+        state = state or self.initial_state(is_first.shape[1])
+        return unroll_lstm(self.lstm, x, plan, is_first[0], state, return_state=return_state)
+
+    # The TensorDict interface, batch-major.
+
+    def forward(self, td: TensorDict) -> TensorDict:
+        """``step`` (td [B]) or ``unroll`` (td [B, T]) over a TensorDict; the caller's is not written to.
+
+        Reads ``obs`` and ``is_first`` (bool), and ``initial_h``, ``initial_c`` [..., L, H] where they are given: the
+        state before each row. Of [B, T] only that before row 0 is read, so an expanded tensor does. Without them [B]
+        uses the memory of ``training_env_id`` where that is given; else the state is zeros.
+
+        Returns a copy with ``logits`` [..., A] and ``value`` [...], ``bptt`` and ``batch`` (int64, filled with T and B;
+        T is 1 while acting), ``next_h`` and ``next_c`` [B, L, H] of [B], and the outputs of named components.
+
+        Raises:
+            ValueError: td has neither one nor two batch dimensions.
+        """
+        if td.batch_dims not in (1, 2):
+            raise ValueError(f"expected a TensorDict of [B] or [B, T], got batch size {tuple(td.batch_size)}")
+        obs, is_first = td["obs"], td["is_first"]
+        given = "initial_h" in td.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
+        state: State | None = (td["initial_h"], td["initial_c"]) if given else None
+        result = td.copy()
+        if td.batch_dims == 1:
+            steps = 1
+            ids = None if given else td.get("training_env_id", None)
+            if ids is not None:
+                state = self.memory.read(ids := tuple(ids.tolist()))
+            elif state is not None:
+                state = _layers_first(state)
+            x, outputs = self.encode_outputs(obs)
+            core, state = self._step_core(x, is_first, state)
+            if ids is not None:
+                self.memory.write(ids, state)
+            output, more = self.head_outputs(core)
+            found = {**outputs, **more, "logits": output.logits, "value": output.value}
+            found["next_h"], found["next_c"] = (part.transpose(0, 1) for part in state)
+        else:
+            steps = td.batch_size[1]
+            if state is not None:
+                state = _layers_first((state[0][:, 0], state[1][:, 0]))
+            x, outputs = self.encode_outputs(obs.transpose(0, 1).flatten(0, 1))
+            core, _ = self._unroll_core(x, is_first.transpose(0, 1), state, None, return_state=False)
+            output, more = self.head_outputs(core)
+            rows = {**outputs, **more, "logits": output.logits, "value": output.value}
+            found = {name: tensor.unflatten(0, (steps, -1)).transpose(0, 1) for name, tensor in rows.items()}
+        for name, length in (("bptt", steps), ("batch", td.batch_size[0])):
+            found[name] = torch.full(td.batch_size, length, dtype=torch.int64, device=obs.device)
+        return result.update(found)
+
+    def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``encode``, and the outputs of the encoder's named components where there are any, each [N, ...]."""
+        return self.encode(obs), {}
+
+    def head_outputs(self, core: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
+        """``heads``, and the outputs of their named components where there are any, each [N, ...]."""
+        return self.heads(core), {}
+
+    def trained_columns(self, obs: Tensor) -> Tensor:
+        """Vectors [N, size] in the order of ``trained_observation``; columns that do not arrive are 0."""
+        if self._columns is None:
+            return obs
+        return nn.functional.pad(obs, (0, 1)).index_select(1, self._columns)
+
+    # Memory while acting: one state per training_env_id, no part of the weights (policy.memory).
+
+    def act(self, obs: Tensor, training_env_ids: Sequence[int], is_first: Tensor) -> PolicyOutput:
+        """``step`` with the state of each row kept here by its ``training_env_id`` (unknown ids start from zeros)."""
+        output, state = self.step(obs, is_first, self.memory.read(training_env_ids))
+        self.memory.write(training_env_ids, state)
+        return output
+
+    def has_memory(self) -> bool:
+        """Whether the policy is recurrent."""
+        return True
+
+    def get_memory(self) -> dict[int, State]:
+        """A copy of every state: (h, c), each [L, H], by ``training_env_id``."""
+        return self.memory.get()
+
+    def set_memory(self, states: Mapping[int, State]) -> None:
+        """Replace all memory by ``states``, as ``get_memory`` gave them."""
+        self.memory.set(states)
+
+    def reset_memory(self, training_env_ids: Sequence[int] | None = None) -> None:
+        """Zero the states of these ids; None forgets all of them."""
+        self.memory.reset(training_env_ids)
+
+
+def _layers_first(state: State) -> State:
+    """[B, L, H] -> [L, B, H]"""
+    return state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous()
+
+
+def _columns(trained: Observation, presented: Observation) -> Tensor | None:
+    """[size] int64: the column of every trained one, or that behind the last; None where nothing has to be moved."""
+    if type(trained) is not type(presented):
+        raise ValueError(f"the policy was trained with {trained}, the environment has {presented}: they do not match")
+    if not isinstance(trained, VectorObservation) or not isinstance(presented, VectorObservation):
+        return None
+    columns = trained.columns_of(presented)
+    if columns is None:
+        return None
+    return torch.tensor([presented.size if column is None else column for column in columns])
+
+
+def _embedding_rows(names: Sequence[str], table: int, recorded: Mapping[str, int] | None) -> dict[str, int]:
+    if recorded is None and len(set(names)) != len(names):
+        raise ValueError(f"action names must be unique, got {list(names)}")
+    rows = {name: i for i, name in enumerate(names)} if recorded is None else dict(recorded)
+    if missing := [name for name in names if name not in rows]:
+        raise ValueError(f"no embedding row is recorded for {missing}; recorded are {sorted(rows)}")
+    needed = max(rows.values(), default=-1) + 1
+    if needed > table:
+        raise ValueError(
+            f"{needed} actions do not fit {table} embedding rows; raise embedding_rows to {needed} or more"
+        )
+    return rows

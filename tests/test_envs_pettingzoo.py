@@ -1,0 +1,328 @@
+"""PettingZoo's parallel environments: agents that end together or apart, join late, and break their game."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from scripted_envs import NUM_ACTIONS, SPACES, Episode, Script, choose, observe, play_script
+from test_envs_autoreset import Rows
+
+from envs.boundary import DiscreteActions, EnvironmentFault, VectorEnvironment, VectorSpace
+from envs.config import EnvironmentNotFound
+from envs.registry import make_env_spec, make_vector_env
+
+pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
+
+ID = "pettingzoo:test_envs_pettingzoo:parallel_env"
+
+
+class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]
+    """A script for every agent, of the seed where there is no ``salt``.
+
+    Those in ``late`` join in the game's third step, if anyone still plays. ``together`` ends all with the first of
+    them. From its ``at``-th step on it breaks in the way ``how``.
+    """
+
+    instances: ClassVar[list[ScriptedGame]] = []
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "scripted"}
+    render_mode = None
+
+    def __init__(
+        self,
+        num_agents: int = 3,
+        salt: int | None = 0,
+        late: tuple[int, ...] = (),
+        together: bool = False,
+        how: str = "",
+        at: int = 0,
+        spaces_differ: bool = False,
+    ) -> None:
+        self.possible_agents = [f"agent_{index}" for index in range(num_agents)]
+        self.agents: list[str] = []
+        self.late, self.together, self.how, self.at = late, together, how, at
+        self.spaces_differ = spaces_differ
+        self.salt = salt
+        self.scripts = {agent: Script(salt or 0) for agent in self.possible_agents}
+        self.total = self.step_ = 0
+        self.asked: list[set[str]] = []
+        """Who had to act, by step."""
+        self.ended: set[str] = set()
+        self.closed = False
+        ScriptedGame.instances.append(self)
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        differs = self.spaces_differ and agent == self.possible_agents[-1]
+        return spaces.Box(0, 9, (2,), np.float32) if differs else SPACES["box"]
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(NUM_ACTIONS)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self.how == "reset":
+            raise OSError("no map")
+        if self.salt is None and seed is not None:
+            self.scripts = {agent: Script(seed + index) for index, agent in enumerate(self.possible_agents)}
+        self.step_ = 0
+        self.ended = set()
+        late = {self.possible_agents[index] for index in self.late}
+        self.agents = [agent for agent in self.possible_agents if agent not in late]
+        return {agent: observe("box", self.scripts[agent].reset()) for agent in self.agents}, {}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.total, self.step_ = self.total + 1, self.step_ + 1
+        if self.how == "lists the ended":
+            self.agents = [agent for agent in self.agents if agent not in self.ended]
+        assert set(actions) == set(self.agents)
+        self.asked.append(set(actions))
+        answers = {agent: self.scripts[agent].step(int(actions[agent])) for agent in self.agents}
+        over = self.together and any(answer[2] or answer[3] for answer in answers.values())
+        obs = {agent: observe("box", answer[0]) for agent, answer in answers.items()}
+        reward = {agent: answer[1] for agent, answer in answers.items()}
+        terminated = {agent: answer[2] for agent, answer in answers.items()}
+        truncated = {agent: answer[3] or (over and not answer[2]) for agent, answer in answers.items()}
+        self.ended |= {agent for agent in self.agents if terminated[agent] or truncated[agent]}
+        self.agents = [agent for agent in self.agents if agent not in self.ended]
+        if self.agents and self.step_ == 3:
+            for index in self.late:
+                agent = self.possible_agents[index]
+                self.agents.append(agent)
+                obs[agent] = observe("box", self.scripts[agent].reset())
+        if self.how and self.total >= self.at and self.agents:
+            agent = self.agents[-1]
+            match self.how:
+                case "raises":
+                    raise RuntimeError("100% lost")
+                case "no obs":
+                    del obs[agent]
+                case "obs nan":
+                    obs[agent] = np.full(3, np.nan, np.float32)
+                case "reward nan":
+                    reward[agent] = float("nan")
+                case "no reward":
+                    del reward[agent]
+                case "terminated int":
+                    terminated[agent] = 0  # type: ignore[assignment]
+                case "gone":
+                    self.agents.remove(agent)
+                case "stranger":
+                    self.agents.append("stranger")
+                case "lists the ended":
+                    self.agents = list(self.possible_agents)
+                    obs = {agent: observe("box", self.scripts[agent].state) for agent in self.agents}
+        return obs, reward, terminated, truncated, {agent: {} for agent in obs}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def parallel_env(**kwargs: Any) -> ScriptedGame:
+    return ScriptedGame(**kwargs)
+
+
+def aec_env(**kwargs: Any) -> Any:
+    from pettingzoo.utils import parallel_to_aec
+
+    return parallel_to_aec(ScriptedGame(**kwargs))
+
+
+def make(num_envs: int, **kwargs: Any) -> VectorEnvironment:
+    ScriptedGame.instances.clear()
+    return make_vector_env(ID, num_envs, 0, **kwargs)
+
+
+class Log:
+    """Every row of a run: [T, B] and [T, B, 3], and what the contract says they mean."""
+
+    def __init__(self, env: VectorEnvironment, steps: int) -> None:
+        rows = Rows(env).rows
+        assert rows.final_obs is None
+        env.reset(rows.obs)
+        rows.is_first[:] = True
+        self.first = rows.obs.copy()
+        kept: list[list[np.ndarray]] = []
+        for _ in range(steps):
+            action = np.array([choose(slot, rows.obs[slot]) for slot in range(env.num_envs)])
+            env.step(action, rows)
+            kept.append([part.copy() for part in rows[:5]])
+        self.obs, self.is_first, self.reward, self.terminated, self.truncated = (
+            np.stack(parts) for parts in zip(*kept, strict=True)
+        )
+        self.ended = self.terminated | self.truncated
+
+    def episodes(self, slot: int) -> list[Episode]:
+        """Finished episodes of a slot; is_first opens one anew, whatever was before."""
+        found: list[Episode] = []
+        states, rewards = [tuple(self.first[slot].tolist())], []
+        for t in range(len(self.obs)):
+            state = tuple(self.obs[t, slot].tolist())
+            if self.is_first[t, slot]:
+                assert self.reward[t, slot] == 0
+                assert not self.ended[t, slot]
+                states, rewards = [state], []
+                continue
+            states.append(state)
+            rewards.append(float(self.reward[t, slot]))
+            if self.ended[t, slot]:
+                flags = bool(self.terminated[t, slot]), bool(self.truncated[t, slot])
+                found.append(Episode(states, rewards, *flags))
+        return found
+
+
+@pytest.mark.parametrize(("salt", "how"), [*((salt, "") for salt in range(4)), (1, "lists the ended")])
+def test_agents_that_end_apart_have_the_episodes_of_their_scripts(salt: int, how: str) -> None:
+    """Catches a game reset when the first agent ends, a step too late, or never; steps counted for agents that are out
+    of it; a final observation overwritten while the others play on; an agent revived because it is still listed.
+    """
+    env = make(6, salt=salt, how=how)
+    log = Log(env, 150)
+    env.close()
+    assert env.faults == []
+    waited = 0
+    for slot in range(6):
+        found = log.episodes(slot)
+        assert len(found) > 5
+        assert found == play_script(slot, salt, len(found))
+    for game in (slice(0, 3), slice(3, 6)):
+        playing, over = np.ones(3, bool), False
+        for t in range(150):
+            if over:
+                assert log.is_first[t, game].all(), "reset in the step after the last agent's end"
+                playing, over = np.ones(3, bool), False
+                continue
+            np.testing.assert_array_equal(log.is_first[t, game], ~playing)
+            assert not log.obs[t, game][~playing].any()
+            waited += int((~playing).sum())
+            playing = playing & ~log.ended[t, game]
+            over = not playing.any()
+    assert waited > 20, "the script is too tame to tell"
+
+
+def test_only_agents_in_the_game_are_asked_to_act() -> None:
+    """Catches actions for agents that have ended, which PettingZoo forbids, and a game stepped instead of reset."""
+    env = make(3, salt=1)
+    log = Log(env, 60)
+    env.close()
+    (game,) = ScriptedGame.instances
+    asked = [len(agents) for agents in game.asked]
+    assert asked == [count for count in (~log.is_first).sum(1).tolist() if count]
+    assert set(asked) == {1, 2, 3}
+
+
+def test_agents_that_end_together() -> None:
+    """Catches a game that waits a step more than it need, or one less."""
+    env = make(6, together=True, salt=3)
+    log = Log(env, 80)
+    env.close()
+    for game in (slice(0, 3), slice(3, 6)):
+        ended = log.ended[:, game]
+        assert (ended.any(1) == ended.all(1)).all()
+        np.testing.assert_array_equal(log.is_first[1:, game], ended[:-1])
+
+
+def test_an_agent_that_joins_late() -> None:
+    """Catches a latecomer that is taken for one that plays, or is never let in: its first row opens an episode."""
+    env = make(3, late=(1,), salt=3)
+    log = Log(env, 120)
+    env.close()
+    assert env.faults == []
+    joined = log.episodes(1)
+    assert len(joined) > 3
+    assert joined == play_script(1, 3, len(joined))
+    enters = int(log.obs[:, 1].any(1).argmax())
+    assert enters >= 2
+    assert log.is_first[: enters + 1, 1].all()
+    assert not log.is_first[enters + 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raises", "RuntimeError: 100% lost"),
+        ("no obs", r"agent 'agent_\d': obs .* is not for it"),
+        ("obs nan", r"agent 'agent_\d': obs has a value that is not finite"),
+        ("reward nan", r"agent 'agent_\d': reward nan is not finite"),
+        ("no reward", r"agent 'agent_\d': reward .* is not for it"),
+        ("terminated int", r"agent 'agent_\d': terminated int 0 is not a bool"),
+        ("gone", r"agent 'agent_\d': is gone from agents, but was neither terminated nor truncated"),
+        ("stranger", "agent 'stranger' is not in possible_agents"),
+    ],
+)
+def test_a_fault_costs_the_episodes_of_one_game(how: str, said: str) -> None:
+    """Catches a broken game that ends the run, or others with it, or leaves half of its agents in the old episode."""
+    env = make(4, num_agents=2, how=how, at=21, salt=3)
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    ScriptedGame.instances[1].how = ""
+    faulty = 0
+    for step in range(1, 60):
+        env.step(np.array([choose(slot, rows.obs[slot]) for slot in range(4)]), rows)
+        if env.faults:
+            faulty = step
+            break
+    (message,) = env.faults
+    assert message.startswith(f"{ID}: slots 0..1, step {faulty} (seed ")
+
+    assert re.search(said, message), message
+    assert rows.is_first[:2].all()
+    assert not (rows.terminated | rows.truncated)[:2].any()
+    assert rows.reward[:2].tolist() == [0, 0]
+    assert rows.obs[:2].tolist() == [list(play_script(0, 3, 1)[0].states[0])] * 2
+    assert not rows.is_first[2:].all()
+    old, _, new = ScriptedGame.instances
+    assert old.closed
+    assert not new.closed
+    env.close()
+    assert new.closed
+
+
+def test_a_game_that_always_breaks_is_given_up() -> None:
+    """Catches an endless loop of restarts."""
+    env = make(2, num_agents=2, how="reset")
+    with pytest.raises(EnvironmentFault, match=r"slots 0\.\.1.*OSError: no map \(3 faults in a row, given up\)"):
+        env.reset(Rows(env).rows.obs)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "num_envs", "kwargs", "said"),
+    [
+        (ID, 4, {}, "num_envs=4 must be a positive multiple of its 3 agents"),
+        (ID, 3, {"colour": 1}, "colour"),
+        (ID, 3, {"vectorization": "async"}, "vectorization is for gymnasium ids"),
+        (ID, 3, {"spaces_differ": True}, "need the same observation_space; agent 'agent_0' has Box.*'agent_2' has Box"),
+        (ID, 3, {"num_agents": 0}, "no possible_agents"),
+        (ID.replace("parallel_env", "aec_env"), 3, {}, "must be a pettingzoo.ParallelEnv.*aec_to_parallel"),
+        (ID.replace("parallel_env", "ID"), 3, {}, "write pettingzoo:package.module:factory"),
+        (ID.replace("parallel_env", "parallel"), 3, {}, "no attribute 'parallel'; write pettingzoo:package.module"),
+        ("pettingzoo:no_such_module:parallel_env", 3, {}, "no module 'no_such_module'"),
+        ("pettingzoo:test_envs_pettingzoo", 3, {}, "write pettingzoo:package.module:factory"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_advice(env_id: str, num_envs: int, kwargs: Any, said: str) -> None:
+    """Catches a traceback from deep inside, or a game that is left open."""
+    ScriptedGame.instances.clear()
+    with pytest.raises(ValueError, match=said):
+        make_vector_env(env_id, num_envs, 0, **kwargs)
+    assert all(game.closed for game in ScriptedGame.instances)
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a bare ModuleNotFoundError for the extra."""
+    monkeypatch.setitem(sys.modules, "pettingzoo", None)
+    with pytest.raises(EnvironmentNotFound, match=r"pip install 'shoal\[pettingzoo\]'"):
+        make_vector_env(ID, 3, 0)
+
+
+def test_the_spec_needs_no_number_of_slots() -> None:
+    """Catches a spec that is asked for with one slot, which a game of several agents refuses."""
+    ScriptedGame.instances.clear()
+    spec = make_env_spec(ID, num_agents=5)
+    assert spec.observation == VectorSpace(size=3)
+    assert spec.actions == DiscreteActions(names=(("action_0", "action_1", "action_2"),))
+    assert not spec.same_step
+    assert [game.closed for game in ScriptedGame.instances] == [True]

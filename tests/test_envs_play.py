@@ -1,0 +1,71 @@
+"""Returns and lengths that ``envs.play`` counts, against those of scripts that are known step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted_envs import Episode, choose, play_script
+from test_envs_autoreset import MODES, make
+
+from envs.play import Returns, play
+from envs.registry import make_vector_env
+
+GAME = "pettingzoo:test_envs_pettingzoo:parallel_env"
+
+
+def player(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+    return np.array([choose(slot, state) for slot, state in enumerate(obs)])
+
+
+def expected(environments: list[list[Episode]]) -> Returns:
+    """Every entry holds the episodes that count together."""
+    returns = [float(np.mean([sum(episode.rewards) for episode in episodes])) for episodes in environments]
+    lengths = [len(episode.rewards) for episodes in environments for episode in episodes]
+    error = float(np.std(returns, ddof=1)) / len(returns) ** 0.5
+    return Returns(float(np.mean(returns)), error, len(lengths), float(np.mean(lengths)))
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("mode", MODES)
+def test_episodes_count_alike_in_every_mode(mode: str, vectorization: str) -> None:
+    """Catches a void transition that counts as a step, and a last reward that is lost where is_first comes with it."""
+    env = make(vectorization, mode, salt=3)
+    found = play(env, player, 18)
+    env.close()
+    scripts = [play_script(slot, 3, 6) for slot in range(3)]
+    assert found == pytest.approx(expected([[episode] for episodes in scripts for episode in episodes]))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"late": (1,)}], ids=str)
+def test_agents_that_end_apart_count_together(kwargs: dict[str, Any]) -> None:
+    """Catches the waiting of an agent that is out of the game taken for steps of its next episode, an agent that counts
+    only if it ends last, and play that never ends because one has no episode.
+    """
+    pytest.importorskip("pettingzoo")
+    env = make_vector_env(GAME, 6, 0, salt=3, **kwargs)
+    found = play(env, player, 30)
+    env.close()
+    if not kwargs:
+        scripts = [play_script(slot, 3, 5) for slot in range(6)]
+        games = [[scripts[first + agent][k] for agent in range(3)] for first in (0, 3) for k in range(5)]
+        assert found == pytest.approx(expected(games))
+    else:
+        # Those in the game from its beginning have as many episodes as it has, the latecomer at most so many.
+        assert 20 < found.episodes <= 30
+
+
+def test_what_a_fault_cut_off_counts_nowhere() -> None:
+    """Catches an agent's episode before a fault that is joined to those after it, or the cut one counted as whole."""
+    pytest.importorskip("pettingzoo")
+    # Two games of 5 and 7 steps; in the third step of the next, two agents have ended and the third has not.
+    env = make_vector_env(GAME, 3, 0, salt=4, how="raises", at=15)
+    found = play(env, player, 12)
+    faults = len(env.faults)
+    env.close()
+    script = [play_script(slot, 4, 3) for slot in range(3)]
+    assert [[len(episode.rewards) for episode in episodes] for episodes in script] == [[3, 7, 5], [5, 1, 2], [3, 3, 2]]
+    assert faults == 1
+    games = [[episodes[k] for episodes in script] for k in (0, 1, 0, 1)]
+    assert found == pytest.approx(expected(games))

@@ -1,0 +1,221 @@
+"""Environments in processes of their own: the same data as in one process, and no process that outlives its use."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_envs_autoreset import ID, MODES, Rows
+
+from envs.boundary import EnvironmentFault
+from envs.gym import GymEnvironment
+from envs.registry import make_env_spec, make_vector_env
+
+
+@contextlib.contextmanager
+def environment(slots: int = 2, *, vectorization: str = "async", **kwargs: Any) -> Iterator[GymEnvironment]:
+    """An environment, and after it no process of it."""
+    env = make_vector_env(ID, slots, 0, vectorization=vectorization, **kwargs)
+    assert isinstance(env, GymEnvironment)
+    processes: list[int] = []
+    try:
+        yield env
+        processes = process_ids(env)
+    finally:
+        env.close()
+    assert multiprocessing.active_children() == []
+    assert not any(is_alive(process) for process in processes)
+
+
+def process_ids(env: GymEnvironment) -> list[int]:
+    return [process.pid for process in getattr(env._vector, "processes", [])]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, 0)
+            return not Path("/proc/self").exists()
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def step(env: GymEnvironment, rows: Any, count: int = 1) -> None:
+    for _ in range(count):
+        env.step(np.zeros(env.num_envs, int), rows)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_faults_come_back_as_from_one_process(mode: str) -> None:
+    """Catches a fault in a worker that is lost on the way, or ends the vector as gymnasium's own workers do: same rows,
+    same messages, same seeds.
+    """
+    logs = []
+    for vectorization in ("sync", "async"):
+        log = []
+        with environment(vectorization=vectorization, autoreset_mode=mode, how="raises", at=14) as env:
+            rows = Rows(env).rows
+            env.reset(rows.obs)
+            for _ in range(40):
+                if rows.final_obs is not None:
+                    rows.final_obs[:] = 0
+                step(env, rows)
+                log += [part.tolist() for part in rows if part is not None]
+            slots = [re.findall(r": slot (\d), step \d+ .*: RuntimeError: 100% lost$", text)[0] for text in env.faults]
+            assert slots == ["0", "1"] * 2
+            log += env.faults
+        logs.append(log)
+    assert logs[0] == logs[1]
+
+
+def test_an_explicit_reset_is_one_reset() -> None:
+    """Catches a reset after the end of an episode that a worker does again in its next step, as gymnasium's do without
+    shared memory.
+    """
+    with environment() as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+        for _ in range(3):
+            rows.terminated[:] = rows.truncated[:] = False
+            while not (rows.terminated | rows.truncated).any():
+                step(env, rows)
+            episode = rows.obs[:, 0].copy()
+            env.reset(rows.obs)
+            assert (rows.obs[:, 0] == episode + 1).all()
+            step(env, rows)
+            assert not rows.is_first.any()
+            assert (rows.obs[:, 1] == 1).all()
+
+
+@pytest.mark.parametrize("how", ["killed", "exits"])
+def test_a_process_that_dies_is_named(how: str, tmp_path: Path) -> None:
+    """Catches a bare EOFError or BrokenPipeError, a hang, and siblings that stay behind; close comes after it all."""
+    said = {"killed": "was killed by signal SIGKILL", "exits": "exited with code 3"}[how]
+    with environment(3, how=how, at=5, marker=str(tmp_path / "once")) as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+        processes = process_ids(env)
+        assert len(set(processes)) == 3
+        assert os.getpid() not in processes
+        with pytest.raises(EnvironmentFault, match=rf"ScriptedLog-v0: slot \d: its process \d+ {said}"):
+            step(env, rows, 20)
+        assert not any(is_alive(process) for process in processes)
+
+
+@pytest.mark.parametrize("then", ["step", "reset", "close"])
+def test_a_process_killed_between_steps_is_no_mystery(then: str) -> None:
+    """Catches close() raising BrokenPipeError and leaving processes alive, as gymnasium's own does."""
+    with environment() as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+        step(env, rows, 3)
+        os.kill(process_ids(env)[1], signal.SIGKILL)
+        assert wait_until(lambda: not is_alive(process_ids(env)[1]))
+        if then != "close":
+            with pytest.raises(EnvironmentFault, match=r"slot 1: its process \d+ was killed by signal SIGKILL"):
+                step(env, rows) if then == "step" else env.reset(rows.obs)
+
+
+def test_an_environment_that_always_breaks_is_given_up() -> None:
+    """Catches the exception of a worker that gymnasium warns of (and fails to, with a % in it) before it raises."""
+    with environment(how="raises", at=1) as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+        with pytest.raises(EnvironmentFault, match=r"slot 0.*100% lost \(3 faults in a row, given up\)") as caught:
+            step(env, rows, 4)
+        assert "in step" in caught.value.__notes__[0]
+
+
+def test_an_environment_whose_close_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches close() waiting for ever."""
+    monkeypatch.setattr("envs.processes.ProcessVectorEnv.close_extras.__defaults__", (0.3, False))
+    with environment(how="close hangs") as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+        step(env, rows)
+
+
+def test_an_exception_in_the_middle_of_a_step_leaves_nothing(tmp_path: Path) -> None:
+    """Catches close() waiting for the answer to a call that Ctrl-C broke off."""
+    marker = tmp_path / "hangs"
+    with environment(how="hangs", at=3, marker=str(marker)) as env:
+        rows = Rows(env).rows
+        env.reset(rows.obs)
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                step(env, rows, 4)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        env._vector.close(timeout=0.1)  # type: ignore[union-attr]
+
+
+def test_asking_for_the_spec_starts_no_process() -> None:
+    """Catches processes that are started to look at spaces."""
+    spec = make_env_spec(ID, vectorization="async")
+    assert spec == make_env_spec(ID)
+    with environment() as env:
+        assert process_ids(env) == []
+
+
+PARENT = """
+import sys, time
+import numpy as np
+from test_envs_autoreset import Rows
+from envs.registry import make_vector_env
+
+kwargs = {"how": "hangs", "at": 2, "marker": sys.argv[1]}
+env = make_vector_env("scripted_envs:ScriptedLog-v0", 2, 0, vectorization="async", **kwargs)
+rows = Rows(env).rows
+env.reset(rows.obs)
+env.step(np.zeros(2, int), rows)
+print(*[process.pid for process in env._vector.processes], flush=True)
+env.step(np.zeros(2, int), rows)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Catches orphans: a pool kills the actor of an environment that hangs, and the hanging process must go too. Ctrl-C
+    alone, which reaches all processes of a terminal, ends none of them: the run finishes its update first.
+    """
+    marker = tmp_path / "hangs"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(marker)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        processes = [int(word) for word in parent.stdout.readline().split()]
+        assert len(processes) == 2
+        assert wait_until(marker.exists)
+        for process in processes:
+            os.kill(process, signal.SIGINT)
+        time.sleep(0.1)
+        assert all(is_alive(process) for process in processes)
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert wait_until(lambda: not any(is_alive(process) for process in processes))
