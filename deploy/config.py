@@ -22,8 +22,8 @@ from pydantic_core import ErrorDetails
 from actors.config import ActorConfig
 from envs.config import EnvConfig
 from learner.config import LearnerConfig
-from policy.config import ComponentConfig, PolicyConfig
-from policy.graph import components_to_json
+from policy.config import PolicyConfig
+from policy.graph import ComponentConfig, components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
 

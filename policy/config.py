@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from policy.graph import ComponentConfig, check
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Initialization:
@@ -14,42 +16,6 @@ class Initialization:
 
     lstm_bias: Literal["ones", "forget", "zeros"] = "ones"
     """``ones``: every LSTM bias 1 (each gate starts at +2); ``forget``: 1 on the forget gate, else 0; ``zeros``."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ComponentConfig:
-    """One component of ``policy.kind=component``. What is not set stays as in the default graph (``policy.graph``), or
-    as is usual for the kind."""
-
-    kind: str | None = None
-    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``embedding`` and
-    ``bilinear`` for the components that have these already."""
-    sources: tuple[str, ...] | None = None
-    """Components that it reads, or ``obs``; a ``linear`` one reads several side by side."""
-    size: int | None = None
-    """Outputs: features, channels, or the LSTM's hidden size."""
-    kernel: int | None = None
-    """Height and width of a ``conv``'s kernel; it is smaller where the box is."""
-    stride: int | None = None
-    """Of a ``conv``."""
-    activation: Literal["relu", "tanh", "none"] | None = None
-    initialization: Literal["orthogonal", "orthogonal_max", "uniform", "zeros"] | None = None
-    """Of weights. Biases start at 0, but for the LSTM's (``policy.initialization.lstm_bias``) and a uniform actor's."""
-    gain: float | None = None
-    """``orthogonal``: a factor; ``orthogonal_max``: the largest |w|; ``uniform``: |w| <= gain / sqrt(inputs)."""
-
-    def __post_init__(self) -> None:
-        if self.sources is not None:
-            object.__setattr__(self, "sources", tuple(self.sources))
-        problems = [
-            f"{name}={value} must lie in 1..65536"
-            for name in ("size", "kernel", "stride")
-            if (value := getattr(self, name)) is not None and not 1 <= value <= 65536
-        ]
-        if self.gain is not None and not 0 < self.gain < math.inf:
-            problems.append(f"gain={self.gain} must be positive")
-        if problems:
-            raise ValueError("\n".join(problems))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +45,6 @@ class PolicyConfig:
         if self.embedding_rows < 1:
             problems.append(f"embedding_rows={self.embedding_rows} must be at least 1")
         if self.components:
-            # The graph knows these settings, not the other way round.
-            from policy.graph import check
-
             problems += (
                 check(self.components)
                 if self.kind == "component"

@@ -12,9 +12,8 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from policy.config import ComponentConfig
 from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
 
 OBS = "obs"
@@ -31,8 +30,44 @@ RESERVED = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentConfig:
+    """One component of ``policy.kind=component``. What is not set stays as in the default graph, or
+    as is usual for the kind."""
+
+    kind: str | None = None
+    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``embedding`` and
+    ``bilinear`` for the components that have these already."""
+    sources: tuple[str, ...] | None = None
+    """Components that it reads, or ``obs``; a ``linear`` one reads several side by side."""
+    size: int | None = None
+    """Outputs: features, channels, or the LSTM's hidden size."""
+    kernel: int | None = None
+    """Height and width of a ``conv``'s kernel; it is smaller where the box is."""
+    stride: int | None = None
+    """Of a ``conv``."""
+    activation: Literal["relu", "tanh", "none"] | None = None
+    initialization: Literal["orthogonal", "orthogonal_max", "uniform", "zeros"] | None = None
+    """Of weights. Biases start at 0, but for the LSTM's (``policy.initialization.lstm_bias``) and a uniform actor's."""
+    gain: float | None = None
+    """``orthogonal``: a factor; ``orthogonal_max``: the largest |w|; ``uniform``: |w| <= gain / sqrt(inputs)."""
+
+    def __post_init__(self) -> None:
+        if self.sources is not None:
+            object.__setattr__(self, "sources", tuple(self.sources))
+        problems = [
+            f"{name}={value} must lie in 1..65536"
+            for name in ("size", "kernel", "stride")
+            if (value := getattr(self, name)) is not None and not 1 <= value <= 65536
+        ]
+        if self.gain is not None and not 0 < self.gain < math.inf:
+            problems.append(f"gain={self.gain} must be positive")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Component:
-    """One component with every setting decided; ``policy.config.ComponentConfig`` says what they mean."""
+    """One component with every setting decided; ``ComponentConfig`` says what they mean."""
 
     kind: str
     sources: tuple[str, ...] = ()

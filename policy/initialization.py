@@ -33,7 +33,7 @@ def component_streams() -> Iterator[Streams]:
 def initialize_weight(
     weight: Tensor, stream: torch.Generator, *, scheme: str = "orthogonal", gain: float = 1.0, inputs: int = 1
 ) -> None:
-    """Fill ``weight`` (two or more dimensions) by a scheme of ``policy.config.ComponentConfig``.
+    """Fill ``weight`` (two or more dimensions) by a scheme of ``policy.graph.ComponentConfig``.
 
     ``inputs`` is what ``uniform`` divides its bound by the root of.
     """

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policy import FastPolicy, VectorObservation
+from policy.memory import Memory
 
 
 @pytest.fixture
@@ -54,3 +55,13 @@ def test_memory_is_no_part_of_the_weights(policy):
     before = set(policy.state_dict())
     policy.act(torch.randn(2, 3), (1, 2), torch.zeros(2, dtype=torch.bool))
     assert set(policy.state_dict()) == before
+
+
+def test_what_is_written_is_detached():
+    """A graph that grows with every step, and gradients that flow from one unroll into the one before."""
+    memory = Memory(2, 3)
+    state = tuple(torch.randn(2, 2, 3, requires_grad=True) * 2 for _ in "hc")
+    memory.write((7, 8), state)
+    assert not any(part.requires_grad for part in memory.read((7, 8)))
+    memory.write((8, 9), state)
+    assert not any(part.requires_grad for part in (*memory.read((7, 8, 9)), *memory.get()[7]))
