@@ -21,7 +21,7 @@ train: $(RUNTIME)  ## Train the demo: Fast on MettaGrid, on this machine (ARGS="
 	@$(VENV)/bin/shoal train --config forage $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS="-m slow" for learning and chaos)
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(RUNTIME)  ## Measure the whole service against this machine's limit
 	@$(VENV)/bin/shoal bench limit $(ARGS)

@@ -26,7 +26,7 @@ def _environment(config: Config) -> list[str]:
     from envs.registry import make_env_spec
 
     try:
-        make_env_spec(config.env.id, **config.env.kwargs)
+        agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
         return [
@@ -34,6 +34,8 @@ def _environment(config: Config) -> list[str]:
             if isinstance(error, ValueError)
             else f"env.id: {config.env.id}: {type(error).__name__}: {text}"
         ]
+    if config.env.num_envs % agents:
+        return [f"env.num_envs: {config.env.num_envs} must be a multiple of the {agents} agents of {config.env.id}"]
     return []
 
 

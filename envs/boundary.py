@@ -98,6 +98,8 @@ class EnvSpec:
     actions: DiscreteActions | ContinuousActions
     same_step: bool = False
     """How episodes end: whether the next one begins in the same step, with the last observation in ``final_obs``."""
+    num_agents: int = 1
+    """Agents that share one environment: slots are groups of so many neighbours, whose returns are not independent."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:

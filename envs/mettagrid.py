@@ -99,6 +99,7 @@ def make_spec(mission: Mission, game: Any | None = None) -> EnvSpec:
     tag_names = tuple(name.removeprefix("type:") for name in game.id_map().tag_names())
     return EnvSpec(
         env_id=mission.env_id,
+        num_agents=mission.num_agents,
         observation=TokenSpace(
             width=game.obs.width,
             height=game.obs.height,
@@ -140,7 +141,6 @@ class MettaGridEnvironment:
 
         self.spec = make_spec(mission, game)
         self.num_envs = num_envs
-        self.num_agents = mission.num_agents
         """Of one simulation."""
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)

@@ -49,13 +49,11 @@ class PettingZooEnvironment:
                 raise ValueError(
                     f"{env_id}: num_envs={num_envs} must be a positive multiple of its {len(agents)} agents"
                 )
-            self.spec = make_spec(env_id, declared)
+            self.spec = make_spec(env_id, declared, num_agents=len(agents))
         except BaseException:
             env.close()
             raise
         self.num_envs = num_envs
-        self.num_agents = len(agents)
-        """Of one game."""
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
         self._to_env = action_converter(declared.action)
@@ -185,9 +183,9 @@ class _Game:
 
 def make_pettingzoo_spec(env_id: str, **kwargs: Any) -> EnvSpec:
     """The spec of one agent's slot, for any number of slots; raises what ``PettingZooEnvironment`` does."""
-    env, _, declared = _make_first(env_id, _find_factory(env_id, kwargs), kwargs)
+    env, agents, declared = _make_first(env_id, _find_factory(env_id, kwargs), kwargs)
     try:
-        return make_spec(env_id, declared)
+        return make_spec(env_id, declared, num_agents=len(agents))
     finally:
         env.close()
 

@@ -30,9 +30,9 @@ class Returns(NamedTuple):
 def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Returns:
     """Play until every environment has finished its share of ``episodes``; what it finishes beyond is not counted.
 
-    (Counting the first to finish would favour short episodes.) Where agents share an environment (its ``num_agents``),
-    their episodes count together, when the last of them has ended. ``max_env_steps`` ends it early where episodes may
-    not.
+    (Counting the first to finish would favour short episodes.) Where agents share an environment
+    (``EnvSpec.num_agents``), their episodes count together, when the last of them has ended. ``max_env_steps`` ends it
+    early where episodes may not.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -41,7 +41,7 @@ def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps
     final_obs = np.empty_like(obs) if spec.same_step else None
     rows = StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2], final_obs)
     rows.is_first[:] = True
-    agents = int(getattr(env, "num_agents", 1))
+    agents = spec.num_agents
     tally = _Tally(slots, agents)
     finished = np.zeros(slots // agents, dtype=np.int64)
     returns: list[float] = []

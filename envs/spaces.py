@@ -31,7 +31,7 @@ def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[A
     return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
 
 
-def make_spec(env_id: str, declared: Declared, *, same_step: bool = False) -> EnvSpec:
+def make_spec(env_id: str, declared: Declared, *, same_step: bool = False, num_agents: int = 1) -> EnvSpec:
     """The spec of an environment.
 
     Raises:
@@ -42,6 +42,7 @@ def make_spec(env_id: str, declared: Declared, *, same_step: bool = False) -> En
         observation=_observation(declared, env_id),
         actions=_actions(declared, env_id),
         same_step=same_step,
+        num_agents=num_agents,
     )
 
 

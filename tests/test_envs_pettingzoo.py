@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from scripted_envs import NUM_ACTIONS, SPACES, Episode, Script, choose, observe, play_script
 from test_envs_autoreset import Rows
 
+from deploy.cli import main
 from envs.boundary import DiscreteActions, EnvironmentFault, VectorEnvironment, VectorSpace
 from envs.config import EnvironmentNotFound
 from envs.registry import make_env_spec, make_vector_env
@@ -326,3 +328,11 @@ def test_the_spec_needs_no_number_of_slots() -> None:
     assert spec.actions == DiscreteActions(names=(("action_0", "action_1", "action_2"),))
     assert not spec.same_step
     assert [game.closed for game in ScriptedGame.instances] == [True]
+
+
+def test_a_run_with_half_a_game_is_refused_before_it_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Catches slots that do not fit the agents and are found out by an actor."""
+    settings = (f"env.id={ID}", "env.num_envs=4", "learner.batch_size=4", "mode=inline", f"run_dir={tmp_path / 'run'}")
+    assert main(["train", *settings]) == 2
+    assert f"env.num_envs: 4 must be a multiple of the 3 agents of {ID}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
