@@ -227,12 +227,13 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path: Pat
         moment = (tmp_path / "Makefile").stat().st_mtime - age_seconds
         os.utime(path, (moment, moment))
 
-    assert plan("test", "ARGS=-x") == [("runtime", ""), ("dev", ""), ("", "pytest -x")]
+    run = "pytest -n 2 --dist loadfile "
+    assert plan("test", "ARGS=-x") == [("runtime", ""), ("dev", ""), ("", f"{run}-x")]
     stamp("pyproject.toml", 30)
     stamp(".venv/.installed", 20)
     stamp(".venv/.installed-dev", 10)
-    assert plan("test") == [("", "pytest ")]
+    assert plan("test") == [("", run)]
     assert plan("install") == []
     assert plan("install", "TORCH=2.13.0") == [("runtime", "")]
     stamp("pyproject.toml", 0)
-    assert plan("test") == [("runtime", ""), ("dev", ""), ("", "pytest ")]
+    assert plan("test") == [("runtime", ""), ("dev", ""), ("", run)]

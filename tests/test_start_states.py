@@ -7,13 +7,25 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rollouts import ACTIONS, NoiseEnvironment, RecallWithTimeLimits, Rollouts, make_learner, make_policy
+from rollouts import (
+    ACTIONS,
+    RUN,
+    SMALL,
+    NoiseEnvironment,
+    RecallWithTimeLimits,
+    Rollouts,
+    make_learner,
+    make_policy,
+    random_columns,
+)
 from slow_reference import start_state
 
+from learner.batch import BatchAssembler
 from learner.canary import TOLERANCE
 from learner.device import DevicePath
 from learner.learner import evaluate, log_prob_error
 from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
+from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
 CPU = DevicePath(torch.device("cpu"))
 
@@ -153,3 +165,16 @@ def test_staleness_of_refreshed_states_is_less_than_of_stored_ones():
     assert readings[0] == {}
     assert readings[1]["used"] < 0.5 * readings[1]["stored"]
     assert readings[1]["stored"] > 1e-3
+
+
+def test_an_unroll_follows_the_one_before_of_the_same_incarnation():
+    """The state of an actor that died taken for its successor's, whose sequence numbers begin anew."""
+    payload = [
+        to_bytes(SMALL, TrajectoryHeader(run_id=RUN, actor=0, incarnation=i, sequence=s, policy_version=0), columns)
+        for columns in [random_columns(SMALL, 2, 0)]
+        for i, s in ((0, 3), (0, 4), (1, 4))
+    ]
+    assembler = BatchAssembler(SMALL, 2)
+    index = [assembler.assemble([from_bytes(SMALL, p)])["unroll_index"].clone() for p in payload]
+    assert torch.equal(index[0] + 1, index[1])
+    assert not (index[0] + 1 == index[2]).any()
