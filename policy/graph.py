@@ -232,14 +232,26 @@ def _merge(
         elif name not in default and (why := _bad_name(name)):
             problems.append(f"components.{name}: {why}")
         else:
-            component, found = _decide(name, settings, default.get(name))
+            component, found = _decide(name, settings, default)
             problems += found
             if component is not None:
                 graph[name] = component
     for name in (LSTM, ACTOR, VALUE):
         if name not in graph:
             problems.append(f"components.{name}: cannot be taken out")
+    if problems:
+        known = [OBS, *default, *(name for name in components if name not in default)]
+        problems += [
+            _unknown_source(name, source, known)
+            for name, settings in components.items()
+            for source in (settings and settings.sources) or ()
+            if source not in known
+        ]
     return ({} if problems else graph), problems
+
+
+def _unknown_source(name: str, source: str, known: Sequence[str]) -> str:
+    return f"components.{name}.sources: {source!r} is unknown; there are {_listed(known, source)}"
 
 
 def _bad_name(name: str) -> str | None:
@@ -248,12 +260,17 @@ def _bad_name(name: str) -> str | None:
     return "the name is taken; choose another" if name in RESERVED else None
 
 
-def _decide(name: str, settings: ComponentConfig, default: Component | None) -> tuple[Component | None, list[str]]:
+def _decide(
+    name: str, settings: ComponentConfig, defaults: Mapping[str, Component]
+) -> tuple[Component | None, list[str]]:
     given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    default = defaults.get(name)
     kind = given.pop("kind", default.kind if default else None)
     path = f"components.{name}"
     if kind is None:
-        return None, [f"{path}: a new component needs a kind, one of {', '.join(KINDS)}"]
+        close = difflib.get_close_matches(name, defaults, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        return None, [f"{path}: a new component needs a kind, one of {', '.join(KINDS)}{meant}"]
     if kind not in KINDS:
         return None, [f"{path}.kind: {kind!r} is unknown; there are {_listed(KINDS, kind)}"]
     owner = _NAMED.get(kind)
@@ -276,7 +293,7 @@ def _decide(name: str, settings: ComponentConfig, default: Component | None) -> 
 
 def _connections(graph: Mapping[str, Component], observation: Observation) -> list[str]:
     problems = [
-        f"components.{name}.sources: {source!r} is unknown; there are {_listed([OBS, *graph], source)}"
+        _unknown_source(name, source, [OBS, *graph])
         for name, component in graph.items()
         for source in component.sources
         if source != OBS and source not in graph

@@ -12,8 +12,8 @@ from tensordict import TensorDict
 
 from deploy.config import load_config, to_dict
 from policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
-from policy.config import RegularizationConfig
-from policy.graph import components_to_json, default_graph, resolve
+from policy.config import PolicyConfig, RegularizationConfig
+from policy.graph import ComponentConfig, components_to_json, default_graph, resolve
 from policy.recurrent import plan_fragments
 from policy.weights import flatten_weights, load_weights
 
@@ -281,3 +281,10 @@ def test_initialization_settings_reach_the_lstm():
     """`policy.initialization` that only one kind of policy knows."""
     zeros = ComponentPolicy(TOKENS, NAMES, initialization=Initialization(lstm_bias="zeros"))
     assert not any(p.any() for name, p in zeros.lstm.named_parameters() if "bias" in name)
+
+
+def test_every_problem_is_listed_with_what_was_meant():
+    """A misspelt component that hides a misspelt source, so that mending takes a round for each."""
+    components = {"critic1": ComponentConfig(size=3), "mine": ComponentConfig(kind="linear", sources=("fc2",))}
+    with pytest.raises(ValueError, match=r"critic1: a new.*mean critic_1\?\)\n.*mine.sources: 'fc2' is.*mean fc1\?\)"):
+        PolicyConfig(kind="component", components=components)
