@@ -75,8 +75,6 @@ class Learner:
         self.policy_version = 0
         """Updates made so far."""
         self._parameters = list(policy.parameters())
-        self._stepped = False
-        self._exact = False
         self._shards = num_threads if path.device.type == "cpu" else 1
         self._threads = (
             ThreadPoolExecutor(self._shards, "gradient", torch.set_num_threads, (1,)) if self._shards > 1 else None
@@ -96,7 +94,8 @@ class Learner:
         """
         used = self._start(batch)
         staleness = self._probe.measure(self.policy, batch, used)
-        result = self._update_or_nothing(used, exact=used is batch)
+        # From another state than the actor's, other log-probabilities are no fault.
+        result = self._update_or_nothing(used, compare=used is batch and self.path.is_exact)
         if self._refreshed is not None:
             self._refreshed.keep(batch, self._map_states(final_state, used))
         return dataclasses.replace(result, staleness=staleness)
@@ -113,19 +112,18 @@ class Learner:
         parts = self._map(lambda shard: function(self.policy, shard, self.path), self._cut(batch))
         return torch.cat([h for h, _ in parts], 1), torch.cat([c for _, c in parts], 1)
 
-    def _update_or_nothing(self, batch: TensorDict, *, exact: bool) -> UpdateResult:
-        self._exact = exact and self.path.is_exact
+    def _update_or_nothing(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         if self.config.epochs * self.config.minibatches == 1:
-            return self._update(batch)
+            return self._update(batch, compare)
         before = copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
         try:
-            return self._update(batch)
+            return self._update(batch, compare)
         except NonFiniteUpdate:
             self.policy.load_state_dict(before[0])
             self.optimizer.load_state_dict(before[1])
             raise
 
-    def _update(self, batch: TensorDict) -> UpdateResult:
+    def _update(self, batch: TensorDict, compare: bool) -> UpdateResult:
         config = self.config
         targets = None
         if config.epochs > 1:
@@ -136,11 +134,10 @@ class Learner:
             targets = (self._targets(batch, evaluation), evaluation.value)
         sums: dict[str, float] = {}
         steps = 0
-        self._stepped = False
         for index in self._minibatches(batch.shape[0]):
             part = batch if index is None else batch[index]
             known = None if targets is None else _select(targets, index)
-            for name, value in self._step(part, known).items():
+            for name, value in self._step(part, known, compare=compare and steps == 0).items():
                 sums[name] = sums.get(name, 0.0) + value
             steps += 1
         self.policy_version += 1
@@ -158,15 +155,12 @@ class Learner:
                 order = torch.randperm(batch_size, generator=self._generator).to(self.path.device)
                 yield from order.chunk(self.config.minibatches)
 
-    def _step(self, batch: TensorDict, known: tuple[Targets, Tensor] | None) -> dict[str, float]:
+    def _step(self, batch: TensorDict, known: tuple[Targets, Tensor] | None, *, compare: bool) -> dict[str, float]:
         config = self.config
         shards = self._cut(batch)
         evaluations = self._map(self._evaluate, shards)
         whole = Evaluation(*(part.detach() for part in _concatenate(evaluations)))
         targets, old_value = known or (self._targets(batch, whole), whole.value)
-        current = batch["policy_version"] == self.policy_version
-        fresh = not self._stepped and self._exact and bool(current.any())
-        self._stepped = True
         valid = valid_transitions(batch).T
         count = max(int(valid.sum()), 1)
         advantage = _normalize(targets.advantage, valid) if config.normalize_advantage else targets.advantage
@@ -189,7 +183,7 @@ class Learner:
 
         results = self._map(gradient, shards, evaluations, columns)
         numbers = self._apply(results, whole, targets, valid)
-        if fresh:
+        if compare and (current := batch["policy_version"] == self.policy_version).any():
             numbers["log_prob_error"] = float(log_prob_error(whole.log_prob, batch, current))
         return numbers
 
