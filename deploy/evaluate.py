@@ -106,7 +106,7 @@ def evaluate(
     ``evaluation_setup`` found it to fit.
     """
     policy = setup.make_policy()
-    policy.load_state_dict(checkpoint.make_policy().state_dict())
+    policy.load_state_dict(checkpoint.load_weights())
     env = setup.make_env(np.random.SeedSequence(setup.seed))
     player = PolicyPlayer(policy, seed=setup.seed, greedy=greedy, zero_memory=zero_memory)
     try:

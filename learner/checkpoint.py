@@ -65,8 +65,12 @@ class Checkpoint:
             components=described.get("components"),
             action_rows=described["action_rows"],
         )
-        policy.load_state_dict(load_file(self.path / "weights.safetensors"))
+        policy.load_state_dict(self.load_weights())
         return policy
+
+    def load_weights(self) -> dict[str, torch.Tensor]:
+        """The policy's ``state_dict``."""
+        return load_file(self.path / "weights.safetensors")
 
     def restore(self, learner: Learner) -> None:
         """Put weights, optimizer, regularizer and random streams back.
