@@ -208,7 +208,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what ``_Loader`` would not read back as a string."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (as above)
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (filled below; PyYAML copies what it shares)
 
 
 for _kind, _pattern, _first in (

@@ -211,7 +211,7 @@ def _find_factory(env_id: str, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
     if "vectorization" in kwargs:
         raise ValueError(f"{env_id}: vectorization is for gymnasium ids; PettingZoo's games run one after the other")
     try:
-        import pettingzoo  # noqa: F401
+        importlib.import_module("pettingzoo")
     except ModuleNotFoundError as error:
         raise EnvironmentNotFound(
             f"environment {env_id!r} needs the package {error.name!r}: pip install 'shoal[pettingzoo]'"

@@ -125,13 +125,15 @@ def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...
     return write
 
 
-def _parts_writer(parts: list[tuple[Any, Writer, slice]], kind: type, field: str) -> Writer:
+def _parts_writer(
+    parts: list[tuple[Any, Writer, slice]], kind: type[Mapping[Any, Any]] | type[tuple[Any, ...]], field: str
+) -> Writer:
     def write(obs: Any, rows: np.ndarray) -> None:
-        if not isinstance(obs, kind) or len(obs) != len(parts):  # type: ignore[arg-type]
+        if not isinstance(obs, kind) or len(obs) != len(parts):
             raise Malformed(f"{field} {short(obs)} must be a {kind.__name__} of {len(parts)}")
         for key, writer, where in parts:
             try:
-                part = obs[key]  # type: ignore[index]
+                part = obs[key]
             except KeyError:
                 raise Malformed(f"{field} has no key {key!r}") from None
             writer(part, rows[:, where])

@@ -187,7 +187,7 @@ class ComponentPolicy(RecurrentPolicy):
     def _run(self, names: Iterable[str], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         for name in names:
             inputs = [outputs[source] for source in self.graph[name].sources]
-            outputs[name] = self._act(*inputs) if name == ACTOR else self._modules[name](*inputs)  # type: ignore[misc]
+            outputs[name] = self._act(*inputs) if name == ACTOR else getattr(self, name)(*inputs)
         return outputs
 
     def _act(self, features: Tensor, embeddings: Tensor) -> Tensor:

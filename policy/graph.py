@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -123,15 +124,14 @@ def default_graph(observation: Observation) -> dict[str, Component]:
     graph = {}
     if not isinstance(observation, VectorObservation):
         (kernel1, stride1), (kernel2, stride2) = cnn_kernels(observation)
-        conv = {"kind": "conv", "size": 64, "activation": "relu"}
+        conv = functools.partial(Component, kind="conv", size=64, activation="relu")
         shaper = "tokens_to_box" if isinstance(observation, TokenObservation) else "image_to_box"
         graph = {
             "obs_shaper": Component(kind=shaper, sources=(OBS,)),
             "obs_normalizer": Component(kind="normalize", sources=("obs_shaper",)),
-            "cnn1": Component(sources=("obs_normalizer",), kernel=kernel1, stride=stride1, **conv),  # type: ignore[arg-type]
-            "cnn2": Component(sources=("cnn1",), kernel=kernel2, stride=stride2, **conv),  # type: ignore[arg-type]
+            "cnn1": conv(sources=("obs_normalizer",), kernel=kernel1, stride=stride1),
+            "cnn2": conv(sources=("cnn1",), kernel=kernel2, stride=stride2),
         }
-    scaled = {"initialization": "orthogonal_max", "gain": 0.1}
     return {
         **graph,
         "fc1": Component(kind="linear", sources=("cnn2" if graph else OBS,), size=128, activation="relu"),
@@ -140,7 +140,7 @@ def default_graph(observation: Observation) -> dict[str, Component]:
         "critic_1": Component(kind="linear", sources=(LSTM,), size=1024, activation="tanh", gain=math.sqrt(2)),
         VALUE: Component(kind="linear", sources=("critic_1",), size=1),
         "actor_1": Component(kind="linear", sources=(LSTM,), size=512, activation="relu"),
-        EMBEDDINGS: Component(kind="embedding", size=16, **scaled),  # type: ignore[arg-type]
+        EMBEDDINGS: Component(kind="embedding", size=16, initialization="orthogonal_max", gain=0.1),
         ACTOR: Component(kind="bilinear", sources=("actor_1", EMBEDDINGS), initialization="uniform"),
     }
 
