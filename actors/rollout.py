@@ -51,7 +51,7 @@ class RolloutWorker:
         self._columns["is_first"][:, 0] = 1
         self._burn_in_state = self._state()
         if burn_in:
-            # Nothing came before: rows that leave the state at zero.
+            # Nothing came before, and row 0 is a reset: what these lead to reaches nothing.
             self._columns["burn_in_obs"].fill(0)
             self._columns["burn_in_is_first"].fill(1)
 

@@ -36,7 +36,7 @@ from policy.weights import flatten_weights
 
 CPU = DevicePath(torch.device("cpu"))
 FAULT_SEEN = 1e-2
-"""What a fault of the memory gives at least; DESIGN 2.2."""
+"""What a fault of the memory gives at least."""
 
 
 def gradients(learner):
