@@ -182,7 +182,7 @@ def test_void_transitions_have_no_influence():
 def test_each_segment_is_used_once_per_epoch():
     """Minibatches drawn with replacement, a remainder that is dropped, the same order in every epoch."""
     learner = make_learner(small_policy(), batch_size=12, epochs=3, minibatches=4)
-    parts = [index.tolist() for index in learner._minibatches(12)]
+    parts = [index.tolist() for (index,) in learner._minibatches([12])]
     assert [len(part) for part in parts] == [3] * 12
     epochs = [[segment for part in parts[i : i + 4] for segment in part] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)

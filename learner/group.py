@@ -1,0 +1,125 @@
+"""Learners that share one update: each has a part of the batch, all add up their gradients and make the same step.
+
+Over ``torch.distributed``: gloo between CPUs, NCCL between GPUs. A group is made anew whenever a learner comes or goes;
+rank 0 is the run's own process, whose state is the one that counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, and not in its __all__
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+
+class LearnerLost(RuntimeError):
+    """Another learner of the group died, hung or gave up; nothing of this update counts."""
+
+
+class LearnerGroup:
+    """This process's place among the learners; one group per process at a time.
+
+    Args:
+        store: where the members find each other; made by ``open_store`` on rank 0, by ``join_store`` elsewhere.
+        generation: number of this group in the run.
+        rank: this learner's place, 0 in the run's own process.
+        size: number of learners.
+        device: where gradients are.
+        timeout_seconds: how long the others are waited for.
+
+    Raises:
+        LearnerLost: not all came within the time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        generation: int,
+        rank: int,
+        size: int,
+        device: torch.device,
+        timeout_seconds: float,
+    ) -> None:
+        self.rank, self.size, self._device = rank, size, device
+        self._store = store
+        with _lost("joining"):
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=PrefixStore(str(generation), store),
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=timeout_seconds),
+            )
+
+    def sum_(self, x: Tensor) -> None:
+        """Add ``x`` over all learners, in place; every learner gets the same bits.
+
+        Raises:
+            LearnerLost: another learner did not take part.
+        """
+        with _lost("adding up"):
+            dist.all_reduce(x)
+
+    def broadcast(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Rank 0's ``state`` (tensors and plain data), in every learner.
+
+        Raises:
+            LearnerLost: another learner did not take part.
+        """
+        buffer = io.BytesIO()
+        if self.rank == 0:
+            torch.save(state, buffer)
+        payload = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8).to(self._device)
+        size = torch.tensor([len(payload)], device=self._device)
+        with _lost("sharing the weights"):
+            dist.broadcast(size, 0)
+            if self.rank:
+                payload = torch.empty(int(size), dtype=torch.uint8, device=self._device)
+            dist.broadcast(payload, 0)
+        if self.rank == 0:
+            return state
+        loaded: dict[str, Any] = torch.load(
+            io.BytesIO(payload.cpu().numpy().tobytes()), weights_only=True, map_location=self._device
+        )
+        return loaded
+
+    def close(self) -> None:
+        """Leave; whoever still waits for this learner gets ``LearnerLost`` at once."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def open_store(address: str, timeout_seconds: float) -> TCPStore:
+    """The meeting point of a group, on a free port of this machine (``store.port``)."""
+    return TCPStore(
+        address, 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=timeout_seconds)
+    )
+
+
+def join_store(address: str, port: int, timeout_seconds: float) -> TCPStore:
+    """The meeting point that rank 0 opened."""
+    return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=timeout_seconds))
+
+
+def use_loopback() -> None:
+    """Learners of one machine meet on its loopback interface, whatever its host name resolves to."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+@contextlib.contextmanager
+def _lost(doing: str):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's own errors are all of this class
+        raise LearnerLost(f"a learner was lost while {doing}: {error}") from error
