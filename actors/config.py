@@ -11,7 +11,8 @@ class ActorConfig:
     """Rollout actors: how many, how long their unrolls are, and what happens when one fails."""
 
     num_actors: int | Literal["auto"] = "auto"
-    """Rollout processes (in-process workers in inline mode); ``auto`` chooses from the cores of the machine."""
+    """Rollout workers, each with env.num_envs slots; ``auto`` chooses from the cores of the machine. Setting it makes
+    them processes of their own that feed one learner, unless placement says otherwise."""
     unroll_length: int = 64
     """T: environment steps per slot in one unroll, and the length of backpropagation through time."""
     burn_in: int = 0

@@ -6,12 +6,18 @@ actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import Counter
 from typing import Any, Protocol
 
 import numpy as np
 
 from actors.agent import WorkerSetup
+
+log = logging.getLogger(__name__)
+
+_INCARNATION_BITS = 16
 
 
 class Feed(Protocol):
@@ -28,11 +34,28 @@ class Feed(Protocol):
 
 
 class InlinePool:
-    """Rollout workers in this process, one after the other: deterministic, and steps into a debugger."""
+    """Rollout workers in this process, one after the other: deterministic, and steps into a debugger.
 
-    def __init__(self, setup: WorkerSetup, num_actors: int, feed: Feed) -> None:
-        self._feed = feed
-        self._workers = [setup.make_worker(actor, 0) for actor in range(num_actors)]
+    Args:
+        actors: their indices in the run.
+        incarnation: how often the process that they live in was replaced before.
+        max_consecutive_failures: of one worker, after which its error is raised; up to then it is replaced.
+    """
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        actors: range,
+        feed: Feed,
+        *,
+        incarnation: int = 0,
+        max_consecutive_failures: int = 1,
+    ) -> None:
+        self._setup, self._feed, self._max_failures = setup, feed, max_consecutive_failures
+        # Replacements in this process count on from those of the process.
+        self._incarnations = dict.fromkeys(actors, incarnation << _INCARNATION_BITS)
+        self._failures: Counter[int] = Counter()
+        self._workers = {actor: setup.make_worker(actor, self._incarnations[actor]) for actor in actors}
         self.restarts: Counter[str] = Counter()
 
     @property
@@ -41,13 +64,36 @@ class InlinePool:
         return len(self._workers)
 
     def pump(self, timeout: float) -> None:
-        """One unroll of every worker that is admitted."""
-        for actor, worker in enumerate(self._workers):
+        """One unroll of every worker that is admitted.
+
+        Raises:
+            Exception: what a worker raised ``max_consecutive_failures`` times in a row.
+        """
+        for actor in list(self._workers):
             weights = self._feed.admit(actor)
-            if weights is not None:
-                self._feed.deliver(worker.rollout(weights))
+            if weights is None:
+                continue
+            try:
+                payload = self._workers[actor].rollout(weights)
+            except Exception as error:
+                self._feed.abandon(actor)
+                self._failures[actor] += 1
+                if self._failures[actor] >= self._max_failures:
+                    raise
+                log.warning("the worker of actor %d is replaced: %s: %s", actor, type(error).__name__, error)
+                self._replace(actor)
+            else:
+                self._failures[actor] = 0
+                self._feed.deliver(payload)
+
+    def _replace(self, actor: int) -> None:
+        self.restarts["error"] += 1
+        self._incarnations[actor] += 1
+        with contextlib.suppress(Exception):  # what failed may not even be closable
+            self._workers[actor].close()
+        self._workers[actor] = self._setup.make_worker(actor, self._incarnations[actor])
 
     def close(self) -> None:
         """Close all environments."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.close()

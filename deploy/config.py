@@ -64,6 +64,10 @@ class Config:
 
     mode: Literal["inline", "local"] = "local"
     """``inline``: one process, no Ray, deterministic. ``local``: Ray started and stopped on this machine."""
+    placement: Literal["auto", "shared", "separate"] = "auto"
+    """``shared``: every learner also acts on slots of its own, one process per core. ``separate``: rollout processes
+    feed one learner. ``auto``: separate where the learner has an accelerator, where actor.num_actors or
+    learner.num_threads is set, or where environments run in processes of their own; else shared."""
     seed: int = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""
@@ -158,7 +162,9 @@ def _cross_checks(config: Config) -> list[str]:
     """What no section can see alone."""
     problems = []
     batch, envs = config.learner.batch_size, config.env.num_envs
-    if batch % envs:
+    if batch == "auto":
+        pass
+    elif batch % envs:
         below, above = batch // envs * envs, -(-batch // envs) * envs
         nearest = f"{below} or {above}" if below else f"{above}"
         problems.append(

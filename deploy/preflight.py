@@ -9,13 +9,15 @@ import tempfile
 from pathlib import Path
 
 from deploy.config import Config
+from deploy.hardware import available_cores
+from deploy.layout import LayoutError, choose_layout
 
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
     return [
         *_environment(config),
-        *_device(config),
+        *_layout(config),
         *_metrics(config),
         *_run_dir(config, run_dir),
         *_resume(config, run_dir),
@@ -39,11 +41,17 @@ def _environment(config: Config) -> list[str]:
     return []
 
 
-def _device(config: Config) -> list[str]:
-    from learner.device_choice import check_device
+def _layout(config: Config) -> list[str]:
+    from learner.device_choice import check_device, make_device_path
 
-    problem = check_device(config.learner)
-    return [f"learner.device: {problem}"] if problem else []
+    if problem := check_device(config.learner):
+        return [f"learner.device: {problem}"]
+    accelerator = make_device_path(config.learner).device.type != "cpu"
+    try:
+        choose_layout(config, cores=available_cores(), accelerator=accelerator)
+    except LayoutError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _metrics(config: Config) -> list[str]:

@@ -13,31 +13,28 @@ import numpy as np
 import torch
 
 from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.pool import InlinePool
 from actors.rollout import trajectory_spec
-from deploy import hardware
 from deploy.config import Config, to_dict, to_yaml
+from deploy.crew import Crew
+from deploy.hardware import available_cores
 from deploy.interruption import interruption
+from deploy.layout import choose_layout
+from deploy.learner_setup import LearnerSetup
 from deploy.progress import Progress
 from deploy.run_dir import CannotStart, exclusive, log_file
 from deploy.summary import measured_random_return, summarize, versions, write_json
+from envs.boundary import EnvSpec
 from envs.registry import make_env_spec
-from learner.batch import BatchAssembler
-from learner.canary import Canary
 from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from learner.device_choice import make_device_path
-from learner.intake import Driver, Intake
-from learner.learner import Learner
-from learner.ledger import Ledger
+from learner.intake import Driver
 from learner.metrics import MetricsServer, Sources
-from learner.statistics import RunStatistics
 from learner.train import Limits, Parts, train
 from policy.actions import Actions
 from policy.allocator import keep_freed_memory
 from policy.graph import components_to_json
 from policy.observation import Observation
 from policy.remap import NameMap, PolicyInterface, Remapping, remap
-from policy.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,24 +71,54 @@ class _Run:
         self.config, self.run_dir = config, run_dir
         torch.set_num_threads(1)
         keep_freed_memory()
-        torch.manual_seed(config.seed)
         spec = make_env_spec(config.env.id, **config.env.kwargs)
-        path = make_device_path(config.learner)
-        accelerator = path.device.type != "cpu"
-        self.num_actors = hardware.num_actors(config, accelerator=accelerator)
-        self.gradient_threads = hardware.gradient_threads(config, num_actors=self.num_actors, accelerator=accelerator)
+        accelerator = make_device_path(config.learner).device.type != "cpu"
+        self.layout = choose_layout(config, cores=available_cores(), accelerator=accelerator)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
         resumed = self._find_resumed()
-        run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
+        self.run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
         self.session = 1 + int(resumed.state["session"]) if resumed else 0
+        worker = self._worker_setup(spec, resumed)
+        # Who acts and learns in turns acts with the newest weights.
+        lag = 0 if self.layout.placement == "shared" else config.actor.max_policy_lag
+        self.setup = LearnerSetup(
+            worker=worker,
+            learner=config.learner,
+            initialization=config.policy.initialization,
+            contract=trajectory_spec(
+                spec, config.actor.unroll_length, config.actor.burn_in, worker.make_policy().lstm.hidden_size
+            ),
+            max_policy_lag=lag,
+            max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
+            seed=config.seed,
+            refused_dir=run_dir / "refused",
+        )
+        in_one_process = config.mode == "inline" or self.layout.placement == "separate"
+        self.share = self.layout.whole() if in_one_process else self.layout.share(0)
+        self.loop = self.setup.make_loop(self.share)
+        self.learner, self.intake, self.statistics = self.loop.learner, self.loop.intake, self.loop.statistics
+        self.ledger = self.intake.ledger
+        if resumed:
+            resumed.restore(self.learner)
+            self._restore_books(resumed)
+        self.statistics.policy_version = self.learner.policy_version
+        self.trained_before = self.ledger.trained
+        self.limits = Limits(
+            total_env_steps=config.total_env_steps,
+            max_seconds=config.max_seconds,
+            checkpoint_every=config.checkpoint.every_updates,
+        )
+
+    def _worker_setup(self, spec: EnvSpec, resumed: Checkpoint | None) -> WorkerSetup:
+        config = self.config
         presented = (observation_of(spec), actions_of(spec))
         interface = self._match_names(resumed, *presented)
-        self.setup = WorkerSetup(
+        return WorkerSetup(
             env_id=config.env.id,
             env_kwargs=config.env.kwargs,
             num_envs=config.env.num_envs,
             unroll_length=config.actor.unroll_length,
-            run_id=f"{run_id}-{self.session}",
+            run_id=f"{self.run_id}-{self.session}",
             # Every session of a resumed run has random streams of its own.
             seed=int(
                 np.random.SeedSequence(config.seed, spawn_key=(self.session,)).generate_state(1, np.uint64)[0] >> 1
@@ -108,85 +135,43 @@ class _Run:
             num_threads=config.actor.num_threads,
             package_root=str(Path(__file__).resolve().parent.parent),
         )
-        self.run_id = run_id
-        policy = self.setup.make_policy(config.policy.initialization).to(path.device)
-        self.learner = Learner(policy, config.learner, path, num_threads=self.gradient_threads, seed=config.seed)
-        self.ledger = Ledger()
-        if resumed:
-            resumed.restore(self.learner)
-            self._restore_books(resumed)
-        self.statistics = RunStatistics(self.ledger)
-        self.statistics.policy_version = self.learner.policy_version
-        self.trained_before = self.ledger.trained
-        contract = trajectory_spec(spec, config.actor.unroll_length, config.actor.burn_in, policy.lstm.hidden_size)
-        self.intake = Intake(
-            contract,
-            run_id=self.setup.run_id,
-            num_actors=self.num_actors,
-            num_envs=config.env.num_envs,
-            batch_size=config.learner.batch_size,
-            max_policy_lag=config.actor.max_policy_lag,
-            ledger=self.ledger,
-        )
-        self.parts = Parts(
-            learner=self.learner,
-            intake=self.intake,
-            assembler=BatchAssembler(contract, config.learner.batch_size, pin_memory=path.pin_memory),
-            publish=_as_it_is,
-            canary=Canary(policy, path, max_policy_lag=config.actor.max_policy_lag),
-            checkpoints=self.checkpoints,
-            statistics=self.statistics,
-            refused_dir=run_dir / "refused",
-            describe=self._describe,
-        )
-        path.prepare(policy)
-        self.limits = Limits(
-            total_env_steps=config.total_env_steps,
-            max_seconds=config.max_seconds,
-            checkpoint_every=config.checkpoint.every_updates,
-        )
 
     def run(self) -> Outcome:
         """Start the pool, train, stop everything, write the summary."""
         config = self.config
         with contextlib.ExitStack() as stack:
-            pool: Any
-            if config.mode == "inline":
-                pool = InlinePool(self.setup, self.num_actors, self.intake)
-                drive: Callable[[float], None] | None = pool.pump
-            else:
-                pool = stack.enter_context(self._ray_pool())
-                drive = None
+            crew = stack.enter_context(self._crew())
             # After Ray, which sets handlers of its own.
             asked = stack.enter_context(interruption())
-            server = self._serve_metrics(pool)
-            progress = Progress(self.statistics, self.intake, pool, total_env_steps=config.total_env_steps)
+            server = self._serve_metrics(crew)
+            progress = Progress(self.statistics, self.intake, crew, total_env_steps=config.total_env_steps)
             progress.say(self._headline(server))
             stack.callback(self.learner.close)
             if server:
                 stack.callback(server.close)
+            parts = Parts(loop=self.loop, checkpoints=self.checkpoints, describe=self._describe, peers=crew.peers)
             weights = None
             driver = None
             completed = False
             try:
                 with progress:
-                    if drive is None:
-                        driver = Driver(pool.pump, self.intake)
+                    if crew.drive is None:
+                        driver = Driver(crew.pool.pump, self.intake)
                         driver.start()
-                    weights = train(self.parts, self.limits, drive, asked.requested)
+                    weights = train(parts, self.limits, crew.drive, asked.requested)
                 completed = True
             finally:
                 self.statistics.end()
                 if driver:
                     driver.stop()
-                pool.close()
+                crew.close()
                 self.intake.close()
                 # A failed run's environment may be what failed: it is not played again.
-                random = measured_random_return(self.setup) if completed else None
+                random = measured_random_return(self.setup.worker) if completed else None
                 summary = summarize(
                     self.statistics,
                     self.intake,
-                    actor_restarts=sum(pool.restarts.values()),
+                    actor_restarts=sum(crew.restarts.values()),
                     weights=weights,
                     trained_before=self.trained_before,
                     random=random,
@@ -198,23 +183,42 @@ class _Run:
             return Outcome(summary, asked.signal_number)
 
     @contextlib.contextmanager
-    def _ray_pool(self) -> Iterator[Any]:
-        from actors.ray_pool import RayPool
+    def _crew(self) -> Iterator[Crew]:
+        config, layout = self.config, self.layout
+        if layout.placement == "separate" and config.mode != "inline":
+            from actors.ray_pool import RayPool
+
+            with self._ray(layout.num_actors) as put:
+                self.loop.publish_to = put
+                yield Crew(RayPool(self.setup.worker, layout.num_actors, config.actor, self.intake), drive=None)
+            return
+        if config.mode == "inline" or layout.num_learners == 1:
+            pool = self.setup.make_pool(self.share, self.loop)
+            yield Crew(pool, drive=pool.pump)
+            return
+        from deploy.ray_peers import RayPeers
+
+        with self._ray(layout.num_learners - 1):
+            unrolls = self.share.batch_size // config.env.num_envs
+            peers = RayPeers(self.setup, layout, config.actor, on_lost_turn=lambda: self.intake.count_lost(unrolls))
+            pool = self.setup.make_pool(self.share, self.loop)
+            yield Crew(pool, drive=pool.pump, peers=peers, actors_per_peer=len(self.share.actors))
+
+    def _ray(self, num_processes: int) -> contextlib.AbstractContextManager[Callable[[Any], Any]]:
         from deploy import local_ray
 
-        payload = sum(array.nbytes for array in self.parts.assembler.arrays.values()) / self.config.learner.batch_size
-        with local_ray.session(self.num_actors, unroll_bytes=int(payload * self.config.env.num_envs)) as put:
-            self.parts = dataclasses.replace(self.parts, publish=put)
-            yield RayPool(self.setup, self.num_actors, self.config.actor, self.intake)
+        arrays = self.loop.assembler.arrays.values()
+        unroll = sum(array.nbytes for array in arrays) / self.share.batch_size * self.config.env.num_envs
+        return local_ray.session(num_processes, unroll_bytes=int(unroll))
 
-    def _serve_metrics(self, pool: Any) -> MetricsServer | None:
+    def _serve_metrics(self, crew: Crew) -> MetricsServer | None:
         if self.config.metrics.port < 0:
             return None
         sources = Sources(
             statistics=self.statistics,
             intake=self.intake,
-            actors_alive=lambda: pool.num_alive,
-            actor_restarts=lambda: pool.restarts,
+            actors_alive=lambda: crew.num_alive,
+            actor_restarts=lambda: crew.restarts,
             build=versions(),
         )
         return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)
@@ -224,13 +228,19 @@ class _Run:
         start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
         env, actor = config.env, config.actor
         name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
-        where = self.learner.path.describe()
-        threads = f", gradient threads: {self.gradient_threads}" if where == "cpu" else ""
+        layout = self.layout
+        if layout.placement == "shared":
+            who = f"{layout.num_learners} that also act, {layout.batch_size} segments per update"
+            who += " in one process" if config.mode == "inline" and layout.num_learners > 1 else ""
+        else:
+            where = self.learner.path.describe()
+            threads = f", gradient threads: {layout.num_threads}" if where == "cpu" else ""
+            who = f"{where}{threads}, {layout.batch_size} segments per update"
         return "\n".join(
             [
                 f"Training {name} ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",
-                f"  actors   {self.num_actors} x {env.num_envs} slots, unrolls of {actor.unroll_length} steps",
-                f"  learner  {where}{threads}, {config.learner.batch_size} segments per update",
+                f"  actors   {layout.num_actors} x {env.num_envs} slots, unrolls of {actor.unroll_length} steps",
+                f"  {'learners' if layout.num_learners > 1 else 'learner '} {who}",
                 f"  metrics  {server.url if server else 'not served'}",
                 f"  run      {self.run_dir}",
             ]
@@ -280,7 +290,3 @@ class _Run:
             "config": to_dict(self.config),
             "versions": versions(),
         }
-
-
-def _as_it_is(weights: Weights) -> Weights:
-    return weights

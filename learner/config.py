@@ -14,15 +14,19 @@ class LearnerConfig:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` takes a CUDA device where there is one, then Apple's MPS, then the CPU."""
-    batch_size: int = 64
-    """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs. ``auto``: an unroll of every
+    slot that acts, at least 64."""
+    num_learners: int | Literal["auto"] = "auto"
+    """Processes that each act and learn on their part of the batch and add up their gradients (placement=shared);
+    ``auto``: one per core, as far as the batch can be shared out."""
     epochs: int = 1
     """Passes over each batch."""
     minibatches: int = 1
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: int | Literal["auto"] = "auto"
-    """On the CPU: gradient threads, each of which computes its share of the batch; ``auto`` takes the cores
-    that do not act."""
+    """Where rollout processes feed one learner on the CPU (placement=separate): gradient threads, each of which
+    computes its share of the batch; ``auto`` takes the cores that do not act."""
     learning_rate: float = 0.000457
     adam_eps: float = 1e-12
     gamma: float = 0.977
@@ -59,12 +63,15 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         problems = [
             f"{name}={getattr(self, name)} must be at least 1"
-            for name in ("batch_size", "epochs", "minibatches", "max_refused_updates")
+            for name in ("epochs", "minibatches", "max_refused_updates")
             if getattr(self, name) < 1
         ]
-        if self.num_threads != "auto" and self.num_threads < 1:
-            problems.append(f"num_threads={self.num_threads} must be at least 1, or 'auto'")
-        if self.minibatches >= 1 and self.batch_size % self.minibatches:
+        problems += [
+            f"{name}={getattr(self, name)} must be at least 1, or 'auto'"
+            for name in ("batch_size", "num_learners", "num_threads")
+            if getattr(self, name) != "auto" and getattr(self, name) < 1
+        ]
+        if self.batch_size != "auto" and self.minibatches >= 1 and self.batch_size % self.minibatches:
             problems.append(f"batch_size={self.batch_size} must be a multiple of minibatches={self.minibatches}")
         problems += [
             f"{name}={getattr(self, name)} must be positive"

@@ -116,6 +116,11 @@ class Intake:
             self._admitted[actor] -= 1
             self.lost_unrolls += 1
 
+    def count_lost(self, unrolls: int) -> None:
+        """Unrolls that a learner beside this one had begun when it ended."""
+        with self._changed:
+            self.lost_unrolls += unrolls
+
     def fail(self, error: BaseException) -> None:
         """The pool ended: whoever waits for a batch gets the error."""
         with self._changed:
@@ -161,14 +166,21 @@ class Intake:
                 drive(0.1)
         return None
 
-    def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> None:
-        """Enter a finished update into the books: ``trained`` steps as its loss counted them, or all as dropped."""
+    def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> Ledger:
+        """Enter a finished update into the books: ``trained`` steps as its loss counted them, or all as dropped.
+
+        Returns what becomes of these trajectories, as books of their own.
+        """
         with self._changed:
             steps = sum(trajectory.env_steps for trajectory in batch)
-            self.ledger.in_flight -= steps
-            self.ledger.trained += trained
-            if dropped is not None:
-                self.ledger.dropped[dropped] += steps
+            lost = Counter({dropped: steps} if dropped is not None else {})
+            self.ledger.add(Ledger(trained=trained, in_flight=-steps, dropped=lost))
+            return Ledger(sampled=steps, trained=trained, dropped=lost)
+
+    def add_books(self, books: Ledger) -> None:
+        """Enter what a learner beside this one booked."""
+        with self._changed:
+            self.ledger.add(books)
 
     def close(self) -> None:
         """Drop what no update will use any more, as ``shutdown``."""

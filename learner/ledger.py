@@ -19,6 +19,13 @@ class Ledger:
     """Delivered and waiting for their update."""
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def add(self, other: Ledger) -> None:
+        """Enter what another learner booked."""
+        self.sampled += other.sampled
+        self.trained += other.trained
+        self.in_flight += other.in_flight
+        self.dropped.update(other.dropped)
+
     def balance(self) -> int:
         """sampled - (trained + in_flight + dropped); 0 when the books balance."""
         return self.sampled - self.trained - self.in_flight - sum(self.dropped.values())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from learner.ledger import Ledger
 from learner.weight_metrics import WeightMetrics
@@ -41,6 +42,19 @@ class Histogram:
     def mean(self) -> float:
         """Mean of all observations; NaN before the first."""
         return self.sum / self.count if self.count else float("nan")
+
+
+class Reported(NamedTuple):
+    """What came with one trajectory, without its data."""
+
+    statistics: Mapping[str, Any]
+    policy_lag: int
+    num_bytes: int
+
+
+def reported(batch: Sequence[Trajectory], policy_version: int) -> tuple[Reported, ...]:
+    """Of the trajectories of an update that was made from weights ``policy_version``."""
+    return tuple(Reported(t.header.statistics, policy_version - t.header.policy_version, t.num_bytes) for t in batch)
 
 
 class RunStatistics:
@@ -98,23 +112,22 @@ class RunStatistics:
         finally:
             self.stage_seconds[stage] += time.perf_counter() - start
 
-    def add_batch(self, batch: Sequence[Trajectory]) -> list[str]:
+    def add_batch(self, batch: Sequence[Reported]) -> list[str]:
         """Take in what the actors report with their trajectories; the messages of environments that were restarted."""
         messages: list[str] = []
-        for trajectory in batch:
-            reported = trajectory.header.statistics
-            returns, lengths = reported["episode_returns"], reported["episode_lengths"]
+        for statistics, policy_lag, num_bytes in batch:
+            returns, lengths = statistics["episode_returns"], statistics["episode_lengths"]
             self.episodes += len(returns)
             self.returns.extend(returns)
             self.episode_return.observe(returns)
             self.episode_length.observe(lengths)
-            self.stage_seconds["actor_policy"] += reported["policy_seconds"]
-            self.stage_seconds["actor_env"] += reported["env_seconds"]
-            self.ignored_tokens += reported["ignored_tokens"]
-            self.env_faults += len(reported["faults"])
-            self.received_bytes += trajectory.num_bytes
-            self.policy_lag.observe([self.policy_version - trajectory.header.policy_version])
-            messages += reported["faults"]
+            self.stage_seconds["actor_policy"] += statistics["policy_seconds"]
+            self.stage_seconds["actor_env"] += statistics["env_seconds"]
+            self.ignored_tokens += statistics["ignored_tokens"]
+            self.env_faults += len(statistics["faults"])
+            self.received_bytes += num_bytes
+            self.policy_lag.observe([policy_lag])
+            messages += statistics["faults"]
         return messages
 
     def add_log_prob_error(self, error: float | None) -> None:

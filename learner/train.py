@@ -6,25 +6,22 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from tensordict import TensorDict
-
 from learner.activations import ActivationSampler
-from learner.batch import BatchAssembler
-from learner.canary import Canary
 from learner.checkpoint import Checkpoints
-from learner.intake import Intake
-from learner.learner import Learner, NonFiniteUpdate
+from learner.ledger import Ledger
+from learner.peers import Peers
 from learner.statistics import RunStatistics
+from learner.update_loop import Turn, UpdateLoop
 from learner.weight_metrics import measure_weights
-from policy.weights import Weights, flatten_weights
+from policy.weights import Weights
 
 log = logging.getLogger(__name__)
+
+_NEVER = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,20 +38,14 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What the loop works with; each is owned by whoever built it."""
+    """What training works with; each is owned by whoever built it."""
 
-    learner: Learner
-    intake: Intake
-    assembler: BatchAssembler
-    publish: Callable[[Weights], Any]
-    """Turns weights into what the pool passes to its workers."""
-    canary: Canary
+    loop: UpdateLoop
     checkpoints: Checkpoints
-    statistics: RunStatistics
-    refused_dir: Path
-    """Where batches whose update was refused are kept for inspection."""
     describe: Callable[[], Mapping[str, Any]]
     """The run's state beside the weights, for checkpoints."""
+    peers: Peers | None = None
+    """Learners that make the updates together with this one."""
 
 
 def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, stop: threading.Event) -> Weights:
@@ -67,40 +58,40 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
         NonFiniteUpdate: ``max_refused_updates`` in a row.
         RuntimeError: the pool ended before the loop did.
     """
-    learner, intake, statistics = parts.learner, parts.intake, parts.statistics
-    weights = _publish(parts)  # actors cannot start without one
+    loop = parts.loop
+    learner, statistics, ledger = loop.learner, loop.statistics, loop.intake.ledger
+    weights = loop.publish()  # actors cannot start without one
     activations = ActivationSampler(learner.policy)
     refused = 0
     saved_version = -1
-    while intake.ledger.trained < limits.total_env_steps and not _out_of_time(limits, statistics):
-        with statistics.time("wait"):
-            trajectories = intake.next_batch(drive, stop)
-        if trajectories is None:
+    while ledger.trained < limits.total_env_steps and not _out_of_time(limits, statistics) and not stop.is_set():
+        if parts.peers:
+            parts.peers.begin(learner)
+        # Whoever has begun is waited for by the others.
+        turn = loop.turn(drive, _NEVER if parts.peers else stop)
+        if turn is None:
             break
-        with statistics.time("assemble"):
-            batch = learner.path.to_device(parts.assembler.assemble(trajectories))
-        for message in statistics.add_batch(trajectories):
-            log.warning("%s", message)
-        with statistics.time("canary"):
-            statistics.add_log_prob_error(parts.canary.check(batch))
-        try:
-            with statistics.time("update"):
-                result = learner.update(batch)
-        except NonFiniteUpdate as error:
+        _take_in(statistics, turn)
+        if parts.peers:
+            _add_peers(parts, parts.peers, turn)
+        if turn.lost:
+            log.warning("%s; its %s steps are dropped and training goes on", turn.lost, f"{turn.books.sampled:,}")
+            continue
+        if turn.refused:
             refused += 1
-            _refuse(parts, batch, error)
-            intake.book(trajectories, trained=0, dropped="non_finite")
+            statistics.refused_updates += 1
             if refused >= learner.config.max_refused_updates:
-                raise
-            intake.publish(learner.policy_version, parts.publish(weights))
+                raise turn.refused
             continue
         refused = 0
-        intake.book(trajectories, trained=result.env_steps)
-        statistics.staleness.update(result.staleness)
-        _record(statistics, result.terms, result.log_prob_error)
-        with statistics.time("publish"):
-            weights = _publish(parts)
-        _measure_weights(parts, activations, batch)
+        assert loop.weights is not None
+        weights = loop.weights
+        statistics.policy_version = learner.policy_version
+        statistics.updates += 1
+        statistics.terms = turn.terms
+        statistics.staleness.update(turn.staleness)
+        statistics.last_update_timestamp = time.time()
+        _measure_weights(loop, activations)
         if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
             saved_version = _save(parts, required=False)
     if saved_version != learner.policy_version:
@@ -108,57 +99,59 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
     return weights
 
 
-def _publish(parts: Parts) -> Weights:
-    weights = flatten_weights(parts.learner.policy, parts.learner.policy_version)
-    if not np.isfinite(weights.flat).all():
-        raise NonFiniteUpdate(
-            f"the weights of policy version {weights.policy_version} are not finite; they are not published"
-        )
-    parts.canary.remember(weights)
-    parts.statistics.published_bytes += weights.flat.nbytes
-    parts.statistics.policy_version = weights.policy_version
-    parts.intake.publish(weights.policy_version, parts.publish(weights))
-    return weights
+def _take_in(statistics: RunStatistics, turn: Turn) -> None:
+    for message in statistics.add_batch(turn.trajectories):
+        log.warning("%s", message)
+    for error in turn.log_prob_errors:
+        statistics.add_log_prob_error(error)
 
 
-def _record(statistics: RunStatistics, terms: dict[str, float], error: float | None) -> None:
-    statistics.updates += 1
-    statistics.terms = terms
-    statistics.last_update_timestamp = time.time()
-    statistics.add_log_prob_error(error)
+def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
+    """Enter what the other learners did in this turn."""
+    loop = parts.loop
+    if own.lost:
+        peers.separate(loop.learner)
+    trained = own.books.trained
+    for turn in peers.end():
+        _take_in(loop.statistics, turn)
+        books = turn.books
+        if own.lost and books.trained:
+            # Its step was the last it made with this group; the next group starts from the weights before it.
+            books = Ledger(sampled=books.sampled, dropped=Counter(learner_lost=books.sampled))
+        elif turn.weights_sha256 != own.weights_sha256:
+            log.error("two learners made different weights of one update; the run's own count from here on")
+            peers.separate(loop.learner)
+        loop.intake.add_books(books)
+        trained += books.trained
+    if missing := own.all_env_steps - trained:
+        # A learner that ended between the update and its answer: its steps were trained all the same.
+        loop.intake.add_books(Ledger(sampled=missing, trained=missing))
 
 
-def _measure_weights(parts: Parts, activations: ActivationSampler, batch: TensorDict) -> None:
+def _measure_weights(loop: UpdateLoop, activations: ActivationSampler) -> None:
     """After the first update and every ``weight_metrics_every`` more, while actors already act with the new version."""
-    learner, statistics = parts.learner, parts.statistics
+    learner, statistics = loop.learner, loop.statistics
     every = learner.config.weight_metrics_every
     if every and (statistics.updates - 1) % every == 0:
+        assert loop.batch is not None
         with statistics.time("weight_metrics"):
-            statistics.weights = measure_weights(learner.regularizer, activations.sample(batch))
-
-
-def _refuse(parts: Parts, batch: TensorDict, error: NonFiniteUpdate) -> None:
-    """Keep the batch of a refused update; weights and optimizer are as before it."""
-    parts.statistics.refused_updates += 1
-    parts.refused_dir.mkdir(parents=True, exist_ok=True)
-    path = parts.refused_dir / f"batch-{parts.learner.policy_version:09d}-{parts.statistics.refused_updates}.pt"
-    torch.save(dict(batch.cpu().items()), path)
-    log.error("an update was refused and its batch saved to %s: %s", path, error)
+            statistics.weights = measure_weights(learner.regularizer, activations.sample(loop.batch))
 
 
 def _save(parts: Parts, *, required: bool) -> int:
     """Save a checkpoint; one that fails in mid-run is counted and training goes on, the last one must succeed."""
-    with parts.statistics.time("checkpoint"):
+    learner, statistics = parts.loop.learner, parts.loop.statistics
+    with statistics.time("checkpoint"):
         try:
-            parts.checkpoints.save(parts.learner, parts.describe())
+            parts.checkpoints.save(learner, parts.describe())
         except OSError as error:
             if required:
                 raise
-            parts.statistics.failed_checkpoints += 1
-            log.error("checkpoint %d could not be written, training goes on: %s", parts.learner.policy_version, error)
+            statistics.failed_checkpoints += 1
+            log.error("checkpoint %d could not be written, training goes on: %s", learner.policy_version, error)
             return -1
-    parts.statistics.last_checkpoint_timestamp = time.time()
-    return parts.learner.policy_version
+    statistics.last_checkpoint_timestamp = time.time()
+    return learner.policy_version
 
 
 def _out_of_time(limits: Limits, statistics: RunStatistics) -> bool:

@@ -99,10 +99,18 @@ def make_policy(observation, actions, seed=0):
     return policy
 
 
-def make_learner(policy, *, num_threads=1, seed=0, **settings):
+def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=0, **settings):
     """A learner on the CPU."""
     config = LearnerConfig(device="cpu", **settings)
-    return Learner(policy, config, make_device_path(config), num_threads=num_threads, seed=seed)
+    return Learner(
+        policy,
+        config,
+        make_device_path(config),
+        num_threads=num_threads,
+        num_shards=num_shards,
+        first_shard=first_shard,
+        seed=seed,
+    )
 
 
 class Rollouts:

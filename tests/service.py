@@ -24,6 +24,8 @@ SMALL = (
     "metrics.port=-1",
 )
 """Settings of a run whose updates take milliseconds."""
+SHARED = tuple(setting for setting in SMALL if not setting.startswith(("learner.num_threads", "learner.batch_size")))
+"""The same where learners also act."""
 
 
 def make_setup(env_id: str, *, num_envs: int = 4, unroll_length: int = 8, seed: int = 0, **kwargs: Any) -> WorkerSetup:
@@ -103,6 +105,11 @@ def descendants(pid: int) -> dict[int, str]:
 def actor_processes(pid: int) -> list[int]:
     """The rollout actors of the run that ``pid`` is."""
     return [child for child, title in descendants(pid).items() if title.startswith("ray::RolloutActor")]
+
+
+def learner_processes(pid: int) -> list[int]:
+    """The learners beside the run's own."""
+    return [child for child, title in descendants(pid).items() if title.startswith("ray::LearnerActor")]
 
 
 def alive(pid: int) -> bool:

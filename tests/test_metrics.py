@@ -14,7 +14,7 @@ from rollouts import RUN, SMALL, random_columns
 from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.metrics import CATALOGUE, MetricsServer, Sources
-from learner.statistics import Histogram, RunStatistics
+from learner.statistics import Histogram, RunStatistics, reported
 from learner.weight_metrics import WeightMetrics
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
@@ -38,7 +38,7 @@ def sources():
     header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=3, statistics=REPORTED)
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
-    assert statistics.add_batch([trajectory]) == ["slot 1 was restarted"]
+    assert statistics.add_batch(reported([trajectory], 5)) == ["slot 1 was restarted"]
     statistics.terms = {"policy_loss": -0.5}
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
     statistics.weights = WeightMetrics(**numbers)

@@ -24,7 +24,8 @@ from service import (
 
 from actors.agent import WorkerSetup
 from actors.config import ActorConfig
-from actors.ray_pool import RayPool, TooManyFailures
+from actors.ray_pool import RayPool
+from actors.seats import TooManyFailures
 from deploy.cli import main
 from learner.checkpoint import find_checkpoint
 from learner.intake import Intake

@@ -1,0 +1,56 @@
+"""Everybody who acts in a run, whoever runs them: what the training loop drives, and metrics and progress count."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # Ray is imported where it is used
+    from deploy.ray_peers import RayPeers
+
+
+class Pool(Protocol):
+    """Rollout workers, as ``actors.pool.InlinePool`` and ``actors.ray_pool.RayPool`` have them."""
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """Workers replaced, by reason."""
+
+    @property
+    def num_alive(self) -> int:
+        """Workers that can make unrolls."""
+
+    def pump(self, timeout: float) -> None:
+        """Make or collect unrolls."""
+
+    def close(self) -> None:
+        """End all."""
+
+
+@dataclasses.dataclass(slots=True)
+class Crew:
+    """The rollout workers that feed the run's own learner, and the learners beside it with theirs."""
+
+    pool: Pool
+    drive: Callable[[float], None] | None
+    """What makes the data where no other thread does."""
+    peers: RayPeers | None = None
+    actors_per_peer: int = 0
+
+    @property
+    def num_alive(self) -> int:
+        """Rollout workers that can make unrolls."""
+        return self.pool.num_alive + (self.peers.num_alive * self.actors_per_peer if self.peers else 0)
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """Actors, and learners that also act, replaced by reason."""
+        return self.pool.restarts + (self.peers.restarts if self.peers else Counter())
+
+    def close(self) -> None:
+        """End all."""
+        if self.peers:
+            self.peers.close()
+        self.pool.close()

@@ -1,0 +1,88 @@
+"""What builds a learner and its rollout workers, in the run's own process and in every other learner's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from actors.agent import WorkerSetup
+from actors.pool import InlinePool
+from deploy.layout import Share
+from learner.batch import BatchAssembler
+from learner.canary import Canary
+from learner.config import LearnerConfig
+from learner.device_choice import make_device_path
+from learner.intake import Intake
+from learner.learner import Learner
+from learner.ledger import Ledger
+from learner.statistics import RunStatistics
+from learner.update_loop import UpdateLoop
+from policy.config import Initialization
+from policy.trajectory import TrajectorySpec
+from policy.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerSetup:
+    """Everything that builds one learner, as plain data: it crosses to learner processes."""
+
+    worker: WorkerSetup
+    learner: LearnerConfig
+    initialization: Initialization
+    contract: TrajectorySpec
+    max_policy_lag: int
+    max_consecutive_failures: int
+    """Of a rollout worker in the learner's own process."""
+    seed: int
+    refused_dir: Path
+
+    def make_loop(self, share: Share) -> UpdateLoop:
+        """A learner with fresh weights and the intake that feeds it; equal in every process."""
+        torch.manual_seed(self.seed)
+        path = make_device_path(self.learner)
+        policy = self.worker.make_policy(self.initialization).to(path.device)
+        learner = Learner(
+            policy,
+            self.learner,
+            path,
+            num_shards=share.num_shards,
+            first_shard=share.first_shard,
+            num_threads=share.num_threads,
+            seed=self.seed,
+        )
+        ledger = Ledger()
+        loop = UpdateLoop(
+            learner=learner,
+            intake=Intake(
+                self.contract,
+                run_id=self.worker.run_id,
+                num_actors=len(share.actors),
+                num_envs=self.worker.num_envs,
+                batch_size=share.batch_size,
+                max_policy_lag=self.max_policy_lag,
+                ledger=ledger,
+            ),
+            assembler=BatchAssembler(self.contract, share.batch_size, pin_memory=path.pin_memory),
+            publish_to=_as_it_is,
+            canary=Canary(policy, path, max_policy_lag=self.max_policy_lag),
+            statistics=RunStatistics(ledger),
+            refused_dir=self.refused_dir,
+        )
+        path.prepare(policy)
+        return loop
+
+    def make_pool(self, share: Share, loop: UpdateLoop, incarnation: int = 0) -> InlinePool:
+        """The share's rollout workers, in this process."""
+        return InlinePool(
+            self.worker,
+            share.actors,
+            loop.intake,
+            incarnation=incarnation,
+            max_consecutive_failures=self.max_consecutive_failures,
+        )
+
+
+def _as_it_is(weights: Weights) -> Weights:
+    return weights

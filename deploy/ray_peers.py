@@ -1,0 +1,155 @@
+"""The learners beside the run's own, as Ray actors: started, grouped, called for every update, replaced when they fail.
+
+A group is made anew at an update's boundary whenever somebody came or went. Meanwhile the others go on without them:
+an update is then smaller by their part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import ray
+import torch
+
+from actors.config import ActorConfig
+from actors.seats import Seat, Seats
+from deploy.layout import Layout
+from deploy.learner_actor import LearnerActor
+from deploy.learner_setup import LearnerSetup
+from learner.group import LearnerGroup, LearnerLost, open_store, use_loopback
+from learner.learner import Learner
+from learner.update_loop import Turn
+
+LOOPBACK = "127.0.0.1"
+GRACE_SECONDS = 10.0
+"""For a learner that is well to say that it lost the others: they hang together, and one of them is to blame."""
+
+
+class RayPeers:
+    """``learner.peers.Peers``. Rank 0 is the run's own learner; the others hold the seats 1, 2, ...
+
+    Not thread-safe: only the training loop calls it, and ``close`` whoever comes after.
+    """
+
+    def __init__(
+        self, setup: LearnerSetup, layout: Layout, config: ActorConfig, *, on_lost_turn: Callable[[], None]
+    ) -> None:
+        use_loopback()
+        remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(LearnerActor)
+        self._device = torch.device("cpu")
+        self._timeout = config.unroll_timeout_seconds
+        self._members: list[tuple[Seat, int]] = []
+        """Seats of the group with their incarnations, in the order of their ranks."""
+        self._group: LearnerGroup | None = None
+        self._generation = -1
+        self._seats = Seats(
+            range(1, layout.num_learners),
+            title="learner",
+            make=lambda rank, incarnation: remote.remote(setup, layout.share(rank), incarnation),
+            call_timeout_seconds=self._timeout + GRACE_SECONDS,
+            max_consecutive_failures=config.max_consecutive_failures,
+            on_lost=lambda seat: on_lost_turn() if seat.work == "turn" else None,
+        )
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """Learners replaced, by reason."""
+        return self._seats.restarts
+
+    @property
+    def num_alive(self) -> int:
+        """Learners that are up, the run's own not counted."""
+        return len(self._seats.up())
+
+    def process_ids(self) -> list[int]:
+        """Process ids of the learners that are up."""
+        return self._seats.process_ids()
+
+    def begin(self, learner: Learner) -> None:
+        """Start everybody's part in the next update; before it, whoever came or went, the group is made anew.
+
+        waits for: at the run's start all learners, later nobody     unblocked by: a start, a death
+
+        Raises:
+            TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
+        """
+        self._seats.start_due()
+        while self._take_in_started() and self._generation < 0:
+            time.sleep(0.02)
+            self._seats.start_due()
+        present = [(seat, seat.incarnation) for seat in self._seats.up()]
+        if self._group is None or present != self._members:
+            self._regroup(learner, present)
+        for seat, _ in self._members:
+            self._seats.call(seat, "turn")
+
+    def end(self) -> Sequence[Turn]:
+        """What the others did in the update that was begun; nothing of those who failed in it.
+
+        Raises:
+            TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
+        """
+        found = [self._answer(seat) for seat, _ in self._members]
+        return [turn for turn in found if isinstance(turn, Turn)]
+
+    def separate(self, learner: Learner) -> None:
+        """Leave the group, so that nobody waits for what will not come; the next update makes another."""
+        if self._group is not None:
+            self._group.close()
+        self._group = learner.group = None
+
+    def close(self) -> None:
+        """Kill all; their work under way is lost."""
+        self._seats.close()
+        if self._group is not None:
+            self._group.close()
+
+    def _take_in_started(self) -> bool:
+        """Whether somebody is still starting."""
+        starting = {seat.call: seat for seat in self._seats.all if seat.whereabouts is None and seat.call is not None}
+        if starting:
+            ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+            for ref in ready:
+                self._seats.collect(starting[ref])
+            self._seats.fail_overdue()
+        return len(self._seats.up()) < len(self._seats.all)
+
+    def _regroup(self, learner: Learner, members: list[tuple[Seat, int]]) -> None:
+        """Make a group of all members that can be brought into one."""
+        while members:
+            self.separate(learner)
+            self._generation += 1
+            store = open_store(LOOPBACK, self._timeout)
+            for rank, (seat, _) in enumerate(members, 1):
+                self._seats.call(
+                    seat, "join", LOOPBACK, store.port, self._generation, rank, len(members) + 1, self._timeout
+                )
+            try:
+                self._group = LearnerGroup(
+                    store,
+                    generation=self._generation,
+                    rank=0,
+                    size=len(members) + 1,
+                    device=self._device,
+                    timeout_seconds=self._timeout,
+                )
+                learner.synchronize(self._group)
+            except LearnerLost:
+                self.separate(learner)
+            joined = [member for member in members if self._answer(member[0]) is not None]
+            if joined == members and self._group is not None:
+                break
+            members = joined
+        self._members = members
+
+    def _answer(self, seat: Seat) -> Turn | int | None:
+        """What a call under way gives; None where the seat failed."""
+        if seat.call is None:
+            return None
+        ready, _ = ray.wait([seat.call], timeout=max(0.0, seat.deadline - time.monotonic()))
+        if not ready:
+            self._seats.fail_overdue()
+            return None
+        return self._seats.collect(seat)

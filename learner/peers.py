@@ -1,0 +1,25 @@
+"""What a run's own learner needs of the learners beside it, which make every update together with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from learner.learner import Learner
+from learner.update_loop import Turn
+
+
+class Peers(Protocol):
+    """The other learners. Each acts and learns on slots of its own and starts an update only when it is told to."""
+
+    def begin(self, learner: Learner) -> None:
+        """Start their part in the next update; before it, whoever came or went, the group is made anew."""
+
+    def end(self) -> Sequence[Turn]:
+        """What they did in the update that was begun.
+
+        waits for: their answers     unblocked by: an answer, a death, or the time limit of an unroll
+        """
+
+    def separate(self, learner: Learner) -> None:
+        """Leave the group, so that nobody waits for what will not come; the next update makes another."""

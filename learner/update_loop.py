@@ -1,0 +1,162 @@
+"""One learner's part in every update: wait for segments, assemble, check, update, book, publish.
+
+The run's own learner goes round in ``learner.train``; learners beside it (``learner.peers``) make one turn whenever
+they are asked to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from learner.batch import BatchAssembler
+from learner.canary import Canary
+from learner.group import LearnerLost
+from learner.intake import Intake
+from learner.learner import Learner, NonFiniteUpdate
+from learner.ledger import Ledger
+from learner.statistics import Reported, RunStatistics, reported
+from policy.trajectory import Trajectory
+from policy.weights import Weights, flatten_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What one learner did in one turn; plain data that may cross processes."""
+
+    books: Ledger
+    """Of this turn alone; nothing is in flight."""
+    all_env_steps: int
+    """Environment steps that this update trained, over all learners; 0 where there was none."""
+    trajectories: tuple[Reported, ...]
+    log_prob_errors: tuple[float, ...]
+    """Readings of the canary."""
+    weights_sha256: str
+    """Of the weights after the turn."""
+    terms: dict[str, float] = dataclasses.field(default_factory=dict)
+    staleness: dict[str, float] = dataclasses.field(default_factory=dict)
+    refused: NonFiniteUpdate | None = None
+    """Why there was no update."""
+    lost: LearnerLost | None = None
+    """Why there was no update."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class UpdateLoop:
+    """A learner with what feeds it; each part is owned by whoever built it."""
+
+    learner: Learner
+    intake: Intake
+    assembler: BatchAssembler
+    publish_to: Callable[[Weights], Any]
+    """Turns weights into what the pool passes to its workers."""
+    canary: Canary
+    statistics: RunStatistics
+    """Its stages are timed here."""
+    refused_dir: Path
+    """Where batches whose update was refused are kept for inspection."""
+    weights: Weights | None = None
+    """The last published ones."""
+    batch: TensorDict | None = None
+    """The last one trained."""
+
+    def turn(self, drive: Callable[[float], None] | None, stop: threading.Event) -> Turn | None:
+        """One update with one batch; None where ``stop`` was set while waiting for it.
+
+        consumes: batch_size segments     waits for: the actors, and the other learners of the group
+        produces: a new policy version     unblocked by: the intake, ``stop``
+
+        Raises:
+            NonFiniteUpdate: weights that are not finite came out of it.
+            RuntimeError: the pool ended.
+        """
+        learner, statistics = self.learner, self.statistics
+        version = learner.policy_version
+        with statistics.time("wait"):
+            trajectories = self.intake.next_batch(drive, stop)
+        if trajectories is None:
+            return None
+        with statistics.time("assemble"):
+            batch = learner.path.to_device(self.assembler.assemble(trajectories))
+        with statistics.time("canary"):
+            errors = [self.canary.check(batch)]
+        try:
+            with statistics.time("update"):
+                result = learner.update(batch)
+        except NonFiniteUpdate as error:
+            self._keep_refused(batch, error)
+            return self._without_update(trajectories, errors, "non_finite", refused=error)
+        except LearnerLost as error:
+            return self._without_update(trajectories, errors, "learner_lost", lost=error)
+        self.batch = batch
+        books = self.intake.book(trajectories, trained=result.env_steps)
+        with statistics.time("publish"):
+            weights = self.publish()
+        return Turn(
+            books=books,
+            all_env_steps=result.all_env_steps,
+            trajectories=reported(trajectories, version),
+            log_prob_errors=_readings([*errors, result.log_prob_error]),
+            weights_sha256=weights.sha256,
+            terms=result.terms,
+            staleness=result.staleness,
+        )
+
+    def publish(self) -> Weights:
+        """Offer the learner's weights to the actors.
+
+        Raises:
+            NonFiniteUpdate: they are not finite.
+        """
+        weights = flatten_weights(self.learner.policy, self.learner.policy_version)
+        if not np.isfinite(weights.flat).all():
+            raise NonFiniteUpdate(
+                f"the weights of policy version {weights.policy_version} are not finite; they are not published"
+            )
+        self.canary.remember(weights)
+        self._publish(weights)
+        return weights
+
+    def _publish(self, weights: Weights) -> None:
+        self.weights = weights
+        self.statistics.published_bytes += weights.flat.nbytes
+        self.intake.publish(weights.policy_version, self.publish_to(weights))
+
+    def _without_update(
+        self, trajectories: list[Trajectory], errors: list[float | None], reason: str, **why: Any
+    ) -> Turn:
+        """Weights and optimizer are as before; the actors go on with the weights they have."""
+        assert self.weights is not None
+        books = self.intake.book(trajectories, trained=0, dropped=reason)
+        self._publish(self.weights)
+        return Turn(
+            books=books,
+            all_env_steps=0,
+            trajectories=reported(trajectories, self.weights.policy_version),
+            log_prob_errors=_readings(errors),
+            weights_sha256=self.weights.sha256,
+            **why,
+        )
+
+    def _keep_refused(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
+        """Save the batch of a refused update."""
+        self.refused_dir.mkdir(parents=True, exist_ok=True)
+        stem = f"batch-{self.learner.policy_version:09d}-{time.time_ns()}"
+        path = self.refused_dir / f"{stem}.pt"
+        torch.save(dict(batch.cpu().items()), path)
+        log.error("an update was refused and its batch saved to %s: %s", path, error)
+
+
+def _readings(errors: list[float | None]) -> tuple[float, ...]:
+    return tuple(error for error in errors if error is not None)

@@ -1,0 +1,163 @@
+"""Learners that share an update, in processes of their own: equal to one learner, and never waiting for the dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from rollouts import make_learner, random_batch, small_policy
+from service import alive
+
+from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_loopback
+from learner.learner import Learner, NonFiniteUpdate
+from policy.weights import flatten_weights
+
+SLOTS = 8
+CPU = torch.device("cpu")
+
+
+def _make(rank: int, size: int, settings: dict[str, Any], num_shards: int = 1) -> Learner:
+    # Weights of its own: they must be those of the first learner all the same.
+    return make_learner(
+        small_policy(seed=rank), num_shards=num_shards, first_shard=rank, batch_size=size * SLOTS, **settings
+    )
+
+
+def _member(rank: int, size: int, port: int, settings: dict[str, Any], connection: Connection) -> None:
+    """One learner beside the first: an update with its part of every batch it is sent."""
+    torch.set_num_threads(1)
+    use_loopback()
+    learner = _make(rank, size, settings)
+    group = LearnerGroup(
+        join_store("127.0.0.1", port, 60), generation=0, rank=rank, size=size, device=CPU, timeout_seconds=60
+    )
+    learner.synchronize(group)
+    while (seed := connection.recv()) is not None:
+        connection.send(_update(learner, _part(seed, rank)))
+    group.close()
+
+
+def _part(seed: int, rank: int):  # type: ignore[no-untyped-def]
+    batch = random_batch(100 * seed + rank, num_slots=SLOTS)
+    if seed == 13 and rank == 1:
+        batch["reward"][0, 0] = float("inf")
+    return batch
+
+
+def _update(learner: Learner, batch: Any) -> tuple[str, Any]:
+    try:
+        result = learner.update(batch)
+    except (NonFiniteUpdate, LearnerLost) as error:
+        return flatten_weights(learner.policy, 0).sha256, type(error).__name__
+    return flatten_weights(learner.policy, 0).sha256, (result.env_steps, result.all_env_steps, result.terms)
+
+
+class Group:
+    """This process as rank 0, and the others."""
+
+    def __init__(self, size: int, **settings: Any) -> None:
+        use_loopback()
+        self.size, self.settings = size, settings
+        self.store = open_store("127.0.0.1", 60)
+        self.processes, self.connections = [], []
+        context = mp.get_context("spawn")
+        for rank in range(1, size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_member, args=(rank, size, self.store.port, settings, theirs))
+            process.start()
+            self.processes.append(process)
+            self.connections.append(ours)
+        self.learner = _make(0, size, settings)
+        self.group = LearnerGroup(self.store, generation=0, rank=0, size=size, device=CPU, timeout_seconds=60)
+        self.learner.synchronize(self.group)
+
+    def update(self, seed: int) -> list[tuple[str, Any]]:
+        """What every learner says of one update."""
+        for connection in self.connections:
+            connection.send(seed)
+        own = _update(self.learner, _part(seed, 0))
+        return [own, *(connection.recv() for connection in self.connections)]
+
+    def close(self) -> None:
+        for connection, process in zip(self.connections, self.processes, strict=True):
+            if alive(process.pid or 0):
+                connection.send(None)
+        self.group.close()
+        for process in self.processes:
+            process.join(20)
+            assert not process.is_alive()
+
+
+def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learner:
+    """The same updates by one learner with everybody's segments."""
+    learner = _make(0, size, settings, num_shards=size)
+    for seed in seeds:
+        learner.update(torch.cat([_part(seed, rank).clone() for rank in range(size)]))
+    return learner
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        (2, {}),
+        (2, {"epochs": 2, "minibatches": 4}),
+        (3, {"minibatches": 2, "adam_eps": 1e-3}),  # smaller ones magnify the rounding of gradients that are zero
+    ],
+)
+def test_learners_that_share_an_update_equal_one(size: int, settings: dict[str, Any]) -> None:
+    """A gradient that is averaged over learners instead of segments, advantages normalized by each for itself, a
+    minibatch that is drawn differently, a replica that drifts."""
+    seeds = [1, 2, 3]
+    group = Group(size, learning_rate=1e-2, **settings)
+    try:
+        for seed in seeds:
+            told = group.update(seed)
+            assert len({sha256 for sha256, _ in told}) == 1
+            own, total, terms = told[0][1]
+            assert total == sum(result[0] for _, result in told)
+            assert own < total
+            assert all(result[2] == terms for _, result in told)
+        alone = _one_learner(size, seeds, {"learning_rate": 1e-2, **settings})
+        if size == 2:  # a + b is b + a: not even the rounding differs
+            assert told[0][0] == flatten_weights(alone.policy, 0).sha256
+        for shared, single in zip(group.learner.policy.parameters(), alone.policy.parameters(), strict=True):
+            torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-6)
+    finally:
+        group.close()
+
+
+def test_a_number_that_is_not_finite_anywhere_is_refused_everywhere() -> None:
+    """A learner that refuses what the others step on: they would be different from then on, or wait for ever."""
+    group = Group(2, minibatches=2)
+    try:
+        [(before, _), _] = group.update(1)
+        told = group.update(13)
+        assert [error for _, error in told] == ["NonFiniteUpdate"] * 2
+        assert {sha256 for sha256, _ in told} == {before}
+        assert all(isinstance(result, tuple) for _, result in group.update(2))
+    finally:
+        group.close()
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_a_dead_learner_is_noticed_at_once_and_nothing_changes(minibatches: int) -> None:
+    """A learner that waits for a dead one, and an update of which a part was made."""
+    group = Group(2, minibatches=minibatches)
+    try:
+        [(before, _), _] = group.update(1)
+        process_id = group.processes[0].pid
+        assert process_id
+        os.kill(process_id, signal.SIGKILL)
+        start = time.monotonic()
+        sha256, error = _update(group.learner, _part(2, 0))
+        assert error == "LearnerLost"
+        assert sha256 == before
+        assert time.monotonic() - start < 30  # its time limit is 60
+    finally:
+        group.close()

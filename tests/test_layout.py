@@ -1,0 +1,125 @@
+"""Who acts and who learns: shares cover the work exactly, whatever the machine and the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.config import Config, load_config
+from deploy.layout import Layout, LayoutError, choose_layout
+
+
+def config_of(*arguments: str) -> Config:
+    config, problems = load_config([], arguments)
+    assert not problems
+    return config
+
+
+def layout_of(*arguments: str, cores: int, accelerator: bool = False) -> Layout:
+    return choose_layout(config_of(*arguments), cores=cores, accelerator=accelerator)
+
+
+@pytest.mark.parametrize("cores", [2, 4, 16, 64])
+def test_without_an_accelerator_every_core_acts_and_learns(cores: int) -> None:
+    """Catches a default that leaves cores idle."""
+    layout = layout_of(cores=cores)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("shared", cores, cores)
+    assert layout.batch_size == 64 * cores
+    assert layout.share(cores - 1).batch_size == 64
+
+
+def test_one_core_does_both_in_one_process() -> None:
+    """Catches processes that take turns on one core."""
+    layout = layout_of(cores=1)
+    assert (layout.placement, layout.num_learners, layout.num_actors, layout.batch_size) == ("shared", 1, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cores", "actors", "threads"),
+    [
+        (["actor.num_actors=3"], 4, 3, 1),  # processes that somebody asked for are made
+        (["learner.num_threads=3"], 4, 2, 3),
+        (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
+        (["env.kwargs={vectorization: async}"], 4, 2, 2),
+        (["placement=separate"], 2, 1, 1),
+    ],
+)
+def test_where_rollout_processes_feed_one_learner(arguments: list[str], cores: int, actors: int, threads: int) -> None:
+    """Catches a choice that ignores what was asked for."""
+    layout = layout_of(*arguments, cores=cores)
+    assert (layout.placement, layout.num_learners) == ("separate", 1)
+    assert (layout.num_actors, layout.num_threads) == (actors, threads)
+
+
+def test_an_accelerator_is_fed_by_all_cores_but_one() -> None:
+    """Catches a batch too small for all actors to be under way within the lag: some would never be admitted."""
+    layout = layout_of(cores=100, accelerator=True)
+    assert (layout.placement, layout.num_actors) == ("separate", 99)
+    assert layout.batch_size * 2 >= 99 * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learner.num_learners=3", "actor.num_actors=4"], "actor.num_actors: 4 must be a multiple of the 3 learners"),
+        (
+            ["learner.num_learners=2", "env.num_envs=32", "learner.batch_size=32"],
+            "learner.batch_size: 32 segments must be a multiple of 2 learners x 32 slots",
+        ),
+        (
+            ["learner.num_learners=2", "env.num_envs=8", "learner.batch_size=16", "learner.minibatches=16"],
+            "learner.batch_size: each learner's 8 segments must be a multiple of learner.minibatches=16",
+        ),
+        (["learner.num_learners=2", "placement=separate"], "learner.num_learners: 2 learners need placement=shared"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused(arguments: list[str], message: str) -> None:
+    """Catches a run that starts and waits for ever for a batch that cannot be made."""
+    with pytest.raises(LayoutError, match=message):
+        layout_of(*arguments, cores=4)
+
+
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "env.num_envs": st.sampled_from([8, 24, 64, 128]),
+        "learner.batch_size": st.sampled_from([48, 64, 128, 192, 1024]),
+        "learner.minibatches": st.sampled_from([1, 2, 8]),
+        "learner.num_learners": st.integers(1, 6),
+        "actor.num_actors": st.integers(1, 6),
+        "actor.max_policy_lag": st.integers(0, 3),
+        "placement": st.sampled_from(["auto", "shared", "separate"]),
+    },
+)
+
+
+@given(SETTINGS, st.integers(1, 70), st.booleans())
+def test_shares_cover_batch_and_actors_exactly(settings: dict[str, Any], cores: int, accelerator: bool) -> None:
+    """Catches an actor that nobody runs, segments that nobody trains, and unrolls that no batch can hold."""
+    config, problems = load_config([], [f"{name}={value}" for name, value in settings.items()])
+    if problems:
+        return
+    try:
+        layout = choose_layout(config, cores=cores, accelerator=accelerator)
+    except LayoutError:
+        return
+    for name in ("num_learners", "num_actors", "batch_size"):
+        section = config.actor if name == "num_actors" else config.learner
+        if getattr(section, name) != "auto":
+            assert getattr(layout, name) == getattr(section, name)
+    shares = [layout.share(rank) for rank in range(layout.num_learners)]
+    assert [actor for share in shares for actor in share.actors] == list(range(layout.num_actors))
+    assert sum(share.batch_size for share in shares) == layout.batch_size
+    assert layout.batch_size % config.learner.minibatches == 0
+    assert layout.whole().batch_size == layout.batch_size
+    for share in shares:
+        if layout.placement == "shared" or config.actor.max_policy_lag == 0:
+            # In turns every actor makes the same number of unrolls.
+            assert share.batch_size % (len(share.actors) * config.env.num_envs) == 0
+        if layout.placement == "shared":
+            assert share.batch_size % config.learner.minibatches == 0
+            assert share.num_shards == 1
+            assert layout.whole().num_shards == layout.num_learners
