@@ -40,6 +40,8 @@ class RolloutWorker:
         self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.lstm.hidden_size)
         self._identity = (run_id, actor, incarnation)
         self._sequence = 0
+        self._pack_seconds = 0.0
+        """Of the unroll before: this one's are over only when it has been written."""
         self._policy_version = -1
         self._generator = torch.Generator().manual_seed(seed)
         # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
@@ -115,7 +117,9 @@ class RolloutWorker:
             mark = time.perf_counter()
             env_seconds += mark - now
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
-        return self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
+        payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
+        self._pack_seconds = time.perf_counter() - mark
+        return payload
 
     def _load(self, weights: Weights) -> None:
         if weights.policy_version < self._policy_version:
@@ -146,6 +150,7 @@ class RolloutWorker:
         faults, self.envs.faults = list(self.envs.faults), []
         statistics = {
             **seconds,
+            "pack_seconds": self._pack_seconds,
             "env_steps": count_valid(self._columns),
             **self._episodes.drain(),
             "faults": faults,

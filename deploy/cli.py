@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_arguments(train)
     train.set_defaults(command=_train)
 
+    doctor = commands.add_parser(
+        "doctor", help="say how a run would be laid out on this machine, why, and what is in its way"
+    )
+    _add_config_arguments(doctor)
+    doctor.set_defaults(command=_doctor)
+
     evaluate = commands.add_parser("evaluate", help="play episodes with a trained policy")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     evaluate.add_argument("--episodes", type=int, default=512, help="episodes to play, one per agent (default 512)")
@@ -145,6 +151,19 @@ def _train(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001  (whatever ends a run ends here, as one line and a file)
         return _fail("the run failed", error, run_dir)
     return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from deploy.config import load_config
+    from deploy.doctor import examine
+
+    config, problems = load_config(options.config, options.settings)
+    lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)))
+    print("\n".join(lines))
+    if problems + found:
+        return _refuse(problems + found)
+    print("ready")
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

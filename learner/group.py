@@ -11,6 +11,7 @@ import datetime
 import io
 import os
 import socket
+import time
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class LearnerGroup:
     ) -> None:
         self.rank, self.size, self._device = rank, size, device
         self._store = store
+        self.seconds = 0.0
+        """Spent in adding up, and in waiting for slower learners."""
         with _lost("joining"):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -66,8 +69,10 @@ class LearnerGroup:
         Raises:
             LearnerLost: another learner did not take part.
         """
+        start = time.perf_counter()
         with _lost("adding up"):
             dist.all_reduce(x)
+        self.seconds += time.perf_counter() - start
 
     def broadcast(self, state: dict[str, Any]) -> dict[str, Any]:
         """Rank 0's ``state`` (tensors and plain data), in every learner.

@@ -86,7 +86,11 @@ _W0 = "the initial weights (or what learner.regularization.l2_init_reference_eve
 _RANK = "Singular values that make up 0.99 of the sum of all; of several matrices the lowest."
 _CONDITION = "Largest over smallest singular value; of several matrices the highest."
 _DORMANT = "Share of a layer's units that hardly ever act: mean |activation| at most 0.025 of the layer's."
-_STAGE = "Seconds by stage; actor_policy and actor_env are summed over actors, the others are the training loop's."
+_STAGE = (
+    "Seconds by stage; actor_policy, actor_env and actor_pack are summed over actors, the others are the run's own "
+    "training loop's. Where learners also act, its wait is the time in which it makes its own unrolls, and reduce is "
+    "the part of update in which gradients are added up and slower learners are waited for."
+)
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     # The books

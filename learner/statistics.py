@@ -123,6 +123,7 @@ class RunStatistics:
             self.episode_length.observe(lengths)
             self.stage_seconds["actor_policy"] += statistics["policy_seconds"]
             self.stage_seconds["actor_env"] += statistics["env_seconds"]
+            self.stage_seconds["actor_pack"] += statistics["pack_seconds"]
             self.ignored_tokens += statistics["ignored_tokens"]
             self.env_faults += len(statistics["faults"])
             self.received_bytes += num_bytes

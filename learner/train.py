@@ -118,7 +118,7 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
         if own.lost and books.trained:
             # Its step was the last it made with this group; the next group starts from the weights before it.
             books = Ledger(sampled=books.sampled, dropped=Counter(learner_lost=books.sampled))
-        elif turn.weights_sha256 != own.weights_sha256:
+        elif turn.weights_hash != own.weights_hash:
             log.error("two learners made different weights of one update; the run's own count from here on")
             peers.separate(loop.learner)
         loop.intake.add_books(books)

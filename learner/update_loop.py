@@ -42,7 +42,7 @@ class Turn:
     trajectories: tuple[Reported, ...]
     log_prob_errors: tuple[float, ...]
     """Readings of the canary."""
-    weights_sha256: str
+    weights_hash: str
     """Of the weights after the turn."""
     terms: dict[str, float] = dataclasses.field(default_factory=dict)
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -99,6 +99,9 @@ class UpdateLoop:
             return self._without_update(trajectories, errors, "non_finite", refused=error)
         except LearnerLost as error:
             return self._without_update(trajectories, errors, "learner_lost", lost=error)
+        if learner.group:
+            statistics.stage_seconds["reduce"] += learner.group.seconds
+            learner.group.seconds = 0.0
         self.batch = batch
         books = self.intake.book(trajectories, trained=result.env_steps)
         with statistics.time("publish"):
@@ -108,7 +111,7 @@ class UpdateLoop:
             all_env_steps=result.all_env_steps,
             trajectories=reported(trajectories, version),
             log_prob_errors=_readings([*errors, result.log_prob_error]),
-            weights_sha256=weights.sha256,
+            weights_hash=weights.content_hash,
             terms=result.terms,
             staleness=result.staleness,
         )
@@ -145,7 +148,7 @@ class UpdateLoop:
             all_env_steps=0,
             trajectories=reported(trajectories, self.weights.policy_version),
             log_prob_errors=_readings(errors),
-            weights_sha256=self.weights.sha256,
+            weights_hash=self.weights.content_hash,
             **why,
         )
 

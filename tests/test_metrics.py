@@ -23,6 +23,7 @@ REPORTED = {
     "episode_lengths": [7, 9],
     "policy_seconds": 0.25,
     "env_seconds": 0.5,
+    "pack_seconds": 0.125,
     "ignored_tokens": 4,
     "faults": ["slot 1 was restarted"],
 }
@@ -129,7 +130,11 @@ def test_values_are_those_of_the_run(sources, serve):
         name = field.name if field.name == "dormant_units_ratio" else f"weight_{field.name}"
         assert values(families, f"shoal_{name}") == {("lstm",): i}
     assert values(families, "shoal_ignored_tokens_total") == {(): 4}
-    assert values(families, "shoal_stage_seconds_total") == {("actor_policy",): 0.25, ("actor_env",): 0.5}
+    assert values(families, "shoal_stage_seconds_total") == {
+        ("actor_policy",): 0.25,
+        ("actor_env",): 0.5,
+        ("actor_pack",): 0.125,
+    }
     sources.intake.ledger.sampled += 1
     families = scrape(server)
     assert values(families, "shoal_sampled_env_steps_total") == {(): 101}

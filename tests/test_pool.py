@@ -58,7 +58,7 @@ class Run:
         [trajectory] = self.intake.next_batch(self.pool.pump, threading.Event()) or []
         self.intake.book([trajectory], trained=trajectory.env_steps)
         self.version += 1
-        self.intake.publish(self.version, Weights(self.version, self.weights.flat, self.weights.sha256))
+        self.intake.publish(self.version, Weights(self.version, self.weights.flat, self.weights.content_hash))
         assert self.intake.ledger.balance() == 0
         return trajectory
 
@@ -139,8 +139,8 @@ def test_an_environment_that_always_fails_ends_the_run() -> None:
 def test_an_actor_refuses_other_weights_than_were_published() -> None:
     """Catches an actor that plays on with weights which were damaged on their way."""
     run = Run(make_setup("recall"), num_actors=1, max_consecutive_failures=1)
-    run.intake.publish(1, Weights(1, run.weights.flat + 1, run.weights.sha256))
-    with pytest.raises(TooManyFailures, match="WeightsError: weights of version 1: expected sha256"):
+    run.intake.publish(1, Weights(1, run.weights.flat + 1, run.weights.content_hash))
+    with pytest.raises(TooManyFailures, match="WeightsError: weights of version 1: expected content hash"):
         run.update()
     run.close()
 

@@ -140,8 +140,8 @@ def test_only_the_published_weights_are_used() -> None:
     bad = weights.flat.copy()
     bad[7] += 1
     for wrong, message in (
-        (Weights(4, bad, weights.sha256), "expected sha256"),
-        (Weights(2, weights.flat, weights.sha256), "version 2 after those of 3"),
+        (Weights(4, bad, weights.content_hash), "expected content hash"),
+        (Weights(2, weights.flat, weights.content_hash), "version 2 after those of 3"),
         (flatten_weights(torch.nn.Linear(2, 2), 5), "parameters, got 6"),
     ):
         with pytest.raises(WeightsError, match=message):

@@ -43,7 +43,7 @@ def test_a_changed_buffer_is_refused():
     """An actor that plays with weights nobody published."""
     weights = flatten_weights(small_policy(), 3)
     weights.flat[1000] += 1e-7
-    with pytest.raises(WeightsError, match="version 3: expected sha256"):
+    with pytest.raises(WeightsError, match="version 3: expected content hash"):
         weights.verify()
 
 

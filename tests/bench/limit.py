@@ -1,7 +1,8 @@
 """The whole service against what this machine's cores could do: ``shoal bench limit [--json]``.
 
 In one run, alternating: bare loops of the very environment, inference and update that the service uses, each alone on
-one core with one thread; then the service itself, read from its own metrics endpoint once it is under way. The limit is
+one core with one thread, with the slots and segments that one learner has; then the service itself, read from its own
+metrics endpoint once it is under way, with where its own learner's core spent the time. The limit is
 cores / (environment + inference + update seconds per environment step): no overlap, no waiting, nothing but the work.
 Run it alone on the machine; absolute figures do not travel, the ratio does.
 """
@@ -20,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +29,13 @@ import torch
 from actors.agent import WorkerSetup, actions_of, observation_of
 from deploy.config import Config, load_config
 from deploy.hardware import available_cores
+from deploy.layout import Layout, choose_layout
 from envs.boundary import StepRows
 from envs.reference import random_player
 from envs.registry import make_env_spec, make_vector_env
 from learner.batch import BatchAssembler
-from learner.device import DevicePath
-from learner.learner import Learner
+from learner.device_choice import make_device_path
+from learner.learner import Learner, valid_transitions
 from policy.allocator import keep_freed_memory
 from policy.trajectory import from_bytes
 from policy.weights import flatten_weights
@@ -54,11 +57,12 @@ def seconds_per_call(function: Callable[[], object], budget: float) -> float:
 class Bare:
     """The three pieces of work of one environment step, without a service around them."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layout: Layout) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
         spec = make_env_spec(config.env.id, **config.env.kwargs)
         self.slots, self.unroll = config.env.num_envs, config.actor.unroll_length
+        batch_size = layout.share(0).batch_size
         self.setup = WorkerSetup(
             env_id=config.env.id,
             env_kwargs=config.env.kwargs,
@@ -80,16 +84,14 @@ class Bare:
         )
         self.env.reset(self.rows.obs)
         self.worker = self.setup.make_worker(0, 0)
-        policy = self.setup.make_policy(config.policy.initialization)
-        path = DevicePath(torch.device("cpu"))
+        path = make_device_path(config.learner)
+        policy = self.setup.make_policy(config.policy.initialization).to(path.device)
         self.learner = Learner(policy, config.learner, path, num_threads=1, seed=0)
-        assembler = BatchAssembler(self.worker.spec, config.learner.batch_size)
+        assembler = BatchAssembler(self.worker.spec, batch_size)
         weights = flatten_weights(policy, 0)
-        unrolls = config.learner.batch_size // self.slots
-        self.batch = assembler.assemble(
-            [from_bytes(self.worker.spec, self.worker.rollout(weights)) for _ in range(unrolls)]
-        )
-        self.batch_steps = int((~self.batch["is_first"][:, 1:]).sum())
+        unrolls = [self.worker.rollout(weights) for _ in range(batch_size // self.slots)]
+        self.batch = path.to_device(assembler.assemble([from_bytes(self.worker.spec, unroll) for unroll in unrolls]))
+        self.batch_steps = int(valid_transitions(self.batch).sum())
         self.player = random_player(spec, np.random.default_rng(0))
 
     def environment(self) -> None:
@@ -117,8 +119,20 @@ class Bare:
         }
 
 
-def service(arguments: list[str], seconds: float, warmup: float) -> float:
-    """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it."""
+class Measured(NamedTuple):
+    """What the service's metrics say at one moment."""
+
+    at: float
+    """When the last update ended, in seconds."""
+    trained: int
+    stages: dict[str, float]
+    """Seconds so far."""
+
+
+def service(arguments: list[str], seconds: float, warmup: float) -> tuple[float, dict[str, float]]:
+    """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
+    share of each stage in that time.
+    """
     with tempfile.TemporaryDirectory() as directory:
         command = [
             sys.executable,
@@ -140,27 +154,55 @@ def service(arguments: list[str], seconds: float, warmup: float) -> float:
                     break
             if url is None:
                 raise RuntimeError(f"the service did not start:\n{said}")
-            while not trained(url)[1]:
+            while not measure(url).trained:
                 time.sleep(0.5)
             time.sleep(warmup)
-            start, first = trained(url)
+            first = measure(url)
             time.sleep(seconds)
-            end, last = trained(url)
-            return (last - first) / (end - start)
+            last = measure(url)
+            spent = last.at - first.at
+            shares = {stage: (s - first.stages.get(stage, 0.0)) / spent for stage, s in last.stages.items()}
+            return (last.trained - first.trained) / spent, shares
         finally:
             process.terminate()
             process.communicate(timeout=60)
 
 
-def trained(url: str) -> tuple[float, int]:
-    """When the last update ended, in seconds, and the environment steps trained by then.
-
-    Two scrapes are all it takes, and whole updates lie between them.
-    """
+def measure(url: str) -> Measured:
+    """One scrape. Whole updates lie between two of them."""
     with urllib.request.urlopen(url, timeout=10) as page:
         text = page.read().decode()
     values = dict(re.findall(r"^(shoal_\w+) (\S+)$", text, re.MULTILINE))
-    return float(values["shoal_last_update_timestamp_seconds"]), int(float(values["shoal_trained_env_steps_total"]))
+    stages = re.findall(r'^shoal_stage_seconds_total\{stage="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return Measured(
+        float(values["shoal_last_update_timestamp_seconds"]),
+        int(float(values["shoal_trained_env_steps_total"])),
+        {stage: float(s) for stage, s in stages},
+    )
+
+
+def profile(shares: dict[str, float], layout: Layout) -> dict[str, float]:
+    """Where one core's time goes: that of the run's own learner, and of an actor where actors are apart."""
+    acting = {name: shares.get(f"actor_{name}", 0.0) / layout.num_actors for name in ("env", "policy", "pack")}
+    learning = {
+        "assembling": shares["assemble"],
+        "canary": shares["canary"],
+        "update": shares["update"] - shares.get("reduce", 0.0),
+        "adding up, waiting for slower learners": shares.get("reduce", 0.0),
+        "publication": shares["publish"],
+    }
+    named = {"environment": acting["env"], "inference": acting["policy"], "packing": acting["pack"]}
+    if layout.placement == "shared":
+        whole = {**named, "transfer": shares["wait"] - sum(named.values()), **learning}
+        return {**whole, "anything else": 1 - sum(whole.values())}
+    actors = {f"actor: {name}": share for name, share in named.items()}
+    learner = {f"learner: {name}": share for name, share in {"waiting": shares["wait"], **learning}.items()}
+    return {
+        **actors,
+        "actor: waiting": 1 - sum(actors.values()),
+        **learner,
+        "learner: anything else": 1 - sum(learner.values()),
+    }
 
 
 def main() -> None:
@@ -176,12 +218,16 @@ def main() -> None:
         sys.exit("\n".join(problems))
     arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
     cores = available_cores()
-    bare = Bare(config)
+    accelerator = make_device_path(config.learner).device.type != "cpu"
+    layout = choose_layout(config, cores=cores, accelerator=accelerator)
+    bare = Bare(config, layout)
+    shares = []
     rounds = []
     for i in range(options.rounds):
         seconds = bare.measure(3.0)
         limit = cores / sum(seconds.values())
-        achieved = service(arguments, options.seconds, warmup=5.0)
+        achieved, stages = service(arguments, options.seconds, warmup=5.0)
+        shares.append(profile(stages, layout))
         rounds.append({**seconds, "limit": limit, "service": achieved, "ratio": achieved / limit})
         print(
             f"round {i + 1}: limit {limit:,.0f}, service {achieved:,.0f} env steps/s, ratio {achieved / limit:.3f}",
@@ -193,8 +239,9 @@ def main() -> None:
         return statistics.median(values), values[0], values[-1]
 
     print(
-        f"\n{config.env.id}, {config.env.num_envs} slots, unrolls of {config.actor.unroll_length}, "
-        f"{config.learner.minibatches} minibatches, {cores} cores; median [lowest .. highest] of {len(rounds)} rounds"
+        f"\n{config.env.id}, {config.env.num_envs} slots per actor, unrolls of {config.actor.unroll_length}, "
+        f"{layout.batch_size} segments in {config.learner.minibatches} minibatches, {layout.num_learners} learners "
+        f"({layout.placement}), {cores} cores; median [lowest .. highest] of {len(rounds)} rounds"
     )
     table = [
         ("environment alone, one core", *spread("environment", lambda s: 1 / s), "{:,.0f} steps/s"),
@@ -208,6 +255,10 @@ def main() -> None:
         print(
             f"  {name:<28} {form.format(median):>16}  [{form.split()[0].format(low)} .. {form.split()[0].format(high)}]"
         )
+    print("\nshare of one core's time in the service")
+    for name in shares[0]:
+        values = sorted(100 * each[name] for each in shares)
+        print(f"  {name:<40} {statistics.median(values):5.1f} %  [{values[0]:.1f} .. {values[-1]:.1f}]")
     if options.json:
         medians = {name: spread(name)[0] for name in rounds[0]}
         print(json.dumps({**medians, "cores": cores, "rounds": rounds}))
