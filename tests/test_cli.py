@@ -40,7 +40,7 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = shoal("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert {"train", "evaluate", "config", "export", "bench"} <= set(done.stdout.replace(",", " ").split())
+    assert {"train", "evaluate", "doctor", "config", "export", "bench"} <= set(done.stdout.replace(",", " ").split())
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
     assert shoal("trian", cwd=tmp_path).returncode == 2
 
@@ -280,3 +280,18 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     process.stderr.close()
     assert find_checkpoint(tmp_path / "run").policy_version > 0
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_doctor_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a layout that is told otherwise than it is made, and a problem that a run would only meet later."""
+    run = tmp_path / "run"
+    assert main(["doctor", f"run_dir={run}", "env.id=recall", "learner.num_learners=3", "metrics.port=0"]) == 0
+    said = capsys.readouterr().out
+    assert "shared: learner.num_learners=3" in said
+    assert "3, each acting on 64 slots" in said
+    assert "192 segments x 64 steps = 12,288 environment steps" in said
+    assert said.endswith("ready\n")
+    arguments = ["env.id=recall", "learner.num_learners=3", "actor.num_actors=4", "metrics.port=0"]
+    assert main(["doctor", f"run_dir={run}", *arguments]) == 2
+    assert "actor.num_actors: 4 must be a multiple of the 3 learners" in capsys.readouterr().err
+    assert not run.exists()
