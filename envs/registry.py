@@ -18,15 +18,15 @@ from envs.missions import MISSIONS
 
 def list_env_ids() -> list[str]:
     """The ids of our own; any gymnasium id and PettingZoo's parallel environments work besides."""
-    return [*MISSIONS, "recall"]
+    return [*MISSIONS, "recall", "synthetic"]
 
 
 def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> VectorEnvironment:
     """Make ``num_envs`` slots of an environment.
 
     Args:
-        env_id: ``mettagrid/<mission>``, ``recall`` (options may follow as in ``recall?delay=12``), a gymnasium id, or
-            ``pettingzoo:package.module:factory``.
+        env_id: ``mettagrid/<mission>``, ``recall``, ``synthetic`` (options may follow as in ``recall?delay=12``), a
+            gymnasium id, or ``pettingzoo:package.module:factory``.
         num_envs: Slots; where several agents share an environment, a multiple of its agents.
         seed: Determines everything that is random in all slots.
         **kwargs: Arguments for the environment; for gymnasium ids also ``vectorization`` ("sync", "async", "native")
@@ -51,6 +51,10 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
         from envs.recall import RecallEnvironment
 
         return _make(env_id, RecallEnvironment, num_envs, seed, **{**options, **kwargs})
+    if name == "synthetic":
+        from envs.synthetic import SyntheticEnvironment
+
+        return _make(env_id, SyntheticEnvironment, num_envs, seed, **{**options, **kwargs})
     if close := difflib.get_close_matches(name, list_env_ids(), cutoff=0.8):
         raise EnvironmentNotFound(f"environment {env_id!r} is unknown; did you mean {' or '.join(close)}?")
     if name.startswith("pettingzoo:"):
@@ -84,7 +88,7 @@ def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
 def _split(env_id: str) -> tuple[str, dict[str, Any]]:
     """``recall?delay=12`` to its name and ``{"delay": 12}``; values are JSON."""
     name, _, query = env_id.partition("?")
-    if not query or not (name.startswith("mettagrid/") or name == "recall"):
+    if not query or not (name.startswith("mettagrid/") or name in ("recall", "synthetic")):
         return env_id, {}
     try:
         pairs = urllib.parse.parse_qsl(query, strict_parsing=True)

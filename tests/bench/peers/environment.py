@@ -1,0 +1,65 @@
+"""The nearly free environment that every peer steps, in numpy alone: the same work as shoal's ``synthetic``.
+
+Observations are 200 tokens x 3 uint8, half of them padding, copied from a pool; rewards are small numbers from a pool;
+episodes are truncated every 128 steps, slots spread over the phases of an episode. Each adapter dresses it in its
+peer's vector interface.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from network import NUM_FEATURES, NUM_TOKENS, WINDOW
+
+USED_TOKENS = 100
+EPISODE_LENGTH = 128
+POOL_ROWS = 1024
+POOL_STRIDE = 331
+
+
+class FreeEnvironment:
+    """B slots. ``next_step`` is gymnasium's autoreset mode: the call after an end ignores the action and only resets;
+    otherwise the call in which an episode ends returns the next one's first observation."""
+
+    def __init__(self, num_envs: int, seed: int, *, next_step: bool) -> None:
+        self.num_envs = num_envs
+        self._next_step = next_step
+        self._rng = np.random.default_rng(seed)
+        rows = POOL_ROWS + num_envs
+        self._obs = self._make_observations(rows)
+        self._reward = self._rng.normal(scale=0.1, size=rows).astype(np.float32)
+        self._offset = 0
+        self._until_end = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self) -> np.ndarray:
+        """uint8 [B, NUM_TOKENS, 3]."""
+        spread = (np.arange(self.num_envs) + 1.0 - self._rng.random()) / self.num_envs
+        self._until_end = np.maximum(1, np.rint(EPISODE_LENGTH * spread)).astype(np.int64)
+        return self._observe()
+
+    def step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Observations uint8 [B, NUM_TOKENS, 3], rewards float32 [B] and truncations bool [B], all newly made."""
+        reward = self._reward[self._offset : self._offset + self.num_envs].copy()
+        if self._next_step:
+            first = self._until_end == 0
+            reward[first] = 0.0
+        self._until_end -= 1
+        if self._next_step:
+            self._until_end[first] = EPISODE_LENGTH
+        truncated = self._until_end == 0
+        if not self._next_step:
+            self._until_end[truncated] = EPISODE_LENGTH
+        return self._observe(), reward, truncated
+
+    def _observe(self) -> np.ndarray:
+        self._offset = (self._offset + POOL_STRIDE) % POOL_ROWS
+        return self._obs[self._offset : self._offset + self.num_envs].copy()
+
+    def _make_observations(self, rows: int) -> np.ndarray:
+        pool = np.full((rows, NUM_TOKENS, 3), 0xFF, dtype=np.uint8)
+        places = np.arange(NUM_FEATURES * WINDOW * WINDOW)
+        chosen = np.sort([self._rng.choice(places, USED_TOKENS, replace=False) for _ in range(rows)], axis=1)
+        cell, feature = chosen // NUM_FEATURES, chosen % NUM_FEATURES
+        pool[:, :USED_TOKENS, 0] = (cell // WINDOW) << 4 | cell % WINDOW
+        pool[:, :USED_TOKENS, 1] = feature
+        pool[:, :USED_TOKENS, 2] = self._rng.integers(1, 256, size=chosen.shape)
+        return pool

@@ -1,0 +1,116 @@
+"""The Fast network in plain torch, without anything of shoal: what every peer's adapter wraps.
+
+Tokens -> box -> two convolutions -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head; 574,978
+parameters. The peers run the LSTM in their own way (that is how they handle resets), so it is only held here. The first
+layer and the second convolution are written as cheaply as shoal writes them: padding is dropped before the scatter, and
+a kernel that covers its whole input is the matrix product that it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_FEATURES = 25
+WINDOW = 11
+NUM_TOKENS = 200
+NUM_ACTIONS = 5
+HIDDEN = 128
+LSTM_LAYERS = 2
+NUM_PARAMETERS = 574_978
+
+
+class Encoder(nn.Module):
+    """uint8 (or float, as some peers hand it over) [N, tokens, 3] -> [N, HIDDEN]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn1 = nn.Conv2d(NUM_FEATURES, 64, 5, stride=3)
+        self.cnn2 = nn.Conv2d(64, 64, 3)
+        self.fc1 = nn.Linear(64, HIDDEN)
+        self.encoded_obs = nn.Linear(HIDDEN, HIDDEN)
+        for layer in (self.cnn1, self.cnn2, self.fc1, self.encoded_obs):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def box(self, obs: Tensor) -> Tensor:
+        """[N, tokens, 3] -> float32 [N, NUM_FEATURES, WINDOW, WINDOW]."""
+        rows, tokens_per_row = obs.shape[:2]
+        size = NUM_FEATURES * WINDOW * WINDOW
+        tokens = obs.reshape(-1, 3)
+        position = (tokens[:, 0] != 0xFF).nonzero().squeeze(1)
+        coordinate, feature, value = tokens.index_select(0, position).long().unbind(1)
+        row, column = coordinate >> 4, coordinate & 15
+        place = (feature * WINDOW + row) * WINDOW + column
+        # Whatever has no place goes to one spare element behind the box.
+        inside = (feature < NUM_FEATURES) & (row < WINDOW) & (column < WINDOW)
+        place = torch.where(inside, place + position // tokens_per_row * size, rows * size)
+        box = torch.zeros(rows * size + 1, device=obs.device)
+        return box.scatter_(0, place, value / 255.0)[:-1].view(rows, NUM_FEATURES, WINDOW, WINDOW)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = F.relu(self.cnn1(self.box(obs))).flatten(1)
+        x = F.relu(F.linear(x, self.cnn2.weight.flatten(1), self.cnn2.bias))
+        return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
+
+
+class Critic(nn.Module):
+    """[N, HIDDEN] -> [N, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic_1 = nn.Linear(HIDDEN, 1024)
+        self.value_head = nn.Linear(1024, 1)
+        nn.init.orthogonal_(self.critic_1.weight, math.sqrt(2))
+        nn.init.orthogonal_(self.value_head.weight)
+        nn.init.zeros_(self.critic_1.bias)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, core: Tensor) -> Tensor:
+        return self.value_head(torch.tanh(self.critic_1(core)))
+
+
+class Actor(nn.Module):
+    """[N, HIDDEN] -> logits [N, NUM_ACTIONS]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor_1 = nn.Linear(HIDDEN, 512)
+        self.action_embeddings = nn.Embedding(100, 16)
+        self.actor_W = nn.Parameter(torch.empty(1, 512, 16))
+        self.actor_bias = nn.Parameter(torch.zeros(1))
+        nn.init.orthogonal_(self.actor_1.weight)
+        nn.init.zeros_(self.actor_1.bias)
+        nn.init.uniform_(self.action_embeddings.weight, -0.1, 0.1)
+        nn.init.uniform_(self.actor_W, -1 / math.sqrt(512), 1 / math.sqrt(512))
+
+    def forward(self, core: Tensor) -> Tensor:
+        query = torch.tanh(F.relu(self.actor_1(core)) @ self.actor_W[0])
+        return query @ self.action_embeddings.weight[:NUM_ACTIONS].T + self.actor_bias
+
+
+class Network(nn.Module):
+    """All parts together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.lstm = nn.LSTM(HIDDEN, HIDDEN, num_layers=LSTM_LAYERS)
+        self.critic = Critic()
+        self.actor = Actor()
+        for name, parameter in self.lstm.named_parameters():
+            if "weight" in name:
+                nn.init.orthogonal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+        check_parameters(self)
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Refuse a module that does not train exactly the parameters of the network."""
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if trained != NUM_PARAMETERS:
+        raise RuntimeError(f"the network has {trained:,} trained parameters instead of {NUM_PARAMETERS:,}")

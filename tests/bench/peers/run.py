@@ -1,0 +1,318 @@
+"""shoal against its peers, side by side: the same network, nearly free environment, slots and rollouts.
+
+    python tests/bench/peers/run.py [--rounds 3] [--seconds 60] [--only NAME ...] [--sweep] [--json]
+
+Every peer runs in a virtual environment of its own, made here. The systems alternate over the rounds, each measured in
+environment steps trained per second after a warm-up; run it alone on the machine. Absolute figures do not travel, the
+ratios do. README.md beside this file says what is equal and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+# The bench beside it, and shoal itself where it is not installed.
+sys.path[:0] = [str(ROOT), str(HERE.parent)]
+
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+START_SECONDS = 240.0
+"""What a peer may take to start, on top of warm-up and window."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One way to run a peer."""
+
+    options: dict[str, Any]
+    malloc: bool = True
+    """glibc is told to keep large blocks, as shoal does by itself."""
+
+    def __str__(self) -> str:
+        words = [f"{name}={value}" for name, value in self.options.items()]
+        return " ".join([*words, "malloc=" + ("tuned" if self.malloc else "plain")])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """An adapter script, the virtual environment it runs in, and how to run it."""
+
+    script: str
+    venv: str
+    best: Setting
+    others: tuple[Setting, ...]
+    """What ``--sweep`` tries besides ``best``."""
+
+
+def sample_factory(*, malloc: bool = True, **options: Any) -> Setting:
+    common = {
+        "batched_sampling": True,
+        "async_rl": True,
+        "num_workers": 1,
+        "num_envs_per_worker": 1,
+        "worker_num_splits": 1,
+        "set_workers_cpu_affinity": False,
+    }
+    return Setting(options=common | options, malloc=malloc)
+
+
+def rllib(algorithm: str, *, malloc: bool = True, **options: Any) -> Setting:
+    common = {"algorithm": algorithm, "runners": 1, "learners": 0, "threads": 1, "timeout": 0.05}
+    return Setting(options=common | options, malloc=malloc)
+
+
+def rllib_others(algorithm: str) -> tuple[Setting, ...]:
+    return (
+        rllib(algorithm, malloc=False),
+        rllib(algorithm, threads=2),
+        rllib(algorithm, runners=2),
+        rllib(algorithm, learners=1),
+        rllib(algorithm, timeout=0.0),
+        rllib(algorithm, learners=1, timeout=0.0),
+        rllib(algorithm, max_seq_len=64),
+    )
+
+
+PEERS = {
+    "sample-factory": Peer(
+        script="run_sample_factory.py",
+        venv="sample-factory",
+        best=sample_factory(num_envs_per_worker=2, worker_num_splits=2),
+        others=(
+            sample_factory(num_envs_per_worker=2, worker_num_splits=2, malloc=False),
+            sample_factory(),
+            sample_factory(async_rl=False),
+            sample_factory(num_workers=2),
+            sample_factory(num_workers=2, num_envs_per_worker=2, worker_num_splits=2),
+            sample_factory(num_workers=1, num_envs_per_worker=64, worker_num_splits=2, batched_sampling=False),
+            sample_factory(num_workers=2, num_envs_per_worker=32, worker_num_splits=2, batched_sampling=False),
+        ),
+    ),
+    "sb3": Peer(
+        script="run_sb3.py",
+        venv="sb3",
+        best=Setting(options={"threads": 2}),
+        others=(
+            Setting(options={"threads": 2}, malloc=False),
+            Setting(options={"threads": 1}),
+            Setting(options={"threads": 1}, malloc=False),
+        ),
+    ),
+    "rllib-impala": Peer(script="run_rllib.py", venv="rllib", best=rllib("IMPALA"), others=rllib_others("IMPALA")),
+    "rllib-appo": Peer(script="run_rllib.py", venv="rllib", best=rllib("APPO"), others=rllib_others("APPO")),
+}
+SHOAL = "shoal"
+OURS = {SHOAL: [], "shoal-64": ["env.num_envs=32", "learner.batch_size=64"]}
+"""Our defaults, and as many slots and segments in all as the peers have (on two cores)."""
+
+
+def install(peer: Peer, venvs: Path) -> Path:
+    """The interpreter of the peer's virtual environment, made where it is not there as its requirements ask."""
+    requirements = HERE / f"requirements-{peer.venv}.txt"
+    venv = venvs / peer.venv
+    python, stamp = venv / "bin" / "python", venv / "requirements.sha256"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"installing {requirements.name} into {venv} ...", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+    command = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input", "--prefer-binary"]
+    subprocess.run(["nice", *map(str, command), "-r", str(requirements)], check=True)
+    stamp.write_text(wanted)
+    return python
+
+
+def descendants(pid: int) -> list[int]:
+    """``pid`` and every process below it."""
+    children: dict[int, list[int]] = {}
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found
+
+
+def end(process: subprocess.Popen[str], seen: set[int]) -> None:
+    """Kill a peer and what it started and left: its own process group and session, and what was seen below it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    listing = subprocess.run(["ps", "-eo", "pid=,sess="], capture_output=True, text=True, check=True).stdout
+    sessions = dict(map(int, line.split()) for line in listing.splitlines())
+    for pid in seen & set(sessions):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, warmup: float) -> dict[str, Any]:
+    """Run the adapter once; its result with ``rate``.
+
+    Raises:
+        RuntimeError: the peer failed or gave no result in time; the message ends with what it said last.
+    """
+    arguments = ["--seconds", str(seconds), "--warmup", str(warmup), "--settings", json.dumps(setting.options)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "RAY_"))}
+    environment |= {"PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    environment |= MALLOC if setting.malloc else {}
+    timeout = seconds + warmup + START_SECONDS
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory(prefix="peer") as directory:
+        process = subprocess.Popen(
+            [str(python), str(HERE / peer.script), *arguments],
+            cwd=directory,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        seen: set[int] = set()
+        try:
+            deadline = time.monotonic() + timeout
+            while process.poll() is None and time.monotonic() < deadline:
+                # Daemons of a peer leave its process group; they are remembered while they still hang below it.
+                seen |= set(descendants(process.pid))
+                time.sleep(1.0)
+            late = process.poll() is None
+        finally:
+            end(process, seen)
+        output.seek(0)
+        text = output.read()
+    for line in reversed(text.splitlines()):
+        if line.startswith('{"env_steps"'):
+            result = json.loads(line)
+            return {**result, "rate": result["env_steps"] / result["seconds"]}
+    tail = "\n    ".join(text.splitlines()[-15:])
+    why = f"gave no result in {timeout:.0f} s" if late else f"ended with {process.returncode}"
+    raise RuntimeError(f"{why}; it said last:\n    {tail}")
+
+
+def measure_shoal(name: str, seconds: float, warmup: float) -> dict[str, Any]:
+    """Run ``shoal train``."""
+    from limit import service
+
+    rate, _ = service(["env.id=synthetic", "mode=local", *OURS[name]], seconds, warmup)
+    names = ("shoal", "ray", "torch", "numpy")
+    return {"rate": rate, "versions": {name: importlib.metadata.version(name) for name in names}}
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """``median [lowest..highest]``."""
+    return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"
+
+
+def show(results: dict[str, list[dict[str, Any] | None]], versions: dict[str, dict[str, str]]) -> None:
+    """The table, and the exact versions below it."""
+    print(f"\n{'':<16} {'env steps/s':<28} {'shoal / peer, per round':<26} settings")
+    for name, rounds in results.items():
+        rates = [one["rate"] for one in rounds if one]
+        if not rates:
+            print(f"{name:<16} failed")
+            continue
+        pairs = zip(results.get(SHOAL, []), rounds, strict=False)
+        ratios = [own["rate"] / one["rate"] for own, one in pairs if own and one] if name not in OURS else []
+        ratio = spread(ratios, ".2f") if ratios else ""
+        settings = " ".join(OURS[name]) or "defaults" if name in OURS else str(PEERS[name].best)
+        print(f"{name:<16} {spread(rates, ',.0f'):<28} {ratio:<26} {settings}")
+    print()
+    for name, found in versions.items():
+        print(f"{name}: " + ", ".join(f"{package} {version}" for package, version in found.items()))
+
+
+def compare(names: list[str], pythons: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """All systems in turn, round by round, in an order that turns around every time."""
+    results: dict[str, list[dict[str, Any] | None]] = {name: [] for name in names}
+    versions: dict[str, dict[str, str]] = {}
+    for i in range(options.rounds):
+        for name in names if i % 2 == 0 else reversed(names):
+            try:
+                if name in OURS:
+                    result = measure_shoal(name, options.seconds, options.warmup)
+                else:
+                    peer = PEERS[name]
+                    result = measure_peer(peer, peer.best, pythons[name], options.seconds, options.warmup)
+            except Exception as error:  # noqa: BLE001 - one system's failure must not stop the others
+                results[name].append(None)
+                print(f"round {i + 1}: {name} failed: {error}", flush=True)
+            else:
+                results[name].append(result)
+                versions[name] = result.pop("versions")
+                print(f"round {i + 1}: {name:<16} {result['rate']:>10,.0f} env steps/s", flush=True)
+    show(results, versions)
+    return {"rounds": results, "versions": versions, "settings": {n: str(PEERS[n].best) for n in names if n not in OURS}}
+
+
+def sweep(names: list[str], pythons: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Every setting of every peer once, briefly."""
+    found: dict[str, dict[str, float | str]] = {}
+    for name in names:
+        if name in OURS:
+            continue
+        peer = PEERS[name]
+        found[name] = {}
+        for setting in (peer.best, *peer.others):
+            try:
+                rate = measure_peer(peer, setting, pythons[name], options.seconds, options.warmup)["rate"]
+            except Exception as error:  # noqa: BLE001 - one setting's failure must not stop the others
+                found[name][str(setting)] = str(error)
+                print(f"{name}: {'failed':>10}  {setting}\n    {error}", flush=True)
+            else:
+                found[name][str(setting)] = rate
+                mark = " (best so far used)" if setting is peer.best else ""
+                print(f"{name}: {rate:>10,.0f}  {setting}{mark}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="measured per run; 60, or 20 with --sweep")
+    parser.add_argument("--warmup", type=float, default=15.0, help="seconds of training before that")
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], metavar="NAME", help=", ".join([*OURS, *PEERS]))
+    parser.add_argument("--sweep", action="store_true", help="try every setting of every peer instead")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("--venvs", type=Path, default=ROOT / ".bench-venvs", help="where the peers are installed")
+    options = parser.parse_args()
+    options.seconds = options.seconds or (20.0 if options.sweep else 60.0)
+    names = options.only or [*OURS, *PEERS]
+    pythons = {}
+    for name in list(names):
+        if name in OURS:
+            continue
+        try:
+            pythons[name] = install(PEERS[name], options.venvs.resolve())
+        except subprocess.CalledProcessError as error:
+            names.remove(name)
+            print(f"{name} cannot be installed: {error}", flush=True)
+    found = (sweep if options.sweep else compare)(names, pythons, options)
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    # So that a bench that is told to end also ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main()
