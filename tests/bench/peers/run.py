@@ -261,7 +261,8 @@ def compare(names: list[str], pythons: dict[str, Path], options: argparse.Namesp
                 versions[name] = result.pop("versions")
                 print(f"round {i + 1}: {name:<16} {result['rate']:>10,.0f} env steps/s", flush=True)
     show(results, versions)
-    return {"rounds": results, "versions": versions, "settings": {n: str(PEERS[n].best) for n in names if n not in OURS}}
+    settings = {name: str(PEERS[name].best) for name in names if name not in OURS}
+    return {"rounds": results, "versions": versions, "settings": settings}
 
 
 def sweep(names: list[str], pythons: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
