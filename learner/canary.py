@@ -1,8 +1,8 @@
 """The canary: the learner recomputes log-probabilities that an actor reported; with the memory right they are equal.
 
-At lag 0 the update itself gives the comparison. Under lag it is made with the weights that acted, which are kept for
-as long as they can still come back. It catches every fault of the memory: a reset late or early, a state of another
-slot, a stale weight buffer, another arithmetic in the actor.
+At lag 0 the update itself gives the comparison, in float32. Under lag, and for updates in bfloat16, it is made with the
+weights that acted, which are kept for as long as they can still come back. It catches every fault of the memory: a
+reset late or early, a state of another slot, a stale weight buffer, another arithmetic in the actor.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ only while the policy is still nearly uniform."""
 
 
 class Canary:
-    """Checks ``segments`` of a lagged batch, each time others, every ``every`` updates."""
+    """Checks ``segments`` of a lagged batch, each time others, every ``every`` updates; where updates are in bfloat16,
+    whose rounding hides what it looks for, a share of them in every batch, lagged or not."""
 
     def __init__(
         self, policy: RecurrentPolicy, path: DevicePath, *, max_policy_lag: int, every: int = 8, segments: int = 8
     ) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False)
+        if not path.is_exact:  # no update compares then, so every batch is looked at, at no more segments in all
+            every, segments = 1, max(segments // every, 1)
         self._path, self._every, self._segments = path, every, segments
         self._keep = max_policy_lag + 1
         self._weights: dict[int, Weights] = {}

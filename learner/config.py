@@ -51,8 +51,9 @@ class LearnerConfig:
     refresh_states: bool = False
     """Start segments from states that the learner recomputed after the update before, instead of from the actors'
     stored ones: fresher memory for about a third more work per update. ``actor.burn_in`` is the other way."""
-    autocast: bool = False
-    """bfloat16 autocast on an accelerator."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network's large products in an update; weights, gradients, optimizer and losses are float32, and so is
+    acting. ``auto`` takes bfloat16 where the hardware multiplies it: NVIDIA GPUs since Ampere, CPUs with AMX."""
     compile: bool = False
     """torch.compile of the encoder and the heads on an accelerator."""
     weight_metrics_every: int = 50

@@ -17,12 +17,13 @@ class CudaPath(DevicePath):
 
     pin_memory = True
 
-    def __init__(self, *, autocast: bool = False, compile_policy: bool = False) -> None:
-        super().__init__(torch.device("cuda", torch.cuda.current_device()), autocast=autocast)
+    def __init__(self, *, bfloat16: bool = False, compile_policy: bool = False) -> None:
+        super().__init__(torch.device("cuda", torch.cuda.current_device()), bfloat16=bfloat16)
         self._copies = torch.cuda.Stream(self.device)
         self._compile = compile_policy
-        # TF32 rounds to 10 bits; it comes with autocast, where rounding was asked for, and not otherwise.
-        _set_tf32(autocast)
+        # TF32 rounds to 10 bits; it comes with bfloat16, where rounding was asked for, and not otherwise.
+        self._rounds = bfloat16
+        _set_tf32(bfloat16)
 
     def to_device(self, batch: TensorDict) -> TensorDict:
         """Copy on the side stream; the current stream waits for it, the host for the pinned buffers to be free."""
@@ -39,14 +40,13 @@ class CudaPath(DevicePath):
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """No autocast and no TF32 for the block."""
-        _set_tf32(False)
-        autocast, self._autocast = self._autocast, False
-        try:
-            yield
-        finally:
-            self._autocast = autocast
-            _set_tf32(autocast)
+        """No bfloat16 and no TF32 for the block."""
+        with super().exact():
+            _set_tf32(False)
+            try:
+                yield
+            finally:
+                _set_tf32(self._rounds)
 
     def prepare(self, policy: RecurrentPolicy) -> None:
         """Compile the parts whose shapes do not change: the LSTM between them runs in cuDNN."""
@@ -57,7 +57,7 @@ class CudaPath(DevicePath):
 
     def describe(self) -> str:
         """For logs."""
-        return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        return f"{super().describe()} ({torch.cuda.get_device_name(self.device)})"
 
 
 def _set_tf32(allowed: bool) -> None:

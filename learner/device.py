@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,14 +13,17 @@ from policy.recurrent_policy import RecurrentPolicy
 
 
 class DevicePath:
-    """The CPU (and MPS): batches are used where they were assembled, or copied over."""
+    """The CPU (and MPS): batches are used where they were assembled, or copied over.
+
+    With ``bfloat16`` the network's large products are; weights, gradients, optimizer, losses and targets stay float32.
+    """
 
     pin_memory = False
     fused_optimizer: bool = True
 
-    def __init__(self, device: torch.device, *, autocast: bool = False) -> None:
+    def __init__(self, device: torch.device, *, bfloat16: bool = False) -> None:
         self.device = device
-        self._autocast = autocast
+        self._bfloat16 = bfloat16
 
     def to_device(self, batch: TensorDict) -> TensorDict:
         """The batch on the learner's device."""
@@ -27,20 +31,25 @@ class DevicePath:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 where it was asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
     @property
     def is_exact(self) -> bool:
         """Whether updates compute in float32 throughout, so that their log-probabilities compare with an actor's."""
-        return not self._autocast
+        return not self._bfloat16
 
-    def exact(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
         """float32 throughout for the block, whatever updates use: for the canary."""
-        return contextlib.nullcontext()
+        before, self._bfloat16 = self._bfloat16, False
+        try:
+            yield
+        finally:
+            self._bfloat16 = before
 
     def prepare(self, policy: RecurrentPolicy) -> None:
         """Make the policy that is trained here faster; once, after every copy of it has been made."""
 
     def describe(self) -> str:
         """For logs."""
-        return str(self.device)
+        return f"{self.device}{', bfloat16' if self._bfloat16 else ''}"

@@ -32,8 +32,19 @@ def make_device_path(config: LearnerConfig) -> DevicePath:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(name))
     if name == "cuda":
         from learner.cuda import CudaPath
 
-        return CudaPath(autocast=config.autocast, compile_policy=config.compile)
-    return DevicePath(torch.device(name), autocast=config.autocast and name != "cpu")
+        return CudaPath(bfloat16=bfloat16, compile_policy=config.compile)
+    return DevicePath(torch.device(name), bfloat16=bfloat16)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether ``device`` has units for products of bfloat16 that make updates faster (``shoal bench kernels``).
+
+    It is asked of the hardware, not timed: every process of a run, and the run that resumes it, decides the same.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu._is_amx_tile_supported()

@@ -22,7 +22,8 @@ from learner.group import LearnerGroup, LearnerLost
 from learner.loss import LossTerms, actor_critic_loss
 from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
 from learner.vtrace import Targets, vtrace
-from policy.recurrent import State, plan_fragments
+from policy.precision import at_least_float32
+from policy.recurrent import State, plan_resets
 from policy.recurrent_policy import RecurrentPolicy
 from policy.regularization import WeightRegularizer
 
@@ -394,7 +395,7 @@ def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Ev
     """``policy`` on [B] segments, from their initial states, with resets inside."""
     is_first = batch["is_first"].T
     final = _final_rows(batch)
-    plan = plan_fragments(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
+    plan = plan_resets(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
     with path.autocast():
         output, _ = policy.unroll(
             batch["obs"].transpose(0, 1),
@@ -405,17 +406,12 @@ def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Ev
             return_state=False,
         )
     # Row T is only bootstrapped from.
-    log_prob, entropy = policy.actions.evaluate(_precise(output.logits[:-1]), batch["action"].transpose(0, 1))
-    value = _precise(output.value)
+    log_prob, entropy = policy.actions.evaluate(at_least_float32(output.logits[:-1]), batch["action"].transpose(0, 1))
+    value = at_least_float32(output.value)
     next_value = value[1:].detach()
     if final and output.final_value is not None:
-        next_value = next_value.index_put(final, _precise(output.final_value.detach()))
+        next_value = next_value.index_put(final, at_least_float32(output.final_value.detach()))
     return Evaluation(log_prob, entropy, value[:-1], next_value)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least float32, whatever autocast made of it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:

@@ -19,7 +19,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from learner.device import DevicePath
-from policy.recurrent import State, plan_fragments
+from policy.recurrent import State, plan_resets
 from policy.recurrent_policy import RecurrentPolicy
 
 
@@ -50,7 +50,7 @@ def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) ->
 
 
 def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: State, path: DevicePath) -> State:
-    plan = plan_fragments(is_first.T.cpu().numpy()).to(path.device)
+    plan = plan_resets(is_first.T.cpu().numpy()).to(path.device)
     with path.autocast():
         _, final = policy.unroll(obs.transpose(0, 1), is_first.T, state, plan=plan)
     assert final is not None

@@ -23,6 +23,7 @@ from policy.graph import (
     OBS,
     VALUE,
     Component,
+    actor_of,
     components_from_json,
     encoder_of,
     heads_of,
@@ -31,6 +32,7 @@ from policy.graph import (
 from policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
 from policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
 from policy.observation import Observation, TokenObservation
+from policy.precision import linear, tanh
 from policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
 from policy.tokens import TokensToBox
 
@@ -81,7 +83,7 @@ class ComponentPolicy(RecurrentPolicy):
         )
         if taken := [name for name in self.graph if hasattr(self, name)]:
             raise ValueError("\n".join(f"components.{name}: the name is taken; choose another" for name in taken))
-        self._encoder, self._heads = encoder_of(self.graph), heads_of(self.graph)
+        self._encoder, self._heads, self._actor = encoder_of(self.graph), heads_of(self.graph), actor_of(self.graph)
         with component_streams() as streams:
             self._make(initialization or Initialization(), streams, embedding_rows)
 
@@ -170,6 +172,10 @@ class ComponentPolicy(RecurrentPolicy):
         outputs = self._run(self._heads, {LSTM: core})
         return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1))
 
+    def logits(self, core: Tensor) -> Tensor:
+        """[N, H] -> logits [N, A]; runs nothing but what they need."""
+        return self._run(self._actor, {LSTM: core})[ACTOR]
+
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``encode``, and the output of every component before the LSTM, each [N, ...]."""
         outputs = self._run(self._encoder, {OBS: self.trained_columns(obs)})
@@ -192,7 +198,8 @@ class ComponentPolicy(RecurrentPolicy):
 
     def _act(self, features: Tensor, embeddings: Tensor) -> Tensor:
         """[N, F], [A, E] -> logits [N, A]: one query per row, whatever the number of actions."""
-        logits = self.in_order(torch.tanh(features @ self.actor_W[0]) @ embeddings.T + self.actor_bias)
+        query = tanh(features @ self.actor_W[0])
+        logits = self.in_order(linear(query, embeddings, None) + self.actor_bias)
         if isinstance(self.actions, Continuous):
             logits = torch.cat([logits, self.in_order(self.actor_log_std).expand_as(logits)], -1)
         return logits

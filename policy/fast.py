@@ -21,6 +21,7 @@ from policy.convolution import convolution_geometry, convolve
 from policy.graph import cnn_kernels
 from policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
 from policy.observation import Observation, TokenObservation, VectorObservation
+from policy.precision import linear, tanh
 from policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
 from policy.tokens import TokensToBox
 
@@ -122,9 +123,13 @@ class FastPolicy(RecurrentPolicy):
 
     def heads(self, core: Tensor) -> PolicyOutput:
         """[N, H] -> logits [N, A], value [N]."""
-        value = self.value_head(torch.tanh(self.critic_1(core))).squeeze(-1)
-        query = torch.tanh(F.relu(self.actor_1(core)) @ self.actor_W[0])
-        logits = self.in_order(query @ self.action_embeddings.weight[self._rows].T + self.actor_bias)
+        value = linear(tanh(self.critic_1(core)), self.value_head.weight, self.value_head.bias).squeeze(-1)
+        return PolicyOutput(self.logits(core), value)
+
+    def logits(self, core: Tensor) -> Tensor:
+        """[N, H] -> logits [N, A]: what acting needs."""
+        query = tanh(F.relu(self.actor_1(core)) @ self.actor_W[0])
+        logits = self.in_order(linear(query, self.action_embeddings.weight[self._rows], None) + self.actor_bias)
         if isinstance(self.actions, Continuous):
             logits = torch.cat([logits, self.in_order(self.actor_log_std).expand_as(logits)], -1)
-        return PolicyOutput(logits, value)
+        return logits

@@ -183,6 +183,11 @@ def heads_of(graph: Mapping[str, Component]) -> list[str]:
     return _needed(graph, (VALUE, ACTOR), {OBS, LSTM})
 
 
+def actor_of(graph: Mapping[str, Component]) -> list[str]:
+    """Those of ``heads_of`` that the actions' logits need, each after its sources."""
+    return _needed(graph, (ACTOR,), {OBS, LSTM})
+
+
 def differences(one: Mapping[str, Component], other: Mapping[str, Component]) -> list[str]:
     """Names of the components that compute something else, in either; where weights start does not count."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from policy.convolution import convolution_geometry, convolve
 from policy.graph import Component
 from policy.observation import Observation, TokenObservation
+from policy.precision import linear, tanh
 from policy.tokens import TokensToBox
 
 
@@ -75,7 +76,8 @@ class Dense(nn.Linear):
     def forward(self, *sources: Tensor) -> Tensor:
         """The features of every row."""
         flat = [source.flatten(1) if source.ndim > 2 else source for source in sources]
-        return _activate(self.activation, super().forward(flat[0] if len(flat) == 1 else torch.cat(flat, -1)))
+        x = flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+        return _activate(self.activation, linear(x, self.weight, self.bias))
 
 
 class ActionEmbeddings(nn.Embedding):
@@ -94,4 +96,4 @@ class ActionEmbeddings(nn.Embedding):
 def _activate(name: str, x: Tensor) -> Tensor:
     if name == "relu":
         return F.relu(x)
-    return torch.tanh(x) if name == "tanh" else x
+    return tanh(x) if name == "tanh" else x

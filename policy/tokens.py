@@ -11,7 +11,7 @@ PADDING = 0xFF
 
 
 class TokensToBox(nn.Module):
-    """uint8 [N, tokens, 3] -> float32 [N, planes, height, width]; never writes to its input.
+    """uint8 [N, tokens, 3] -> float32 [N, planes, height, width], channels last; never writes to its input.
 
     Placement and normalization are one table look-up each: by coordinate byte the cell, by (feature, value) the plane
     and the number to put there. Whatever has no place goes to one spare element behind the box, so padding and
@@ -30,15 +30,15 @@ class TokensToBox(nn.Module):
         presented = trained if presented is None else presented
         self.num_planes = len(trained.planes)
         self.height, self.width = trained.height, trained.width
-        cells = self.height * self.width
-        self._size = self.num_planes * cells
+        self._size = self.num_planes * self.height * self.width
         self._left_out = 3 * self._size
         cell = torch.full((256,), self._size, dtype=torch.int64)
         for row in range(self.height):
             for column in range(self.width):
-                cell[row << 4 | column] = row * self.width + column
+                cell[row << 4 | column] = (row * self.width + column) * self.num_planes
         if presented.global_coordinate is not None:
-            cell[presented.global_coordinate] = (self.height // 2) * self.width + self.width // 2
+            centre = (self.height // 2) * self.width + self.width // 2
+            cell[presented.global_coordinate] = centre * self.num_planes
         # 0xFF is padding even in a 16x16 window, where its nibbles would name the last cell.
         cell[PADDING] = self._size
         plane = torch.full((256, 256), self._size, dtype=torch.int64)
@@ -47,10 +47,10 @@ class TokensToBox(nn.Module):
         normalization = [trained.feature_normalizations[feature] for feature, _ in trained.planes]
         for feature, value, index in trained.planes_of(presented):
             if value is None:
-                plane[feature] = index * cells
+                plane[feature] = index
                 magnitude[feature] = values / (normalization[index] or 1.0)
             else:
-                plane[feature, value] = index * cells
+                plane[feature, value] = index
                 magnitude[feature, value] = 1.0
         for feature, value in presented.left_out:
             plane[feature, slice(None) if value is None else value] = self._left_out
@@ -87,7 +87,7 @@ class TokensToBox(nn.Module):
             magnitude = magnitude[last_write(index, spare + 1)]
         # On the CPU one thread writes in token order, so the last write wins by itself.
         box = magnitude.new_zeros(spare + 1).scatter_(0, index, magnitude)
-        return box[:-1].view(rows, self.num_planes, self.height, self.width)
+        return box[:-1].view(rows, self.height, self.width, self.num_planes).permute(0, 3, 1, 2)
 
     def count_ignored(self, obs: Tensor) -> Tensor:
         """Tokens that nobody expected, over all of ``obs`` [N, tokens, 3]: no padding, not left out on purpose, and yet

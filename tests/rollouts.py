@@ -101,7 +101,7 @@ def make_policy(observation, actions, seed=0):
 
 def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=0, **settings):
     """A learner on the CPU."""
-    config = LearnerConfig(device="cpu", **settings)
+    config = LearnerConfig(**{"device": "cpu", "precision": "float32", **settings})
     return Learner(
         policy,
         config,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, POLICIES, draw_is_first, draw_state, make_pair, observe
 
-from policy.recurrent import plan_fragments
+from policy.recurrent import plan_resets
 
 # torch's own, while it traces.
 pytestmark = [
@@ -66,7 +66,7 @@ def test_unroll(kind, backend, sort):
             draw_state(policy, B),
         )
         found = []
-        plan = plan_fragments(is_first.numpy()) if sort == "vector" else None
+        plan = plan_resets(is_first.numpy()) if sort == "vector" else None
         for unroll in (policy.unroll, compiled):
             output, _ = unroll(obs, is_first, state, plan=plan, return_state=False)
             loss = output.logits.square().sum() + output.value.sum()

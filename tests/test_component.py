@@ -14,7 +14,7 @@ from deploy.config import load_config, to_dict
 from policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
 from policy.config import PolicyConfig, RegularizationConfig
 from policy.graph import ComponentConfig, components_to_json, default_graph, resolve
-from policy.recurrent import plan_fragments
+from policy.recurrent import plan_resets
 from policy.weights import flatten_weights, load_weights
 
 TOKENS = OBSERVATIONS["tokens"]
@@ -231,7 +231,7 @@ def test_a_changed_network_steps_as_it_unrolls():
     policy = ComponentPolicy(TOKENS, NAMES, components=CHANGED)
     obs, is_first = observe(TOKENS, 6, 4), draw_is_first(6, 4)
     with torch.no_grad():
-        unrolled, _ = policy.unroll(obs, is_first, plan=plan_fragments(is_first.numpy()), return_state=False)
+        unrolled, _ = policy.unroll(obs, is_first, plan=plan_resets(is_first.numpy()), return_state=False)
         state = None
         for t in range(6):
             output, state = policy.step(obs[t], is_first[t], state)

@@ -9,7 +9,7 @@ import torch
 from networks import ACTIONS, OBSERVATIONS, POLICIES, assert_same, draw_is_first, draw_state, make_pair, observe
 from tensordict import TensorDict
 
-from policy.recurrent import plan_fragments
+from policy.recurrent import plan_resets
 
 T, B = 9, 6
 every_policy = pytest.mark.parametrize("kind", POLICIES)
@@ -74,7 +74,7 @@ def test_final_rows():
     policies, observation = pair("tokens", "discrete"), OBSERVATIONS["tokens"]
     is_first = draw_is_first(T, B)
     t, b = is_first[1:].nonzero(as_tuple=True)
-    plan = plan_fragments(is_first.numpy(), (t.numpy(), b.numpy()))
+    plan = plan_resets(is_first.numpy(), (t.numpy(), b.numpy()))
     obs, final_obs = observe(observation, T, B), observe(observation, len(t), seed=1)
     fast, component = (p.unroll(obs, is_first, plan=plan, final_obs=final_obs, return_state=False)[0] for p in policies)
     assert_same(fast.final_value, component.final_value)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +63,46 @@ def test_boxes_equal_the_token_by_token_reference(seed):
     tensor = torch.from_numpy(obs)
     np.testing.assert_array_equal(shaper(tensor), np.stack([box for box, _ in want]))
     assert shaper.count_ignored(tensor) == sum(ignored for _, ignored in want)
+
+
+def draw_tokens(rng, rows):
+    """uint8 [rows, 30, 3]: cells written twice, padding with numbers in it, tokens outside, unknown and global ones."""
+    obs = rng.integers(0, 256, (rows, 30, 3), dtype=np.uint8)
+    obs[:, :24, 0] = rng.integers(0, 5, (rows, 24)) << 4 | rng.integers(0, 7, (rows, 24))
+    obs[:, :24, 1:] = rng.integers(0, 3, (rows, 24, 2))
+    obs[:, ::5, 0] = 0xFF
+    obs[:, 1::7, 0] = 0xFE
+    return obs
+
+
+@pytest.mark.parametrize("remapped", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_convolutions_are_those_of_the_box(seed, remapped):
+    """Patches cut at another stride, weights in another order of cells and planes, padding that erases a cell, tokens
+    of a remapped environment in the planes of its own order: in the values or in the gradient."""
+    trained = OBSERVATION
+    if remapped:  # the same tokens mean the same; the weights know the features in another order, and one less
+        norms, names = [10.0, 1.0, None], ["ore", "unseen", "tag"]
+        trained = TokenObservation(7, 5, 30, norms, names, [(2, ["mine", "wall"])], 0xFE)
+    torch.manual_seed(seed)
+    policy = FastPolicy(OBSERVATION, ["a", "b"], trained_observation=trained).double()
+    rng = np.random.default_rng(seed)
+    obs = draw_tokens(rng, 6)
+    box = torch.from_numpy(np.stack([reference(row)[0] for row in obs])).double()  # hp, ore, wall, mine
+    if remapped:
+        box = torch.stack([box[:, 1], torch.zeros_like(box[:, 0]), box[:, 3], box[:, 2]], 1)
+    layers = [policy.cnn1, policy.cnn2]
+    want = F.pad(box, (0, 1))  # 7 columns, patches of 5 every 3
+    for layer in layers:
+        want = F.relu(F.conv2d(want, layer.weight, layer.bias, layer.stride))
+    want = F.relu(policy.encoded_obs(F.relu(policy.fc1(want.flatten(1)))))
+    got = policy.encode(torch.from_numpy(obs))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)  # the table's quotients are float32
+    weight = torch.from_numpy(rng.standard_normal(want.shape))
+    parameters = [p for layer in layers for p in layer.parameters()]
+    grads = [torch.autograd.grad((y * weight).sum(), parameters) for y in (got, want)]
+    assert all((part != 0).any() for part in grads[0])
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-7)
 
 
 @settings(max_examples=30, deadline=None)

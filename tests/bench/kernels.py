@@ -1,0 +1,152 @@
+"""What the kernels of an update and of acting gain: ``shoal bench kernels [--rounds N] [--json]``.
+
+Ratios of seconds on the processor, one thread, every variant once per round in turn: medians [lowest .. highest] over
+rounds. Each number is of the demo's sizes (``forage``) and of the default ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from limit import Bare
+from torch import Tensor, nn
+
+from deploy.config import load_config
+from deploy.layout import choose_layout
+from learner.device import DevicePath
+from policy.convolution import convolve
+
+SIZES = {"demo": (["forage"], []), "demo, whole batch": (["forage"], ["learner.minibatches=1"]), "default": ([], [])}
+RATES = (0.0, 0.01, 0.03, 0.1, 0.5, 1.0)
+PRECISIONS = {"float32": False, "bfloat16": True}
+CPU = torch.device("cpu")
+
+
+def seconds(function: Callable[[], object], calls: int) -> float:
+    """Of the processor per call, the fastest of ``calls``: the others share it with somebody."""
+    times = []
+    for _ in range(calls):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What ``convolve`` did before: a convolution of a box with planes first."""
+    if x.shape[-2:] == layer.kernel_size:
+        return F.linear(x.flatten(1), layer.weight.flatten(1), layer.bias)[..., None, None]
+    return F.conv2d(x.contiguous(), layer.weight, layer.bias, layer.stride)
+
+
+class Kernels:
+    """The variants of one configuration, by (what, how)."""
+
+    def __init__(self, files: list[str], settings: list[str]) -> None:
+        config, problems = load_config(files, [*settings, "learner.device=cpu"])
+        if problems:
+            sys.exit("\n".join(problems))
+        self.bare = Bare(config, choose_layout(config, cores=1, accelerator=False))
+        self.flags = self.bare.batch["is_first"]
+        self.generator = torch.Generator().manual_seed(0)
+        policy, batch = self.bare.learner.policy, self.bare.batch
+        rows = batch["obs"].flatten(0, 1)[: batch["is_first"].numel() // config.learner.minibatches]
+        self.box = policy.to_box(rows)
+        self.layer = policy.cnn1
+        self.variants: dict[tuple[str, str], Callable[[], object]] = {
+            ("acting", "now"): self.bare.inference,
+            ("acting", "with conv2d and the value"): self.act_as_before,
+        }
+        for name, bfloat16 in PRECISIONS.items():
+            for how, function in (("patches", convolve), ("conv2d", conv2d)):
+                self.variants[f"first layer, {name}", how] = functools.partial(self.first_layer, function, bfloat16)
+            for rate in RATES:
+                for how in ("ours", "step loop") if not bfloat16 else ("ours",):
+                    self.variants[f"update, {name}, {rate:.0%} resets", how] = functools.partial(
+                        self.update, bfloat16, rate, how == "step loop"
+                    )
+
+    def first_layer(self, function: Callable[[nn.Conv2d, Tensor], Tensor], bfloat16: bool) -> None:
+        """Forward and the weights' gradient."""
+        with DevicePath(CPU, bfloat16=bfloat16).autocast():
+            y = function(self.layer, self.box)
+        torch.autograd.grad(y, list(self.layer.parameters()), torch.ones_like(y))
+
+    def act_as_before(self) -> None:
+        """The whole step, value and all, over conv2d."""
+        policy = self.bare.worker.policy
+
+        def with_value(core: Tensor) -> Tensor:
+            policy.value_head(torch.tanh(policy.critic_1(core)))
+            return type(policy).logits(policy, core)
+
+        with mock.patch("policy.fast.convolve", conv2d), mock.patch.object(policy, "logits", with_value):
+            self.bare.inference()
+
+    def update(self, bfloat16: bool, rate: float, loop: bool) -> None:
+        """One update of the recorded batch with resets drawn anew."""
+        self.flags.copy_(torch.rand(self.flags.shape, generator=self.generator) < rate)
+        self.bare.learner.path = DevicePath(CPU, bfloat16=bfloat16)
+        # With these every plan is run as a loop over steps.
+        always = {"LOOP_FROM": -1.0, "LOOP_ROWS": 0}
+        with mock.patch.multiple("policy.recurrent", **always) if loop else contextlib.nullcontext():
+            self.bare.update()
+
+
+def ratios(variants: list[tuple[str, str]]) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
+    """(numerator, denominator) by what the ratio says."""
+    found = {}
+    for what, how in variants:
+        first = next(h for w, h in variants if w == what)
+        if how != first:
+            found[f"{what}: {how} / {first}"] = ((what, how), (what, first))
+    for name in PRECISIONS:
+        for rate in RATES[1:]:
+            found[f"update, {name}: {rate:.0%} resets / none"] = (
+                (f"update, {name}, {rate:.0%} resets", "ours"),
+                (f"update, {name}, 0% resets", "ours"),
+            )
+    found["update: bfloat16 / float32"] = (
+        ("update, bfloat16, 0% resets", "ours"),
+        ("update, float32, 0% resets", "ours"),
+    )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    options = parser.parse_args()
+    results: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for size, (files, settings) in SIZES.items():
+        kernels = Kernels(files, settings)
+        measured: dict[tuple[str, str], list[float]] = {key: [] for key in kernels.variants}
+        for _ in range(options.rounds):
+            for key, function in kernels.variants.items():
+                measured[key].append(seconds(function, 1 if key[0].startswith("update") else 10))
+        results[size] = {}
+        print(f"\n{size}: median [lowest .. highest] of {options.rounds} rounds")
+        for what, (above, below) in ratios(list(kernels.variants)).items():
+            values = sorted(a / b for a, b in zip(measured[above], measured[below], strict=True))
+            results[size][what] = (statistics.median(values), values[0], values[-1])
+            print("  {:<62} {:6.3f}  [{:.3f} .. {:.3f}]".format(what, *results[size][what]), flush=True)
+    if options.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parents[2])
+    main()
