@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,8 @@ class CudaPath(DevicePath):
     def __init__(self, *, bfloat16: bool = False, compile_policy: bool = False) -> None:
         super().__init__(torch.device("cuda", torch.cuda.current_device()), bfloat16=bfloat16)
         self._copies = torch.cuda.Stream(self.device)
+        # The LSTM's weights are joined with those of its emptying steps anew in every update (policy.recurrent).
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         self._compile = compile_policy
         # TF32 rounds to 10 bits; it comes with bfloat16, where rounding was asked for, and not otherwise.
         self._rounds = bfloat16

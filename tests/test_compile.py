@@ -56,7 +56,7 @@ def test_step(kind, backend, sort):
 @every_backend
 @every_policy
 def test_unroll(kind, backend, sort):
-    """A plan of fragments that was traced once and used for every batch; gradients that end at a graph's edge."""
+    """A plan of resets that was traced once and used for every batch; gradients that end at a graph's edge."""
     policy = make(kind, sort)
     compiled = torch.compile(policy.unroll, backend=backend)
     for seed in range(2):
