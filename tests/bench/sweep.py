@@ -1,4 +1,4 @@
-"""What ``auto`` chooses against settings chosen by hand: ``shoal bench sweep [--json] [--config FILE] [key=value ...]``.
+"""What ``auto`` chooses against settings chosen by hand: ``shoal bench sweep [--config FILE] [key=value ...]``.
 
 Every layout trains the same batches: only who acts, who learns, in how many processes and with how many slots differs.
 They alternate over the rounds. Run it alone on the machine; the ratios are for its number of cores.
@@ -71,9 +71,8 @@ def main() -> None:
         for name in chosen if i % 2 == 0 else reversed(list(chosen)):
             rates[name].append(service(chosen[name], options.seconds, warmup=4.0)[0])
             print(f"round {i + 1}: {name:<44} {rates[name][-1]:>9,.0f} env steps/s", flush=True)
-    print(
-        f"\n{config.env.id}, batches of {batch} segments, {cores} cores; median [lowest .. highest]; over auto by round"
-    )
+    print(f"\n{config.env.id}, batches of {batch} segments, {cores} cores")
+    print("median [lowest .. highest] environment steps/s, and the same over auto's of the same round")
     for name, found in rates.items():
         ratios = [rate / auto for rate, auto in zip(found, rates["auto"], strict=True)]
         print(
