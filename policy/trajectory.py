@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,7 +85,12 @@ class TrajectorySpec:
 
     def spaces_hash(self) -> str:
         """Hash of everything above: batches of another shape or type are recognised before they are read."""
-        return xxhash.xxh3_64_hexdigest(json.dumps(dataclasses.asdict(self), sort_keys=True).encode())
+        return _spaces_hash(self)
+
+
+@functools.cache
+def _spaces_hash(spec: TrajectorySpec) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
 
 
 @functools.cache
@@ -207,12 +213,13 @@ def from_bytes(
     columns = {}
     for name, (shape, _) in spec.columns().items():
         column = batch.column(name)
-        if column.null_count:
-            raise TrajectoryError(f"column {name} has {column.null_count} nulls")
-        values = (column.storage.flatten() if shape else column).buffers()[1]
+        flat = column.storage.values if shape else column
+        if nulls := column.null_count + flat.null_count:
+            raise TrajectoryError(f"column {name} has {nulls} nulls")
+        values = flat.buffers()[1]
         if not buffer.address <= values.address <= values.address + values.size <= buffer.address + buffer.size:
             raise TrajectoryError(f"column {name} is compressed; trajectories are read where they lie")
-        columns[name] = column.to_numpy_ndarray() if shape else column.to_numpy()
+        columns[name] = flat.to_numpy()[: batch.num_rows * math.prod(shape)].reshape(batch.num_rows, *shape)
     _check_values(spec, columns)
     return Trajectory(_header(metadata), columns, buffer.size)
 
