@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +144,7 @@ class Learner:
         self.group: LearnerGroup | None = None
         """The learners whose gradients are added; None where this is the only one."""
         self._parameters = list(policy.parameters())
+        self._saved: list[Tensor] = []
         threads = num_threads if path.device.type == "cpu" else 1
         self._threads = ThreadPoolExecutor(threads, "gradient", torch.set_num_threads, (1,)) if threads > 1 else None
         streams = range(first_shard, first_shard + (num_shards or threads))
@@ -184,13 +184,30 @@ class Learner:
     def _update_or_nothing(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         if self.config.epochs * self.config.minibatches == 1:
             return self._update(batch, compare)
-        before = copy.deepcopy((self.policy.state_dict(), self.optimizer.state_dict()))
+        restore = self._remember()
         try:
             return self._update(batch, compare)
         except (NonFiniteUpdate, LearnerLost):
-            self.policy.load_state_dict(before[0])
-            self.optimizer.load_state_dict(before[1])
+            restore()
             raise
+
+    @torch.no_grad()
+    def _remember(self) -> Callable[[], None]:
+        """Copy weights and optimizer state; what is returned puts them back."""
+        state = self.optimizer.state
+        fresh = not state
+        tensors = [*self._parameters, *(t for p in self._parameters for t in state.get(p, {}).values())]
+        if len(self._saved) != len(tensors):
+            self._saved = [torch.empty_like(t) for t in tensors]
+        torch._foreach_copy_(self._saved, tensors)
+
+        @torch.no_grad()
+        def restore() -> None:
+            torch._foreach_copy_(tensors, self._saved)
+            if fresh:
+                state.clear()
+
+        return restore
 
     def _update(self, batch: TensorDict, compare: bool) -> UpdateResult:
         config = self.config
