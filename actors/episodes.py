@@ -18,21 +18,29 @@ class EpisodeCounter:
         self._returns: list[float] = []
         self._lengths: list[int] = []
 
-    def add(self, reward: np.ndarray, is_first: np.ndarray, ended: np.ndarray, short: np.ndarray) -> None:
-        """One step: ``reward`` float [B]; ``is_first`` (of the next row), ``ended`` and ``short`` bool [B].
+    def add(
+        self,
+        reward: np.ndarray,
+        is_first: np.ndarray,
+        ended: np.ndarray,
+        short: np.ndarray,
+        slots: slice = slice(None),
+    ) -> None:
+        """One step of B slots: ``reward`` float [B]; ``is_first`` (of the next row), ``ended`` and ``short`` bool [B].
 
-        ``short``: the episode under way is no full one.
+        ``slots``: which they are, where not all. ``short``: the episode under way is no full one.
         """
-        self._return += reward
-        self._length += 1
+        returns, lengths = self._return[slots], self._length[slots]
+        returns += reward
+        lengths += 1
         # With is_first in the same step an end is a step of its own episode; without an end is_first is void.
         finished = ended & ~short
         if finished.any():
-            self._returns += self._return[finished].tolist()
-            self._lengths += self._length[finished].tolist()
+            self._returns += returns[finished].tolist()
+            self._lengths += lengths[finished].tolist()
         if is_first.any():
-            self._return[is_first] = 0.0
-            self._length[is_first] = 0
+            returns[is_first] = 0.0
+            lengths[is_first] = 0
 
     def drain(self) -> dict[str, list[float] | list[int]]:
         """Returns and lengths of the episodes finished since the last call."""

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from actors.episodes import EpisodeCounter
-from envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorEnvironment
+from envs.boundary import DiscreteActions, EnvSpec, GroupedEnvironment, SlotGroup, StepRows, VectorEnvironment
 from policy.memory import State
 from policy.recurrent_policy import RecurrentPolicy
 from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
@@ -19,6 +20,9 @@ from policy.weights import Weights, WeightsError, load_weights
 
 class RolloutWorker:
     """All slots of one actor, with their memory.
+
+    Slots whose environments step elsewhere come in groups: while one is stepped, the others are acted for. What is
+    shipped is the same.
 
     State kept between unrolls: the environments, the memory by ``training_env_id``, row 0 of the next unroll (which was
     row T of the last), the random stream, and the sequence number.
@@ -47,38 +51,48 @@ class RolloutWorker:
         # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
         self.training_env_ids = tuple(actor * 2**32 + slot for slot in range(envs.num_envs))
         self._episodes = EpisodeCounter(envs.num_envs)
-        self._short = np.zeros(envs.num_envs, np.bool_)
-        self._allocate()
+        self._columns = allocate(self.spec, envs.num_envs)
+        self._columns["training_env_id"][:] = self.training_env_ids
         self.envs.reset(self._columns["obs"][:, 0])
         self._columns["is_first"][:, 0] = 1
+        elsewhere = list(envs.groups) if isinstance(envs, GroupedEnvironment) else []
+        self._groups = [self._make_group(group.slots, group) for group in elsewhere]
+        if not elsewhere:
+            self._groups = [self._make_group(slice(0, envs.num_envs), None)]
+        self._closed = False
         self._burn_in_state = self._state()
         if burn_in:
             # Nothing came before, and row 0 is a reset: what these lead to reaches nothing.
             self._columns["burn_in_obs"].fill(0)
             self._columns["burn_in_is_first"].fill(1)
 
-    def _allocate(self) -> None:
-        """The unroll's buffers, and every row's views into them once for all unrolls."""
-        self._columns = columns = allocate(self.spec, self.envs.num_envs)
-        columns["training_env_id"][:] = self.training_env_ids
+    def _make_group(self, slots: slice, elsewhere: SlotGroup | None) -> _Group:
+        """A group, with every row's views into the unroll's buffers once for all unrolls."""
+        columns = {name: column[slots] for name, column in self._columns.items()}
         flags = {name: columns[name].view(np.bool_) for name in ("is_first", "terminated", "truncated")}
         steps = range(self.spec.unroll_length)
-        self._inputs = [
-            (torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags["is_first"][:, t])) for t in steps
-        ]
-        self._actions = [torch.from_numpy(columns["action"][:, t]) for t in steps]
-        self._log_probs = [torch.from_numpy(columns["behavior_log_prob"][:, t]) for t in steps]
-        self._rows = [
-            StepRows(
-                columns["obs"][:, t + 1],
-                flags["is_first"][:, t + 1],
-                columns["reward"][:, t],
-                flags["terminated"][:, t],
-                flags["truncated"][:, t],
-                columns["final_obs"][:, t] if self.spec.same_step else None,
-            )
-            for t in steps
-        ]
+        ids = self.training_env_ids[slots]
+        return _Group(
+            slots,
+            elsewhere,
+            ids,
+            np.zeros(len(ids), np.bool_),
+            [(torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags["is_first"][:, t])) for t in steps],
+            [torch.from_numpy(columns["action"][:, t]) for t in steps],
+            [torch.from_numpy(columns["behavior_log_prob"][:, t]) for t in steps],
+            [columns["action"][:, t] for t in steps],
+            [
+                StepRows(
+                    columns["obs"][:, t + 1],
+                    flags["is_first"][:, t + 1],
+                    columns["reward"][:, t],
+                    flags["terminated"][:, t],
+                    flags["truncated"][:, t],
+                    columns["final_obs"][:, t] if self.spec.same_step else None,
+                )
+                for t in steps
+            ],
+        )
 
     @torch.inference_mode()
     def rollout(self, weights: Weights) -> np.ndarray:
@@ -92,34 +106,60 @@ class RolloutWorker:
             EnvironmentFault: the environments must be built anew.
         """
         self._load(weights)
-        columns, actions = self._columns, self.policy.actions
         self._begin()
+        actions = self.policy.actions
         uniform = 1 - torch.rand(
             (self.spec.unroll_length, self.envs.num_envs, actions.num_uniform), generator=self._generator
         )
+        uniforms = [uniform[:, group.slots] for group in self._groups]
         policy_seconds = env_seconds = 0.0
         # The next unroll's burn-in starts here.
         snapshot = self.spec.unroll_length - self.spec.burn_in if self.spec.burn_in else -1
         mark = time.perf_counter()
-        for t, rows in enumerate(self._rows):
-            if t == snapshot:
-                self._burn_in_state = self._state()
-            output = self.policy.act(self._inputs[t][0], self.training_env_ids, self._inputs[t][1])
-            action, log_prob = actions.sample(output.logits, uniform[t])
-            self._actions[t].copy_(action)
-            self._log_probs[t].copy_(log_prob)
-            now = time.perf_counter()
-            policy_seconds += now - mark
-            # A copy where the environment changes it in place: it describes the episodes that this step may end.
-            np.copyto(self._short, self.envs.short_episode)
-            self.envs.step(columns["action"][:, t], rows)
-            self._episodes.add(rows.reward, rows.is_first, rows.terminated | rows.truncated, self._short)
-            mark = time.perf_counter()
-            env_seconds += mark - now
+        try:
+            for t in range(self.spec.unroll_length):
+                if t == snapshot:
+                    self._burn_in_state = self._state()
+                for group, draws in zip(self._groups, uniforms, strict=True):
+                    if t:
+                        self._end_step(group, t - 1)
+                    now = time.perf_counter()
+                    env_seconds += now - mark
+                    output = self.policy.act(group.inputs[t][0], group.training_env_ids, group.inputs[t][1])
+                    action, log_prob = actions.sample(output.logits, draws[t])
+                    group.actions[t].copy_(action)
+                    group.log_probs[t].copy_(log_prob)
+                    mark = time.perf_counter()
+                    policy_seconds += mark - now
+                    self._begin_step(group, t)
+            for group in self._groups:
+                self._end_step(group, self.spec.unroll_length - 1)
+        except BaseException:
+            if self._groups[0].elsewhere is not None:
+                # Steps of other groups may be under way, and nobody will wait for their answers.
+                self.close()
+            raise
+        now = time.perf_counter()
+        env_seconds += now - mark
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
         payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
-        self._pack_seconds = time.perf_counter() - mark
+        self._pack_seconds = time.perf_counter() - now
         return payload
+
+    def _begin_step(self, group: _Group, t: int) -> None:
+        # A copy where the environment changes it in place: it describes the episodes that this step may end.
+        np.copyto(group.short_episode, self.envs.short_episode[group.slots])
+        if group.elsewhere is None:
+            self.envs.step(group.taken[t], group.rows[t])
+        else:
+            group.elsewhere.step_begin(group.taken[t])
+
+    def _end_step(self, group: _Group, t: int) -> None:
+        rows = group.rows[t]
+        if group.elsewhere is not None:
+            group.elsewhere.step_end(rows)
+        ended = rows.terminated | rows.truncated
+        self._episodes.add(rows.reward, rows.is_first, ended, group.short_episode, group.slots)
 
     def _load(self, weights: Weights) -> None:
         if weights.policy_version < self._policy_version:
@@ -176,7 +216,27 @@ class RolloutWorker:
 
     def close(self) -> None:
         """Close the environments."""
-        self.envs.close()
+        if not self._closed:
+            self._closed = True
+            self.envs.close()
+
+
+class _Group(NamedTuple):
+    """Slots that are acted for and stepped together; of every row, their views into the unroll's columns."""
+
+    slots: slice
+    elsewhere: SlotGroup | None
+    """What steps them; None where all of the environment is stepped right here."""
+    training_env_ids: tuple[int, ...]
+    """The same tuple at every step: the memory then does nothing per id."""
+    short_episode: np.ndarray
+    """Of the step under way."""
+    inputs: list[tuple[torch.Tensor, torch.Tensor]]
+    actions: list[torch.Tensor]
+    log_probs: list[torch.Tensor]
+    taken: list[np.ndarray]
+    """The same memory as ``actions``."""
+    rows: list[StepRows]
 
 
 def _write_state(columns: dict[str, np.ndarray], name: str, state: State) -> None:

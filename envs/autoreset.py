@@ -55,12 +55,14 @@ class AutoresetRows(abc.ABC):
     ``_call_reset``, ``_call_step``, ``_write`` and ``_write_final``.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int, mode: AutoresetMode) -> None:
+    def __init__(self, spec: EnvSpec, num_envs: int, mode: AutoresetMode, first_slot: int = 0) -> None:
+        """Prepare; ``first_slot``: the number that messages give to row 0."""
         self.spec = spec
         self.num_envs = num_envs
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
         self._mode = mode
+        self._first_slot = first_slot
         self._steps = 0
         self._ended = np.zeros(num_envs, dtype=bool)
         self._restarted = np.zeros(num_envs, dtype=bool)
@@ -87,7 +89,11 @@ class AutoresetRows(abc.ABC):
             EnvironmentFault: the environment is unusable, or resets otherwise than it declares.
         """
         self._steps += 1
-        obs, reward, terminated, truncated, infos = self._call_step(action)
+        self._fill(rows, self._call_step(action))
+
+    def _fill(self, rows: StepRows, answer: tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]) -> None:
+        """``rows`` from what ``_call_step`` gives."""
+        obs, reward, terminated, truncated, infos = answer
         self._write(obs, rows.obs)
         np.copyto(rows.reward, reward, casting="same_kind")
         np.copyto(rows.terminated, terminated)
@@ -153,7 +159,8 @@ class AutoresetRows(abc.ABC):
 
     def _belie(self, slot: int, what: str) -> NoReturn:
         raise EnvironmentFault(
-            f"{self.spec.env_id}: slot {slot}, step {self._steps}: the environment declares {self._mode}, {what}"
+            f"{self.spec.env_id}: slot {self._first_slot + slot}, step {self._steps}: the environment declares "
+            f"{self._mode}, {what}"
         )
 
     @abc.abstractmethod

@@ -27,6 +27,7 @@ back: void transitions all of them, whatever ``obs`` holds.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -146,6 +147,17 @@ class StepRows(NamedTuple):
     """[B, *obs_shape] in the spec's dtype, to be written for slots with a flag and left alone for others; None where
     ``EnvSpec.same_step`` is false."""
 
+    def of(self, slots: slice) -> StepRows:
+        """The views of these slots alone."""
+        return StepRows(
+            self.obs[slots],
+            self.is_first[slots],
+            self.reward[slots],
+            self.terminated[slots],
+            self.truncated[slots],
+            None if self.final_obs is None else self.final_obs[slots],
+        )
+
 
 class EnvironmentFault(Exception):
     """An environment broke its contract and could not be restarted slot by slot; the message says what, when, where."""
@@ -178,3 +190,31 @@ class VectorEnvironment(Protocol):
 
     def close(self) -> None:
         """Release everything; called once."""
+
+
+class SlotGroup(Protocol):
+    """Neighbouring slots of an environment, stepped elsewhere and apart from its other slots."""
+
+    slots: slice
+    """Which of the environment's slots."""
+
+    def step_begin(self, action: np.ndarray) -> None:
+        """Start the step for ``action`` [slots, *action_shape] and come back; ``step_end`` must follow."""
+
+    def step_end(self, rows: StepRows) -> None:
+        """Wait for the step that was begun, and fill ``rows`` of these slots.
+
+        Either raises what ``VectorEnvironment.step`` does, and then no group of the environment is usable.
+        """
+
+
+@runtime_checkable
+class GroupedEnvironment(VectorEnvironment, Protocol):
+    """An environment whose slots are stepped in other processes: its caller may act for one group meanwhile.
+
+    ``step`` begins and ends a step of every group; the answers are the same.
+    """
+
+    groups: Sequence[SlotGroup]
+    """All slots, in order. New after every ``reset``, which no step may be under way at; empty before it, and where
+    the environment turns out to be stepped in the caller's own thread."""

@@ -23,7 +23,8 @@ class EnvConfig:
     """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``. For gymnasium ids also
-    ``vectorization`` (``sync``, ``async``, ``native``), ``wrappers`` and ``autoreset_mode``."""
+    ``vectorization`` (``sync``, ``async``, ``native``), ``wrappers``, ``autoreset_mode`` and, for ``async``,
+    ``slot_groups``."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id.strip():

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.autoreset import AutoresetRows, mode_named
-from envs.boundary import EnvironmentFault
+from envs.boundary import EnvironmentFault, StepRows
 from envs.config import EnvironmentNotFound
 from envs.guard import RESTARTED, Guard, naming_bad_arguments
 from envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
@@ -28,77 +29,14 @@ _PACKAGES = {"ALE": "ale_py", "MiniGrid": "minigrid", "popgym": "popgym", "VizDo
 """Gymnasium namespaces and the modules that register them."""
 
 
-class GymEnvironment(AutoresetRows):
-    """``num_envs`` environments of one gymnasium id, each behind a guard that replaces it when it fails."""
+class _GuardedRows(AutoresetRows):
+    """Slots behind guards, in one of gymnasium's own vectors."""
 
-    def __init__(
-        self,
-        env_id: str,
-        num_envs: int,
-        seed: int | np.random.SeedSequence,
-        *,
-        vectorization: str = "sync",
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        wrappers: Sequence[str] = (),
-        **kwargs: Any,
-    ) -> None:
-        """Make the first environment and look at its spaces; ``reset`` makes the others and starts their processes.
-
-        Args:
-            env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
-            num_envs: Slots.
-            seed: Determines everything random in environments that keep to their own generators.
-            vectorization: ``sync``, one after the other in this process, or ``async``, each in a process of its own.
-            autoreset_mode: How gymnasium's vector resets: ``next_step``, ``same_step`` or ``disabled``.
-            wrappers: Names of gymnasium wrappers, innermost first, e.g. ``minigrid.wrappers:ImgObsWrapper``.
-            **kwargs: Arguments for the environment.
-
-        Raises:
-            EnvironmentNotFound: the id is not registered, or its package is not installed.
-            ValueError: an argument is wrong, or a space is of a kind that the policy has no encoder or head for.
-        """
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be positive")
-        if vectorization not in ("sync", "async"):
-            raise ValueError(
-                f"{env_id}: vectorization={vectorization!r} must be 'sync' (one environment after the other), 'async' "
-                "(each in a process of its own) or 'native' (the environment's own vector_entry_point)"
-            )
-        mode = mode_named(autoreset_mode, f"{env_id}: autoreset_mode")
-        make = _Maker(env_id, find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs)
-        with naming_bad_arguments(env_id, kwargs):
-            env = make()
-        try:
-            declared = declared_by(env, env.observation_space, env.action_space)
-            spec = make_spec(env_id, declared, same_step=mode is not AutoresetMode.NEXT_STEP)
-        except BaseException:
-            env.close()
-            raise
-        super().__init__(spec, num_envs, mode)
-        self._to_env = action_converter(declared.action)
-        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        recipes = [Recipe(spec, declared, slot, child, make) for slot, child in enumerate(sequence.spawn(num_envs))]
-        self._vector: SyncVectorEnv[Any, Any] | ProcessVectorEnv | None = None
-        if vectorization == "async":
-            with contextlib.suppress(Exception):
-                env.close()
-            self._make_vector: Callable[[], ProcessVectorEnv] = functools.partial(ProcessVectorEnv, recipes, mode)
-        else:
-            guards = [recipe.guard() for recipe in recipes]
-            guards[0].adopt(env)
-            self._vector = SyncVectorEnv(
-                [functools.partial(_itself, guard) for guard in guards], copy=False, autoreset_mode=mode
-            )
-
-    def close(self) -> None:
-        """Close every environment; no process is left."""
-        if self._vector is not None:
-            self._vector.close()
+    _vector: SyncVectorEnv[Any, Any] | ProcessVectorEnv | None = None
+    _to_env: Callable[[np.ndarray], np.ndarray]
 
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-        if self._vector is None:
-            # Not before: who only asks for the spec starts no process.
-            self._vector = self._make_vector()
+        assert self._vector is not None
         obs, infos = self._vector.reset(options=options)
         self._collect(infos)
         return obs, infos
@@ -120,13 +58,156 @@ class GymEnvironment(AutoresetRows):
         """What guards tell of the environments that they replaced or gave up."""
         if RESTARTED in infos:
             for slot in np.flatnonzero(infos[f"_{RESTARTED}"]):
-                self.faults += infos[RESTARTED][slot]
+                self._report(infos[RESTARTED][slot])
                 self._restarted[slot] = True
         if GIVEN_UP in infos:
             message, trace = infos[GIVEN_UP][np.argmax(infos[f"_{GIVEN_UP}"])]
             fault = EnvironmentFault(message)
             fault.add_note(f"In its process:\n{trace}")
             raise fault
+
+    def _report(self, messages: tuple[str, ...]) -> None:
+        self.faults += messages
+
+
+class GymEnvironment(_GuardedRows):
+    """``num_envs`` environments of one gymnasium id, each behind a guard that replaces it when it fails."""
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int | np.random.SeedSequence,
+        *,
+        vectorization: str = "sync",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        slot_groups: int | str = "auto",
+        wrappers: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Make the first environment and look at its spaces; ``reset`` makes the others and starts their processes.
+
+        Args:
+            env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
+            num_envs: Slots.
+            seed: Determines everything random in environments that keep to their own generators.
+            vectorization: ``sync``, one after the other in this process, or ``async``, each in a process of its own.
+            autoreset_mode: How gymnasium's vector resets: ``next_step``, ``same_step`` or ``disabled``.
+            slot_groups: In how many groups ``async`` slots are stepped, so that actors act for one meanwhile; ``auto``
+                is 2. With fewer slots, one each.
+            wrappers: Names of gymnasium wrappers, innermost first, e.g. ``minigrid.wrappers:ImgObsWrapper``.
+            **kwargs: Arguments for the environment.
+
+        Raises:
+            EnvironmentNotFound: the id is not registered, or its package is not installed.
+            ValueError: an argument is wrong, or a space is of a kind that the policy has no encoder or head for.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be positive")
+        if vectorization not in ("sync", "async"):
+            raise ValueError(
+                f"{env_id}: vectorization={vectorization!r} must be 'sync' (one environment after the other), 'async' "
+                "(each in a process of its own) or 'native' (the environment's own vector_entry_point)"
+            )
+        mode = mode_named(autoreset_mode, f"{env_id}: autoreset_mode")
+        num_groups = _group_number(slot_groups, vectorization, env_id)
+        make = _Maker(env_id, find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs)
+        with naming_bad_arguments(env_id, kwargs):
+            env = make()
+        try:
+            declared = declared_by(env, env.observation_space, env.action_space)
+            spec = make_spec(env_id, declared, same_step=mode is not AutoresetMode.NEXT_STEP)
+        except BaseException:
+            env.close()
+            raise
+        super().__init__(spec, num_envs, mode)
+        self._to_env = action_converter(declared.action)
+        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        recipes = [Recipe(spec, declared, slot, child, make) for slot, child in enumerate(sequence.spawn(num_envs))]
+        self.groups: tuple[_ProcessGroup, ...] = ()
+        if vectorization == "async":
+            with contextlib.suppress(Exception):
+                env.close()
+            self._make_vector: Callable[[], ProcessVectorEnv] = functools.partial(ProcessVectorEnv, recipes, mode)
+            cuts = [num_envs * i // min(num_groups, num_envs) for i in range(min(num_groups, num_envs) + 1)]
+            self._slices = list(itertools.starmap(slice, itertools.pairwise(cuts)))
+        else:
+            guards = [recipe.guard() for recipe in recipes]
+            guards[0].adopt(env)
+            self._vector = SyncVectorEnv(
+                [functools.partial(_itself, guard) for guard in guards], copy=False, autoreset_mode=mode
+            )
+
+    def reset(self, obs: np.ndarray) -> None:
+        """As ``AutoresetRows.reset``, of all groups at once."""
+        super().reset(obs)
+        if isinstance(self._vector, ProcessVectorEnv):
+            self.groups = tuple(_ProcessGroup(self, self._vector, slots) for slots in self._slices)
+
+    def step(self, action: np.ndarray, rows: StepRows) -> None:
+        """As ``AutoresetRows.step``, of all groups."""
+        if not self.groups:
+            super().step(action, rows)
+            return
+        for group in self.groups:
+            group.step_begin(action[group.slots])
+        for group in self.groups:
+            group.step_end(rows.of(group.slots))
+
+    def close(self) -> None:
+        """Close every environment; no process is left."""
+        if self._vector is not None:
+            self._vector.close()
+
+    def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        if self._vector is None:
+            # Not before: who only asks for the spec starts no process.
+            self._vector = self._make_vector()
+        for group in self.groups:
+            group.check_idle("reset")
+        return super()._call_reset(options)
+
+
+class _ProcessGroup(_GuardedRows):
+    """Neighbouring slots of an environment, whose processes step while its other slots wait for their actions."""
+
+    def __init__(self, env: GymEnvironment, vector: ProcessVectorEnv, slots: slice) -> None:
+        super().__init__(env.spec, slots.stop - slots.start, env._mode, slots.start)
+        self.slots = slots
+        self._env, self._to_env = env, env._to_env
+        self._vector: ProcessVectorEnv = vector.part(slots)
+
+    def step_begin(self, action: np.ndarray) -> None:
+        """As ``envs.boundary.SlotGroup``."""
+        self._steps += 1
+        self._vector.step_async(self._to_env(action))
+
+    def step_end(self, rows: StepRows) -> None:
+        """As ``envs.boundary.SlotGroup``."""
+        answer = self._vector.step_wait()
+        self._collect(answer[4])
+        self._fill(rows, answer)
+
+    def check_idle(self, wanted: str) -> None:
+        """Raises RuntimeError where a step is under way: its answer would be taken for that of ``wanted``."""
+        if self._vector.is_stepping:
+            raise RuntimeError(f"{self.spec.env_id}: {wanted} while slots {self.slots} are stepped")
+
+    def _report(self, messages: tuple[str, ...]) -> None:
+        self._env.faults += messages
+
+
+def _group_number(said: int | str, vectorization: str, env_id: str) -> int:
+    if said == "auto":
+        return 2
+    if isinstance(said, bool) or not isinstance(said, int) or said < 1:
+        raise ValueError(f"{env_id}: slot_groups={said!r} must be at least 1, or 'auto'")
+    if said > 1 and vectorization != "async":
+        raise ValueError(
+            f"{env_id}: slot_groups={said} is for vectorization='async': slots that are stepped in this process have "
+            "nothing to overlap with"
+        )
+    return said
 
 
 def _itself(guard: Guard) -> Guard:

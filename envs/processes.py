@@ -7,6 +7,7 @@ left behind, and none of the calls that wait with a timeout is used, because the
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import multiprocessing
@@ -18,13 +19,14 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import _async_worker
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from gymnasium.vector.utils import batch_space
 
 from envs.boundary import EnvironmentFault, EnvSpec
 from envs.guard import Guard, row_space
@@ -102,6 +104,9 @@ def _end_with_parent() -> None:
 class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
     """One process per environment; closing it leaves none, whatever state they are in."""
 
+    _whole: ProcessVectorEnv | None = None
+    """Of a part, what it is a part of."""
+
     def __init__(self, recipes: list[Recipe], mode: AutoresetMode) -> None:
         """Start the processes.
 
@@ -139,20 +144,52 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
         except (EOFError, OSError) as error:
             raise self._name_the_dead(error) from error
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step_async(self, actions: Any) -> None:
         """As gymnasium's.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
         """
         try:
-            return super().step(actions)
+            super().step_async(actions)
         except (EOFError, OSError) as error:
             raise self._name_the_dead(error) from error
 
+    def step_wait(
+        self, timeout: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As gymnasium's.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            return super().step_wait(timeout)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether a step was begun whose answer nobody has taken."""
+        return self._state is AsyncState.WAITING_STEP
+
+    def part(self, slots: slice) -> ProcessVectorEnv:
+        """These slots as a vector of their own, with the same processes: whole and parts must take turns, and a process
+        that dies ends all. Closing is for the whole.
+        """
+        part = copy.copy(self)
+        part._whole = self
+        part.parent_pipes = self.parent_pipes[slots]
+        part.num_envs = len(part.parent_pipes)
+        part.observations = self.observations[slots]
+        part.action_space = batch_space(self.single_action_space, part.num_envs)
+        return part
+
     def close_extras(self, timeout: float | None = _CLOSE_SECONDS, terminate: bool = False) -> None:
         """Ask every process to close its environment, and kill those that have not ended after ``timeout`` seconds."""
-        for pipe in self.parent_pipes:
+        # Gymnasium puts None for the pipe of a worker that failed.
+        pipes = [pipe for pipe in self.parent_pipes if pipe is not None]
+        for pipe in pipes:
             with contextlib.suppress(OSError):
                 pipe.send(("close", None))
         deadline = time.monotonic() + (0.0 if terminate or timeout is None else timeout)
@@ -162,13 +199,24 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             if process.exitcode is None:
                 process.kill()
             process.join()
-        for pipe in self.parent_pipes:
+        for pipe in pipes:
             pipe.close()
         if hasattr(self, "error_queue"):
             self.error_queue.close()
 
+    def __del__(self) -> None:
+        if self._whole is None:
+            super().__del__()
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        # Workers that failed name themselves by their slots of the whole.
+        whole = self._whole or self
+        super(ProcessVectorEnv, whole)._raise_if_errors([*successes, *[True] * (whole.num_envs - self.num_envs)])
+
     def _name_the_dead(self, error: Exception) -> EnvironmentFault:
         """Which process ended how, after ending the others: gymnasium knows but that a pipe is broken."""
+        if self._whole is not None:
+            return self._whole._name_the_dead(error)
         # The system may take a moment to say so.
         multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout=_CLOSE_SECONDS)
         dead = [

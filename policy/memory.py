@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
@@ -13,23 +14,30 @@ State = tuple[Tensor, Tensor]
 class Memory:
     """(h, c), each [L, H], by ``training_env_id``; an id that was never written reads as zeros.
 
-    A caller that always passes the same ids in the same order (a rollout worker) gets and gives whole tensors: nothing
-    is gathered or copied per id.
+    A caller that always passes the same tuples of ids, none of which shares an id with another (a rollout worker, for
+    each group of its slots), gets and gives whole tensors: nothing is gathered or copied per id.
     """
 
     def __init__(self, num_layers: int, hidden: int) -> None:
         self._num_layers, self._hidden = num_layers, hidden
-        self._ids: tuple[int, ...] = ()
-        self._state: State | None = None
+        self._blocks: list[tuple[tuple[int, ...], State]] = []
+        """No id is in two of them, and none is without ids."""
 
     def read(self, training_env_ids: Sequence[int]) -> State | None:
-        """(h, c), each [L, B, H], in the order of the ids; None where none of them has a state."""
+        """(h, c), each [L, B, H], in the order of the ids; None where nothing has a state."""
         ids = tuple(training_env_ids)
-        if ids is self._ids or ids == self._ids or self._state is None:
-            return self._state
-        row_of = {env_id: row for row, env_id in enumerate(self._ids)}
-        rows = [row_of.get(env_id, len(self._ids)) for env_id in ids]
-        return tuple(torch.nn.functional.pad(part, (0, 0, 0, 1))[:, rows] for part in self._state)  # type: ignore[return-value]
+        for known, state in self._blocks:
+            if ids is known:  # the same tuple at every step of a rollout: nothing is done per id then
+                return state
+        if not self._blocks:
+            return None
+        for known, state in self._blocks:
+            if ids == known:
+                return state
+        row_of = {env_id: row for row, env_id in enumerate(env_id for known, _ in self._blocks for env_id in known)}
+        rows = [row_of.get(env_id, len(row_of)) for env_id in ids]
+        h, c = (torch.cat([state[i] for _, state in self._blocks], 1) for i in (0, 1))
+        return torch.nn.functional.pad(h, (0, 0, 0, 1))[:, rows], torch.nn.functional.pad(c, (0, 0, 0, 1))[:, rows]
 
     def write(self, training_env_ids: Sequence[int], state: State) -> None:
         """Keep ``state`` ((h, c), each [L, B, H]) for the ids, detached."""
@@ -37,22 +45,24 @@ class Memory:
         if state[0].shape[1] != len(ids):
             raise ValueError(f"state has {state[0].shape[1]} rows for {len(ids)} training_env_ids")
         state = (state[0].detach(), state[1].detach())
-        if ids is not self._ids:  # the same tuple at every step of a rollout: nothing is done per id then
-            written = set(ids)
-            if len(written) != len(ids):
-                raise ValueError(f"training_env_ids must differ, got {ids}")
-            others = tuple(env_id for env_id in self._ids if env_id not in written)
-            if others and (kept := self.read(others)) is not None:
-                state = (torch.cat([state[0], kept[0]], 1), torch.cat([state[1], kept[1]], 1))
-                ids += others
-        self._ids, self._state = ids, state
+        for i, (known, _) in enumerate(self._blocks):
+            if ids is known:
+                self._blocks[i] = (ids, state)
+                return
+        written = set(ids)
+        if len(written) != len(ids):
+            raise ValueError(f"training_env_ids must differ, got {ids}")
+        self._drop(written)
+        if ids:
+            self._blocks.append((ids, state))
 
     def get(self) -> dict[int, State]:
         """Every state, copied."""
-        if self._state is None:
-            return {}
-        h, c = self._state
-        return {env_id: (h[:, row].clone(), c[:, row].clone()) for row, env_id in enumerate(self._ids)}
+        return {
+            env_id: (h[:, row].clone(), c[:, row].clone())
+            for ids, (h, c) in self._blocks
+            for row, env_id in enumerate(ids)
+        }
 
     def set(self, states: Mapping[int, State]) -> None:
         """Replace everything by ``states``."""
@@ -61,7 +71,7 @@ class Memory:
             if any(tuple(part.shape) != shape for part in parts):
                 got = [tuple(part.shape) for part in parts]
                 raise ValueError(f"state of training_env_id {env_id} must be (h, c) of {shape}, got {got}")
-        self._ids, self._state = (), None
+        self._blocks = []
         if states:
             h, c = (torch.stack([parts[i] for parts in states.values()], 1) for i in (0, 1))
             self.write(tuple(states), (h, c))
@@ -69,8 +79,17 @@ class Memory:
     def reset(self, training_env_ids: Sequence[int] | None = None) -> None:
         """Zero these ids' states; None forgets all."""
         if training_env_ids is None:
-            self._ids, self._state = (), None
-            return
-        drop = set(training_env_ids)
-        keep = {env_id: state for env_id, state in self.get().items() if env_id not in drop}
-        self.set(keep)
+            self._blocks = []
+        else:
+            self._drop(set(training_env_ids))
+
+    def _drop(self, dropped: AbstractSet[int]) -> None:
+        """Forget these ids; blocks that have none of them stay as they are."""
+        blocks = []
+        for ids, (h, c) in self._blocks:
+            if not dropped.isdisjoint(ids):
+                rows = [row for row, env_id in enumerate(ids) if env_id not in dropped]
+                ids, h, c = tuple(ids[row] for row in rows), h[:, rows], c[:, rows]
+            if ids:
+                blocks.append((ids, (h, c)))
+        self._blocks = blocks

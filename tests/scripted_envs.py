@@ -109,6 +109,8 @@ class ScriptedLog(gymnasium.Env[Any, int]):
             match self.how:
                 case "raises":
                     raise RuntimeError("100% lost")
+                case "interrupts":
+                    raise KeyboardInterrupt
                 case "killed":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "exits":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policy import FastPolicy, VectorObservation
 from policy.memory import Memory
@@ -65,3 +67,74 @@ def test_what_is_written_is_detached():
     assert not any(part.requires_grad for part in memory.read((7, 8)))
     memory.write((8, 9), state)
     assert not any(part.requires_grad for part in (*memory.read((7, 8, 9)), *memory.get()[7]))
+
+
+def blocks_of(ids, start):
+    """A state that says whose it is."""
+    rows = torch.arange(len(ids), dtype=torch.float32) + start
+    return rows.expand(2, len(ids))[..., None].repeat(1, 1, 3), -rows.expand(2, len(ids))[..., None].repeat(1, 1, 3)
+
+
+class CountedId(int):
+    """An id that counts how often it is looked at."""
+
+    looked = 0
+
+    def __eq__(self, other):
+        CountedId.looked += 1
+        return int(self) == int(other)
+
+    def __hash__(self):
+        CountedId.looked += 1
+        return hash(int(self))
+
+
+def test_groups_of_ids_are_kept_whole():
+    """Work for every id at every step, or states copied to and fro, where groups of slots take turns."""
+    memory = Memory(2, 3)
+    groups = [tuple(map(CountedId, ids)) for ids in ((1, 2, 3), (4, 5), (6,))]
+    for ids in groups:
+        memory.write(ids, blocks_of(ids, 0))
+    CountedId.looked = 0
+    for step in range(3):
+        for ids in groups:
+            state = blocks_of(ids, 10 * step)
+            memory.write(ids, state)
+            for part, kept in zip(state, memory.read(ids), strict=True):
+                assert part.data_ptr() == kept.data_ptr()
+    assert CountedId.looked == 0
+
+
+some_ids = st.lists(st.integers(0, 6), unique=True, max_size=5)
+calls = st.lists(st.tuples(st.sampled_from(["write", "write", "again", "read", "reset", "set", "forget"]), some_ids))
+
+
+@given(calls)
+def test_any_ids_in_any_order(calls):
+    """A state lost, kept too long or given to another id where the ids of calls overlap in part."""
+    memory, expected, tuples = Memory(2, 3), {}, [(0, 1), (2, 3, 4)]
+    for number, (call, ids) in enumerate(calls):
+        if call in ("write", "again"):
+            # The same tuple objects come back again and again, as a rollout worker's do.
+            ids = tuples[len(ids) % len(tuples)] if call == "again" else tuple(ids)
+            tuples.append(ids)
+            h, c = blocks_of(ids, 10 * number + 1)
+            memory.write(ids, (h, c))
+            expected |= {env_id: (h[:, row], c[:, row]) for row, env_id in enumerate(ids)}
+        elif call == "reset":
+            memory.reset(ids)
+            expected = {env_id: state for env_id, state in expected.items() if env_id not in ids}
+        elif call == "set":
+            memory.set(expected := {env_id: state for env_id, state in expected.items() if env_id in ids})
+        elif call == "forget":
+            memory.reset()
+            expected = {}
+        for wanted in (tuple(ids), *tuples[-3:]):
+            state = memory.read(wanted)
+            assert (state is None) == (not expected)
+            for row, env_id in enumerate(wanted if state else ()):
+                for part, kept in zip(state, expected.get(env_id, torch.zeros(2, 2, 3)), strict=True):
+                    assert torch.equal(part[:, row], kept)
+        assert set(memory.get()) == set(expected)
+        for env_id, parts in memory.get().items():
+            assert all(torch.equal(part, kept) for part, kept in zip(parts, expected[env_id], strict=True))
