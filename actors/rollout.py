@@ -211,8 +211,7 @@ class RolloutWorker:
         to_box = getattr(self.policy, "to_box", None)
         if to_box is None:
             return 0
-        obs = torch.from_numpy(self._columns["obs"][:, 1:])
-        return int(to_box.count_ignored(obs.reshape(-1, *self.spec.obs_shape)))
+        return int(to_box.count_ignored(self._columns["obs"][:, 1:]))
 
     def close(self) -> None:
         """Close the environments."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from policy.observation import TokenObservation
 
 PADDING = 0xFF
+_PLACED, _NOWHERE, _PADDING, _LEFT_OUT, _SOME_VALUES = range(5)
+"""Of coordinate and feature bytes: has a place; has none; is padding; is left out on purpose; depends on the value."""
 
 
 class TokensToBox(nn.Module):
@@ -60,6 +63,13 @@ class TokensToBox(nn.Module):
         self.register_buffer("_cell", cell, persistent=False)
         self.register_buffer("_plane", plane.flatten(), persistent=False)
         self.register_buffer("_magnitude", magnitude.flatten(), persistent=False)
+        self._coordinate_kind = (cell == self._size).to(torch.uint8).numpy()
+        self._coordinate_kind[PADDING] = _PADDING
+        kinds = torch.full((256,), _SOME_VALUES, dtype=torch.uint8)
+        kinds[(plane < self._size).all(1)] = _PLACED
+        kinds[(plane == self._size).all(1)] = _NOWHERE
+        kinds[(plane == self._left_out).all(1)] = _LEFT_OUT
+        self._feature_kind = kinds.numpy()
 
     def _place(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of every token: its position among N * M, its index into one row's box (its size or more: no place; three
@@ -89,12 +99,25 @@ class TokensToBox(nn.Module):
         box = magnitude.new_zeros(spare + 1).scatter_(0, index, magnitude)
         return box[:-1].view(rows, self.height, self.width, self.num_planes).permute(0, 3, 1, 2)
 
-    def count_ignored(self, obs: Tensor) -> Tensor:
-        """Tokens that nobody expected, over all of ``obs`` [N, tokens, 3]: no padding, not left out on purpose, and yet
-        without a place; int64 scalar."""
-        position, place, _ = self._place(obs)
-        is_padding = obs.reshape(-1, 3)[:, 0].index_select(0, position) == PADDING
-        return ((place >= self._size) & (place < self._left_out) & ~is_padding).sum()
+    def count_ignored(self, obs: np.ndarray) -> int:
+        """Tokens that nobody expected, over all of ``obs`` uint8 [..., tokens, 3]: no padding, not left out on purpose,
+        and yet without a place. An actor looks at all it has seen, so it is done by translating bytes."""
+        tokens = obs.reshape(-1, 3)
+        where = _translate(tokens[:, 0], self._coordinate_kind)
+        what = _translate(tokens[:, 1], self._feature_kind)
+        used = where != _PADDING
+        ignored = int(np.count_nonzero(used & (what != _LEFT_OUT) & (what != _SOME_VALUES) & (where | what != _PLACED)))
+        some = np.flatnonzero(used & (what == _SOME_VALUES))
+        if len(some):
+            plane = self._plane.view(256, 256).numpy()[tokens[some, 1], tokens[some, 2]]
+            expected = (plane == self._left_out) | ((plane != self._size) & (where[some] == _PLACED))
+            ignored += int(np.count_nonzero(~expected))
+        return ignored
+
+
+def _translate(column: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """``table[column]``, several times as fast."""
+    return np.frombuffer(column.tobytes().translate(table.tobytes()), np.uint8)
 
 
 def last_write(index: Tensor, size: int) -> Tensor:
