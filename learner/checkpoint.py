@@ -32,7 +32,7 @@ from policy.recurrent_policy import RecurrentPolicy
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
 
 _INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"

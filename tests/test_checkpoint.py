@@ -161,8 +161,8 @@ def test_another_format_is_refused(directory):
     """A later version's checkpoint that is read as if it were ours."""
     path = directory / "000000003"
     state = json.loads((path / "state.json").read_text())
-    rewrite(path, "state.json", json.dumps({**state, "format_version": 2}).encode())
-    with pytest.raises(CheckpointError, match="has format 2; this version reads 1"):
+    rewrite(path, "state.json", json.dumps({**state, "format_version": 3}).encode())
+    with pytest.raises(CheckpointError, match="has format 3; this version reads 2"):
         load_checkpoint(path)
 
 
