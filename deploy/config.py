@@ -67,7 +67,8 @@ class Config:
     placement: Literal["auto", "shared", "separate"] = "auto"
     """``shared``: every learner also acts on slots of its own, one process per core. ``separate``: rollout processes
     feed one learner. ``auto``: separate where the learner has an accelerator, where actor.num_actors or
-    learner.num_threads is set, or where environments run in processes of their own; else shared."""
+    learner.num_threads is set, where environments run in processes of their own, or where minibatches are small;
+    else shared."""
     seed: int = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""

@@ -17,6 +17,9 @@ from deploy.config import Config
 
 SMALLEST_BATCH = 64
 """Segments per update that ``auto`` does not go below."""
+SMALLEST_SHARED_STEPS = 1024
+"""Environment steps of one learner in one optimizer step below which its fixed costs are not worth having twice: one
+learner with all of them, beside processes that act, is faster then (tests/bench/README.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +109,15 @@ def _placement(config: Config, cores: int, accelerator: bool) -> tuple[Literal["
             f"learner.batch_size={config.learner.batch_size} is one unroll of env.num_envs={config.env.num_envs} "
             "slots, which cannot be shared out"
         )
-    return "shared", "no accelerator: every core acts and learns"
+    layout = _shared(config, cores, "no accelerator: every core acts and learns")
+    segments = layout.share(0).batch_size // config.learner.minibatches
+    steps = segments * config.actor.unroll_length
+    if cores > 1 and steps < SMALLEST_SHARED_STEPS:
+        return "separate", (
+            f"{layout.num_learners} learners would have {steps} environment steps each in an optimizer step, too few "
+            f"to be worth sharing (from {SMALLEST_SHARED_STEPS})"
+        )
+    return "shared", layout.why
 
 
 def _num_learners(config: Config, cores: int) -> int:

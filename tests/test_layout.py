@@ -45,6 +45,7 @@ def test_one_core_does_both_in_one_process() -> None:
         (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
         (["env.kwargs={vectorization: async}"], 4, 2, 2),
         (["placement=separate"], 2, 1, 1),
+        (["learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step
     ],
 )
 def test_where_rollout_processes_feed_one_learner(arguments: list[str], cores: int, actors: int, threads: int) -> None:
