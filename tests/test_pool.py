@@ -164,7 +164,8 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     def newest() -> int:
         return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
 
-    wait_for(newest, process=process)
+    # The first may have made some updates before the second is there.
+    wait_for(lambda: newest() and len(actor_processes(process.pid)) == 2, process=process)
     children = descendants(process.pid)
     victim, survivor = actor_processes(process.pid)
     os.kill(victim, signal.SIGKILL)

@@ -43,7 +43,7 @@ def _newest(tmp_path: Path) -> int:
 
 
 @pytest.mark.usefixtures("no_ray")
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.Signals) -> None:
     """A run that ends, or waits for ever, with one of its learners; one that goes on with other weights than the
     survivors; steps that are lost from the books."""
