@@ -56,6 +56,8 @@ class InlinePool:
         self._incarnations = dict.fromkeys(actors, incarnation << _INCARNATION_BITS)
         self._failures: Counter[int] = Counter()
         self._workers = {actor: setup.make_worker(actor, self._incarnations[actor]) for actor in actors}
+        self.replaced: list[str] = []
+        """Workers that were replaced, each with its reason; whoever tells them may empty it."""
         self.restarts: Counter[str] = Counter()
 
     @property
@@ -80,7 +82,8 @@ class InlinePool:
                 self._failures[actor] += 1
                 if self._failures[actor] >= self._max_failures:
                     raise
-                log.warning("the worker of actor %d is replaced: %s: %s", actor, type(error).__name__, error)
+                self.replaced.append(f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}")
+                log.warning("%s", self.replaced[-1])
                 self._replace(actor)
             else:
                 self._failures[actor] = 0

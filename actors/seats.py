@@ -127,12 +127,24 @@ class Seats:
             seat.whereabouts = answer
         return None
 
+    def answer(self, seat: Seat) -> Any | None:
+        """Wait for this seat's answer, at most until its deadline; None as ``collect``."""
+        ready, _ = ray.wait([seat.call], timeout=max(0.0, seat.deadline - time.monotonic()))
+        if ready:
+            return self.collect(seat)
+        # Of this one alone: another may have answered long ago, and just not been asked yet.
+        self._fail_late(seat)
+        return None
+
     def fail_overdue(self) -> None:
         """Fail whoever has not answered in time."""
         now = time.monotonic()
         for seat in self.all:
             if seat.call is not None and now > seat.deadline:
-                self.fail(seat, "timeout", TimeoutError("an environment that hangs, or too small a time limit"))
+                self._fail_late(seat)
+
+    def _fail_late(self, seat: Seat) -> None:
+        self.fail(seat, "timeout", TimeoutError("an environment that hangs, or too small a time limit"))
 
     def fail(self, seat: Seat, reason: str, error: Exception) -> None:
         """End the seat's actor; another will come after a pause that grows with every failure."""

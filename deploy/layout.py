@@ -85,15 +85,22 @@ def choose_layout(config: Config, *, cores: int, accelerator: bool) -> Layout:
     """
     placement, why = _placement(config, cores, accelerator)
     if placement == "shared":
-        return _shared(config, cores, why)
+        layout = _shared(config, cores, why)
+        if accelerator and layout.num_learners > 1:
+            raise LayoutError(
+                f"placement: {layout.num_learners} learners share an update on CPUs only; choose placement=separate or "
+                "learner.device=cpu"
+            )
+        return layout
     return _separate(config, cores, accelerator, why)
 
 
 def _placement(config: Config, cores: int, accelerator: bool) -> tuple[Literal["shared", "separate"], str]:
     if config.placement != "auto":
         return config.placement, f"placement={config.placement}"
-    if config.learner.num_learners != "auto" and config.learner.num_learners > 1:
-        return "shared", f"learner.num_learners={config.learner.num_learners}"
+    if config.learner.num_learners != "auto":
+        several = config.learner.num_learners > 1
+        return "shared" if several else "separate", f"learner.num_learners={config.learner.num_learners}"
     for name, value in (
         ("actor.num_actors", config.actor.num_actors),
         ("learner.num_threads", config.learner.num_threads),
@@ -106,8 +113,8 @@ def _placement(config: Config, cores: int, accelerator: bool) -> tuple[Literal["
         return "separate", "the environments run in processes of their own, and acting waits for them"
     if cores > 1 and _num_learners(config, cores) < 2:
         return "separate", (
-            f"learner.batch_size={config.learner.batch_size} is one unroll of env.num_envs={config.env.num_envs} "
-            "slots, which cannot be shared out"
+            f"learner.batch_size={config.learner.batch_size} cannot be shared out equally among learners that act on "
+            f"env.num_envs={config.env.num_envs} slots and make learner.minibatches={config.learner.minibatches} of it"
         )
     layout = _shared(config, cores, "no accelerator: every core acts and learns")
     segments = layout.share(0).batch_size // config.learner.minibatches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 
 import torch
 
@@ -10,10 +10,8 @@ from actors.ray_actor import Whereabouts, check_same_code, whereabouts
 from deploy.layout import Share
 from deploy.learner_setup import LearnerSetup
 from learner.group import LearnerGroup, join_store, use_loopback
-from learner.update_loop import Turn
+from learner.update_loop import NEVER, Turn
 from policy.allocator import keep_freed_memory
-
-_NEVER = threading.Event()
 
 
 class LearnerActor:
@@ -40,7 +38,6 @@ class LearnerActor:
             generation=generation,
             rank=rank,
             size=size,
-            device=self._loop.learner.path.device,
             timeout_seconds=timeout_seconds,
         )
         self._loop.learner.synchronize(self._group)
@@ -50,14 +47,15 @@ class LearnerActor:
     def turn(self) -> Turn:
         """This learner's part in one update; what goes wrong here frees the others from waiting."""
         try:
-            turn = self._loop.turn(self._pool.pump, _NEVER)
+            turn = self._loop.turn(self._pool.pump, NEVER)
         except BaseException:
             self._leave()
             raise
         assert turn is not None
         if turn.lost:
             self._leave()
-        return turn
+        replaced, self._pool.replaced = tuple(self._pool.replaced), []
+        return dataclasses.replace(turn, replaced=replaced)
 
     def _leave(self) -> None:
         if self._group is not None:

@@ -9,7 +9,9 @@ import torch
 
 from actors.agent import WorkerSetup
 from actors.pool import InlinePool
+from actors.rollout import trajectory_spec
 from deploy.layout import Share
+from envs.boundary import EnvSpec
 from learner.batch import BatchAssembler
 from learner.canary import Canary
 from learner.config import LearnerConfig
@@ -20,7 +22,6 @@ from learner.ledger import Ledger
 from learner.statistics import RunStatistics
 from learner.update_loop import UpdateLoop
 from policy.config import Initialization
-from policy.trajectory import TrajectorySpec
 from policy.weights import Weights
 
 
@@ -31,7 +32,7 @@ class LearnerSetup:
     worker: WorkerSetup
     learner: LearnerConfig
     initialization: Initialization
-    contract: TrajectorySpec
+    env: EnvSpec
     max_policy_lag: int
     max_consecutive_failures: int
     """Of a rollout worker in the learner's own process."""
@@ -43,6 +44,7 @@ class LearnerSetup:
         torch.manual_seed(self.seed)
         path = make_device_path(self.learner)
         policy = self.worker.make_policy(self.initialization).to(path.device)
+        contract = trajectory_spec(self.env, self.worker.unroll_length, self.worker.burn_in, policy.lstm.hidden_size)
         learner = Learner(
             policy,
             self.learner,
@@ -56,7 +58,7 @@ class LearnerSetup:
         loop = UpdateLoop(
             learner=learner,
             intake=Intake(
-                self.contract,
+                contract,
                 run_id=self.worker.run_id,
                 num_actors=len(share.actors),
                 num_envs=self.worker.num_envs,
@@ -64,7 +66,7 @@ class LearnerSetup:
                 max_policy_lag=self.max_policy_lag,
                 ledger=ledger,
             ),
-            assembler=BatchAssembler(self.contract, share.batch_size, pin_memory=path.pin_memory),
+            assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,
             canary=Canary(policy, path, max_policy_lag=self.max_policy_lag),
             statistics=RunStatistics(ledger),

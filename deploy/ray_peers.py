@@ -6,12 +6,13 @@ an update is then smaller by their part.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import ray
-import torch
 
 from actors.config import ActorConfig
 from actors.seats import Seat, Seats
@@ -21,6 +22,8 @@ from deploy.learner_setup import LearnerSetup
 from learner.group import LearnerGroup, LearnerLost, open_store, use_loopback
 from learner.learner import Learner
 from learner.update_loop import Turn
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 GRACE_SECONDS = 10.0
@@ -38,7 +41,7 @@ class RayPeers:
     ) -> None:
         use_loopback()
         remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(LearnerActor)
-        self._device = torch.device("cpu")
+        self._restarts: Counter[str] = Counter()
         self._timeout = config.unroll_timeout_seconds
         self._members: list[tuple[Seat, int]] = []
         """Seats of the group with their incarnations, in the order of their ranks."""
@@ -55,8 +58,8 @@ class RayPeers:
 
     @property
     def restarts(self) -> Counter[str]:
-        """Learners replaced, by reason."""
-        return self._seats.restarts
+        """Learners, and rollout workers in their processes, replaced by reason."""
+        return self._seats.restarts + self._restarts
 
     @property
     def num_alive(self) -> int:
@@ -67,16 +70,16 @@ class RayPeers:
         """Process ids of the learners that are up."""
         return self._seats.process_ids()
 
-    def begin(self, learner: Learner) -> None:
+    def begin(self, learner: Learner, stop: threading.Event) -> None:
         """Start everybody's part in the next update; before it, whoever came or went, the group is made anew.
 
-        waits for: at the run's start all learners, later nobody     unblocked by: a start, a death
+        waits for: at the run's start all learners, later nobody     unblocked by: a start, a death, ``stop``
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
         self._seats.start_due()
-        while self._take_in_started() and self._generation < 0:
+        while self._take_in_started() and self._generation < 0 and not stop.is_set():
             time.sleep(0.02)
             self._seats.start_due()
         present = [(seat, seat.incarnation) for seat in self._seats.up()]
@@ -91,8 +94,15 @@ class RayPeers:
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
-        found = [self._answer(seat) for seat, _ in self._members]
-        return [turn for turn in found if isinstance(turn, Turn)]
+        turns = []
+        for seat, _ in self._members:
+            turn = self._answer(seat)
+            if isinstance(turn, Turn):
+                turns.append(turn)
+                for message in turn.replaced:
+                    self._restarts["error"] += 1
+                    log.warning("in the process of learner %d, %s", seat.actor, message)
+        return turns
 
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that nobody waits for what will not come; the next update makes another."""
@@ -132,7 +142,6 @@ class RayPeers:
                     generation=self._generation,
                     rank=0,
                     size=len(members) + 1,
-                    device=self._device,
                     timeout_seconds=self._timeout,
                 )
                 learner.synchronize(self._group)
@@ -148,8 +157,4 @@ class RayPeers:
         """What a call under way gives; None where the seat failed."""
         if seat.call is None:
             return None
-        ready, _ = ray.wait([seat.call], timeout=max(0.0, seat.deadline - time.monotonic()))
-        if not ready:
-            self._seats.fail_overdue()
-            return None
-        return self._seats.collect(seat)
+        return self._seats.answer(seat)

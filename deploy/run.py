@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.rollout import trajectory_spec
 from deploy.config import Config, to_dict, to_yaml
 from deploy.crew import Crew
 from deploy.hardware import available_cores
@@ -85,9 +84,7 @@ class _Run:
             worker=worker,
             learner=config.learner,
             initialization=config.policy.initialization,
-            contract=trajectory_spec(
-                spec, config.actor.unroll_length, config.actor.burn_in, worker.make_policy().lstm.hidden_size
-            ),
+            env=spec,
             max_policy_lag=lag,
             max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
             seed=config.seed,
@@ -228,14 +225,13 @@ class _Run:
         start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
         env, actor = config.env, config.actor
         name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
-        layout = self.layout
-        if layout.placement == "shared":
-            who = f"{layout.num_learners} that also act, {layout.batch_size} segments per update"
-            who += " in one process" if config.mode == "inline" and layout.num_learners > 1 else ""
-        else:
-            where = self.learner.path.describe()
-            threads = f", gradient threads: {layout.num_threads}" if where == "cpu" else ""
-            who = f"{where}{threads}, {layout.batch_size} segments per update"
+        layout, path = self.layout, self.learner.path
+        who = f"{path.describe()}, {layout.batch_size} segments per update"
+        if layout.num_learners > 1:
+            where = "in one process" if config.mode == "inline" else "which also act"
+            who = f"{layout.num_learners}, {where}; {who}"
+        elif layout.placement == "separate" and path.device.type == "cpu":
+            who += f", gradient threads: {layout.num_threads}"
         return "\n".join(
             [
                 f"Training {name} ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",

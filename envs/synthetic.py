@@ -137,10 +137,10 @@ class SyntheticEnvironment:
         return pool
 
 
-def _check(name: str, value: object, lowest: int, highest: int | None) -> None:
+def _check(name: str, value: int, lowest: int, highest: int | None) -> None:
     """Refuse what is no whole number from ``lowest`` to ``highest``."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if whole and value >= lowest and (highest is None or value <= highest):  # type: ignore[operator]
+    if whole and lowest <= value and (highest is None or value <= highest):
         return
     limits = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
     raise ValueError(f"synthetic: {name}={value!r} must be a whole number {limits}")

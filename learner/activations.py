@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from learner.learner import valid_transitions
+from learner.evaluation import valid_transitions
 from policy import ComponentPolicy, ImageObservation, RecurrentPolicy
 from policy.graph import VALUE
 

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from learner.device import DevicePath
-from learner.learner import evaluate, log_prob_error
+from learner.evaluation import evaluate, log_prob_error
 from policy.recurrent_policy import RecurrentPolicy
 from policy.weights import Weights, load_weights
 

@@ -1,6 +1,6 @@
 """Learners that share one update: each has a part of the batch, all add up their gradients and make the same step.
 
-Over ``torch.distributed``: gloo between CPUs, NCCL between GPUs. A group is made anew whenever a learner comes or goes;
+Over ``torch.distributed`` with gloo, between learners on CPUs. A group is made anew whenever a learner comes or goes;
 rank 0 is the run's own process, whose state is the one that counts.
 """
 
@@ -12,6 +12,7 @@ import io
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,7 +34,6 @@ class LearnerGroup:
         generation: number of this group in the run.
         rank: this learner's place, 0 in the run's own process.
         size: number of learners.
-        device: where gradients are.
         timeout_seconds: how long the others are waited for.
 
     Raises:
@@ -47,16 +47,15 @@ class LearnerGroup:
         generation: int,
         rank: int,
         size: int,
-        device: torch.device,
         timeout_seconds: float,
     ) -> None:
-        self.rank, self.size, self._device = rank, size, device
+        self.rank, self.size = rank, size
         self._store = store
         self.seconds = 0.0
         """Spent in adding up, and in waiting for slower learners."""
         with _lost("joining"):
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "gloo",
                 store=PrefixStore(str(generation), store),
                 rank=rank,
                 world_size=size,
@@ -83,18 +82,16 @@ class LearnerGroup:
         buffer = io.BytesIO()
         if self.rank == 0:
             torch.save(state, buffer)
-        payload = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8).to(self._device)
-        size = torch.tensor([len(payload)], device=self._device)
+        payload = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8)
+        size = torch.tensor([len(payload)])
         with _lost("sharing the weights"):
             dist.broadcast(size, 0)
             if self.rank:
-                payload = torch.empty(int(size), dtype=torch.uint8, device=self._device)
+                payload = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(payload, 0)
         if self.rank == 0:
             return state
-        loaded: dict[str, Any] = torch.load(
-            io.BytesIO(payload.cpu().numpy().tobytes()), weights_only=True, map_location=self._device
-        )
+        loaded: dict[str, Any] = torch.load(io.BytesIO(payload.numpy().tobytes()), weights_only=True)
         return loaded
 
     def close(self) -> None:
@@ -123,7 +120,7 @@ def use_loopback() -> None:
 
 
 @contextlib.contextmanager
-def _lost(doing: str):  # type: ignore[no-untyped-def]
+def _lost(doing: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's own errors are all of this class

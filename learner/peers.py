@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,8 +13,11 @@ from learner.update_loop import Turn
 class Peers(Protocol):
     """The other learners. Each acts and learns on slots of its own and starts an update only when it is told to."""
 
-    def begin(self, learner: Learner) -> None:
-        """Start their part in the next update; before it, whoever came or went, the group is made anew."""
+    def begin(self, learner: Learner, stop: threading.Event) -> None:
+        """Start their part in the next update; before it, whoever came or went, the group is made anew.
+
+        waits for: at the run's start all of them     unblocked by: ``stop``
+        """
 
     def end(self) -> Sequence[Turn]:
         """What they did in the update that was begun.

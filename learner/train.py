@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +14,11 @@ from learner.checkpoint import Checkpoints
 from learner.ledger import Ledger
 from learner.peers import Peers
 from learner.statistics import RunStatistics
-from learner.update_loop import Turn, UpdateLoop
+from learner.update_loop import NEVER, Turn, UpdateLoop, settle
 from learner.weight_metrics import measure_weights
 from policy.weights import Weights
 
 log = logging.getLogger(__name__)
-
-_NEVER = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +63,9 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
     saved_version = -1
     while ledger.trained < limits.total_env_steps and not _out_of_time(limits, statistics) and not stop.is_set():
         if parts.peers:
-            parts.peers.begin(learner)
+            parts.peers.begin(learner, stop)
         # Whoever has begun is waited for by the others.
-        turn = loop.turn(drive, _NEVER if parts.peers else stop)
+        turn = loop.turn(drive, NEVER if parts.peers else stop)
         if turn is None:
             break
         _take_in(statistics, turn)
@@ -114,15 +111,14 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
     trained = own.books.trained
     for turn in peers.end():
         _take_in(loop.statistics, turn)
-        books = turn.books
-        if own.lost and books.trained:
-            # Its step was the last it made with this group; the next group starts from the weights before it.
-            books = Ledger(sampled=books.sampled, dropped=Counter(learner_lost=books.sampled))
-        elif turn.weights_hash != own.weights_hash:
-            log.error("two learners made different weights of one update; the run's own count from here on")
-            peers.separate(loop.learner)
+        books = settle(own, turn)
         loop.intake.add_books(books)
+        loop.intake.count_lost(turn.lost_unrolls)
         trained += books.trained
+        if not own.lost and (turn.lost or turn.weights_hash != own.weights_hash):
+            if not turn.lost:
+                log.error("two learners made different weights of one update; the run's own count from here on")
+            peers.separate(loop.learner)
     if missing := own.all_env_steps - trained:
         # A learner that ended between the update and its answer: its steps were trained all the same.
         loop.intake.add_books(Ledger(sampled=missing, trained=missing))

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from policy.weights import Weights, flatten_weights
 
 log = logging.getLogger(__name__)
 
+NEVER = threading.Event()
+"""Never set: for a learner that others wait for."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
@@ -44,12 +48,30 @@ class Turn:
     """Readings of the canary."""
     weights_hash: str
     """Of the weights after the turn."""
+    lost_unrolls: int = 0
+    """Begun in this turn and never delivered."""
+    replaced: tuple[str, ...] = ()
+    """Rollout workers in this learner's process that were replaced, each with its reason."""
     terms: dict[str, float] = dataclasses.field(default_factory=dict)
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     refused: NonFiniteUpdate | None = None
     """Why there was no update."""
     lost: LearnerLost | None = None
     """Why there was no update."""
+
+
+def settle(own: Turn, other: Turn) -> Ledger:
+    """The books of another learner's part in an update, as it ended for the run's own learner.
+
+    One of them may have made the step when the other lost it. The own weights are those that training goes on with:
+    what is in them was trained, whatever the other says.
+    """
+    steps = other.books.sampled
+    if own.lost:
+        return Ledger(sampled=steps, dropped=Counter(learner_lost=steps))
+    if other.lost:
+        return Ledger(sampled=steps, trained=steps)
+    return other.books
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -82,11 +104,12 @@ class UpdateLoop:
             RuntimeError: the pool ended.
         """
         learner, statistics = self.learner, self.statistics
-        version = learner.policy_version
+        version, lost_before = learner.policy_version, self.intake.lost_unrolls
         with statistics.time("wait"):
             trajectories = self.intake.next_batch(drive, stop)
         if trajectories is None:
             return None
+        lost_unrolls = self.intake.lost_unrolls - lost_before
         with statistics.time("assemble"):
             batch = learner.path.to_device(self.assembler.assemble(trajectories))
         with statistics.time("canary"):
@@ -96,9 +119,9 @@ class UpdateLoop:
                 result = learner.update(batch)
         except NonFiniteUpdate as error:
             self._keep_refused(batch, error)
-            return self._without_update(trajectories, errors, "non_finite", refused=error)
+            return self._without_update(trajectories, errors, "non_finite", refused=error, lost_unrolls=lost_unrolls)
         except LearnerLost as error:
-            return self._without_update(trajectories, errors, "learner_lost", lost=error)
+            return self._without_update(trajectories, errors, "learner_lost", lost=error, lost_unrolls=lost_unrolls)
         if learner.group:
             statistics.stage_seconds["reduce"] += learner.group.seconds
             learner.group.seconds = 0.0
@@ -112,6 +135,7 @@ class UpdateLoop:
             trajectories=reported(trajectories, version),
             log_prob_errors=_readings([*errors, result.log_prob_error]),
             weights_hash=weights.content_hash,
+            lost_unrolls=lost_unrolls,
             terms=result.terms,
             staleness=result.staleness,
         )

@@ -15,7 +15,8 @@ from learner.canary import TOLERANCE, Canary
 from learner.config import LearnerConfig
 from learner.device import DevicePath
 from learner.device_choice import DeviceNotFound, check_device, make_device_path
-from learner.learner import Learner, evaluate
+from learner.evaluation import evaluate
+from learner.learner import Learner
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from policy.weights import flatten_weights
 

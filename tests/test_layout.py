@@ -45,6 +45,7 @@ def test_one_core_does_both_in_one_process() -> None:
         (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
         (["env.kwargs={vectorization: async}"], 4, 2, 2),
         (["placement=separate"], 2, 1, 1),
+        (["learner.num_learners=1"], 2, 1, 1),
         (["learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step
     ],
 )
@@ -60,6 +61,12 @@ def test_an_accelerator_is_fed_by_all_cores_but_one() -> None:
     layout = layout_of(cores=100, accelerator=True)
     assert (layout.placement, layout.num_actors) == ("separate", 99)
     assert layout.batch_size * 2 >= 99 * 64
+
+
+def test_several_learners_on_an_accelerator_are_refused() -> None:
+    """Catches learners that all take the same GPU and wait for each other."""
+    with pytest.raises(LayoutError, match="2 learners share an update on CPUs only"):
+        layout_of("learner.num_learners=2", cores=4, accelerator=True)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from service import SHARED, alive, descendants, learner_processes, read_summary, start_shoal, wait_for
+from service import SHARED, alive, descendants, learner_processes, make_setup, read_summary, start_shoal, wait_for
 
+from actors.rollout import RolloutWorker
 from deploy.cli import main
+from deploy.layout import Share
+from deploy.learner_actor import LearnerActor
+from deploy.learner_setup import LearnerSetup
+from envs.boundary import EnvironmentFault
+from envs.registry import make_env_spec
+from learner.config import LearnerConfig
+from learner.group import LearnerLost
+from learner.learner import NonFiniteUpdate
+from learner.ledger import Ledger
+from learner.update_loop import Turn, settle
+from policy.config import Initialization
+from policy.weights import Weights
 
 
 def _weights(run: Path, *settings: str) -> str:
@@ -30,7 +47,71 @@ def test_processes_change_nothing(tmp_path: Path, settings: list[str]) -> None:
     assert local == _weights(tmp_path / "inline", "mode=inline", *settings)
 
 
-def _start(tmp_path: Path, *settings: str):  # type: ignore[no-untyped-def]
+def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> Turn:
+    reason = "learner_lost" if lost else "non_finite"
+    return Turn(
+        books=Ledger(sampled=sampled, trained=trained, dropped=Counter({reason: sampled} if lost or refused else {})),
+        all_env_steps=0,
+        trajectories=(),
+        log_prob_errors=(),
+        weights_hash="",
+        lost=LearnerLost() if lost else None,
+        refused=NonFiniteUpdate() if refused else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "books"),
+    [
+        ({"trained": 5}, {"trained": 7}, Ledger(sampled=7, trained=7)),
+        ({"refused": True}, {"refused": True}, Ledger(sampled=7, dropped=Counter(non_finite=7))),
+        ({"lost": True}, {"lost": True}, Ledger(sampled=7, dropped=Counter(learner_lost=7))),
+        ({"lost": True}, {"trained": 7}, Ledger(sampled=7, dropped=Counter(learner_lost=7))),
+        ({"trained": 5}, {"lost": True}, Ledger(sampled=7, trained=7)),
+    ],
+)
+def test_one_learner_says_what_became_of_an_update(own: dict[str, Any], other: dict[str, Any], books: Ledger) -> None:
+    """Steps that are trained for one learner and dropped for another: in the books twice, or not as they ended."""
+    assert settle(_turn(sampled=5, **own), _turn(sampled=7, **other)) == books
+
+
+def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that ends a learner; a replacement that nobody hears of, or that acts as its predecessor did."""
+    worker = make_setup("recall", num_envs=8)
+    setup = LearnerSetup(
+        worker=worker,
+        learner=LearnerConfig(device="cpu"),
+        initialization=Initialization(),
+        env=make_env_spec("recall"),
+        max_policy_lag=0,
+        max_consecutive_failures=2,
+        seed=0,
+        refused_dir=Path("refused"),
+    )
+    share = Share(actors=range(3, 4), batch_size=16, num_shards=1, first_shard=1, num_threads=1)
+    learner = LearnerActor(setup, share, incarnation=2)
+    learner._loop.publish()
+    calls = iter([False, True])  # the second unroll of the first turn
+
+    def rollout(self: RolloutWorker, weights: Weights) -> np.ndarray:
+        if next(calls, False):
+            raise EnvironmentFault("broken")
+        return whole(self, weights)
+
+    whole = RolloutWorker.rollout
+    monkeypatch.setattr(RolloutWorker, "rollout", rollout)
+    turn = learner.turn()
+    assert turn.replaced == ("the worker of actor 3 is replaced: EnvironmentFault: broken",)
+    assert turn.lost_unrolls == 1
+    assert turn.books.sampled == turn.books.trained > 0
+    assert learner.turn().replaced == ()
+    assert learner._pool._incarnations == {3: (2 << 16) + 1}
+    calls = iter([True, True])
+    with pytest.raises(EnvironmentFault):
+        learner.turn()
+
+
+def _start(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:
     return start_shoal(
         *("train", *SHARED, "mode=local", "learner.num_learners=3", "learner.batch_size=48", "run_dir=run"),
         *("total_env_steps=1000000000", "max_seconds=150", "checkpoint.every_updates=20", *settings),

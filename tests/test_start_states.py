@@ -23,7 +23,7 @@ from slow_reference import start_state
 from learner.batch import BatchAssembler
 from learner.canary import TOLERANCE
 from learner.device import DevicePath
-from learner.learner import evaluate, log_prob_error
+from learner.evaluation import evaluate, log_prob_error
 from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 

@@ -25,11 +25,12 @@ from rollouts import (
 )
 from slow_reference import loss_by_episode
 
-import learner.learner
+import learner.evaluation
 import policy.recurrent_policy
 from learner.canary import TOLERANCE, Canary
 from learner.device import DevicePath
-from learner.learner import NonFiniteUpdate, evaluate, log_prob_error, valid_transitions
+from learner.evaluation import evaluate, log_prob_error, valid_transitions
+from learner.learner import NonFiniteUpdate
 from policy.config import RegularizationConfig
 from policy.recurrent import plan_resets, step_lstm
 from policy.weights import flatten_weights
@@ -279,7 +280,7 @@ def _early(is_first):
 def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_reset):
     """The canary is blind: resets inside an unroll that come one step off in training."""
     rollouts, learner_ = recall()
-    monkeypatch.setattr(learner.learner, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first)))
+    monkeypatch.setattr(learner.evaluation, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first)))
     assert learner_.update(rollouts.batch(learner_.policy, 0)).log_prob_error > FAULT_SEEN
 
 

@@ -15,7 +15,7 @@ from service import SMALL as SMALL_RUN
 from deploy.cli import main
 from learner.activations import SAMPLE_ROWS, ActivationSampler
 from learner.device import DevicePath
-from learner.learner import evaluate, valid_transitions
+from learner.evaluation import evaluate, valid_transitions
 from learner.weight_metrics import dormant_units_ratio, effective_rank, measure_weights
 from policy import ComponentPolicy, TokenObservation
 from policy.config import RegularizationConfig

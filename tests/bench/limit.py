@@ -35,7 +35,8 @@ from envs.reference import random_player
 from envs.registry import make_env_spec, make_vector_env
 from learner.batch import BatchAssembler
 from learner.device_choice import make_device_path
-from learner.learner import Learner, valid_transitions
+from learner.evaluation import valid_transitions
+from learner.learner import Learner
 from policy.allocator import keep_freed_memory
 from policy.trajectory import from_bytes
 from policy.weights import flatten_weights
@@ -193,7 +194,7 @@ def profile(shares: dict[str, float], layout: Layout) -> dict[str, float]:
     }
     named = {"environment": acting["env"], "inference": acting["policy"], "packing": acting["pack"]}
     if layout.placement == "shared":
-        whole = {**named, "transfer": shares["wait"] - sum(named.values()), **learning}
+        whole = {**named, "between acting and assembling": shares["wait"] - sum(named.values()), **learning}
         return {**whole, "anything else": 1 - sum(whole.values())}
     actors = {f"actor: {name}": share for name, share in named.items()}
     learner = {f"learner: {name}": share for name, share in {"waiting": shares["wait"], **learning}.items()}

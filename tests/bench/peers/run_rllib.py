@@ -35,7 +35,7 @@ ACTIONS = gymnasium.spaces.Discrete(network.NUM_ACTIONS)
 class FreeVectorEnv(gymnasium.vector.VectorEnv):
     """The common environment as gymnasium's vector environment, next-step."""
 
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012  (as gymnasium has it)
 
     def __init__(self, num_envs: int, seed: int) -> None:
         self.num_envs = num_envs
@@ -106,7 +106,7 @@ class Counted:
     def compute_loss_for_module(self, *, batch: dict[str, Any], **kwargs: Any) -> Any:
         with Path(os.environ["PEERS_MARKS"]).open("a") as marks:
             marks.write(f"{time.monotonic()} {int(batch[Columns.LOSS_MASK].sum())}\n")
-        return super().compute_loss_for_module(batch=batch, **kwargs)  # type: ignore[misc]
+        return super().compute_loss_for_module(batch=batch, **kwargs)
 
 
 class CountedIMPALA(Counted, IMPALATorchLearner):

@@ -13,13 +13,13 @@ import torch
 import torch.multiprocessing as mp
 from rollouts import make_learner, random_batch, small_policy
 from service import alive
+from tensordict import TensorDict
 
 from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_loopback
 from learner.learner import Learner, NonFiniteUpdate
 from policy.weights import flatten_weights
 
 SLOTS = 8
-CPU = torch.device("cpu")
 
 
 def _make(rank: int, size: int, settings: dict[str, Any], num_shards: int = 1) -> Learner:
@@ -34,16 +34,14 @@ def _member(rank: int, size: int, port: int, settings: dict[str, Any], connectio
     torch.set_num_threads(1)
     use_loopback()
     learner = _make(rank, size, settings)
-    group = LearnerGroup(
-        join_store("127.0.0.1", port, 60), generation=0, rank=rank, size=size, device=CPU, timeout_seconds=60
-    )
+    group = LearnerGroup(join_store("127.0.0.1", port, 60), generation=0, rank=rank, size=size, timeout_seconds=60)
     learner.synchronize(group)
     while (seed := connection.recv()) is not None:
         connection.send(_update(learner, _part(seed, rank)))
     group.close()
 
 
-def _part(seed: int, rank: int):  # type: ignore[no-untyped-def]
+def _part(seed: int, rank: int) -> TensorDict:
     batch = random_batch(100 * seed + rank, num_slots=SLOTS)
     if seed == 13 and rank == 1:
         batch["reward"][0, 0] = float("inf")
@@ -74,7 +72,7 @@ class Group:
             self.processes.append(process)
             self.connections.append(ours)
         self.learner = _make(0, size, settings)
-        self.group = LearnerGroup(self.store, generation=0, rank=0, size=size, device=CPU, timeout_seconds=60)
+        self.group = LearnerGroup(self.store, generation=0, rank=0, size=size, timeout_seconds=60)
         self.learner.synchronize(self.group)
 
     def update(self, seed: int) -> list[tuple[str, Any]]:

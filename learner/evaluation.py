@@ -1,0 +1,73 @@
+"""A batch under the weights there are now: what updates, the canary and benchmarks ask of a policy."""
+
+# T time, B segments
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from learner.device import DevicePath
+from learner.start_states import stored_state
+from policy.precision import at_least_float32
+from policy.recurrent import plan_resets
+from policy.recurrent_policy import RecurrentPolicy
+
+
+class Evaluation(NamedTuple):
+    """One shard under the current weights; time-major."""
+
+    log_prob: Tensor
+    """[T, B]"""
+    entropy: Tensor
+    """[T, B]"""
+    value: Tensor
+    """[T, B]"""
+    next_value: Tensor
+    """[T, B], without gradient: of what each transition led to in its own episode."""
+
+
+def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Evaluation:
+    """``policy`` on [B] segments, from their initial states, with resets inside."""
+    is_first = batch["is_first"].T
+    final = _final_rows(batch)
+    plan = plan_resets(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
+    with path.autocast():
+        output, _ = policy.unroll(
+            batch["obs"].transpose(0, 1),
+            is_first,
+            stored_state(batch),
+            plan=plan.to(path.device),
+            final_obs=batch["final_obs"][final[1], final[0]] if final else None,
+            return_state=False,
+        )
+    # Row T is only bootstrapped from.
+    log_prob, entropy = policy.actions.evaluate(at_least_float32(output.logits[:-1]), batch["action"].transpose(0, 1))
+    value = at_least_float32(output.value)
+    next_value = value[1:].detach()
+    if final and output.final_value is not None:
+        next_value = next_value.index_put(final, at_least_float32(output.final_value.detach()))
+    return Evaluation(log_prob, entropy, value[:-1], next_value)
+
+
+def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:
+    """(t [K], b [K]) of the transitions that bootstrap from ``final_obs``: truncated in the same-step form."""
+    if "final_obs" not in batch.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
+        return None
+    b, t = (batch["truncated"] & ~batch["terminated"]).nonzero(as_tuple=True)
+    return (t, b) if len(t) else None
+
+
+def valid_transitions(batch: TensorDict) -> Tensor:
+    """bool [B, T]; false on void transitions (``policy.trajectory``)."""
+    return ~batch["is_first"][:, 1:] | batch["terminated"] | batch["truncated"]
+
+
+def log_prob_error(log_prob: Tensor, batch: TensorDict, rows: Tensor | slice = slice(None)) -> Tensor:
+    """max |recomputed - behavior| log-probability over segments ``rows``: the canary (policy.memory, 1e-4 in float32).
+
+    Void transitions count too: their rows went through the same memory.
+    """
+    return (log_prob.T[rows] - batch["behavior_log_prob"][rows]).abs().max()
