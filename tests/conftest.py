@@ -22,6 +22,7 @@ os.environ.update(
     HOME=str(SCRATCH),  # Ray writes its token to ~/.ray
     RAY_TMPDIR=str(SCRATCH),  # Ray itself appends "ray"
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # at Ray's own 15 a worker gets next to nothing beside a test that is busy
     OMP_NUM_THREADS="1",
     # Ray's workers and our own subprocesses import this checkout, installed or not, and the tests' own environments.
     PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),

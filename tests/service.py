@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,14 +71,19 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 60, process: subprocess.Popen[str] | None = None) -> Any:
-    """What ``condition`` gives once it is true."""
+def wait_for(
+    condition: Callable[[], Any], *, seconds: float = 200, process: subprocess.Popen[str] | None = None
+) -> Any:
+    """What ``condition`` gives once it is true; ``seconds`` end a test that hangs, and measure nothing."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if process is not None and process.poll() is not None:
             raise AssertionError(f"the process ended with {process.returncode}:\n{process.communicate()[0]}")
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds} s in vain")
+            if process is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+            said = process.communicate()[0] if process is not None else ""
+            raise AssertionError(f"waited {seconds} s in vain:\n{said}")
         time.sleep(0.02)
     return found
 

@@ -239,7 +239,7 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
         *SMALL,
         "mode=inline",
         "total_env_steps=1000000000",
-        "max_seconds=120",
+        "max_seconds=280",
         "run_dir=run",
         "checkpoint.every_updates=5",
     ]
@@ -251,7 +251,7 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
             second = main(["train", *SMALL, "mode=inline", f"run_dir={tmp_path / 'run'}"])
             assert second == 2
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode == code, output
         assert "Interrupted; saved." in output
         assert "Traceback" not in output

@@ -62,10 +62,11 @@ class Run:
         assert self.intake.ledger.balance() == 0
         return trajectory
 
-    def update_until(self, condition: Any, seconds: float = 60) -> Trajectory:
+    def update_until(self, condition: Any, seconds: float = 200) -> Trajectory:
         deadline = time.monotonic() + seconds
         while not condition(trajectory := self.update()):
             assert time.monotonic() < deadline
+            time.sleep(0.01)  # the others would have no core to start on
         return trajectory
 
     def close(self) -> list[int]:
@@ -95,7 +96,7 @@ def test_a_killed_actor_is_replaced() -> None:
     assert run.pool.num_alive == 2
     assert len(set(run.pool.process_ids()) - set(before)) == 1
     processes = run.close()
-    wait_for(lambda: not any(map(alive, processes)), seconds=10)
+    wait_for(lambda: not any(map(alive, processes)), seconds=60)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -118,7 +119,7 @@ def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
     assert run.pool.restarts == {"timeout": 1}
     assert run.intake.lost_unrolls == 1
     processes = run.close()
-    wait_for(lambda: not any(map(alive, processes)), seconds=10)
+    wait_for(lambda: not any(map(alive, processes)), seconds=60)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -154,7 +155,7 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
             *SMALL,
             "actor.num_actors=2",
             "total_env_steps=1000000000",
-            "max_seconds=120",
+            "max_seconds=280",
             "run_dir=run",
             "checkpoint.every_updates=20",
         ),
@@ -171,9 +172,9 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: set(actor_processes(process.pid)) > {survivor}, process=process)
     at = newest()
-    wait_for(lambda: newest() > at + 100, process=process)
+    wait_for(lambda: newest() > at + 40, process=process)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     summary = read_summary(tmp_path / "run")
@@ -182,7 +183,7 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     assert summary["policy_lag"]["max"] <= 2
     assert summary["log_prob_checks"] > 10
     assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]
-    wait_for(lambda: not any(map(alive, children)), seconds=20)
+    wait_for(lambda: not any(map(alive, children)), seconds=60)
 
 
 @pytest.mark.usefixtures("no_ray")
