@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -403,7 +403,11 @@ def _ranges(total: int, parts: int) -> list[slice]:
 
 
 def _rows(batch: TensorDict, index: Tensor | None) -> TensorDict:
-    return batch if index is None else batch[index]
+    if index is None:
+        return batch
+    # Not batch[index], which moves a row of bytes one by one: five times as slow.
+    columns = cast(dict[str, Tensor], dict(batch.items()))
+    return TensorDict({name: column.index_select(0, index) for name, column in columns.items()}, index.shape)
 
 
 def _moments(targets: Targets, value: Tensor, valid: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ SIZES = {"demo": (["forage"], []), "demo, whole batch": (["forage"], ["learner.m
 RATES = (0.0, 0.01, 0.03, 0.1, 0.5, 1.0)
 PRECISIONS = {"float32": False, "bfloat16": True}
 CPU = torch.device("cpu")
+PLAIN = ("update, eager float32, no resets", "conv2d")
+LIMIT = "acting + update per step: eager float32 without resets / ours in bfloat16 at 1% resets"
+
+Variant = tuple[str, str]
+"""(what, how)"""
 
 
 def seconds(function: Callable[[], object], calls: int) -> float:
@@ -52,7 +57,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class Kernels:
-    """The variants of one configuration, by (what, how)."""
+    """The variants of one configuration."""
 
     def __init__(self, files: list[str], settings: list[str]) -> None:
         config, problems = load_config(files, [*settings, "learner.device=cpu"])
@@ -65,13 +70,15 @@ class Kernels:
         rows = batch["obs"].flatten(0, 1)[: batch["is_first"].numel() // config.learner.minibatches]
         self.box = policy.to_box(rows)
         self.layer = policy.cnn1
-        self.variants: dict[tuple[str, str], Callable[[], object]] = {
+        self.variants: dict[Variant, Callable[[], object]] = {
             ("acting", "now"): self.bare.inference,
             ("acting", "with conv2d and the value"): self.act_as_before,
         }
         for name, bfloat16 in PRECISIONS.items():
             for how, function in (("patches", convolve), ("conv2d", conv2d)):
                 self.variants[f"first layer, {name}", how] = functools.partial(self.first_layer, function, bfloat16)
+                if function is conv2d and not bfloat16:
+                    self.variants[PLAIN] = self.update_as_before
             for rate in RATES:
                 for how in ("ours", "step loop") if not bfloat16 else ("ours",):
                     self.variants[f"update, {name}, {rate:.0%} resets", how] = functools.partial(
@@ -95,6 +102,15 @@ class Kernels:
         with mock.patch("policy.fast.convolve", conv2d), mock.patch.object(policy, "logits", with_value):
             self.bare.inference()
 
+    def update_as_before(self) -> None:
+        """Eager float32 over conv2d; without resets, which leaves open how they would be done."""
+        with mock.patch("policy.fast.convolve", conv2d):
+            self.update(False, 0.0, False)
+
+    def steps(self, what: str) -> int:
+        """Environment steps in one call of a variant."""
+        return self.bare.slots if what == "acting" else self.bare.batch_steps
+
     def update(self, bfloat16: bool, rate: float, loop: bool) -> None:
         """One update of the recorded batch with resets drawn anew."""
         self.flags.copy_(torch.rand(self.flags.shape, generator=self.generator) < rate)
@@ -105,22 +121,26 @@ class Kernels:
             self.bare.update()
 
 
-def ratios(variants: list[tuple[str, str]]) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
-    """(numerator, denominator) by what the ratio says."""
+def ratios(variants: list[Variant]) -> dict[str, tuple[list[Variant], list[Variant]]]:
+    """What the ratio says, and whose seconds per environment step are added up above and below."""
     found = {}
     for what, how in variants:
         first = next(h for w, h in variants if w == what)
         if how != first:
-            found[f"{what}: {how} / {first}"] = ((what, how), (what, first))
+            found[f"{what}: {how} / {first}"] = ([(what, how)], [(what, first)])
     for name in PRECISIONS:
         for rate in RATES[1:]:
             found[f"update, {name}: {rate:.0%} resets / none"] = (
-                (f"update, {name}, {rate:.0%} resets", "ours"),
-                (f"update, {name}, 0% resets", "ours"),
+                [(f"update, {name}, {rate:.0%} resets", "ours")],
+                [(f"update, {name}, 0% resets", "ours")],
             )
     found["update: bfloat16 / float32"] = (
-        ("update, bfloat16, 0% resets", "ours"),
-        ("update, float32, 0% resets", "ours"),
+        [("update, bfloat16, 0% resets", "ours")],
+        [("update, float32, 0% resets", "ours")],
+    )
+    found[LIMIT] = (
+        [("acting", "with conv2d and the value"), PLAIN],
+        [("acting", "now"), ("update, bfloat16, 1% resets", "ours")],
     )
     return found
 
@@ -133,16 +153,18 @@ def main() -> None:
     results: dict[str, dict[str, tuple[float, float, float]]] = {}
     for size, (files, settings) in SIZES.items():
         kernels = Kernels(files, settings)
-        measured: dict[tuple[str, str], list[float]] = {key: [] for key in kernels.variants}
+        measured: dict[Variant, list[float]] = {key: [] for key in kernels.variants}
         for _ in range(options.rounds):
             for key, function in kernels.variants.items():
-                measured[key].append(seconds(function, 1 if key[0].startswith("update") else 10))
+                spent = seconds(function, 3 if key[0].startswith("update") else 10)
+                measured[key].append(spent / kernels.steps(key[0]))
         results[size] = {}
         print(f"\n{size}: median [lowest .. highest] of {options.rounds} rounds")
         for what, (above, below) in ratios(list(kernels.variants)).items():
-            values = sorted(a / b for a, b in zip(measured[above], measured[below], strict=True))
+            rounds = range(options.rounds)
+            values = sorted(sum(measured[k][i] for k in above) / sum(measured[k][i] for k in below) for i in rounds)
             results[size][what] = (statistics.median(values), values[0], values[-1])
-            print("  {:<62} {:6.3f}  [{:.3f} .. {:.3f}]".format(what, *results[size][what]), flush=True)
+            print("  {:<88} {:6.3f}  [{:.3f} .. {:.3f}]".format(what, *results[size][what]), flush=True)
     if options.json:
         print(json.dumps(results))
 

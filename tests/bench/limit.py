@@ -1,16 +1,19 @@
 """The whole service against what this machine's cores could do: ``shoal bench limit [--json]``.
 
-In one run, alternating: bare loops of the very environment, inference and update that the service uses, each alone on
-one core with one thread, with the slots and segments that one learner has; then the service itself, read from its own
-metrics endpoint once it is under way, with where its own learner's core spent the time. The limit is
+In one run, alternating: bare loops of the very environment, inference and update that the service uses, with one
+thread and the slots and segments that one learner has; then the service itself, read from its own metrics endpoint once
+it is under way, with where its own learner's core spent the time. The limit is
 cores / (environment + inference + update seconds per environment step): no overlap, no waiting, nothing but the work.
-Run it alone on the machine; absolute figures do not travel, the ratio does.
+It is measured twice: on one core while the others rest, and on all cores at once, which is slower where cores share
+caches, memory or power. Run it alone on the machine; absolute figures do not travel, the ratio does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -20,6 +23,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +98,11 @@ class Bare:
         unrolls = [self.worker.rollout(weights) for _ in range(batch_size // self.slots)]
         self.batch = path.to_device(assembler.assemble([from_bytes(self.worker.spec, unroll) for unroll in unrolls]))
         self.batch_steps = int(valid_transitions(self.batch).sum())
+        # Inference sees another row at every call, as it does in the service.
+        seen = self.batch["obs"][: self.slots].cpu(), self.batch["is_first"][: self.slots].cpu()
+        self.inputs = itertools.cycle(
+            [(o.contiguous(), f.contiguous()) for o, f in zip(*(x.unbind(1) for x in seen), strict=True)]
+        )
         self.player = random_player(spec, np.random.default_rng(0))
 
     def environment(self) -> None:
@@ -103,7 +113,7 @@ class Bare:
         """One forward of all slots and one action each."""
         worker = self.worker
         with torch.inference_mode():
-            obs, first = torch.from_numpy(self.rows.obs), torch.from_numpy(self.rows.is_first)
+            obs, first = next(self.inputs)
             output = worker.policy.act(obs, worker.training_env_ids, first)
             worker.policy.actions.sample(output.logits, torch.rand(self.slots, worker.policy.actions.num_uniform))
 
@@ -118,6 +128,43 @@ class Bare:
             "inference": seconds_per_call(self.inference, seconds) / self.slots,
             "update": seconds_per_call(self.update, seconds) / self.batch_steps,
         }
+
+
+class AllCores:
+    """The same pieces in one process per core, all at the same moment."""
+
+    def __init__(self, config: Config, layout: Layout, cores: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._barrier = context.Barrier(cores)
+        self._pipes, self._processes = [], []
+        for _ in range(cores):
+            here, there = context.Pipe()
+            arguments = (config, layout, self._barrier, there)
+            self._pipes.append(here)
+            self._processes.append(context.Process(target=_one_core, args=arguments, daemon=True))
+            self._processes[-1].start()
+        for pipe in self._pipes:
+            pipe.recv()  # it is ready: from now on it computes when asked
+
+    def measure(self, seconds: float) -> float:
+        """Environment steps per second of all cores."""
+        for pipe in self._pipes:
+            pipe.send(seconds)
+        return sum(1 / sum(pipe.recv().values()) for pipe in self._pipes)
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def _one_core(config: Config, layout: Layout, barrier: Barrier, pipe: Connection) -> None:
+    bare = Bare(config, layout)
+    pipe.send(None)
+    while (seconds := pipe.recv()) is not None:
+        barrier.wait()
+        pipe.send(bare.measure(seconds))
 
 
 class Measured(NamedTuple):
@@ -221,19 +268,21 @@ def main() -> None:
     cores = available_cores()
     accelerator = make_device_path(config.learner).device.type != "cpu"
     layout = choose_layout(config, cores=cores, accelerator=accelerator)
-    bare = Bare(config, layout)
+    bare, all_cores = Bare(config, layout), AllCores(config, layout, cores)
     shares = []
     rounds = []
     for i in range(options.rounds):
         seconds = bare.measure(3.0)
-        limit = cores / sum(seconds.values())
+        limit, together = cores / sum(seconds.values()), all_cores.measure(3.0)
         achieved, stages = service(arguments, options.seconds, warmup=5.0)
         shares.append(profile(stages, layout))
-        rounds.append({**seconds, "limit": limit, "service": achieved, "ratio": achieved / limit})
+        ratios = {"ratio": achieved / limit, "ratio_together": achieved / together}
+        rounds.append({**seconds, "limit": limit, "limit_together": together, "service": achieved, **ratios})
         print(
-            f"round {i + 1}: limit {limit:,.0f}, service {achieved:,.0f} env steps/s, ratio {achieved / limit:.3f}",
+            f"round {i + 1}: limit {limit:,.0f}, all cores at once {together:,.0f}, service {achieved:,.0f} steps/s",
             flush=True,
         )
+    all_cores.close()
 
     def spread(name: str, scale: Callable[[float], float] = float) -> tuple[float, float, float]:
         values = sorted(scale(r[name]) for r in rounds)
@@ -248,13 +297,15 @@ def main() -> None:
         ("environment alone, one core", *spread("environment", lambda s: 1 / s), "{:,.0f} steps/s"),
         ("inference alone, one core", *spread("inference", lambda s: 1 / s), "{:,.0f} steps/s"),
         ("update alone, one core", *spread("update", lambda s: 1 / s), "{:,.0f} steps/s"),
-        (f"limit of {cores} cores", *spread("limit"), "{:,.0f} steps/s"),
+        (f"limit: {cores} times one core alone", *spread("limit"), "{:,.0f} steps/s"),
+        ("limit: all cores at once", *spread("limit_together"), "{:,.0f} steps/s"),
         ("service", *spread("service"), "{:,.0f} steps/s"),
-        ("service / limit", *spread("ratio"), "{:.3f}"),
+        ("service / one core alone", *spread("ratio"), "{:.3f}"),
+        ("service / all cores at once", *spread("ratio_together"), "{:.3f}"),
     ]
     for name, median, low, high, form in table:
         print(
-            f"  {name:<28} {form.format(median):>16}  [{form.split()[0].format(low)} .. {form.split()[0].format(high)}]"
+            f"  {name:<31} {form.format(median):>16}  [{form.split()[0].format(low)} .. {form.split()[0].format(high)}]"
         )
     print("\nshare of one core's time in the service")
     for name in shares[0]:
