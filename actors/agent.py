@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.code import Code
 from actors.rollout import RolloutWorker
 from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
 from envs.registry import make_vector_env
@@ -74,7 +75,8 @@ class WorkerSetup:
     """What the environment says of both in its own names; None where these are the policy's."""
     burn_in: int = 0
     num_threads: int = 1
-    package_root: str = ""
+    code: Code | None = None
+    """What the learner runs; a process that runs other code refuses to work."""
 
     def make_policy(self, initialization: Initialization | None = None) -> RecurrentPolicy:
         """A policy with fresh weights."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -17,17 +19,26 @@ from actors.seats import Seats
 class RayPool:
     """Rollout workers as Ray actors.
 
+    Args:
+        actors: their indices in the run.
+        options: Ray's, of every actor: what it needs and where it may be (``deploy.ray_session``).
+
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.
     """
 
-    def __init__(self, setup: WorkerSetup, num_actors: int, config: ActorConfig, feed: Feed) -> None:
+    def __init__(
+        self, setup: WorkerSetup, actors: range, config: ActorConfig, feed: Feed, options: Mapping[str, Any]
+    ) -> None:
         self._feed = feed
         # max_restarts 0: a replacement is made here, where it is counted and gets an incarnation of its own.
-        remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(RolloutActor)
+        remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(RolloutActor)
+        # Once, not with every actor: it may be large.
+        shared = ray.put(setup)
         self._seats = Seats(
-            range(num_actors),
+            actors,
             title="actor",
-            make=lambda actor, incarnation: remote.remote(setup, actor, incarnation),
+            make=lambda actor, incarnation: remote.remote(shared, actor, incarnation),
+            needs=describe(options),
             call_timeout_seconds=config.unroll_timeout_seconds,
             max_consecutive_failures=config.max_consecutive_failures,
             on_lost=lambda seat: feed.abandon(seat.actor),
@@ -59,7 +70,11 @@ class RayPool:
         seats.start_due()
         for seat in seats.up():
             # An actor that is still starting would act with weights that are old when it is up.
-            if seat.call is None and (weights := self._feed.admit(seat.actor)) is not None:
+            if (
+                seat.call is None
+                and not seats.must_leave(seat)
+                and (weights := self._feed.admit(seat.actor)) is not None
+            ):
                 seats.call(seat, "rollout", weights)
         under_way = {seat.call: seat for seat in seats.all if seat.call is not None}
         if not under_way:
@@ -77,3 +92,11 @@ class RayPool:
     def close(self) -> None:
         """Kill all actors; unrolls under way are abandoned."""
         self._seats.close()
+
+
+def describe(options: Mapping[str, Any]) -> str:
+    """What an actor of these options needs, in words."""
+    amounts = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus"), **options.get("resources", {})}
+    parts = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
+    parts += [f"label {name}={value}" for name, value in options.get("label_selector", {}).items()]
+    return ", ".join(parts)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
-import signal
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.ray_actor import Whereabouts
+from actors.ray_nodes import draining_nodes, end_process
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_SECONDS = 600.0
-"""A cluster may have to start a machine first; what a call may take says nothing about that."""
+BUILD_TIMEOUT_SECONDS = 600.0
+"""For making policy and environments; what a call may take says nothing about that."""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
+LOOK_SECONDS = 1.0
+"""Between looks at which nodes are draining and who still waits for a place."""
+TELL_AFTER_SECONDS, TELL_AGAIN_SECONDS = 15.0, 60.0
+"""How long somebody waits for a place before it is told, and told again."""
+BLAMELESS = frozenset({"preempted", "node_died"})
+"""Reasons that say nothing about the actor: they do not count as failures of it."""
 
 
 class TooManyFailures(RuntimeError):
@@ -37,11 +49,15 @@ class Seat:
     incarnation: int = -1
     handle: Any = None
     whereabouts: Whereabouts | None = None
-    """Known once the actor is up; only then is it given work."""
+    """Known once the actor has a place."""
+    built: bool = False
+    """Only then it is given work."""
     call: ray.ObjectRef | None = None
     """Its start or its work, whichever is under way."""
     work: str = ""
     """The method last called."""
+    since: float = 0.0
+    """When it was started."""
     deadline: float = 0.0
     failures: int = 0
     """In a row."""
@@ -53,7 +69,8 @@ class Seats:
 
     Args:
         title: what the actors are called in messages.
-        make: starts the actor of (index, incarnation); it has a method ``whereabouts``.
+        make: starts the actor of (index, incarnation); it has methods ``whereabouts`` and ``build``.
+        needs: what an actor needs to find a place, in words.
         call_timeout_seconds: a call that takes longer counts as hung.
         max_consecutive_failures: of one seat, after which the run ends.
         on_lost: told of a seat whose work under way will never be answered.
@@ -65,23 +82,27 @@ class Seats:
         *,
         title: str,
         make: Callable[[int, int], Any],
+        needs: str,
         call_timeout_seconds: float,
         max_consecutive_failures: int,
         on_lost: Callable[[Seat], None],
     ) -> None:
-        self._title, self._make, self._on_lost = title, make, on_lost
+        self._title, self._make, self._needs, self._on_lost = title, make, needs, on_lost
         self._call_timeout, self._max_failures = call_timeout_seconds, max_consecutive_failures
         self.all = [Seat(index) for index in indices]
         self.restarts: Counter[str] = Counter()
+        self._draining: frozenset[str] = frozenset()
+        self._look_at = 0.0
+        self._told_at = -math.inf
         for seat in self.all:
             self.start(seat)
 
     def up(self) -> list[Seat]:
         """Seats whose actors are up."""
-        return [seat for seat in self.all if seat.whereabouts is not None]
+        return [seat for seat in self.all if seat.built]
 
     def process_ids(self) -> list[int]:
-        """Process ids of the actors that are up."""
+        """Process ids of the actors that have a place."""
         return [seat.whereabouts.process_id for seat in self.all if seat.whereabouts is not None]
 
     def start(self, seat: Seat) -> None:
@@ -89,14 +110,46 @@ class Seats:
         seat.incarnation += 1
         seat.handle = self._make(seat.actor, seat.incarnation)
         seat.call = seat.handle.whereabouts.remote()
-        seat.deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        seat.since = time.monotonic()
+        # A cluster may have to start a machine first, or has none to spare for now: that is waiting, not hanging.
+        seat.deadline = math.inf
 
     def start_due(self) -> None:
-        """Start whoever's time to come back is there."""
+        """Start whoever's time to come back is there; move whoever sits on a node that will end soon."""
         now = time.monotonic()
         for seat in self.all:
             if seat.handle is None and now >= seat.back_at:
                 self.start(seat)
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._draining = draining_nodes()
+            self._tell_who_waits(now)
+        for seat in self.up() if self._draining else ():
+            # What it is at is finished first, and handed over.
+            if seat.call is None and self.must_leave(seat):
+                self._move(seat)
+
+    def must_leave(self, seat: Seat) -> bool:
+        """Whether the seat's node will end soon: it gets no new work there."""
+        return seat.whereabouts is not None and seat.whereabouts.node_id in self._draining
+
+    def _move(self, seat: Seat) -> None:
+        self.restarts["preempted"] += 1
+        log.warning("%s %d leaves its node, which is draining; it starts on another one", self._title, seat.actor)
+        self.kill(seat)
+        self.start(seat)
+
+    def _tell_who_waits(self, now: float) -> None:
+        waiting = [s for s in self.all if s.handle and not s.whereabouts and now - s.since > TELL_AFTER_SECONDS]
+        if waiting and now - self._told_at > TELL_AGAIN_SECONDS:
+            self._told_at = now
+            log.warning(
+                "%d of %d %ss wait for a place in the cluster (each needs %s); the others work meanwhile",
+                len(waiting),
+                len(self.all),
+                self._title,
+                self._needs,
+            )
 
     def call(self, seat: Seat, method: str, *arguments: Any) -> None:
         """Begin a piece of work; ``collect`` gives the answer."""
@@ -118,13 +171,18 @@ class Seats:
             # What the actor raised, without the frames of Ray around it.
             self.fail(seat, "error", error.cause)
         except RayError as error:
-            self.fail(seat, "died", error)
+            self.fail(seat, _reason(error), error)
         else:
             seat.call = None
-            if seat.whereabouts is not None:
+            if seat.built:
                 seat.failures = 0
                 return answer
-            seat.whereabouts = answer
+            if seat.whereabouts is None:
+                seat.whereabouts = answer
+                seat.call = seat.handle.build.remote()
+                seat.deadline = time.monotonic() + BUILD_TIMEOUT_SECONDS
+            else:
+                seat.built = True
         return None
 
     def answer(self, seat: Seat) -> Any | None:
@@ -148,16 +206,15 @@ class Seats:
 
     def fail(self, seat: Seat, reason: str, error: Exception) -> None:
         """End the seat's actor; another will come after a pause that grows with every failure."""
-        # Ray asks a process to end; one that hangs may not hear it, and would keep its core.
         self.kill(seat, at_once=reason == "timeout")
-        seat.failures += 1
+        seat.failures += reason not in BLAMELESS
         self.restarts[reason] += 1
         text = f"{type(error).__name__}: {error}"
         if seat.failures >= self._max_failures:
             raise TooManyFailures(
                 f"{self._title} {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {text}"
             ) from error
-        wait = min(FIRST_BACKOFF_SECONDS * 2 ** (seat.failures - 1), LAST_BACKOFF_SECONDS)
+        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(seat.failures - 1, 0), LAST_BACKOFF_SECONDS)
         seat.back_at = time.monotonic() + wait
         log.warning(
             "%s %d (incarnation %d) will be replaced in %.1f s (%s): %s",
@@ -170,18 +227,29 @@ class Seats:
         )
 
     def kill(self, seat: Seat, *, at_once: bool = False) -> None:
-        """End the seat's actor; work under way is lost. ``at_once``: by a signal, where it runs on this machine."""
+        """End the seat's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""
         if seat.handle is not None:
             ray.kill(seat.handle, no_restart=True)
-            here = ray.get_runtime_context().get_node_id()
-            if at_once and seat.whereabouts is not None and seat.whereabouts.node_id == here:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(seat.whereabouts.process_id, signal.SIGKILL)
-        if seat.whereabouts is not None and seat.call is not None:
+            if at_once and seat.whereabouts is not None:
+                end_process(seat.whereabouts)
+        if seat.built and seat.call is not None:
             self._on_lost(seat)
         seat.handle = seat.whereabouts = seat.call = None
+        seat.built = False
 
     def close(self) -> None:
         """Kill all actors; work under way is lost."""
         for seat in self.all:
             self.kill(seat)
+
+
+def _reason(error: RayError) -> str:
+    if isinstance(error, RayActorError) and error.preempted:
+        return "preempted"
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "OutOfMemoryError" in text or "running low on memory" in text:
+        return "oom"
+    # Ray says so in words only, once it has given the node up; up to then the actor is unavailable.
+    if isinstance(error, NodeDiedError) or "its node has died" in text:
+        return "node_died"
+    return "died"

@@ -147,7 +147,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         outcome = run(config, run_dir)
     except CannotStart as error:
-        return _refuse([str(error)])
+        return _refuse(str(error).splitlines())
     except Exception as error:  # noqa: BLE001  (whatever ends a run ends here, as one line and a file)
         return _fail("the run failed", error, run_dir)
     return 128 + outcome.interrupted_by if outcome.interrupted_by else 0

@@ -59,11 +59,49 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """With mode=cluster: where the cluster is, and where on it everybody goes. The learner is the process that runs the
+    command."""
+
+    address: str = "auto"
+    """host:port of the head; ``auto`` takes RAY_ADDRESS, or the cluster that this machine is part of."""
+    actor_cpus: float = 1.0
+    """CPUs that each rollout actor takes."""
+    actor_resources: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Other resources of the cluster that each rollout actor takes, by name."""
+    actor_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Labels of the nodes that rollout actors may be on: a value, !value, in(a,b) or !in(a,b)."""
+    learner_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The same for learners beside the run's own (learner.num_learners)."""
+    autoscaling: bool | Literal["auto"] = "auto"
+    """Whether nodes may still come: a run then starts with the actors that have a place. ``auto`` asks the cluster."""
+    runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """A Ray runtime environment for all processes of the run. This code is sent to them in any case."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.address:
+            problems.append("address must not be empty; auto takes RAY_ADDRESS, or this machine's cluster")
+        if not self.actor_cpus >= 0:
+            problems.append(f"actor_cpus={self.actor_cpus} must not be negative")
+        problems += [
+            f"actor_resources.{name}={amount} must be positive"
+            for name, amount in self.actor_resources.items()
+            if not amount > 0
+        ]
+        if not self.actor_cpus and not self.actor_resources:
+            problems.append("actor_cpus=0 needs actor_resources: nothing else would limit the actors of a node")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """One run."""
 
-    mode: Literal["inline", "local"] = "local"
-    """``inline``: one process, no Ray, deterministic. ``local``: Ray started and stopped on this machine."""
+    mode: Literal["inline", "local", "cluster"] = "local"
+    """``inline``: one process, no Ray, deterministic. ``local``: Ray started and stopped on this machine. ``cluster``:
+    a Ray cluster that is running already."""
     placement: Literal["auto", "shared", "separate"] = "auto"
     """``shared``: every learner also acts on slots of its own, one process per core. ``separate``: rollout processes
     feed one learner. ``auto``: separate where the learner has an accelerator, where actor.num_actors or
@@ -84,6 +122,7 @@ class Config:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 

@@ -1,16 +1,21 @@
-"""``shoal doctor``: what a run would find on this machine, how it would be laid out and why; nothing is started."""
+"""``shoal doctor``: what a run would find here, how it would be laid out and why; nothing is started."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy import preflight
 from deploy.config import Config
 from deploy.hardware import available_cores
-from deploy.layout import Layout, LayoutError, choose_layout
-from deploy.summary import versions
+from deploy.layout import Layout, LayoutError, Machine, choose_layout
+from deploy.run_dir import CannotStart
+from deploy.versions import versions
+
+if TYPE_CHECKING:  # Ray is imported where it is used
+    from deploy.cluster import Cluster
 
 GIB = 2**30
 
@@ -18,7 +23,17 @@ GIB = 2**30
 def examine(config: Config, run_dir: Path) -> tuple[list[str], list[str]]:
     """(lines to read, problems that keep a run with this configuration from starting)."""
     problems = preflight.check(config, run_dir)
-    lines = _machine(run_dir) + _layout(config)
+    lines = _machine(run_dir)
+    if config.mode == "cluster" and not problems:
+        from deploy.cluster import connect
+
+        try:
+            with connect(config.cluster) as cluster:
+                lines += _cluster(config, cluster, problems)
+        except CannotStart as error:
+            problems += str(error).splitlines()
+    elif config.mode != "cluster":
+        lines += _layout(config, Machine(cores=available_cores(), accelerator=_accelerator(config)))
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
 
@@ -45,12 +60,59 @@ def _machine(run_dir: Path) -> list[str]:
     return lines
 
 
-def _layout(config: Config) -> list[str]:
+def _accelerator(config: Config) -> bool:
+    from learner.device_choice import DeviceNotFound, make_device_path
+
+    try:
+        return make_device_path(config.learner).device.type != "cpu"
+    except DeviceNotFound:
+        return False  # among the problems
+
+
+def _cluster(config: Config, cluster: Cluster, problems: list[str]) -> list[str]:
+    """The nodes, who has room for whom, and the layout; adds what is wrong to ``problems``."""
+    from actors.ray_pool import describe
+
+    nodes = cluster.nodes()
+    answers = cluster.probe(nodes)
+    room = cluster.room(nodes)
+    lines = [f"cluster at {cluster.address}, {len(nodes)} nodes" + (", autoscaling" if room.autoscaling else "")]
+    for node in nodes:
+        labels = [f"{name}={value}" for name, value in node.labels.items() if not name.startswith("ray.io/")]
+        amounts = {
+            k: v for k, v in node.resources.items() if k not in ("memory", "object_store_memory") and ":" not in k
+        }
+        parts = [
+            ", ".join(f"{node.available.get(name, 0):g} of {amount:g} {name} free" for name, amount in amounts.items()),
+            *labels,
+            *(["draining"] if node.is_draining else []),
+            *(["the learner is here"] if node.is_here else []),
+        ]
+        if answer := answers.get(node):
+            if answer.shared_memory_bytes is not None:
+                parts.append(f"{answer.shared_memory_bytes / GIB:.1f} GiB shared memory free")
+            parts.append(f"{answer.disk_bytes / GIB:.1f} GiB disk free")
+        else:
+            parts.append("does not answer")
+        lines.append(f"  {node.name:<26} " + "; ".join(part for part in parts if part))
+    needs = describe(cluster.actor_options())
+    lines.append(
+        f"  room           for {room.elsewhere} actors of {needs} on other nodes, {room.here} beside the learner"
+    )
+    found = cluster.problems(config, nodes, room) + cluster.mismatches(answers)
+    problems += found
+    if not found:
+        here = Machine(cores=available_cores(), accelerator=_accelerator(config))
+        lines += _layout(config, cluster.place(config, room, here))
+    return lines
+
+
+def _layout(config: Config, machine: Machine) -> list[str]:
     from learner.device_choice import DeviceNotFound, make_device_path
 
     try:
         path = make_device_path(config.learner)
-        layout = choose_layout(config, cores=available_cores(), accelerator=path.device.type != "cpu")
+        layout = choose_layout(config, machine)
     except (DeviceNotFound, LayoutError):
         return []  # among the problems
     steps = layout.batch_size * config.actor.unroll_length
@@ -60,6 +122,7 @@ def _layout(config: Config) -> list[str]:
         *_processes(config, layout),
         f"  update         {layout.batch_size} segments x {config.actor.unroll_length} steps = {steps:,} environment "
         f"steps, in {config.learner.minibatches * config.learner.epochs} optimizer steps",
+        f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
         f"  arithmetic     {path.describe()}; acting is always float32, so that log-probabilities can be compared",
     ]
     if layout.placement == "shared":
@@ -70,6 +133,22 @@ def _layout(config: Config) -> list[str]:
                 "learner.minibatches; auto sizes it to the machine"
             )
     return lines
+
+
+def _lag(config: Config, layout: Layout) -> str:
+    if layout.placement == "shared" or config.actor.max_policy_lag == 0:
+        return "the version it acts with (lag 0)"
+    most = config.actor.max_policy_lag
+    unrolls = max(1, layout.batch_size // config.env.num_envs)
+    # An actor is admitted while at most so many unrolls are ahead of it (learner.intake).
+    at_once = most * unrolls
+    text = (
+        f"{most} versions (actor.max_policy_lag): at most {at_once} unrolls are under way while an update is computed"
+    )
+    if layout.num_actors > at_once:
+        idle = layout.num_actors - at_once
+        text += f"; {idle} of {layout.num_actors} actors then wait: raise learner.batch_size or the lag"
+    return text
 
 
 def _processes(config: Config, layout: Layout) -> list[str]:

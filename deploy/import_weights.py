@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deploy.config import Config, to_dict
-from deploy.summary import versions
+from deploy.versions import versions
 from envs.config import EnvConfig
 from envs.registry import make_env_spec
 from learner.checkpoint import Checkpoints

@@ -23,6 +23,20 @@ learner with all of them, beside processes that act, is faster then (tests/bench
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a run has to work with."""
+
+    cores: int
+    """Of the machine that the run's own learner is on."""
+    accelerator: bool
+    """The learner has one."""
+    actor_places: int | None = None
+    """Rollout actors that a cluster has room for; None where there is only this machine."""
+    actors_here: int = 0
+    """Of these, on this machine."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
     """What one process does of the work."""
 
@@ -77,25 +91,26 @@ class LayoutError(ValueError):
     """Settings that cannot be met together; one line each, with the setting's name."""
 
 
-def choose_layout(config: Config, *, cores: int, accelerator: bool) -> Layout:
-    """The layout of a run on a machine with so many cores.
+def choose_layout(config: Config, machine: Machine) -> Layout:
+    """The layout of a run on what it has to work with.
 
     Raises:
         LayoutError: numbers that were set do not divide into each other.
     """
-    placement, why = _placement(config, cores, accelerator)
+    placement, why = _placement(config, machine)
     if placement == "shared":
+        cores = machine.cores if machine.actor_places is None else 1 + machine.actor_places
         layout = _shared(config, cores, why)
-        if accelerator and layout.num_learners > 1:
+        if machine.accelerator and layout.num_learners > 1:
             raise LayoutError(
                 f"placement: {layout.num_learners} learners share an update on CPUs only; choose placement=separate or "
                 "learner.device=cpu"
             )
         return layout
-    return _separate(config, cores, accelerator, why)
+    return _separate(config, machine, why)
 
 
-def _placement(config: Config, cores: int, accelerator: bool) -> tuple[Literal["shared", "separate"], str]:
+def _placement(config: Config, machine: Machine) -> tuple[Literal["shared", "separate"], str]:
     if config.placement != "auto":
         return config.placement, f"placement={config.placement}"
     if config.learner.num_learners != "auto":
@@ -107,8 +122,11 @@ def _placement(config: Config, cores: int, accelerator: bool) -> tuple[Literal["
     ):
         if value != "auto":
             return "separate", f"{name} is set: rollout processes feed one learner"
-    if accelerator:
+    if machine.accelerator:
         return "separate", "the learner has an accelerator"
+    if machine.actor_places is not None:
+        return "separate", "a cluster's rollout actors come and go; learner.num_learners shares updates, too"
+    cores = machine.cores
     if config.env.kwargs.get("vectorization") == "async":
         return "separate", "the environments run in processes of their own, and acting waits for them"
     if cores > 1 and _num_learners(config, cores) < 2:
@@ -175,8 +193,9 @@ def _shared(config: Config, cores: int, why: str) -> Layout:
     )
 
 
-def _separate(config: Config, cores: int, accelerator: bool, why: str) -> Layout:
+def _separate(config: Config, machine: Machine, why: str) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
+    cores, accelerator = machine.cores, machine.accelerator
     if learner.num_learners not in ("auto", 1):
         raise LayoutError(f"learner.num_learners: {learner.num_learners} learners need placement=shared")
     if actor.num_actors != "auto":
@@ -184,7 +203,7 @@ def _separate(config: Config, cores: int, accelerator: bool, why: str) -> Layout
     else:
         # With an accelerator all cores but one make rollouts. Without one acting and learning on a step cost about
         # the same.
-        actors = max(1, cores - 1 if accelerator else cores // 2)
+        actors = machine.actor_places or max(1, cores - 1 if accelerator else cores // 2)
         if actor.max_policy_lag == 0 and learner.batch_size != "auto":
             # Lock step shares a batch equally: the largest number that divides it.
             unrolls = max(1, learner.batch_size // envs)
@@ -199,7 +218,8 @@ def _separate(config: Config, cores: int, accelerator: bool, why: str) -> Layout
         threads = learner.num_threads
     else:
         # More would fill the moments when an actor waits, but smaller shards cost more per step than that brings.
-        threads = 1 if accelerator else max(1, cores - actors)
+        acting_here = actors if machine.actor_places is None else machine.actors_here
+        threads = 1 if accelerator else max(1, cores - acting_here)
     return Layout(
         placement="separate",
         why=why,

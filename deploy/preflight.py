@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deploy.config import Config
 from deploy.hardware import available_cores
-from deploy.layout import LayoutError, choose_layout
+from deploy.layout import LayoutError, Machine, choose_layout
 
 
 def check(config: Config, run_dir: Path) -> list[str]:
@@ -46,9 +46,11 @@ def _layout(config: Config) -> list[str]:
 
     if problem := check_device(config.learner):
         return [f"learner.device: {problem}"]
+    if config.mode == "cluster":
+        return []  # it depends on what the cluster has
     accelerator = make_device_path(config.learner).device.type != "cpu"
     try:
-        choose_layout(config, cores=available_cores(), accelerator=accelerator)
+        choose_layout(config, Machine(cores=available_cores(), accelerator=accelerator))
     except LayoutError as error:
         return str(error).splitlines()
     return []

@@ -15,17 +15,18 @@ from collections.abc import Callable, Sequence
 import ray
 
 from actors.config import ActorConfig
+from actors.ray_pool import describe
 from actors.seats import Seat, Seats
 from deploy.layout import Layout
 from deploy.learner_actor import LearnerActor
 from deploy.learner_setup import LearnerSetup
-from learner.group import LearnerGroup, LearnerLost, open_store, use_loopback
+from deploy.ray_session import RaySession
+from learner.group import LearnerGroup, LearnerLost, open_store, use_interface
 from learner.learner import Learner
 from learner.update_loop import Turn
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 GRACE_SECONDS = 10.0
 """For a learner that is well to say that it lost the others: they hang together, and one of them is to blame."""
 
@@ -37,10 +38,18 @@ class RayPeers:
     """
 
     def __init__(
-        self, setup: LearnerSetup, layout: Layout, config: ActorConfig, *, on_lost_turn: Callable[[], None]
+        self,
+        setup: LearnerSetup,
+        layout: Layout,
+        config: ActorConfig,
+        session: RaySession,
+        *,
+        on_lost_turn: Callable[[], None],
     ) -> None:
-        use_loopback()
-        remote = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(LearnerActor)
+        self._address = session.address
+        use_interface(self._address)
+        remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
+        shared = ray.put(setup)
         self._restarts: Counter[str] = Counter()
         self._timeout = config.unroll_timeout_seconds
         self._members: list[tuple[Seat, int]] = []
@@ -50,7 +59,8 @@ class RayPeers:
         self._seats = Seats(
             range(1, layout.num_learners),
             title="learner",
-            make=lambda rank, incarnation: remote.remote(setup, layout.share(rank), incarnation),
+            make=lambda rank, incarnation: remote.remote(shared, layout.share(rank), incarnation),
+            needs=describe(session.learner_options),
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,
             on_lost=lambda seat: on_lost_turn() if seat.work == "turn" else None,
@@ -118,7 +128,7 @@ class RayPeers:
 
     def _take_in_started(self) -> bool:
         """Whether somebody is still starting."""
-        starting = {seat.call: seat for seat in self._seats.all if seat.whereabouts is None and seat.call is not None}
+        starting = {seat.call: seat for seat in self._seats.all if not seat.built and seat.call is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
             for ref in ready:
@@ -131,10 +141,10 @@ class RayPeers:
         while members:
             self.separate(learner)
             self._generation += 1
-            store = open_store(LOOPBACK, self._timeout)
+            store = open_store(self._address, self._timeout)
             for rank, (seat, _) in enumerate(members, 1):
                 self._seats.call(
-                    seat, "join", LOOPBACK, store.port, self._generation, rank, len(members) + 1, self._timeout
+                    seat, "join", self._address, store.port, self._generation, rank, len(members) + 1, self._timeout
                 )
             try:
                 self._group = LearnerGroup(

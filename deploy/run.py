@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from actors.agent import WorkerSetup, actions_of, observation_of
+from actors.code import this_code
 from deploy.config import Config, to_dict, to_yaml
 from deploy.crew import Crew
 from deploy.hardware import available_cores
 from deploy.interruption import interruption
-from deploy.layout import choose_layout
+from deploy.layout import Machine, choose_layout
 from deploy.learner_setup import LearnerSetup
 from deploy.progress import Progress
 from deploy.run_dir import CannotStart, exclusive, log_file
-from deploy.summary import measured_random_return, summarize, versions, write_json
+from deploy.summary import measured_random_return, summarize, write_json
+from deploy.versions import versions
 from envs.boundary import EnvSpec
 from envs.registry import make_env_spec
 from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
@@ -34,6 +36,10 @@ from policy.allocator import keep_freed_memory
 from policy.graph import components_to_json
 from policy.observation import Observation
 from policy.remap import NameMap, PolicyInterface, Remapping, remap
+
+if TYPE_CHECKING:  # Ray is imported where it is used
+    from deploy.cluster import Cluster
+    from deploy.ray_session import RaySession
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,9 +59,17 @@ def run(config: Config, run_dir: Path) -> Outcome:
         Exception: whatever ended the run early; the summary is written all the same.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with exclusive(run_dir), log_file(run_dir):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive(run_dir))
+        stack.enter_context(log_file(run_dir))
+        # What there is room for decides the layout, so a cluster comes first.
+        cluster = None
+        if config.mode == "cluster":
+            from deploy.cluster import connect
+
+            cluster = stack.enter_context(connect(config.cluster))
         try:
-            run_ = _Run(config, run_dir)
+            run_ = _Run(config, run_dir, cluster)
         except ValueError as error:
             raise CannotStart(str(error)) from error
         # Only now: where the run cannot be continued, the directory stays as it was.
@@ -66,13 +80,16 @@ def run(config: Config, run_dir: Path) -> Outcome:
 class _Run:
     """One run: everything that lives from its start to its end."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: Config, run_dir: Path, cluster: Cluster | None) -> None:
+        self.config, self.run_dir, self.cluster = config, run_dir, cluster
         torch.set_num_threads(1)
         keep_freed_memory()
         spec = make_env_spec(config.env.id, **config.env.kwargs)
         accelerator = make_device_path(config.learner).device.type != "cpu"
-        self.layout = choose_layout(config, cores=available_cores(), accelerator=accelerator)
+        self.machine = Machine(cores=available_cores(), accelerator=accelerator)
+        if cluster:
+            self.machine = cluster.machine(config, self.machine)
+        self.layout = choose_layout(config, self.machine)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
         resumed = self._find_resumed()
         self.run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
@@ -130,7 +147,7 @@ class _Run:
             presented=presented,
             burn_in=config.actor.burn_in,
             num_threads=config.actor.num_threads,
-            package_root=str(Path(__file__).resolve().parent.parent),
+            code=this_code(),
         )
 
     def run(self) -> Outcome:
@@ -185,9 +202,10 @@ class _Run:
         if layout.placement == "separate" and config.mode != "inline":
             from actors.ray_pool import RayPool
 
-            with self._ray(layout.num_actors) as put:
-                self.loop.publish_to = put
-                yield Crew(RayPool(self.setup.worker, layout.num_actors, config.actor, self.intake), drive=None)
+            with self._ray(layout.num_actors) as ray:
+                self.loop.publish_to = ray.put
+                actors = range(layout.num_actors)
+                yield Crew(RayPool(self.setup.worker, actors, config.actor, self.intake, ray.actor_options), drive=None)
             return
         if config.mode == "inline" or layout.num_learners == 1:
             pool = self.setup.make_pool(self.share, self.loop)
@@ -195,18 +213,22 @@ class _Run:
             return
         from deploy.ray_peers import RayPeers
 
-        with self._ray(layout.num_learners - 1):
+        with self._ray(layout.num_learners - 1) as ray:
             unrolls = self.share.batch_size // config.env.num_envs
-            peers = RayPeers(self.setup, layout, config.actor, on_lost_turn=lambda: self.intake.count_lost(unrolls))
+            peers = RayPeers(
+                self.setup, layout, config.actor, ray, on_lost_turn=lambda: self.intake.count_lost(unrolls)
+            )
             pool = self.setup.make_pool(self.share, self.loop)
             yield Crew(pool, drive=pool.pump, peers=peers, actors_per_peer=len(self.share.actors))
 
-    def _ray(self, num_processes: int) -> contextlib.AbstractContextManager[Callable[[Any], Any]]:
-        from deploy import local_ray
+    def _ray(self, num_processes: int) -> contextlib.AbstractContextManager[RaySession]:
+        from deploy import ray_session
 
+        if self.cluster:
+            return contextlib.nullcontext(self.cluster.session(self.machine))
         arrays = self.loop.assembler.arrays.values()
         unroll = sum(array.nbytes for array in arrays) / self.share.batch_size * self.config.env.num_envs
-        return local_ray.session(num_processes, unroll_bytes=int(unroll))
+        return ray_session.local(num_processes, unroll_bytes=int(unroll))
 
     def _serve_metrics(self, crew: Crew) -> MetricsServer | None:
         if self.config.metrics.port < 0:

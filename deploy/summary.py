@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 from actors.agent import WorkerSetup
+from deploy.versions import versions
 from envs.reference import random_return
 from learner.intake import Intake
 from learner.statistics import RunStatistics
@@ -88,16 +86,6 @@ def measured_random_return(setup: WorkerSetup) -> float | None:
     thread.start()
     thread.join(RANDOM_RETURN_SECONDS)
     return found[0] if found else None
-
-
-def versions() -> dict[str, str]:
-    """Of what may make two runs differ."""
-    names = ("shoal", "torch", "ray", "gymnasium", "numpy", "pyarrow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import io
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, and not in its __all__
 from torch.distributed.distributed_c10d import PrefixStore, Store
+
+SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
+"""What asks an interface for its address, on Linux and on the systems that come from BSD."""
 
 
 class LearnerLost(RuntimeError):
@@ -112,11 +118,22 @@ def join_store(address: str, port: int, timeout_seconds: float) -> TCPStore:
     return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
-def use_loopback() -> None:
-    """Learners of one machine meet on its loopback interface, whatever its host name resolves to."""
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    if loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+def use_interface(address: str) -> None:
+    """Meet the others on the network interface of ``address`` (IPv4), whatever this machine's name resolves to. Where
+    it cannot be told, or GLOO_SOCKET_IFNAME is set, gloo chooses."""
+    if name := _interface_of(address):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _interface_of(address: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # an interface without an address
+                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return None
 
 
 @contextlib.contextmanager

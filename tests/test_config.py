@@ -40,7 +40,7 @@ def write(path: Path, text: str) -> Path:
         ("learner.gamma=high", "learner.gamma: Input should be a valid number"),
         ("learner.gamma=1.5", "learner.gamma=1.5 must lie in 0..1"),
         ("seed=1.5", "seed: Input should be a valid integer"),
-        ("mode=remote", "mode: Input should be 'inline' or 'local' (got 'remote')"),
+        ("mode=remote", "mode: Input should be 'inline', 'local' or 'cluster' (got 'remote')"),
         ("actor.num_actors=many", "Input should be 'auto' (got 'many')"),
         ("env=5", "env: Input should be"),
         ("env.id=", "env.id='' must name an environment"),

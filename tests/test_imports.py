@@ -26,7 +26,13 @@ LAW = {
 }
 # Where a library may be imported: a module, or everything below a folder.
 LIBRARIES = {
-    "ray": ("actors/ray_actor.py", "actors/ray_pool.py", "actors/seats.py", "deploy/"),  # only at a process boundary
+    "ray": (
+        "actors/ray_actor.py",
+        "actors/ray_nodes.py",
+        "actors/ray_pool.py",
+        "actors/seats.py",
+        "deploy/",
+    ),  # only at a process boundary
     "gymnasium": ("envs/",),
     "mettagrid": ("envs/",),
 }

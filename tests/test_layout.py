@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.config import Config, load_config
-from deploy.layout import Layout, LayoutError, choose_layout
+from deploy.layout import Layout, LayoutError, Machine, choose_layout
 
 
 def config_of(*arguments: str) -> Config:
@@ -19,7 +19,7 @@ def config_of(*arguments: str) -> Config:
 
 
 def layout_of(*arguments: str, cores: int, accelerator: bool = False) -> Layout:
-    return choose_layout(config_of(*arguments), cores=cores, accelerator=accelerator)
+    return choose_layout(config_of(*arguments), Machine(cores=cores, accelerator=accelerator))
 
 
 @pytest.mark.parametrize("cores", [2, 4, 16, 64])
@@ -111,7 +111,7 @@ def test_shares_cover_batch_and_actors_exactly(settings: dict[str, Any], cores: 
     if problems:
         return
     try:
-        layout = choose_layout(config, cores=cores, accelerator=accelerator)
+        layout = choose_layout(config, Machine(cores=cores, accelerator=accelerator))
     except LayoutError:
         return
     for name in ("num_learners", "num_actors", "batch_size"):

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from rollouts import make_learner, random_batch, small_policy
 from tensordict import TensorDict
 
-from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_loopback
+from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_interface
 from learner.learner import Learner, NonFiniteUpdate
 from policy.weights import flatten_weights
 
@@ -32,7 +32,7 @@ def _make(rank: int, size: int, settings: dict[str, Any], num_shards: int = 1) -
 def _member(rank: int, size: int, port: int, settings: dict[str, Any], connection: Connection) -> None:
     """One learner beside the first: an update with its part of every batch it is sent."""
     torch.set_num_threads(1)
-    use_loopback()
+    use_interface("127.0.0.1")
     learner = _make(rank, size, settings)
     group = LearnerGroup(join_store("127.0.0.1", port, 60), generation=0, rank=rank, size=size, timeout_seconds=60)
     learner.synchronize(group)
@@ -60,7 +60,7 @@ class Group:
     """This process as rank 0, and the others."""
 
     def __init__(self, size: int, **settings: Any) -> None:
-        use_loopback()
+        use_interface("127.0.0.1")
         self.size, self.settings = size, settings
         self.store = open_store("127.0.0.1", 60)
         self.processes, self.connections = [], []

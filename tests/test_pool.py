@@ -52,7 +52,7 @@ class Run:
         )
         self.version = 0
         self.intake.publish(0, self.weights)
-        self.pool = RayPool(setup, num_actors, ActorConfig(**config), self.intake)
+        self.pool = RayPool(setup, range(num_actors), ActorConfig(**config), self.intake, {"num_cpus": 1})
 
     def update(self) -> Trajectory:
         [trajectory] = self.intake.next_batch(self.pool.pump, threading.Event()) or []

@@ -149,6 +149,7 @@ def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.S
     wait_for(lambda: not any(map(alive, children)), seconds=60)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
 def test_all_learners_beside_it_may_die_at_once(tmp_path: Path) -> None:
     """A run that cannot go on alone until others are there again."""

@@ -24,7 +24,7 @@ from limit import Bare
 from torch import Tensor, nn
 
 from deploy.config import load_config
-from deploy.layout import choose_layout
+from deploy.layout import Machine, choose_layout
 from learner.device import DevicePath
 from policy.convolution import convolve
 
@@ -63,7 +63,7 @@ class Kernels:
         config, problems = load_config(files, [*settings, "learner.device=cpu"])
         if problems:
             sys.exit("\n".join(problems))
-        self.bare = Bare(config, choose_layout(config, cores=1, accelerator=False))
+        self.bare = Bare(config, choose_layout(config, Machine(cores=1, accelerator=False)))
         self.flags = self.bare.batch["is_first"]
         self.generator = torch.Generator().manual_seed(0)
         policy, batch = self.bare.learner.policy, self.bare.batch

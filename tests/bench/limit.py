@@ -34,7 +34,7 @@ import torch
 from actors.agent import WorkerSetup, actions_of, observation_of
 from deploy.config import Config, load_config
 from deploy.hardware import available_cores
-from deploy.layout import Layout, choose_layout
+from deploy.layout import Layout, Machine, choose_layout
 from envs.boundary import StepRows
 from envs.reference import random_player
 from envs.registry import make_env_spec, make_vector_env
@@ -267,7 +267,7 @@ def main() -> None:
     arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
     cores = available_cores()
     accelerator = make_device_path(config.learner).device.type != "cpu"
-    layout = choose_layout(config, cores=cores, accelerator=accelerator)
+    layout = choose_layout(config, Machine(cores=cores, accelerator=accelerator))
     bare, all_cores = Bare(config, layout), AllCores(config, layout, cores)
     shares = []
     rounds = []

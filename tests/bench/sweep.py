@@ -17,7 +17,7 @@ from limit import service
 
 from deploy.config import load_config
 from deploy.hardware import available_cores
-from deploy.layout import LayoutError, choose_layout
+from deploy.layout import LayoutError, Machine, choose_layout
 from learner.device_choice import make_device_path
 
 
@@ -55,13 +55,13 @@ def main() -> None:
     if problems:
         sys.exit("\n".join(problems))
     cores, accelerator = available_cores(), make_device_path(config.learner).device.type != "cpu"
-    batch = choose_layout(config, cores=cores, accelerator=accelerator).batch_size
+    batch = choose_layout(config, Machine(cores=cores, accelerator=accelerator)).batch_size
     chosen = {}
     for name, settings in candidates(cores, batch).items():
         arguments = [*options.settings, f"learner.batch_size={batch}", *settings]
         made, problems = load_config(options.config, arguments)
         try:
-            choose_layout(made, cores=cores, accelerator=accelerator)
+            choose_layout(made, Machine(cores=cores, accelerator=accelerator))
         except LayoutError:
             continue
         if not problems:

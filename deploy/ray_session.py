@@ -1,8 +1,9 @@
-"""Ray on this machine, started and stopped by the command."""
+"""Ray for the length of a run: started and stopped on this machine, or a cluster that is running already."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,17 +15,40 @@ from deploy.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8
+LOOPBACK = "127.0.0.1"
 
 
-@contextlib.contextmanager
-def session(num_actors: int, *, unroll_bytes: int) -> Iterator[Callable[[Any], Any]]:
-    """A Ray of our own for the length of the block; yields ``ray.put``."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RaySession:
+    """What a run asks of Ray."""
+
+    address: str
+    """Where the run's other processes reach this one."""
+    actor_options: dict[str, Any]
+    """Ray's options of a rollout actor."""
+    learner_options: dict[str, Any]
+    """Ray's options of a learner beside the run's own."""
+
+    @property
+    def put(self) -> Callable[[Any], Any]:
+        """Shares a value with all processes."""
+        return ray.put
+
+
+def configure() -> None:
+    """Ray's environment variables, before it starts anything; what is set already stays."""
     # Nothing is sent to anybody by a training run.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors ask for no GPU; Ray would warn that it will one day stop hiding the GPUs from them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray runs workers at niceness 15: gradient threads would starve the actors, and then wait for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@contextlib.contextmanager
+def local(num_actors: int, *, unroll_bytes: int) -> Iterator[RaySession]:
+    """A Ray of our own on this machine."""
+    configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     ray.init(
         address="local",
@@ -36,6 +60,7 @@ def session(num_actors: int, *, unroll_bytes: int) -> Iterator[Callable[[Any], A
         logging_level=logging.ERROR,
     )
     try:
-        yield ray.put
+        one = {"num_cpus": 1}
+        yield RaySession(address=LOOPBACK, actor_options=one, learner_options=one)
     finally:
         ray.shutdown()

@@ -1,0 +1,215 @@
+"""A run whose actors and machines die all the time: ``shoal bench chaos [--seconds 600] [--json] [key=value ...]``.
+
+A Ray cluster of several nodes on this machine; every few seconds a random actor is killed, every minute a random node,
+in whose place another comes. Then the same run once more in peace, to as many environment steps. Said of both: how it
+ended, whether the books balance, how throughput followed the living actors, what became of memory and what was learned.
+Run it alone on the machine. The order of the blows follows from --seed; what they meet does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+STORE = 100 * 2**20
+NODES, CPUS_PER_NODE = 2, 2
+SETTINGS = (
+    *("env.id=recall", "env.num_envs=16", "actor.unroll_length=16", "learner.batch_size=32", "learner.num_threads=1"),
+    *(f"actor.num_actors={NODES * CPUS_PER_NODE}", "cluster.autoscaling=true", "checkpoint.every_updates=200"),
+    *("actor.max_consecutive_failures=1000", "metrics.port=0", "run_dir=run"),
+)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Titles of all processes below ``pid``."""
+    children: dict[int, list[int]] = {}
+    titles = {}
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        child, parent, title = line.split(None, 2)
+        children.setdefault(int(parent), []).append(int(child))
+        titles[int(child)] = title
+    found, todo = {}, [pid]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            found[child] = titles[child]
+            todo.append(child)
+    return found
+
+
+class Nodes:
+    """The cluster, and blows to it."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
+        self.nodes: list[Any] = []
+        for _ in range(NODES):
+            self.add()
+
+    def add(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=STORE))
+
+    def actors(self) -> list[int]:
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
+        return [pid for raylet in raylets for pid, name in descendants(raylet).items() if "RolloutActor" in name]
+
+    def kill_actor(self, chance: random.Random) -> bool:
+        actors = sorted(self.actors())
+        if not actors:
+            return False
+        try:
+            os.kill(chance.choice(actors), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def replace_node(self, chance: random.Random) -> None:
+        node = chance.choice(self.nodes)
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.add()
+
+
+def scrape(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=10) as page:
+        text = page.read().decode()
+    return {name: float(value) for name, value in re.findall(r"^((?:shoal|process)_\w+) (\S+)$", text, re.MULTILINE)}
+
+
+def train(nodes: Nodes, directory: Path, limit: str, chance: random.Random | None, options: argparse.Namespace) -> dict:
+    """One run to its end; under blows where there is ``chance``."""
+    command = [sys.executable, "-m", "deploy.cli", "train", *SETTINGS, *options.settings, limit]
+    command += ["mode=cluster", f"cluster.address={nodes.cluster.address}"]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    url, said = None, ""
+    for line in process.stdout:
+        said += line
+        if match := re.search(r"http://\S+/metrics", line):
+            url = match[0]
+            break
+    if url is None:
+        raise RuntimeError(f"the run did not start:\n{said}")
+    # Nobody else reads what it says.
+    with (directory / "output.txt").open("w") as log:
+        reader = subprocess.Popen(["cat"], stdin=process.stdout, stdout=log)
+    samples: list[dict[str, float]] = []
+    kills = node_kills = 0
+    start = time.monotonic()
+    next_actor, next_node = start + options.actor_every, start + options.node_every
+    while process.poll() is None:
+        now = time.monotonic()
+        if chance and now >= next_actor:
+            kills += nodes.kill_actor(chance)
+            next_actor = now + options.actor_every * chance.uniform(0.5, 1.5)
+        if chance and now >= next_node:
+            nodes.replace_node(chance)
+            node_kills += 1
+            next_node = now + options.node_every
+        with contextlib.suppress(OSError):  # it just ended
+            samples.append({"at": now - start, **scrape(url)})
+        time.sleep(1.0)
+    reader.wait()
+    summary = json.loads((directory / "run" / "summary.json").read_text())
+    return {
+        "exit_code": process.returncode,
+        "killed_actors": kills,
+        "killed_nodes": node_kills,
+        "books_balance": summary["books_balance"],
+        "env_steps": summary["env_steps"],
+        "wall_seconds": summary["wall_seconds"],
+        "mean_return": summary["mean_return"],
+        "actor_restarts": summary["actor_restarts"],
+        "dropped": summary["ledger"]["dropped"],
+        "lost_unrolls": summary["lost_unrolls"],
+        "max_policy_lag": summary["policy_lag"]["max"],
+        "max_log_prob_error": summary["max_log_prob_error"],
+        "log_prob_checks": summary["log_prob_checks"],
+        **follow(samples),
+    }
+
+
+def follow(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """Throughput by the number of living actors, and what memory did, without the first tenth of the run."""
+    settled = samples[len(samples) // 10 :]
+    rates: dict[int, list[float]] = {}
+    for before, after in itertools.pairwise(settled):
+        alive = {int(sample["shoal_actors_alive"]) for sample in (before, after)}
+        if len(alive) == 1:
+            trained = after["shoal_trained_env_steps_total"] - before["shoal_trained_env_steps_total"]
+            rates.setdefault(alive.pop(), []).append(trained / (after["at"] - before["at"]))
+    third = max(1, len(settled) // 3)
+
+    def median(part: list[dict[str, float]], name: str) -> float:
+        return statistics.median(sample[name] for sample in part)
+
+    return {
+        "steps_per_second_by_living_actors": {n: round(statistics.median(r)) for n, r in sorted(rates.items())},
+        "seconds_by_living_actors": {n: len(r) for n, r in sorted(rates.items())},
+        "resident_mebibytes": [
+            round(median(part, "process_resident_memory_bytes") / 2**20, 1)
+            for part in (settled[:third], settled[-third:])
+        ],
+        "open_fds": [median(part, "process_open_fds") for part in (settled[:third], settled[-third:])],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the run under blows")
+    parser.add_argument("--actor-every", type=float, default=6.0, help="seconds between killed actors, on average")
+    parser.add_argument("--node-every", type=float, default=60.0, help="seconds between killed nodes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    nodes = Nodes()
+    results = {}
+    shared_memory = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    try:
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            limit = f"max_seconds={options.seconds}"
+            results["chaos"] = train(nodes, Path(first), limit, random.Random(options.seed), options)
+            steps = results["chaos"]["env_steps"]
+            while len(nodes.nodes) < NODES:
+                nodes.add()
+            results["peace"] = train(nodes, Path(second), f"total_env_steps={steps}", None, options)
+        results["left_behind"] = nodes.actors()
+    finally:
+        nodes.cluster.shutdown()
+    if shared_memory or Path("/dev/shm").is_dir():
+        results["shared_memory_left"] = sorted(set(os.listdir("/dev/shm")) - shared_memory)
+    for name in results["chaos"]:
+        print(f"{name:<36} {results['chaos'][name]!s:<52} {results['peace'][name]}")
+    print(f"processes left: {results['left_behind'] or 'none'}")
+    if options.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    root = Path(__file__).resolve().parents[2]
+    os.chdir(root)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if "RAY_TMPDIR" not in os.environ:
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+        Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
+    main()

@@ -1,0 +1,235 @@
+"""How many actors one learner's process can coordinate: ``shoal bench scale [--actors 1 4 16 64] [--json]``.
+
+Simulated actors on a Ray cluster of several nodes on this machine: their environment sleeps, so that 64 of them need
+hardly any processor, and everything else is the service's own: admission, calls, collection, checks, books, and a new
+version of weights (of the real size, verified by every actor) for every batch. Instead of an update the batch is only
+read. Reported: environment steps per second against linear, and the seconds of the coordinating thread per unroll
+without what it waited for; and how fast unrolls of the defaults' size are taken in, against copying them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from actors.agent import WorkerSetup, actions_of, observation_of
+from actors.rollout import trajectory_spec
+from envs.registry import make_env_spec
+from learner.intake import Intake
+from learner.ledger import Ledger
+from policy.weights import Weights, flatten_weights
+
+SLOTS, UNROLL, LAG = 4, 16, 2
+STEP_SECONDS = 0.5
+PER_NODE = 16
+
+
+def make_setup(num_envs: int, unroll_length: int, **kwargs: Any) -> WorkerSetup:
+    spec = make_env_spec("synthetic", **kwargs)
+    return WorkerSetup(
+        env_id="synthetic",
+        env_kwargs=kwargs,
+        num_envs=num_envs,
+        unroll_length=unroll_length,
+        run_id="scale",
+        seed=0,
+        observation=observation_of(spec),
+        actions=actions_of(spec),
+    )
+
+
+def make_intake(setup: WorkerSetup, num_actors: int, batch_size: int) -> Intake:
+    spec = make_env_spec(setup.env_id, **setup.env_kwargs)
+    return Intake(
+        trajectory_spec(spec, setup.unroll_length),
+        run_id=setup.run_id,
+        num_actors=num_actors,
+        num_envs=setup.num_envs,
+        batch_size=batch_size,
+        max_policy_lag=LAG,
+        ledger=Ledger(),
+    )
+
+
+class Stopwatch:
+    """Seconds of this thread inside a function, and inside what it waits for."""
+
+    def __init__(self) -> None:
+        self.seconds = self.waited = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+    def wait(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                # A wait that asks for what is ready already is work: Ray looks at every call under way.
+                if keywords.get("timeout"):
+                    self.waited += time.perf_counter() - start
+
+        return timed
+
+
+@contextmanager
+def cluster(num_actors: int) -> Iterator[None]:
+    """As many nodes as the actors need, and a head for this process."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    store = 150 * 2**20
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
+    try:
+        for _ in range(-(-num_actors // PER_NODE)):
+            made.add_node(num_cpus=PER_NODE, object_store_memory=store)
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def measure(num_actors: int, seconds: float) -> dict[str, float]:
+    """One pool of ``num_actors``, measured for ``seconds`` after all of them are up and have delivered."""
+    import ray
+
+    from actors.config import ActorConfig
+    from actors.ray_pool import RayPool
+
+    setup = make_setup(SLOTS, UNROLL, step_seconds=STEP_SECONDS, together=True)
+    # All may be under way within the lag.
+    intake = make_intake(setup, num_actors, SLOTS * max(1, num_actors // LAG))
+    weights = flatten_weights(setup.make_policy(), 0)
+    watch = Stopwatch()
+    published: list[float] = []
+
+    def publish(version: int) -> None:
+        start = time.perf_counter()
+        intake.publish(version, ray.put(Weights(version, weights.flat, weights.content_hash)))
+        published.append(time.perf_counter() - start)
+
+    with cluster(num_actors), mock.patch("ray.wait", watch.wait(ray.wait)):
+        pool = RayPool(
+            setup, range(num_actors), ActorConfig(), intake, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+        )
+        publish(0)
+        stop = threading.Event()
+        pump = watch.around(pool.pump)
+        version, delivered, seen = 0, 0, set[int]()
+        begin, first = 0.0, (0.0, 0.0, 0)
+        try:
+            while not begin or time.perf_counter() < begin + seconds:
+                batch = intake.next_batch(pump, stop) or []
+                intake.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
+                delivered += len(batch)
+                version += 1
+                publish(version)
+                seen |= {trajectory.header.actor for trajectory in batch}
+                if not begin and len(seen) == num_actors:
+                    begin, first = time.perf_counter(), (watch.seconds, watch.waited, delivered)
+                    steps = intake.ledger.trained
+                    published.clear()
+            elapsed = time.perf_counter() - begin
+            unrolls = delivered - first[2]
+            busy = (watch.seconds - first[0]) - (watch.waited - first[1])
+            return {
+                "actors": num_actors,
+                "steps_per_second": (intake.ledger.trained - steps) / elapsed,
+                "ideal": num_actors * SLOTS / STEP_SECONDS,
+                "coordinator_microseconds": 1e6 * busy / unrolls,
+                "publish_milliseconds": 1e3 * statistics.median(published),
+                "stale": sum(intake.ledger.dropped.values()),
+                "rss_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        finally:
+            pool.close()
+            intake.close()
+
+
+def ingest(rounds: int) -> dict[str, float]:
+    """Unrolls of the defaults' size taken in (checked, booked, ready to be assembled), against copying their bytes."""
+    setup = make_setup(64, 64)
+    worker = setup.make_worker(0, 0)
+    weights = flatten_weights(setup.make_policy(), 0)
+    payloads = [worker.rollout(weights) for _ in range(8)]
+    worker.close()
+    target = np.empty_like(payloads[0])
+    taken, copied = [], []
+    for _ in range(rounds):
+        intake = make_intake(setup, 1, 64 * len(payloads))
+        intake.publish(0, weights)
+        for payload in payloads:
+            start = time.perf_counter()
+            intake.deliver(payload)
+            middle = time.perf_counter()
+            np.copyto(target, payload)
+            taken.append(middle - start)
+            copied.append(time.perf_counter() - middle)
+    assert not intake.refused
+    return {
+        "mebibytes": payloads[0].nbytes / 2**20,
+        "deliver_milliseconds": 1e3 * statistics.median(taken),
+        "memcpy_milliseconds": 1e3 * statistics.median(copied),
+        "speed_of_memcpy": statistics.median(copied) / statistics.median(taken),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=float, default=60.0, help="measured for each number of actors")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    options = parser.parse_args()
+    taken = ingest(20)
+    print(
+        f"taking in {taken['mebibytes']:.2f} MiB: {taken['deliver_milliseconds']:.2f} ms, copying it "
+        f"{taken['memcpy_milliseconds']:.2f} ms: {taken['speed_of_memcpy']:.2f} of memcpy's speed\n"
+    )
+    print(f"actors that sleep {STEP_SECONDS} s per step of {SLOTS} slots, unrolls of {UNROLL}, {PER_NODE} to a node")
+    print("actors   steps/s   of linear   coordinator us/unroll   publication ms   peak MiB")
+    results = []
+    for number in options.actors:
+        found = measure(number, options.seconds)
+        results.append(found)
+        print(
+            f"{number:>6}  {found['steps_per_second']:>8,.1f}  {found['steps_per_second'] / found['ideal']:>9.3f}"
+            f"  {found['coordinator_microseconds']:>21,.0f}  {found['publish_milliseconds']:>15.1f}"
+            f"  {found['rss_mebibytes']:>9,.0f}",
+            flush=True,
+        )
+    if options.json:
+        print(json.dumps({"ingest": taken, "scale": results}))
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parents[2])
+    # A head of our own, whatever the developer's environment names; sockets need a short path.
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if "RAY_TMPDIR" not in os.environ:
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+        Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
+    main()

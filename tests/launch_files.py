@@ -1,0 +1,157 @@
+"""The launch files as the tests read them: Kubernetes objects by name, pods by group, and every command in them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.cli import _parser
+from deploy.config import Config, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+KUBERAY = DEPLOY / "kuberay"
+CLUSTER = DEPLOY / "ray" / "cluster.yaml"
+SBATCH = DEPLOY / "slurm" / "train.sbatch"
+DOCKERFILE = DEPLOY / "image" / "Dockerfile"
+LAUNCHING = DEPLOY / "LAUNCHING.md"
+MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
+FILES = [*MANIFESTS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]
+# Of the batch script, as SLURM would set them.
+VARIABLES = {"ACTORS": "32", "HEAD_IP": "10.0.0.1", "RUN_DIR": "/home/me/runs/forage"}
+
+
+class _Loader(yaml.SafeLoader):
+    """No key twice: YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key stands twice in {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def documents(file: Path) -> list[Any]:
+    """Of a YAML file."""
+    return list(yaml.load_all(file.read_text(encoding="utf-8"), _Loader))
+
+
+@functools.cache
+def objects() -> dict[tuple[str, str], Any]:
+    """Every Kubernetes object by kind and name."""
+    return {(o["kind"], o["metadata"]["name"]): o for file in MANIFESTS for o in documents(file)}
+
+
+@functools.cache
+def specs() -> dict[str, Any]:
+    """The RayClusterSpecs by the name of what has them."""
+    clusters = {name: o["spec"] for (kind, name), o in objects().items() if kind == "RayCluster"}
+    jobs = {name: o["spec"]["rayClusterSpec"] for (kind, name), o in objects().items() if kind == "RayJob"}
+    assert clusters
+    assert jobs
+    return clusters | jobs
+
+
+def groups(spec: Any) -> dict[str, Any]:
+    """Worker groups by name."""
+    return {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+
+
+def pods(spec: Any) -> dict[str, Any]:
+    """Pod templates by group, with the labels that KubeRay adds: those of the group."""
+    found = copy.deepcopy({"head": spec["headGroupSpec"]} | groups(spec))
+    for group in found.values():
+        group["template"]["metadata"]["labels"] |= group.get("labels", {})
+    return {name: group["template"] for name, group in found.items()}
+
+
+def all_pods() -> Iterator[tuple[str, Any]]:
+    """Every pod template of every file, those that submit jobs among them."""
+    for (kind, name), o in objects().items():
+        if kind == "RayJob":
+            yield f"{name}/submitter", o["spec"]["submitterPodTemplate"]
+    for owner, spec in specs().items():
+        yield from ((f"{owner}/{name}", pod) for name, pod in pods(spec).items())
+
+
+def container(pod: Any) -> Any:
+    """Ray's: KubeRay takes the first."""
+    return pod["spec"]["containers"][0]
+
+
+def quantity(text: str | int) -> float:
+    """Kubernetes' notation of numbers."""
+    number, unit = re.fullmatch(r"(\d+)(m|[KMG]i)?", str(text)).groups()
+    return int(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[unit]
+
+
+def lines(file: Path) -> Iterator[str]:
+    """Lines of shell: code spans and blocks, comments, the values of YAML; continued ones joined."""
+    text = re.sub(r"\\\n[ \t#]*", " ", file.read_text(encoding="utf-8"))
+    yield from re.findall(r"`([^`\n]+)`", text)
+    if file.suffix == ".md":
+        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    elif file.suffix == ".yaml":
+        text = "\n".join(re.findall(r"^\s*#.*", text, re.MULTILINE))
+        yield from (value for document in documents(file) for value in _strings(document))
+    yield from (line.strip(" \t#") for line in text.splitlines())
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def commands(file: Path, program: str) -> Iterator[list[str]]:
+    """Every call of a program, as words: at the start of a line, or behind what starts it."""
+    for line in lines(file):
+        for part in re.split(r"&&|\|\||;(?! exec)", line):
+            try:
+                words = shlex.split(part, comments=True)
+            except ValueError:  # prose with an apostrophe
+                continue
+            for at in range(len(words) - 1):
+                starts = at == 0 or words[at - 1] in ("--", "exec", "learner")
+                if starts and Path(words[at]).name == program and re.fullmatch(r"[a-z-]+", words[at + 1]):
+                    yield words[at:]
+                    break
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One `shoal train` of the files."""
+
+    file: Path
+    settings: tuple[str, ...]
+    config: Config
+    problems: tuple[str, ...]
+
+    def setting(self, key: str) -> str:
+        """The value of a setting that stands in the command once."""
+        [value] = [value for name, _, value in (s.partition("=") for s in self.settings) if name == key]
+        return value
+
+
+@functools.cache
+def runs() -> tuple[Run, ...]:
+    """Every `shoal train`, read by the command line and the configuration as they are."""
+    found = []
+    for file in FILES:
+        for words in commands(file, "shoal"):
+            if words[1] == "train" and len(words) > 2:  # not its name in prose
+                expanded = [re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], word) for word in words[1:]]
+                options = _parser().parse_args(expanded)
+                settings = tuple(options.settings)
+                config, problems = load_config(options.config, settings)
+                found.append(Run(file, settings, config, tuple(problems)))
+    return tuple(found)

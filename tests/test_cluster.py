@@ -1,0 +1,305 @@
+"""``mode=cluster`` on a real Ray cluster of several nodes (raylets) on this machine, with faults injected for real."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import SHARED, SMALL, actor_processes, alive, read_summary, shoal, start_shoal, wait_for
+
+STORE = 80 * 2**20
+ROLLOUT = {"role": "rollout"}
+
+
+class Nodes:
+    """A head without CPUs, where the learner is, and rollout nodes of two CPUs each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.rollout: list[Any] = []
+        self.runs: list[subprocess.Popen[str]] = []
+        self.have(2)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> Any:
+        self.rollout.append(self.cluster.add_node(num_cpus=2, labels=ROLLOUT, object_store_memory=STORE))
+        return self.rollout[-1]
+
+    def start(self, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+        """A run without an end."""
+        endless = ("total_env_steps=1000000000", "max_seconds=280", "run_dir=run", "checkpoint.every_updates=5")
+        self.runs.append(start_shoal("train", *settings(self, *endless, *more), cwd=tmp_path))
+        return self.runs[-1]
+
+    def have(self, number: int) -> None:
+        """Exactly so many rollout nodes."""
+        while len(self.rollout) < number:
+            self.add()
+        while len(self.rollout) > number:
+            self.kill(self.rollout[-1])
+
+    def kill(self, node: Any) -> None:
+        """SIGKILL its raylet."""
+        self.rollout.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def actors(self) -> dict[int, str]:
+        """Node id by process id of every rollout actor in the cluster."""
+        found = {}
+        for node in (self.cluster.head_node, *self.rollout):
+            raylet = node.all_processes["raylet"][0].process.pid
+            found |= dict.fromkeys(actor_processes(raylet), node.node_id)
+        return found
+
+    def drain(self, node: Any) -> None:
+        """As a cloud that takes a machine back, half a minute ahead."""
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address),
+            *("--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"),
+            *("--deadline-remaining-seconds", "30"),
+        ]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[Nodes]:
+    import ray
+
+    ray.shutdown()
+    made = Nodes()
+    yield made
+    made.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(_cluster: Nodes) -> Iterator[Nodes]:
+    """The cluster; no run is left on it, however the test ends."""
+    yield _cluster
+    for process in _cluster.runs:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _cluster.runs.clear()
+
+
+def settings(nodes: Nodes, *more: str) -> list[str]:
+    return [*SMALL, "mode=cluster", f"cluster.address={nodes.address}", "cluster.actor_labels={role: rollout}", *more]
+
+
+def newest(tmp_path: Path) -> int:
+    return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    return output
+
+
+def goes_on(tmp_path: Path, process: subprocess.Popen[str]) -> None:
+    """Updates are made from now on."""
+    at = newest(tmp_path)
+    wait_for(lambda: newest(tmp_path) > at + 20, process=process)
+
+
+def test_lock_step_gives_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches an update that depends on where actors live."""
+    nodes.have(2)
+    lock_step = ("actor.num_actors=2", "actor.max_policy_lag=0", "total_env_steps=600")
+    done = shoal("train", *settings(nodes, *lock_step), "run_dir=cluster", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    inline = shoal("train", *SMALL, *lock_step, "mode=inline", "run_dir=inline", cwd=tmp_path)
+    assert inline.returncode == 0, inline.stdout + inline.stderr
+    found = [read_summary(tmp_path / name) for name in ("cluster", "inline")]
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
+    assert found[0]["env_steps"] == found[1]["env_steps"]
+
+
+@pytest.mark.slow
+def test_learners_on_several_nodes_make_the_update_of_one(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches learners that meet on a loopback interface, or make another update than one learner would."""
+    nodes.have(2)
+    several = (*SHARED, "learner.num_learners=3", "learner.batch_size=24", "total_env_steps=2000")
+    on_nodes = ("mode=cluster", f"cluster.address={nodes.address}", "cluster.learner_labels={role: rollout}")
+    for name, where in (("cluster", on_nodes), ("inline", ("mode=inline",))):
+        done = shoal("train", *several, *where, f"run_dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = [read_summary(tmp_path / name) for name in ("cluster", "inline")]
+    assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a run that ends, hangs or forgets its actors with a machine; fault 3 of a rollout service."""
+    nodes.have(2)
+    process = nodes.start(tmp_path, "actor.num_actors=3", "cluster.autoscaling=true")
+    wait_for(lambda: newest(tmp_path) and len(nodes.actors()) == 3, process=process)
+    before = nodes.actors()
+    assert set(before.values()) == {node.node_id for node in nodes.rollout}  # and none beside the learner
+    lost = nodes.rollout[0]
+    nodes.kill(lost)
+    goes_on(tmp_path, process)
+    back = nodes.add()
+    wait_for(lambda: len(there := nodes.actors()) == 3 and back.node_id in there.values(), process=process)
+    goes_on(tmp_path, process)
+    output = end(process)
+    summary = read_summary(tmp_path / "run")
+    gone = sum(node == lost.node_id for node in before.values())
+    assert summary["actor_restarts"] >= gone, output
+    assert summary["policy_lag"]["max"] <= 2
+    assert summary["lost_unrolls"] <= summary["actor_restarts"]
+    wait_for(lambda: not any(map(alive, before)), seconds=60)
+
+
+@pytest.mark.slow
+def test_actors_leave_a_draining_node(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a preemption notice that nobody heeds: unrolls are lost and it counts as a failure; fault 4."""
+    nodes.have(2)
+    process = nodes.start(tmp_path, "actor.num_actors=2", "actor.max_consecutive_failures=1")
+    wait_for(lambda: newest(tmp_path) and len(nodes.actors()) == 2, process=process)
+    leaving = nodes.rollout[0].node_id
+    leavers = sum(node == leaving for node in nodes.actors().values())
+    nodes.drain(nodes.rollout[0])
+    wait_for(lambda: len(there := nodes.actors()) == 2 and leaving not in there.values(), process=process)
+    goes_on(tmp_path, process)
+    output = end(process)
+    nodes.kill(nodes.rollout[0])
+    summary = read_summary(tmp_path / "run")
+    assert summary["actor_restarts"] == leavers, output
+    assert summary["lost_unrolls"] == 0
+    assert "leaves its node, which is draining" in output
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs_on_another_node_is_ended_there(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a stopped process that Ray's own ``kill`` cannot reach, and that keeps its core; fault 8."""
+    nodes.have(2)
+    process = nodes.start(tmp_path, "actor.num_actors=2", "actor.unroll_timeout_seconds=20")
+    wait_for(lambda: newest(tmp_path) and len(nodes.actors()) == 2, process=process)
+    victim = next(iter(nodes.actors()))
+    os.kill(victim, signal.SIGSTOP)
+    wait_for(lambda: not alive(victim), process=process)
+    wait_for(lambda: len(there := nodes.actors()) == 2 and victim not in there, process=process)
+    goes_on(tmp_path, process)
+    output = end(process)
+    summary = read_summary(tmp_path / "run")
+    assert summary["actor_restarts"] == 1, output
+    assert summary["lost_unrolls"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_starts_with_the_actors_that_have_a_place(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a run that waits for the last node of an autoscaler, or takes waiting for a failure."""
+    nodes.have(1)
+    process = nodes.start(
+        tmp_path, "actor.num_actors=4", "cluster.autoscaling=true", "actor.max_consecutive_failures=1"
+    )
+    wait_for(lambda: newest(tmp_path) and len(nodes.actors()) == 2, process=process)
+    wait_for(lambda: "2 of 4 actors wait for a place" in (tmp_path / "run" / "run.log").read_text(), process=process)
+    nodes.have(2)
+    wait_for(lambda: len(nodes.actors()) == 4, process=process)
+    goes_on(tmp_path, process)
+    end(process)
+    assert read_summary(tmp_path / "run")["actor_restarts"] == 0
+
+
+def refused(*arguments: str, cwd: Path, **environment: str) -> str:
+    """What is said on the way out; nothing was started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "train", *SMALL, "mode=cluster", "run_dir=run", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (cwd / "run" / "config.yaml").exists()
+    return done.stderr
+
+
+def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a run that waits for ever for what will never come, and a message that does not say what to change."""
+    nodes.have(2)
+    address = f"cluster.address={nodes.address}"
+    said = refused("cluster.address=127.0.0.1:1", cwd=tmp_path)
+    assert "nobody answers at 127.0.0.1:1" in said
+    assert "must be host:port" in refused("cluster.address=ray://somewhere", cwd=tmp_path)
+    said = refused(address, "cluster.actor_labels={role: rolout}", cwd=tmp_path)
+    assert "no node carries role=rolout; the nodes carry role=rollout" in said
+    said = refused(address, "actor.num_actors=5", cwd=tmp_path)
+    assert "5 actors of 1 CPU do not fit, there is room for 4" in said
+    said = refused(address, "cluster.actor_resources={arm: 1}", cwd=tmp_path)
+    assert "do not fit, there is room for 0" in said
+
+
+def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a cluster of two versions: it would train with trajectories of other code."""
+    from actors.code import Code
+    from deploy.cluster import Cluster, Node
+    from deploy.config import ClusterConfig
+    from deploy.probe import probe
+
+    here = probe()
+    node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
+    silent = Node("1" * 56, "10.0.0.8", False, False, {}, {}, {})
+    cluster = Cluster.__new__(Cluster)
+    cluster.config = ClusterConfig()
+    assert cluster.mismatches({node: here}) == []
+    other = here._replace(code=Code("/elsewhere", "0" * 64), versions={**here.versions, "ray": "2.1.0"})
+    problems = cluster.mismatches({node: other, silent: None})
+    assert len(problems) == 3
+    assert "runs other code than this process (/elsewhere, 000000000000" in problems[0]
+    assert "has ray 2.1.0 (here " in problems[1]
+    assert "did not answer" in problems[2]
+
+
+@pytest.mark.slow
+def test_another_token_is_refused_in_words(tmp_path: Path) -> None:
+    """Catches a traceback, or an endless wait, where the token is not the cluster's."""
+    with head_with_token(tmp_path, "a" * 40) as address:
+        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}
+        said = refused(f"cluster.address={address}", cwd=tmp_path, **wrong)
+        assert "does not let this process in" in said
+        assert "RAY_AUTH_TOKEN" in said
+
+
+@contextlib.contextmanager
+def head_with_token(tmp_path: Path, token: str) -> Iterator[str]:
+    """A head of its own that wants ``token``."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=1", f"--port={port}"]
+    command += ["--include-dashboard=false", f"--object-store-memory={STORE}", "--block"]
+    head = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        assert head.stdout is not None
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield f"127.0.0.1:{port}"
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.communicate(timeout=60)
