@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,8 +56,8 @@ class InlinePool:
         self._incarnations = dict.fromkeys(actors, incarnation << _INCARNATION_BITS)
         self._failures: Counter[int] = Counter()
         self._workers = {actor: setup.make_worker(actor, self._incarnations[actor]) for actor in actors}
-        self.replaced: list[str] = []
-        """Workers that were replaced, each with its reason; whoever tells them may empty it."""
+        self.replaced: deque[tuple[str, str]] = deque()
+        """Workers that were replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self.restarts: Counter[str] = Counter()
 
     @property
@@ -82,8 +82,9 @@ class InlinePool:
                 self._failures[actor] += 1
                 if self._failures[actor] >= self._max_failures:
                     raise
-                self.replaced.append(f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}")
-                log.warning("%s", self.replaced[-1])
+                told = f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}"
+                self.replaced.append(("error", told))
+                log.warning("%s", told)
                 self._replace(actor)
             else:
                 self._failures[actor] = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +22,20 @@ class RayPool:
     Args:
         actors: their indices in the run.
         options: Ray's, of every actor: what it needs and where it may be (``deploy.ray_session``).
+        first_incarnation: of every actor; higher than those of an earlier pool of the same run.
 
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.
     """
 
     def __init__(
-        self, setup: WorkerSetup, actors: range, config: ActorConfig, feed: Feed, options: Mapping[str, Any]
+        self,
+        setup: WorkerSetup,
+        actors: range,
+        config: ActorConfig,
+        feed: Feed,
+        options: Mapping[str, Any],
+        *,
+        first_incarnation: int = 0,
     ) -> None:
         self._feed = feed
         # max_restarts 0: a replacement is made here, where it is counted and gets an incarnation of its own.
@@ -37,7 +45,7 @@ class RayPool:
         self._seats = Seats(
             actors,
             title="actor",
-            make=lambda actor, incarnation: remote.remote(shared, actor, incarnation),
+            make=lambda actor, incarnation: remote.remote(shared, actor, first_incarnation + incarnation),
             needs=describe(options),
             call_timeout_seconds=config.unroll_timeout_seconds,
             max_consecutive_failures=config.max_consecutive_failures,
@@ -53,6 +61,11 @@ class RayPool:
     def num_alive(self) -> int:
         """Actors that are up."""
         return len(self._seats.up())
+
+    @property
+    def replaced(self) -> deque[tuple[str, str]]:
+        """The last that were replaced (``Seats``)."""
+        return self._seats.replaced
 
     def process_ids(self) -> list[int]:
         """Process ids of the actors that are up."""

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +25,7 @@ from actors.ray_nodes import draining_nodes, end_process
 
 log = logging.getLogger(__name__)
 
+MOST_TOLD = 100
 BUILD_TIMEOUT_SECONDS = 600.0
 """For making policy and environments; what a call may take says nothing about that."""
 FIRST_BACKOFF_SECONDS = 0.5
@@ -86,11 +87,15 @@ class Seats:
         call_timeout_seconds: float,
         max_consecutive_failures: int,
         on_lost: Callable[[Seat], None],
+        build_timeout_seconds: float = BUILD_TIMEOUT_SECONDS,
     ) -> None:
         self._title, self._make, self._needs, self._on_lost = title, make, needs, on_lost
         self._call_timeout, self._max_failures = call_timeout_seconds, max_consecutive_failures
+        self._build_timeout = build_timeout_seconds
         self.all = [Seat(index) for index in indices]
         self.restarts: Counter[str] = Counter()
+        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
+        """The last ones: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self._draining: frozenset[str] = frozenset()
         self._look_at = 0.0
         self._told_at = -math.inf
@@ -134,8 +139,8 @@ class Seats:
         return seat.whereabouts is not None and seat.whereabouts.node_id in self._draining
 
     def _move(self, seat: Seat) -> None:
-        self.restarts["preempted"] += 1
-        log.warning("%s %d leaves its node, which is draining; it starts on another one", self._title, seat.actor)
+        told = f"{self._title} {seat.actor} leaves its node, which is draining; it starts on another one"
+        self._tell("preempted", told)
         self.kill(seat)
         self.start(seat)
 
@@ -144,7 +149,8 @@ class Seats:
         if waiting and now - self._told_at > TELL_AGAIN_SECONDS:
             self._told_at = now
             log.warning(
-                "%d of %d %ss wait for a place in the cluster (each needs %s); the others work meanwhile",
+                "%d of %d %ss are not up yet: there is no room for them (each needs %s), or their processes are still "
+                "starting; the others work meanwhile",
                 len(waiting),
                 len(self.all),
                 self._title,
@@ -180,7 +186,7 @@ class Seats:
             if seat.whereabouts is None:
                 seat.whereabouts = answer
                 seat.call = seat.handle.build.remote()
-                seat.deadline = time.monotonic() + BUILD_TIMEOUT_SECONDS
+                seat.deadline = time.monotonic() + self._build_timeout
             else:
                 seat.built = True
         return None
@@ -208,23 +214,23 @@ class Seats:
         """End the seat's actor; another will come after a pause that grows with every failure."""
         self.kill(seat, at_once=reason == "timeout")
         seat.failures += reason not in BLAMELESS
-        self.restarts[reason] += 1
         text = f"{type(error).__name__}: {error}"
+        if reason == "oom":
+            text = f"its node ran out of memory: use fewer slots (env.num_envs) or actors per node; {text}"
+        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(seat.failures - 1, 0), LAST_BACKOFF_SECONDS)
         if seat.failures >= self._max_failures:
+            self.restarts[reason] += 1
             raise TooManyFailures(
                 f"{self._title} {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {text}"
             ) from error
-        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(seat.failures - 1, 0), LAST_BACKOFF_SECONDS)
         seat.back_at = time.monotonic() + wait
-        log.warning(
-            "%s %d (incarnation %d) will be replaced in %.1f s (%s): %s",
-            self._title,
-            seat.actor,
-            seat.incarnation,
-            wait,
-            reason,
-            text,
-        )
+        who = f"{self._title} {seat.actor} (incarnation {seat.incarnation})"
+        self._tell(reason, f"{who} will be replaced in {wait:.1f} s ({reason}): {text}")
+
+    def _tell(self, reason: str, told: str) -> None:
+        self.restarts[reason] += 1
+        self.replaced.append((reason, told))
+        log.warning("%s", told)
 
     def kill(self, seat: Seat, *, at_once: bool = False) -> None:
         """End the seat's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""

@@ -134,7 +134,7 @@ class Cluster:
         """
         nodes = self.nodes()
         room = self.room(nodes)
-        problems = self.problems(config, nodes, room) or self.mismatches(self.probe(nodes))
+        problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes))
         if problems:
             raise CannotStart("\n".join(problems))
         return self.place(config, room, here)
@@ -149,10 +149,16 @@ class Cluster:
         places = (room.elsewhere if apart else room.here + room.elsewhere) or 1
         return dataclasses.replace(here, actor_places=places, actors_here=0 if apart else room.here)
 
-    def problems(self, config: Config, nodes: Sequence[Node], room: Room) -> list[str]:
-        """What keeps the actors from finding a place, each with its setting."""
+    def problems(self, config: Config, nodes: Sequence[Node], room: Room, here: Machine) -> list[str]:
+        """What keeps actors and learners from finding a place, each with its setting."""
         found = []
         labels = self.config.actor_labels
+        learners = config.learner.num_learners
+        if learners != "auto" and learners > 1:
+            if problem := self._learners_problem(learners, nodes, room, here):
+                found.append(problem)
+            if config.placement == "shared" or (config.placement == "auto" and not here.accelerator):
+                return found  # they act, nobody else does
         if labels and not room.autoscaling and not any(matches(node.labels, labels) for node in nodes):
             own = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/")})
             found.append(
@@ -171,6 +177,18 @@ class Cluster:
             )
         return found
 
+    def _learners_problem(self, learners: int, nodes: Sequence[Node], room: Room, here: Machine) -> str | None:
+        labels, resource = self.config.learner_labels, "GPU" if here.accelerator else "CPU"
+        fitting = [node for node in nodes if not node.is_draining and matches(node.labels, labels)]
+        have = sum(math.floor(node.available.get(resource, 0.0)) for node in fitting)
+        if learners - 1 <= have or room.autoscaling:
+            return None
+        where = f" on nodes with {_labels(labels)}" if labels else ""
+        return (
+            f"learner.num_learners: {learners - 1} learners beside this one need a {resource} each{where}, {have} are "
+            "free; lower it, or say cluster.autoscaling=true if nodes are still to come"
+        )
+
     def actor_options(self, *, keep_off_this_machine: bool = False) -> dict[str, Any]:
         """Ray's options of a rollout actor."""
         labels = dict(self.config.actor_labels)
@@ -186,6 +204,8 @@ class Cluster:
     def session(self, machine: Machine) -> RaySession:
         """For a run that ``machine`` was made for."""
         learner: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+        if machine.accelerator:
+            learner["num_gpus"] = 1
         if self.config.learner_labels:
             learner["label_selector"] = dict(self.config.learner_labels)
         return RaySession(

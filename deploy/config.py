@@ -104,9 +104,9 @@ class Config:
     a Ray cluster that is running already."""
     placement: Literal["auto", "shared", "separate"] = "auto"
     """``shared``: every learner also acts on slots of its own, one process per core. ``separate``: rollout processes
-    feed one learner. ``auto``: separate where the learner has an accelerator, where actor.num_actors or
-    learner.num_threads is set, where environments run in processes of their own, or where minibatches are small;
-    else shared."""
+    feed the learner, or each of learner.num_learners. ``auto``: separate where the learner has an accelerator, in a
+    cluster, where actor.num_actors or learner.num_threads is set, where environments run in processes of their own, or
+    where minibatches are small; else shared."""
     seed: int = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""

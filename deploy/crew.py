@@ -37,12 +37,11 @@ class Crew:
     drive: Callable[[float], None] | None
     """What makes the data where no other thread does."""
     peers: RayPeers | None = None
-    actors_per_peer: int = 0
 
     @property
     def num_alive(self) -> int:
         """Rollout workers that can make unrolls."""
-        return self.pool.num_alive + (self.peers.num_alive * self.actors_per_peer if self.peers else 0)
+        return self.pool.num_alive + (self.peers.num_actors_alive if self.peers else 0)
 
     @property
     def restarts(self) -> Counter[str]:

@@ -99,10 +99,10 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str]) -> list[str]
     lines.append(
         f"  room           for {room.elsewhere} actors of {needs} on other nodes, {room.here} beside the learner"
     )
-    found = cluster.problems(config, nodes, room) + cluster.mismatches(answers)
+    here = Machine(cores=available_cores(), accelerator=_accelerator(config))
+    found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers)
     problems += found
     if not found:
-        here = Machine(cores=available_cores(), accelerator=_accelerator(config))
         lines += _layout(config, cluster.place(config, room, here))
     return lines
 

@@ -2,7 +2,8 @@
 
 *shared*: every learner also acts. Each has slots of its own, a part of every batch and one core; their gradients are
 added up. All cores are busy whatever acting costs beside learning, and no trajectory leaves its process.
-*separate*: rollout processes feed one learner. Right where the learner has an accelerator, or environments wait.
+*separate*: rollout processes feed the learner, or each of several. Right where learners have accelerators, or
+environments wait.
 
 The layout does not depend on ``mode``: inline mode runs the same parts one after the other in one process, which is
 why it gives the same weights.
@@ -72,7 +73,7 @@ class Layout:
             actors=range(rank * actors, (rank + 1) * actors),
             batch_size=self.batch_size // self.num_learners,
             num_shards=self.num_threads,
-            first_shard=rank,
+            first_shard=rank * self.num_threads,
             num_threads=self.num_threads,
         )
 
@@ -81,7 +82,7 @@ class Layout:
         return Share(
             actors=range(self.num_actors),
             batch_size=self.batch_size,
-            num_shards=max(self.num_learners, self.num_threads),
+            num_shards=self.num_learners * self.num_threads,
             first_shard=0,
             num_threads=self.num_threads,
         )
@@ -103,8 +104,8 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
         layout = _shared(config, cores, why)
         if machine.accelerator and layout.num_learners > 1:
             raise LayoutError(
-                f"placement: {layout.num_learners} learners share an update on CPUs only; choose placement=separate or "
-                "learner.device=cpu"
+                f"placement: {layout.num_learners} learners that act on CPUs would leave their accelerators idle; "
+                "choose placement=separate or learner.device=cpu"
             )
         return layout
     return _separate(config, machine, why)
@@ -114,8 +115,8 @@ def _placement(config: Config, machine: Machine) -> tuple[Literal["shared", "sep
     if config.placement != "auto":
         return config.placement, f"placement={config.placement}"
     if config.learner.num_learners != "auto":
-        several = config.learner.num_learners > 1
-        return "shared" if several else "separate", f"learner.num_learners={config.learner.num_learners}"
+        acting = config.learner.num_learners > 1 and not machine.accelerator
+        return "shared" if acting else "separate", f"learner.num_learners={config.learner.num_learners}"
     for name, value in (
         ("actor.num_actors", config.actor.num_actors),
         ("learner.num_threads", config.learner.num_threads),
@@ -196,34 +197,44 @@ def _shared(config: Config, cores: int, why: str) -> Layout:
 def _separate(config: Config, machine: Machine, why: str) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
     cores, accelerator = machine.cores, machine.accelerator
-    if learner.num_learners not in ("auto", 1):
-        raise LayoutError(f"learner.num_learners: {learner.num_learners} learners need placement=shared")
+    learners = 1 if learner.num_learners == "auto" else learner.num_learners
     if actor.num_actors != "auto":
         actors = actor.num_actors
+        if actors % learners:
+            raise LayoutError(
+                f"actor.num_actors: {actors} must be a multiple of learner.num_learners={learners}, so that every "
+                "learner is fed by as many"
+            )
     else:
         # With an accelerator all cores but one make rollouts. Without one acting and learning on a step cost about
         # the same.
         actors = machine.actor_places or max(1, cores - 1 if accelerator else cores // 2)
+        actors = max(1, actors // learners) * learners
         if actor.max_policy_lag == 0 and learner.batch_size != "auto":
             # Lock step shares a batch equally: the largest number that divides it.
             unrolls = max(1, learner.batch_size // envs)
-            actors = next(n for n in range(min(actors, unrolls), 0, -1) if unrolls % n == 0)
+            shares = range(min(actors, unrolls) // learners, 0, -1)
+            actors = next((n * learners for n in shares if unrolls % (n * learners) == 0), learners)
     if learner.batch_size == "auto":
         # So many that all actors may be under way within the lag.
-        unrolls = -(-actors // actor.max_policy_lag) if actor.max_policy_lag else actors
-        batch = _smallest_batch(unrolls * envs, multiple_of=learner.minibatches)
+        own = actors // learners
+        unrolls = -(-own // actor.max_policy_lag) if actor.max_policy_lag else own
+        batch = learners * _smallest_batch(unrolls * envs, multiple_of=learner.minibatches)
     else:
         batch = learner.batch_size
+        if learners > 1 and (problem := _share_problem(batch, learners, envs, learner.minibatches)):
+            raise LayoutError(f"learner.batch_size: {problem}")
     if learner.num_threads != "auto":
         threads = learner.num_threads
     else:
         # More would fill the moments when an actor waits, but smaller shards cost more per step than that brings.
         acting_here = actors if machine.actor_places is None else machine.actors_here
-        threads = 1 if accelerator else max(1, cores - acting_here)
+        here = learners if machine.actor_places is None else 1
+        threads = 1 if accelerator else max(1, (cores - acting_here) // here)
     return Layout(
         placement="separate",
         why=why,
-        num_learners=1,
+        num_learners=learners,
         num_actors=actors,
         batch_size=batch,
         num_threads=threads,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from actors.agent import WorkerSetup
+from actors.config import ActorConfig
 from actors.pool import InlinePool
 from actors.rollout import trajectory_spec
 from deploy.layout import Share
@@ -26,6 +29,15 @@ from policy.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutProcesses:
+    """Rollout actors in processes of their own, for every learner."""
+
+    config: ActorConfig
+    options: Mapping[str, Any]
+    """Ray's, of each actor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerSetup:
     """Everything that builds one learner, as plain data: it crosses to learner processes."""
 
@@ -38,6 +50,8 @@ class LearnerSetup:
     """Of a rollout worker in the learner's own process."""
     seed: int
     refused_dir: Path
+    rollout_processes: RolloutProcesses | None = None
+    """What feeds a learner beside the run's own; None: workers in its own process."""
 
     def make_loop(self, share: Share) -> UpdateLoop:
         """A learner with fresh weights and the intake that feeds it; equal in every process."""

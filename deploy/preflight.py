@@ -46,11 +46,13 @@ def _layout(config: Config) -> list[str]:
 
     if problem := check_device(config.learner):
         return [f"learner.device: {problem}"]
+    device = make_device_path(config.learner).device
+    if device.type == "mps" and config.learner.num_learners not in ("auto", 1):
+        return ["learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"]
     if config.mode == "cluster":
         return []  # it depends on what the cluster has
-    accelerator = make_device_path(config.learner).device.type != "cpu"
     try:
-        choose_layout(config, Machine(cores=available_cores(), accelerator=accelerator))
+        choose_layout(config, Machine(cores=available_cores(), accelerator=device.type != "cpu"))
     except LayoutError as error:
         return str(error).splitlines()
     return []

@@ -17,6 +17,7 @@ from rich.text import Text
 from learner.canary import TOLERANCE
 from learner.intake import Intake
 from learner.statistics import RunStatistics
+from learner.verdict import WINDOW_SECONDS, Verdict, Watch
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0
@@ -34,8 +35,13 @@ class _Pool(Protocol):
 class Progress:
     """Reads the run's statistics from a thread of its own; the training loop does nothing for it."""
 
-    def __init__(self, statistics: RunStatistics, intake: Intake, pool: _Pool, *, total_env_steps: int) -> None:
+    def __init__(
+        self, statistics: RunStatistics, intake: Intake, pool: _Pool, watch: Watch, *, total_env_steps: int
+    ) -> None:
         self._statistics, self._intake, self._pool, self._total = statistics, intake, pool, total_env_steps
+        self._watch = watch
+        self._verdict: Verdict | None = None
+        self._told_limit = ""
         self._console = Console(highlight=False)
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve: list[float] = []
@@ -53,7 +59,7 @@ class Progress:
             if self._console.is_terminal
             else None
         )
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
 
     def say(self, text: str) -> None:
         """Print as it is."""
@@ -74,15 +80,23 @@ class Progress:
         else:
             self.say(self._line())
 
-    def _watch(self) -> None:
+    def _keep_watching(self) -> None:
         last_line = time.monotonic()
         while not self._stopped.wait(1.0):
             self._sample()
             if not self._live and time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
                 last_line = time.monotonic()
                 self.say(self._line())
+                self._tell_limit()
+
+    def _tell_limit(self) -> None:
+        """When it is another one than was told."""
+        if self._verdict and self._statistics.seconds > WINDOW_SECONDS and self._verdict.stage != self._told_limit:
+            self._told_limit = self._verdict.stage
+            self.say(f"limit: {self._verdict.sentence}")
 
     def _sample(self) -> None:
+        self._verdict = self._watch.now()
         with self._lock:
             ledger = self._intake.ledger
             self._samples.append((time.monotonic(), ledger.sampled, ledger.trained))
@@ -119,6 +133,7 @@ class Progress:
             "loss": "  ".join(f"{label} {terms[name]:.3f}" for name, label in _LOSSES.items() if name in terms) or "-",
             "memory": self._memory(),
             "actors": self._actors(),
+            "limit": self._verdict.sentence if self._verdict else "-",
         }
 
     def _memory(self) -> str:
@@ -188,6 +203,8 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
             f"  faults      {summary['actor_restarts']} actors replaced, "
             f"{summary['env_faults']} environment slots restarted"
         )
+    if summary["limit"]:
+        lines.append(f"  limit       {summary['limit']['sentence']}")
     lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
     return lines
 

@@ -7,16 +7,18 @@ an update is then smaller by their part.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import ray
 
 from actors.config import ActorConfig
 from actors.ray_pool import describe
-from actors.seats import Seat, Seats
+from actors.seats import BUILD_TIMEOUT_SECONDS, Seat, Seats
 from deploy.layout import Layout
 from deploy.learner_actor import LearnerActor
 from deploy.learner_setup import LearnerSetup
@@ -45,11 +47,18 @@ class RayPeers:
         session: RaySession,
         *,
         on_lost_turn: Callable[[], None],
+        on_lost_steps: Callable[[int, str], None],
     ) -> None:
         self._address = session.address
         use_interface(self._address)
         remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
         shared = ray.put(setup)
+        self._on_lost_steps = on_lost_steps
+        self._in_flight: Counter[tuple[int, int]] = Counter()
+        """Steps that wait for a turn of theirs, by learner and incarnation."""
+        self._actors_alive: dict[tuple[int, int], int] = {}
+        """Rollout workers of each learner, as of its last turn."""
+        fed = setup.rollout_processes is not None
         self._restarts: Counter[str] = Counter()
         self._timeout = config.unroll_timeout_seconds
         self._members: list[tuple[Seat, int]] = []
@@ -64,6 +73,8 @@ class RayPeers:
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,
             on_lost=lambda seat: on_lost_turn() if seat.work == "turn" else None,
+            # One that is fed waits for its first rollout actor, which waits for a place.
+            build_timeout_seconds=math.inf if fed else BUILD_TIMEOUT_SECONDS,
         )
 
     @property
@@ -72,9 +83,9 @@ class RayPeers:
         return self._seats.restarts + self._restarts
 
     @property
-    def num_alive(self) -> int:
-        """Learners that are up, the run's own not counted."""
-        return len(self._seats.up())
+    def num_actors_alive(self) -> int:
+        """Rollout workers that can make unrolls, as of the last update."""
+        return sum(self._actors_alive.values())
 
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
@@ -93,6 +104,7 @@ class RayPeers:
             time.sleep(0.02)
             self._seats.start_due()
         present = [(seat, seat.incarnation) for seat in self._seats.up()]
+        self._write_off("learner_lost", {(seat.actor, incarnation) for seat, incarnation in present})
         if self._group is None or present != self._members:
             self._regroup(learner, present)
         for seat, _ in self._members:
@@ -109,9 +121,12 @@ class RayPeers:
             turn = self._answer(seat)
             if isinstance(turn, Turn):
                 turns.append(turn)
-                for message in turn.replaced:
-                    self._restarts["error"] += 1
-                    log.warning("in the process of learner %d, %s", seat.actor, message)
+                who = (seat.actor, seat.incarnation)
+                self._in_flight[who] += turn.beside.in_flight
+                self._actors_alive[who] = turn.num_alive
+                for reason, message in turn.replaced:
+                    self._restarts[reason] += 1
+                    log.warning("of learner %d, %s", seat.actor, message)
         return turns
 
     def separate(self, learner: Learner) -> None:
@@ -123,8 +138,17 @@ class RayPeers:
     def close(self) -> None:
         """Kill all; their work under way is lost."""
         self._seats.close()
+        self._write_off("shutdown", set())
         if self._group is not None:
             self._group.close()
+
+    def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:
+        """Drop what waited for its turn at learners that are no more."""
+        for who in set(self._in_flight) - present:
+            if steps := self._in_flight.pop(who):
+                self._on_lost_steps(steps, reason)
+        for who in set(self._actors_alive) - present:
+            del self._actors_alive[who]
 
     def _take_in_started(self) -> bool:
         """Whether somebody is still starting."""
@@ -149,6 +173,7 @@ class RayPeers:
             try:
                 self._group = LearnerGroup(
                     store,
+                    device=learner.path.device,
                     generation=self._generation,
                     rank=0,
                     size=len(members) + 1,

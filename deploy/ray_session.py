@@ -46,21 +46,22 @@ def configure() -> None:
 
 
 @contextlib.contextmanager
-def local(num_actors: int, *, unroll_bytes: int) -> Iterator[RaySession]:
-    """A Ray of our own on this machine."""
+def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool) -> Iterator[RaySession]:
+    """A Ray of our own on this machine, for rollout actors and learners beside the run's own."""
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     ray.init(
         address="local",
-        # Actors are counted here, whatever the number of cores: there may be more of them.
-        num_cpus=max(available_cores(), num_actors),
+        # Processes are counted here, whatever the number of cores: there may be more of them.
+        num_cpus=max(available_cores(), num_actors + num_learners),
+        num_gpus=num_learners if accelerator else 0,
         object_store_memory=store,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
     try:
-        one = {"num_cpus": 1}
-        yield RaySession(address=LOOPBACK, actor_options=one, learner_options=one)
+        learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
+        yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner)
     finally:
         ray.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from deploy.crew import Crew
 from deploy.hardware import available_cores
 from deploy.interruption import interruption
 from deploy.layout import Machine, choose_layout
-from deploy.learner_setup import LearnerSetup
+from deploy.learner_setup import LearnerSetup, RolloutProcesses
 from deploy.progress import Progress
 from deploy.run_dir import CannotStart, exclusive, log_file
 from deploy.summary import measured_random_return, summarize, write_json
@@ -29,8 +30,10 @@ from envs.registry import make_env_spec
 from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from learner.device_choice import make_device_path
 from learner.intake import Driver
+from learner.ledger import Ledger
 from learner.metrics import MetricsServer, Sources
 from learner.train import Limits, Parts, train
+from learner.verdict import Watch
 from policy.actions import Actions
 from policy.allocator import keep_freed_memory
 from policy.graph import components_to_json
@@ -39,6 +42,7 @@ from policy.remap import NameMap, PolicyInterface, Remapping, remap
 
 if TYPE_CHECKING:  # Ray is imported where it is used
     from deploy.cluster import Cluster
+    from deploy.ray_peers import RayPeers
     from deploy.ray_session import RaySession
 
 
@@ -91,6 +95,9 @@ class _Run:
             self.machine = cluster.machine(config, self.machine)
         self.layout = choose_layout(config, self.machine)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        if config.mode == "local" and accelerator and self.layout.num_learners > 1:
+            # Ray hands out GPUs from the first on, to the learners beside this one.
+            torch.cuda.set_device(self.layout.num_learners - 1)
         resumed = self._find_resumed()
         self.run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
         self.session = 1 + int(resumed.state["session"]) if resumed else 0
@@ -107,7 +114,7 @@ class _Run:
             seed=config.seed,
             refused_dir=run_dir / "refused",
         )
-        in_one_process = config.mode == "inline" or self.layout.placement == "separate"
+        in_one_process = config.mode == "inline" or self.layout.num_learners == 1
         self.share = self.layout.whole() if in_one_process else self.layout.share(0)
         self.loop = self.setup.make_loop(self.share)
         self.learner, self.intake, self.statistics = self.loop.learner, self.loop.intake, self.loop.statistics
@@ -116,6 +123,9 @@ class _Run:
             resumed.restore(self.learner)
             self._restore_books(resumed)
         self.statistics.policy_version = self.learner.policy_version
+        acting = config.mode == "inline" or self.layout.placement == "shared"
+        processes = 1 if config.mode == "inline" else self.layout.num_learners if acting else self.layout.num_actors
+        self.watch = Watch(self.statistics, acting=acting, num_processes=processes)
         self.trained_before = self.ledger.trained
         self.limits = Limits(
             total_env_steps=config.total_env_steps,
@@ -158,7 +168,7 @@ class _Run:
             # After Ray, which sets handlers of its own.
             asked = stack.enter_context(interruption())
             server = self._serve_metrics(crew)
-            progress = Progress(self.statistics, self.intake, crew, total_env_steps=config.total_env_steps)
+            progress = Progress(self.statistics, self.intake, crew, self.watch, total_env_steps=config.total_env_steps)
             progress.say(self._headline(server))
             stack.callback(self.learner.close)
             if server:
@@ -190,6 +200,7 @@ class _Run:
                     trained_before=self.trained_before,
                     random=random,
                     interrupted_by=asked.signal_number,
+                    limit=self.watch.whole(),
                     about={"env_id": config.env.id, "seed": config.seed, "policy_kind": config.policy.kind},
                 )
                 write_json(self.run_dir / "summary.json", summary)
@@ -199,36 +210,57 @@ class _Run:
     @contextlib.contextmanager
     def _crew(self) -> Iterator[Crew]:
         config, layout = self.config, self.layout
-        if layout.placement == "separate" and config.mode != "inline":
-            from actors.ray_pool import RayPool
-
-            with self._ray(layout.num_actors) as ray:
-                self.loop.publish_to = ray.put
-                actors = range(layout.num_actors)
-                yield Crew(RayPool(self.setup.worker, actors, config.actor, self.intake, ray.actor_options), drive=None)
-            return
-        if config.mode == "inline" or layout.num_learners == 1:
+        fed = layout.placement == "separate"
+        if config.mode == "inline" or (layout.num_learners == 1 and not fed):
             pool = self.setup.make_pool(self.share, self.loop)
             yield Crew(pool, drive=pool.pump)
             return
+        with self._ray() as ray:
+            peers = self._peers(ray) if layout.num_learners > 1 else None
+            if not fed:
+                pool = self.setup.make_pool(self.share, self.loop)
+                yield Crew(pool, drive=pool.pump, peers=peers)
+                return
+            from actors.ray_pool import RayPool
+
+            self.loop.publish_to = ray.put
+            actors = RayPool(self.setup.worker, self.share.actors, config.actor, self.intake, ray.actor_options)
+            yield Crew(actors, drive=None, peers=peers)
+
+    def _peers(self, ray: RaySession) -> RayPeers:
         from deploy.ray_peers import RayPeers
 
-        with self._ray(layout.num_learners - 1) as ray:
-            unrolls = self.share.batch_size // config.env.num_envs
-            peers = RayPeers(
-                self.setup, layout, config.actor, ray, on_lost_turn=lambda: self.intake.count_lost(unrolls)
-            )
-            pool = self.setup.make_pool(self.share, self.loop)
-            yield Crew(pool, drive=pool.pump, peers=peers, actors_per_peer=len(self.share.actors))
+        setup = self.setup
+        if self.layout.placement == "separate":
+            feeding = RolloutProcesses(config=self.config.actor, options=ray.actor_options)
+            setup = dataclasses.replace(setup, rollout_processes=feeding)
+        unrolls = self.share.batch_size // self.config.env.num_envs
+        return RayPeers(
+            setup,
+            self.layout,
+            self.config.actor,
+            ray,
+            on_lost_turn=lambda: self.intake.count_lost(unrolls),
+            on_lost_steps=lambda steps, reason: self.intake.add_books(
+                Ledger(in_flight=-steps, dropped=Counter({reason: steps}))
+            ),
+        )
 
-    def _ray(self, num_processes: int) -> contextlib.AbstractContextManager[RaySession]:
+    def _ray(self) -> contextlib.AbstractContextManager[RaySession]:
         from deploy import ray_session
 
         if self.cluster:
             return contextlib.nullcontext(self.cluster.session(self.machine))
+        layout = self.layout
         arrays = self.loop.assembler.arrays.values()
         unroll = sum(array.nbytes for array in arrays) / self.share.batch_size * self.config.env.num_envs
-        return ray_session.local(num_processes, unroll_bytes=int(unroll))
+        actors = layout.num_actors if layout.placement == "separate" else 0
+        return ray_session.local(
+            num_actors=actors,
+            num_learners=layout.num_learners - 1,
+            unroll_bytes=int(unroll),
+            accelerator=self.machine.accelerator,
+        )
 
     def _serve_metrics(self, crew: Crew) -> MetricsServer | None:
         if self.config.metrics.port < 0:
@@ -238,6 +270,7 @@ class _Run:
             intake=self.intake,
             actors_alive=lambda: crew.num_alive,
             actor_restarts=lambda: crew.restarts,
+            limit=self.watch.now,
             build=versions(),
         )
         return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)
@@ -250,7 +283,8 @@ class _Run:
         layout, path = self.layout, self.learner.path
         who = f"{path.describe()}, {layout.batch_size} segments per update"
         if layout.num_learners > 1:
-            where = "in one process" if config.mode == "inline" else "which also act"
+            apart = "which also act" if layout.placement == "shared" else "each fed by its own actors"
+            where = "in one process" if config.mode == "inline" else apart
             who = f"{layout.num_learners}, {where}; {who}"
         elif layout.placement == "separate" and path.device.type == "cpu":
             who += f", gradient threads: {layout.num_threads}"

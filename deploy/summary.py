@@ -15,6 +15,7 @@ from deploy.versions import versions
 from envs.reference import random_return
 from learner.intake import Intake
 from learner.statistics import RunStatistics
+from learner.verdict import Verdict
 from policy.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def summarize(
     trained_before: int,
     random: float | None,
     interrupted_by: int | None,
+    limit: Verdict | None,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that is over; ``about`` says which it was, ``trained_before`` what it resumed from."""
@@ -59,6 +61,7 @@ def summarize(
         "weights_sha256": weights.sha256 if weights else None,
         "policy_lag": {"mean": lag.mean if lag.count else None, "max": lag.max if lag.count else None},
         "stage_seconds": {stage: round(value, 3) for stage, value in statistics.stage_seconds.items()},
+        "limit": limit._asdict() if limit else None,
         "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
         "versions": versions(),
     }

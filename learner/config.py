@@ -18,8 +18,9 @@ class LearnerConfig:
     """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs. ``auto``: an unroll of every
     slot that acts, at least 64."""
     num_learners: int | Literal["auto"] = "auto"
-    """Processes that each act and learn on their part of the batch and add up their gradients (placement=shared);
-    ``auto``: one per core, as far as the batch can be shared out."""
+    """Processes that make every update together, each on its part of the batch, and add up their gradients. With
+    placement=shared each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with
+    placement=separate each is fed by its part of the actors, and ``auto`` is one."""
     epochs: int = 1
     """Passes over each batch."""
     minibatches: int = 1

@@ -1,7 +1,7 @@
 """Learners that share one update: each has a part of the batch, all add up their gradients and make the same step.
 
-Over ``torch.distributed`` with gloo, between learners on CPUs. A group is made anew whenever a learner comes or goes;
-rank 0 is the run's own process, whose state is the one that counts.
+Over ``torch.distributed``: gloo between learners on CPUs, NCCL between GPUs (written where there was none). A group is
+made anew whenever a learner comes or goes; rank 0 is the run's own process, whose state is the one that counts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class LearnerGroup:
     """This process's place among the learners; one group per process at a time.
 
     Args:
+        device: that of the learner: between GPUs tensors are added up with NCCL.
         store: where the members find each other; made by ``open_store`` on rank 0, by ``join_store`` elsewhere.
         generation: number of this group in the run.
         rank: this learner's place, 0 in the run's own process.
@@ -50,6 +51,7 @@ class LearnerGroup:
         self,
         store: Store,
         *,
+        device: torch.device,
         generation: int,
         rank: int,
         size: int,
@@ -61,7 +63,8 @@ class LearnerGroup:
         """Spent in adding up, and in waiting for slower learners."""
         with _lost("joining"):
             dist.init_process_group(
-                "gloo",
+                # Plain data travels as CPU tensors in either case.
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore(str(generation), store),
                 rank=rank,
                 world_size=size,

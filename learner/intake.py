@@ -6,6 +6,7 @@ Admission keeps data fresh: an unroll may start only if, with everything that is
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import Counter, deque
@@ -181,6 +182,11 @@ class Intake:
         """Enter what a learner beside this one booked."""
         with self._changed:
             self.ledger.add(books)
+
+    def books(self) -> Ledger:
+        """A copy of the books between two bookings."""
+        with self._changed:
+            return dataclasses.replace(self.ledger, dropped=Counter(self.ledger.dropped))
 
     def close(self) -> None:
         """Drop what no update will use any more, as ``shutdown``."""

@@ -26,6 +26,16 @@ class Ledger:
         self.in_flight += other.in_flight
         self.dropped.update(other.dropped)
 
+    def since(self, before: Ledger) -> Ledger:
+        """What came in after ``before``."""
+        reasons = self.dropped.keys() | before.dropped.keys()
+        return Ledger(
+            self.sampled - before.sampled,
+            self.trained - before.trained,
+            self.in_flight - before.in_flight,
+            Counter({r: steps for r in reasons if (steps := self.dropped[r] - before.dropped[r])}),
+        )
+
     def balance(self) -> int:
         """sampled - (trained + in_flight + dropped); 0 when the books balance."""
         return self.sampled - self.trained - self.in_flight - sum(self.dropped.values())

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.statistics import Histogram, RunStatistics
+from learner.verdict import STAGES, Verdict
 from learner.weight_metrics import WeightMetrics
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Sources:
     intake: Intake
     actors_alive: Callable[[], int]
     actor_restarts: Callable[[], Mapping[str, int]]
+    limit: Callable[[], Verdict | None]
     build: Mapping[str, str]
 
     @property
@@ -138,6 +140,8 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("actor_restarts_total", "Actors replaced.", lambda s: s.actor_restarts(), "reason"),
     _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
     _counter("ignored_tokens_total", "Tokens that have no place.", lambda s: s.statistics.ignored_tokens),
+    # The verdict
+    _gauge("limit", "1 for what limits the run now, 0 for the others.", lambda s: _limit(s), "stage"),
     # The process
     _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
     _counter("failed_checkpoints_total", "Checkpoints not written.", lambda s: s.statistics.failed_checkpoints),
@@ -182,6 +186,11 @@ def _family(entry: CatalogueEntry, value: Any) -> Metric:
     for labels, number in [([label], n) for label, n in dict(value).items()] if entry.label else [([], value)]:
         family.add_metric(labels, number)
     return family
+
+
+def _limit(sources: Sources) -> dict[str, int]:
+    verdict = sources.limit()
+    return {stage: int(verdict is not None and verdict.stage == stage) for stage in STAGES}
 
 
 def _number(value: float | None) -> float:

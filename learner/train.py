@@ -113,6 +113,7 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
         _take_in(loop.statistics, turn)
         books = settle(own, turn)
         loop.intake.add_books(books)
+        loop.intake.add_books(turn.beside)
         loop.intake.count_lost(turn.lost_unrolls)
         trained += books.trained
         if not own.lost and (turn.lost or turn.weights_hash != own.weights_hash):

@@ -48,10 +48,14 @@ class Turn:
     """Readings of the canary."""
     weights_hash: str
     """Of the weights after the turn."""
+    beside: Ledger = dataclasses.field(default_factory=Ledger)
+    """What else came into the books of a learner beside the run's own since its last turn: unrolls for later turns."""
     lost_unrolls: int = 0
-    """Begun in this turn and never delivered."""
-    replaced: tuple[str, ...] = ()
-    """Rollout workers in this learner's process that were replaced, each with its reason."""
+    """Begun and never delivered."""
+    replaced: tuple[tuple[str, str], ...] = ()
+    """Rollout workers of this learner that were replaced: the reason in a word, and in a sentence."""
+    num_alive: int = 0
+    """Rollout workers of this learner that can make unrolls."""
     terms: dict[str, float] = dataclasses.field(default_factory=dict)
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     refused: NonFiniteUpdate | None = None

@@ -64,6 +64,11 @@ class Scripted(gymnasium.Env[np.ndarray, Any]):
                     time.sleep(3600)
                 case "exits":
                     os._exit(3)
+                case "eats":
+                    self.memory = np.ones(2**29)  # 4 GiB
+                    time.sleep(3600)
+                case "dawdles":
+                    self.how, self.seconds = "", 0.1
                 case "nan":
                     answer[0] = np.full(4, np.nan, np.float32)
                 case "shape":

@@ -210,7 +210,7 @@ def test_a_run_starts_with_the_actors_that_have_a_place(nodes: Nodes, tmp_path: 
         tmp_path, "actor.num_actors=4", "cluster.autoscaling=true", "actor.max_consecutive_failures=1"
     )
     wait_for(lambda: newest(tmp_path) and len(nodes.actors()) == 2, process=process)
-    wait_for(lambda: "2 of 4 actors wait for a place" in (tmp_path / "run" / "run.log").read_text(), process=process)
+    wait_for(lambda: "2 of 4 actors are not up yet" in (tmp_path / "run" / "run.log").read_text(), process=process)
     nodes.have(2)
     wait_for(lambda: len(nodes.actors()) == 4, process=process)
     goes_on(tmp_path, process)

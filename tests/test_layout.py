@@ -63,10 +63,23 @@ def test_an_accelerator_is_fed_by_all_cores_but_one() -> None:
     assert layout.batch_size * 2 >= 99 * 64
 
 
-def test_several_learners_on_an_accelerator_are_refused() -> None:
-    """Catches learners that all take the same GPU and wait for each other."""
-    with pytest.raises(LayoutError, match="2 learners share an update on CPUs only"):
-        layout_of("learner.num_learners=2", cores=4, accelerator=True)
+def test_several_learners_with_accelerators_are_each_fed() -> None:
+    """Catches learners that act on CPUs while their GPUs wait, and shares that are no whole unrolls."""
+    layout = layout_of("learner.num_learners=2", cores=9, accelerator=True)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("separate", 2, 8)
+    assert layout.share(1).actors == range(4, 8)
+    assert layout.share(1).batch_size * 2 >= 4 * 64
+    with pytest.raises(LayoutError, match="2 learners that act on CPUs would leave their accelerators idle"):
+        layout_of("learner.num_learners=2", "placement=shared", cores=4, accelerator=True)
+
+
+def test_a_cluster_is_laid_out_by_its_room() -> None:
+    """Catches actors counted by the cores of the learner's machine."""
+    room = Machine(cores=4, accelerator=False, actor_places=12)
+    layout = choose_layout(config_of("mode=cluster"), room)
+    assert (layout.placement, layout.num_learners, layout.num_actors, layout.num_threads) == ("separate", 1, 12, 4)
+    layout = choose_layout(config_of("mode=cluster", "learner.num_learners=13"), room)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("shared", 13, 13)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +94,14 @@ def test_several_learners_on_an_accelerator_are_refused() -> None:
             ["learner.num_learners=2", "env.num_envs=8", "learner.batch_size=16", "learner.minibatches=16"],
             "learner.batch_size: each learner's 8 segments must be a multiple of learner.minibatches=16",
         ),
-        (["learner.num_learners=2", "placement=separate"], "learner.num_learners: 2 learners need placement=shared"),
+        (
+            ["learner.num_learners=2", "placement=separate", "actor.num_actors=3"],
+            "actor.num_actors: 3 must be a multiple of learner.num_learners=2",
+        ),
+        (
+            ["learner.num_learners=2", "placement=separate", "learner.batch_size=64"],
+            "learner.batch_size: 64 segments must be a multiple of 2 learners x 64 slots",
+        ),
     ],
 )
 def test_numbers_that_do_not_divide_are_refused(arguments: list[str], message: str) -> None:
@@ -130,4 +150,5 @@ def test_shares_cover_batch_and_actors_exactly(settings: dict[str, Any], cores: 
         if layout.placement == "shared":
             assert share.batch_size % config.learner.minibatches == 0
             assert share.num_shards == 1
-            assert layout.whole().num_shards == layout.num_learners
+    assert layout.whole().num_shards == sum(share.num_shards for share in shares)
+    assert [share.first_shard for share in shares] == [rank * shares[0].num_shards for rank in range(len(shares))]

@@ -19,6 +19,8 @@ from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use
 from learner.learner import Learner, NonFiniteUpdate
 from policy.weights import flatten_weights
 
+CPU = torch.device("cpu")
+
 SLOTS = 8
 
 
@@ -34,7 +36,9 @@ def _member(rank: int, size: int, port: int, settings: dict[str, Any], connectio
     torch.set_num_threads(1)
     use_interface("127.0.0.1")
     learner = _make(rank, size, settings)
-    group = LearnerGroup(join_store("127.0.0.1", port, 60), generation=0, rank=rank, size=size, timeout_seconds=60)
+    group = LearnerGroup(
+        join_store("127.0.0.1", port, 60), device=CPU, generation=0, rank=rank, size=size, timeout_seconds=60
+    )
     learner.synchronize(group)
     while (seed := connection.recv()) is not None:
         connection.send(_update(learner, _part(seed, rank)))
@@ -72,7 +76,7 @@ class Group:
             self.processes.append(process)
             self.connections.append(ours)
         self.learner = _make(0, size, settings)
-        self.group = LearnerGroup(self.store, generation=0, rank=0, size=size, timeout_seconds=60)
+        self.group = LearnerGroup(self.store, device=CPU, generation=0, rank=0, size=size, timeout_seconds=60)
         self.learner.synchronize(self.group)
 
     def update(self, seed: int) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.metrics import CATALOGUE, MetricsServer, Sources
 from learner.statistics import Histogram, RunStatistics, reported
+from learner.verdict import Verdict
 from learner.weight_metrics import WeightMetrics
 from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
@@ -50,6 +51,7 @@ def sources():
         intake=intake,
         actors_alive=lambda: 3,
         actor_restarts=lambda: {"died": 1},
+        limit=lambda: Verdict("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
     )
 
@@ -184,6 +186,7 @@ def test_before_the_first_batch_the_page_is_whole(serve):
                 intake=intake,
                 actors_alive=lambda: 0,
                 actor_restarts=dict,
+                limit=lambda: None,
                 build={},
             )
         )

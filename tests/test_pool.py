@@ -18,6 +18,7 @@ from service import (
     make_setup,
     make_spec,
     read_summary,
+    shoal,
     start_shoal,
     wait_for,
 )
@@ -28,7 +29,7 @@ from actors.ray_pool import RayPool
 from actors.seats import TooManyFailures
 from deploy.cli import main
 from learner.checkpoint import find_checkpoint
-from learner.intake import Intake
+from learner.intake import Driver, Intake
 from learner.ledger import Ledger
 from policy.trajectory import Trajectory
 from policy.weights import Weights, flatten_weights
@@ -123,6 +124,38 @@ def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
+    """Catches a barrier among actors, and unrolls that are trained although they came too late; fault 10."""
+    setup = make_setup(SCRIPTED, how="dawdles", at=30, marker=str(tmp_path / "marker"))
+    run = Run(setup)
+    run.update_until(lambda _: (tmp_path / "marker").exists())
+    start = run.version
+    run.update_until(lambda _: run.version == start + 50)
+    # Until the straggler is back, whose unroll takes 0.8 s: the other one went on for dozens of versions.
+    run.update_until(lambda _: bool(run.intake.ledger.dropped))
+    assert set(run.intake.ledger.dropped) == {"stale"}
+    assert run.pool.restarts == {}
+    run.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_actors_wait_for_a_learner_that_stalls() -> None:
+    """Catches a queue that grows while the learner is busy with something else, until memory is gone; fault 11."""
+    run = Run(make_setup("recall", num_envs=8, unroll_length=32))
+    run.update_until(lambda _: run.pool.num_alive == 2)
+    driver = Driver(run.pool.pump, run.intake)
+    driver.start()
+    time.sleep(3)
+    waiting, held = run.intake.queued_segments, run.intake.queued_bytes
+    time.sleep(1)
+    assert (run.intake.queued_segments, run.intake.queued_bytes) == (waiting, held)
+    assert waiting <= 3 * 8  # the batch that may be trained now, and max_policy_lag=2 more
+    driver.stop()
+    run.update_until(lambda _: run.version > 20)
+    run.close()
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_an_environment_that_always_fails_ends_the_run() -> None:
     """Catches an endless loop of restarts, and an end that does not say what the environment said."""
     run = Run(make_setup(SCRIPTED, how="raises"), num_actors=1, max_consecutive_failures=2)
@@ -146,6 +179,7 @@ def test_an_actor_refuses_other_weights_than_were_published() -> None:
     run.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
 def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     """The same through the command line; and Ctrl-C, which a terminal sends to Ray's processes too, ends it cleanly."""
@@ -184,6 +218,24 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     assert summary["log_prob_checks"] > 10
     assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]
     wait_for(lambda: not any(map(alive, children)), seconds=60)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
+def test_an_actor_that_eats_the_memory_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a kill by Ray's memory monitor that is told as any other death: nobody would know what to change."""
+    memory = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = int(memory["MemTotal:"]), int(memory["MemAvailable:"])
+    if free < 8 * 2**20:
+        pytest.skip("needs 8 GiB of free memory")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{(total - free + 3 * 2**20) / total:.3f}")
+    env = ("env.id=" + SCRIPTED, f'env.kwargs={{how: eats, at: 40, marker: "{tmp_path / "marker"}"}}', "env.num_envs=8")
+    done = shoal("train", *SMALL, *env, "actor.num_actors=1", "total_env_steps=2000", "run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_summary(tmp_path / "run")["actor_restarts"] == 1
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "will be replaced in 0.5 s (oom)" in log
+    assert "fewer slots (env.num_envs)" in log
 
 
 @pytest.mark.usefixtures("no_ray")

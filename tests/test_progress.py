@@ -29,7 +29,7 @@ def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any) -> Non
     assert all(LINE.fullmatch(line) for line in lines), lines
     assert "trained/s 0 " not in lines[-1]
     assert out.index("Training Fast") < out.index(lines[0]) < out.index("Done.")
-    for part in ("a random policy gets", "books       balance", "shoal evaluate"):
+    for part in ("a random policy gets", "books       balance", "shoal evaluate", "limit       "):
         assert part in out
 
 
@@ -53,7 +53,7 @@ def test_the_live_view_shows_what_matters(tmp_path: Path) -> None:
     frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.decode().replace("\r", "")).split("steps  ")
     assert len(frames) > 3
     last = frames[-1]
-    for label in ("time", "return", "steps/s", "lag", "loss", "memory", "actors", "curve"):
+    for label in ("time", "return", "steps/s", "lag", "loss", "memory", "actors", "limit", "curve"):
         assert re.search(rf"^ *{label}  ", last, re.MULTILINE), last
     for part in ("elapsed", "left", "policy", "value", "entropy", "right: ", "1 alive", "Done."):
         assert part in last
@@ -77,9 +77,18 @@ def test_the_summary_says_what_went_wrong() -> None:
         "log_prob_checks": 3,
         "actor_restarts": 2,
         "env_faults": 7,
+        "limit": {"stage": "learner", "sentence": "updates take 90% of the learner's time"},
     }
     text = "\n".join(_summary_lines(summary, Path("runs/x")))
-    for part in ("Interrupted", "no episode ended", "DO NOT BALANCE", "5 dropped (stale)", "2 actors replaced"):
+    parts = (
+        "Interrupted",
+        "no episode ended",
+        "DO NOT BALANCE",
+        "5 dropped (stale)",
+        "2 actors replaced",
+        "updates take",
+    )
+    for part in parts:
         assert part in text
     assert "1:01:40" in text
     assert "MEMORY IS WRONG" in text

@@ -97,12 +97,12 @@ PEERS = {
     "sample-factory": Peer(
         script="run_sample_factory.py",
         venv="sample-factory",
-        best=sample_factory(num_envs_per_worker=2, worker_num_splits=2),
+        best=sample_factory(num_workers=2),
         others=(
-            sample_factory(num_envs_per_worker=2, worker_num_splits=2, malloc=False),
+            sample_factory(num_workers=2, malloc=False),
             sample_factory(),
             sample_factory(async_rl=False),
-            sample_factory(num_workers=2),
+            sample_factory(num_envs_per_worker=2, worker_num_splits=2),
             sample_factory(num_workers=2, num_envs_per_worker=2, worker_num_splits=2),
             sample_factory(num_workers=1, num_envs_per_worker=64, worker_num_splits=2, batched_sampling=False),
             sample_factory(num_workers=2, num_envs_per_worker=32, worker_num_splits=2, batched_sampling=False),

@@ -1,0 +1,148 @@
+"""What limits a run now, and which setting to turn: read from where the time of actors and learner goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+from learner.statistics import RunStatistics
+
+Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "staleness"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+WINDOW_SECONDS = 30.0
+STARVING = 0.2
+"""Share of its time that a learner waits for rollouts, from which the actors are what limits."""
+TOO_LATE = 0.1
+"""Share of the steps that came too late to be trained, from which that is what limits."""
+_TRANSFER = ("assemble", "publish", "canary", "checkpoint", "weight_metrics")
+
+
+class Verdict(NamedTuple):
+    """What limits."""
+
+    stage: Stage
+    sentence: str
+
+
+class _Moment(NamedTuple):
+    at: float
+    stages: dict[str, float]
+    sampled: int
+    stale: int
+
+
+class Watch:
+    """Judges the last ``WINDOW_SECONDS`` of a run, or all of it.
+
+    Args:
+        acting: whether the learners also act.
+        num_processes: those that act.
+    """
+
+    def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int) -> None:
+        self._statistics, self._acting, self._num_processes = statistics, acting, num_processes
+        self._moments: deque[_Moment] = deque([self._moment()])
+        self._lock = threading.Lock()
+
+    def now(self) -> Verdict | None:
+        """Of the last seconds; None before there was an update."""
+        moment = self._moment()
+        with self._lock:  # scrapes and the progress view ask from threads of their own
+            moments = self._moments
+            if moment.at - moments[-1].at >= 1.0:
+                moments.append(moment)
+            while len(moments) > 1 and moment.at - moments[1].at >= WINDOW_SECONDS:
+                moments.popleft()
+            first = moments[0]
+        return self._between(first, moment)
+
+    def whole(self) -> Verdict | None:
+        """Of the run so far; None before there was an update."""
+        nothing = _Moment(self._moment().at - self._statistics.seconds, {}, 0, 0)
+        return self._between(nothing, self._moment())
+
+    def _moment(self) -> _Moment:
+        statistics = self._statistics
+        ledger = statistics.ledger
+        return _Moment(time.monotonic(), dict(statistics.stage_seconds), ledger.sampled, ledger.dropped["stale"])
+
+    def _between(self, first: _Moment, last: _Moment) -> Verdict | None:
+        seconds = {stage: spent - first.stages.get(stage, 0.0) for stage, spent in last.stages.items()}
+        loop = sum(spent for stage, spent in seconds.items() if not stage.startswith("actor_") and stage != "reduce")
+        if not seconds.get("update") or loop <= 0:
+            return None
+        # By the training loop's own time: its clock stops with training, and evaluation at the end is no part of it.
+        shares = {stage: spent / loop for stage, spent in seconds.items()}
+        sampled = last.sampled - first.sampled
+        too_late = (last.stale - first.stale) / sampled if sampled else 0.0
+        return judge(shares, acting=self._acting, num_processes=self._num_processes, too_late=too_late)
+
+
+def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_late: float) -> Verdict:
+    """From seconds by stage (``RunStatistics.stage_seconds``) per second of the training loop.
+
+    Args:
+        acting: whether the learners also act.
+        num_processes: those that act; what actors spend is summed up over them.
+        too_late: share of the sampled steps that were dropped as stale.
+    """
+    environment, inference = (shares.get(f"actor_{name}", 0.0) / num_processes for name in ("env", "policy"))
+    reduce = shares.get("reduce", 0.0)
+    update = shares.get("update", 0.0) - reduce
+    transfer = sum(shares.get(stage, 0.0) for stage in _TRANSFER)
+    wait = 0.0 if acting else shares.get("wait", 0.0)
+    if too_late > TOO_LATE:
+        return Verdict(
+            "staleness",
+            f"{too_late:.0%} of the steps came too late to be trained: raise actor.max_policy_lag, shorten "
+            "actor.unroll_length, or find the actors that are slower than the others",
+        )
+    if acting:
+        parts: dict[Stage, float] = {
+            "environment": environment,
+            "inference": inference,
+            "transfer": transfer,
+            "learner": update,
+            "waiting": reduce,
+        }
+    elif wait > STARVING:
+        parts = {"environment": environment, "inference": inference}
+    else:
+        parts = {"transfer": transfer, "learner": update}
+    stage = max(parts, key=lambda name: parts[name])
+    share = f"{parts[stage]:.0%}"
+    starving = f", and the learner waits for them {wait:.0%} of its own" if wait > STARVING else ""
+    more = "more cores" if acting else "more actors (actor.num_actors)"
+    match stage:
+        case "environment":
+            return Verdict(
+                stage,
+                f"stepping environments takes {share} of the actors' time{starving}: {more}, or an environment that "
+                "steps all slots at once",
+            )
+        case "inference":
+            return Verdict(
+                stage,
+                f"acting takes {share} of the actors' time{starving}: more slots per call (env.num_envs), or {more}",
+            )
+        case "transfer":
+            return Verdict(
+                stage,
+                f"assembling, checking, publishing and saving take {share} of the learner's time: larger batches "
+                "(learner.batch_size), or fewer checkpoints (checkpoint.every_updates)",
+            )
+        case "waiting":
+            return Verdict(
+                stage,
+                f"learners wait for each other {share} of their time: larger minibatches (learner.minibatches, "
+                "env.num_envs), or cores that nobody else uses",
+            )
+    return Verdict(
+        "learner",
+        f"updates take {share} of the learner's time: fewer optimizer steps (learner.epochs, learner.minibatches), "
+        + ("more cores" if acting else "more gradient threads (learner.num_threads)")
+        + ", or an accelerator",
+    )

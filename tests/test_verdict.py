@@ -1,0 +1,71 @@
+"""The sentence that says what limits a run: right where one stage clearly does."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from learner import verdict
+from learner.ledger import Ledger
+from learner.statistics import RunStatistics
+from learner.verdict import Watch, judge
+
+FED = {"wait": 0.05, "assemble": 0.02, "update": 0.9, "publish": 0.03, "actor_env": 0.6, "actor_policy": 1.2}
+STARVED = {"wait": 0.6, "update": 0.38, "publish": 0.02}
+ACTING = {"wait": 0.55, "update": 0.43, "publish": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("shares", "acting", "too_late", "stage", "words"),
+    [
+        (FED, False, 0.0, "learner", "updates take 90% of the learner's time"),
+        (
+            STARVED | {"actor_env": 1.6, "actor_policy": 0.3},
+            False,
+            0.0,
+            "environment",
+            "80% of the actors' time, and the",
+        ),
+        (STARVED | {"actor_env": 0.2, "actor_policy": 1.6}, False, 0.0, "inference", "waits for them 60% of its own"),
+        ({"wait": 0.1, "update": 0.3, "checkpoint": 0.6}, False, 0.0, "transfer", "60% of the learner's time"),
+        (FED, False, 0.3, "staleness", "30% of the steps came too late"),
+        # Who also acts spends in `wait` what it acts in: it waits for nobody.
+        (ACTING | {"actor_env": 0.2, "actor_policy": 0.7}, True, 0.0, "learner", "updates take 43%"),
+        (ACTING | {"actor_env": 0.1, "actor_policy": 0.98}, True, 0.0, "inference", "acting takes 49%"),
+        (ACTING | {"reduce": 0.4, "actor_policy": 0.3}, True, 0.0, "waiting", "wait for each other 40%"),
+    ],
+)
+def test_the_stage_that_limits_is_named(
+    shares: dict[str, float], acting: bool, too_late: float, stage: str, words: str
+) -> None:
+    """Catches advice that would not help: more actors for a learner that is busy, a GPU for one that waits."""
+    found = judge(shares, acting=acting, num_processes=2, too_late=too_late)
+    assert found.stage == stage
+    assert words in found.sentence
+
+
+def test_the_watch_judges_the_last_seconds_and_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a verdict over the whole run that does not change when the run does."""
+    clock = [1000.0]
+    monkeypatch.setattr(verdict.time, "monotonic", lambda: clock[0])
+    statistics = RunStatistics(Ledger(dropped=Counter()))
+    watch = Watch(statistics, acting=False, num_processes=1)
+    assert watch.now() is watch.whole() is None
+
+    def spend(seconds: int, **stages: float) -> None:
+        for _ in range(seconds):
+            clock[0] += 1
+            for stage, share in stages.items():
+                statistics.stage_seconds[stage] += share
+            watch.now()
+
+    spend(200, update=0.9, wait=0.1, actor_policy=0.5)
+    spend(60, update=0.1, wait=0.9, actor_env=0.9)
+    now, whole = watch.now(), watch.whole()
+    assert now is not None
+    assert whole is not None
+    assert now.stage == "environment"
+    assert "waits for them 90%" in now.sentence
+    assert whole.stage == "inference"
+    assert statistics.ledger.dropped == Counter()  # looking must not write
