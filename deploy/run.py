@@ -126,7 +126,7 @@ class _Run:
         acting = config.mode == "inline" or self.layout.placement == "shared"
         processes = 1 if config.mode == "inline" else self.layout.num_learners if acting else self.layout.num_actors
         self.watch = Watch(self.statistics, acting=acting, num_processes=processes)
-        self.trained_before = self.ledger.trained
+        self.books_before = self.intake.books()
         self.limits = Limits(
             total_env_steps=config.total_env_steps,
             max_seconds=config.max_seconds,
@@ -197,7 +197,7 @@ class _Run:
                     self.intake,
                     actor_restarts=sum(crew.restarts.values()),
                     weights=weights,
-                    trained_before=self.trained_before,
+                    trained_before=self.books_before.trained,
                     random=random,
                     interrupted_by=asked.signal_number,
                     limit=self.watch.whole(),
@@ -271,6 +271,7 @@ class _Run:
             actors_alive=lambda: crew.num_alive,
             actor_restarts=lambda: crew.restarts,
             limit=self.watch.now,
+            before=self.books_before,
             build=versions(),
         )
         return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)

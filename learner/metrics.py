@@ -37,11 +37,18 @@ class Sources:
     actor_restarts: Callable[[], Mapping[str, int]]
     limit: Callable[[], Verdict | None]
     build: Mapping[str, str]
+    before: Ledger = dataclasses.field(default_factory=Ledger)
+    """What the books of a resumed run began with: counters count this process, or they would go back with its start."""
 
     @property
     def ledger(self) -> Ledger:
         """The books."""
         return self.intake.ledger
+
+    @property
+    def booked(self) -> Ledger:
+        """What this process entered into them."""
+        return self.intake.books().since(self.before)
 
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -96,9 +103,9 @@ _STAGE = (
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     # The books
-    _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.ledger.sampled),
-    _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.ledger.trained),
-    _counter("dropped_env_steps_total", "Environment steps never to be trained.", lambda s: s.ledger.dropped, "reason"),
+    _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.booked.sampled),
+    _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.booked.trained),
+    _counter("dropped_env_steps_total", "Environment steps never to be trained.", lambda s: s.booked.dropped, "reason"),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
     _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.intake.imbalance()),
     # Trajectories

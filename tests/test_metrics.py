@@ -194,6 +194,17 @@ def test_before_the_first_batch_the_page_is_whole(serve):
     assert {entry.name.removesuffix("_total") for entry in CATALOGUE} <= families.keys()
 
 
+def test_counters_of_a_resumed_run_begin_at_zero(sources, serve):
+    """Counters that go on from a checkpoint, behind where the run was killed: rate() takes that for all at once."""
+    ledger = sources.ledger
+    before = Ledger(sampled=ledger.sampled + 500, trained=500, dropped=Counter(restart=7))
+    ledger.add(before)
+    families = scrape(serve(dataclasses.replace(sources, before=before)))
+    [sampled] = families["shoal_sampled_env_steps"].samples
+    assert sampled.value == ledger.sampled - before.sampled > 0
+    assert "restart" not in {sample.labels["reason"] for sample in families["shoal_dropped_env_steps"].samples}
+
+
 def test_two_runs_in_one_process(sources, serve):
     """A global registry: the second run's metrics refused as duplicates, or added to the first's."""
     first, second = serve(sources), serve(sources)

@@ -1,0 +1,356 @@
+"""The Grafana dashboard, Prometheus' rules and alerts, and the guide: read against the catalogue, without a server."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from rollouts import RUN, SMALL
+
+from deploy import monitoring
+from deploy.config import Config, to_dict
+from deploy.versions import versions
+from learner.intake import Intake
+from learner.ledger import Ledger
+from learner.metrics import CATALOGUE, CatalogueEntry, RunCollector, Sources
+from learner.statistics import RunStatistics
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+GUIDE = DEPLOY / "MONITORING.md"
+GRAFANA, PROMETHEUS = DEPLOY / "grafana", DEPLOY / "prometheus"
+# What Prometheus adds to every scrape, the client library to the page, and other exporters have: with their own labels.
+OTHERS: dict[str, set[str]] = {
+    **{f"process_{name}": set() for name in ("cpu_seconds_total", "resident_memory_bytes", "start_time_seconds")},
+    **{f"process_{name}": set() for name in ("open_fds", "max_fds")},
+    **{name: set() for name in ("up", "scrape_duration_seconds")},
+    **{f"node_filesystem_{name}_bytes": {"mountpoint", "fstype", "device"} for name in ("avail", "size")},
+    "ALERTS": {"alertname", "alertstate", "severity"},
+    "shoal_build_info": set(versions()),
+}
+AGGREGATIONS = {"sum", "min", "max", "avg", "count"}
+WITH_LABELS = {"by", "without", "on", "ignoring", "group_left"}
+OPERATORS = {"and", "or", "unless"}
+TOKEN = re.compile(r'"[^"]*"|\[[^]]*\]|[a-zA-Z_:][\w:]*|\d[\w.+-]*|[=!]~|[=!<>]=|[-+*/(){},<>=]|\s+')
+
+
+class Read(NamedTuple):
+    """What an expression reads."""
+
+    selectors: list[tuple[str, set[str]]]
+    """Names of samples, with the labels that they are chosen by."""
+    labels: set[str]
+    """That it groups and matches by."""
+
+
+def read(expression: str) -> Read:
+    """The names in a PromQL expression, told apart by what follows them."""
+    found = TOKEN.findall(expression)
+    assert "".join(found) == expression, f"not understood: {expression}"
+    tokens = [token for token in found if not token.isspace()] + ["", ""]
+    selectors, labels = [], set()
+    i = 0
+    while i < len(tokens) - 2:
+        token, follower = tokens[i], tokens[i + 1]
+        i += 1
+        if not re.match(r"[a-zA-Z_:]", token) or token in AGGREGATIONS | OPERATORS:
+            continue
+        if token in WITH_LABELS:
+            end = tokens.index(")", i)
+            labels |= {word for word in tokens[i:end] if word not in "(,"}
+            i = end
+        elif follower == "{":
+            end = tokens.index("}", i)
+            chosen = {word for word, sign in itertools.pairwise(tokens[i:end]) if sign in ("=", "!=", "=~", "!~")}
+            selectors.append((token, chosen))
+            i = end
+        elif follower != "(":  # else a function
+            selectors.append((token, set()))
+    return Read(selectors, labels)
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    """Of one of Prometheus' files."""
+    groups = yaml.safe_load((PROMETHEUS / file).read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+RECORDED = {rule["record"]: rule["expr"] for rule in rules("rules.yml")}
+ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
+BOARD: dict[str, Any] = json.loads(monitoring.DASHBOARD.read_text(encoding="utf-8"))
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Every expression of the dashboard with its place and legend, the variables filled in as Grafana does."""
+    values = {"$job": "shoal", "$instance": "127.0.0.1:9464"}
+    found = [
+        (f"{panel['title']}: {target['legendFormat']}", target["expr"])
+        for panel in PANELS
+        for target in panel["targets"]
+    ]
+    for place, expression in [*found, *(("annotation", one["target"]["expr"]) for one in BOARD["annotations"]["list"])]:
+        for name, value in values.items():
+            expression = expression.replace(f'"{name}"', f'"{value}"')
+        yield place, expression.replace("$__rate_interval", "1m")
+
+
+EVERYWHERE = [*expressions(), *RECORDED.items(), *((name, rule["expr"]) for name, rule in ALERTS.items())]
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, set[str]]:
+    """Names of samples that a run's page can have, with their labels."""
+    ledger = Ledger()
+    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
+    sources = Sources(
+        statistics=RunStatistics(ledger),
+        intake=intake,
+        actors_alive=lambda: 0,
+        actor_restarts=dict,
+        limit=lambda: None,
+        build=versions(),
+    )
+    found = {entry.name: {entry.label} - {None} for entry in CATALOGUE if entry.kind != "histogram"}
+    # A histogram with negative buckets has neither a sum nor a count.
+    for family in RunCollector(sources).collect():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def labels_of(name: str, page: dict[str, set[str]]) -> set[str] | None:
+    """The labels of a sample; None of one that does not exist."""
+    if name in RECORDED:
+        return {*name.partition(":")[0].split("_"), "job"}
+    own = page.get(name, OTHERS.get(name))
+    return None if own is None else own | {"job", "instance"}
+
+
+def problems(expression: str, page: dict[str, set[str]]) -> list[str]:
+    """Names and labels of an expression that nothing has."""
+    found = read(expression)
+    known = {name: labels_of(name, page) for name, _ in found.selectors}
+    wrong = [name for name, labels in known.items() if labels is None]
+    wrong += [f"{name}{{{label}}}" for name, chosen in found.selectors for label in chosen - (known[name] or chosen)]
+    every = set().union(*(labels or set() for labels in known.values()))
+    return wrong + sorted(found.labels - every)
+
+
+def test_the_dashboard_is_what_the_generator_makes() -> None:
+    """A metric, a help text or a layout that changed, and a file that did not: `python -m deploy.monitoring`."""
+    assert monitoring.DASHBOARD.read_text(encoding="utf-8") == monitoring.rendered()
+
+
+@pytest.mark.parametrize(("place", "expression"), EVERYWHERE, ids=[place for place, _ in EVERYWHERE])
+def test_expressions_read_what_there_is(place: str, expression: str, page: dict[str, set[str]]) -> None:
+    """A metric or label that was renamed or never was: a panel that stays empty, an alert that never comes."""
+    assert problems(expression, page) == []
+    used = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", place))
+    assert used <= set().union(*(labels_of(name, page) or set() for name, _ in read(expression).selectors))
+
+
+@pytest.mark.parametrize(
+    ("expression", "wrong"),
+    [
+        ("rate(shoal_update_total[5m])", ["shoal_update_total"]),
+        ("shoal_episode_return_sum", ["shoal_episode_return_sum"]),
+        ("shoal_episode_length_steps", ["shoal_episode_length_steps"]),
+        ('shoal_loss{stage=~"a|b", job="x"} > 1e-4', ["shoal_loss{stage}"]),
+        ("sum by (le, reason) (shoal_episode_return_bucket)", ["reason"]),
+        ("instance:shoal_updates:rate5m / ignoring (stage) group_left () (up > 0)", ["stage"]),
+        ("instance:shoal_updates:rate1m", ["instance:shoal_updates:rate1m"]),
+    ],
+)
+def test_what_is_wrong_is_seen(expression: str, wrong: list[str], page: dict[str, set[str]]) -> None:
+    """A check that lets everything pass."""
+    assert problems(expression, page) == wrong
+
+
+def test_every_metric_is_shown(page: dict[str, set[str]]) -> None:
+    """A metric that is measured, served, stored, and seen by nobody."""
+    shown = {name for _, expression in expressions() for name, _ in read(expression).selectors}
+    for entry in CATALOGUE:
+        names = {entry.name} if entry.kind != "histogram" else {f"{entry.name}_bucket"}
+        assert names <= shown, entry.name
+    assert {"shoal_build_info", "process_resident_memory_bytes", "up"} <= shown
+    described = "\n".join(panel["description"] for panel in PANELS)
+    assert [entry.name for entry in CATALOGUE if f"`{entry.name}`: {entry.help}" not in described] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "label", "expression", "unit"),
+    [
+        ("counter", "shoal_new_bytes_total", None, "rate(shoal_new_bytes_total{%s}[$__rate_interval])", "Bps"),
+        ("gauge", "shoal_new_ratio", "part", "shoal_new_ratio{%s}", "percentunit"),
+        ("gauge", "shoal_new_timestamp_seconds", None, "time() - (shoal_new_timestamp_seconds{%s} > 0)", "s"),
+        (
+            "histogram",
+            "shoal_new_seconds",
+            None,
+            "sum by (le) (increase(shoal_new_seconds_bucket{%s}[$__rate_interval]))",
+            "s",
+        ),
+    ],
+)
+def test_a_new_metric_gets_a_panel(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, name: str, label: str | None, expression: str, unit: str
+) -> None:
+    """A metric that is forgotten because nobody found a place for it."""
+    entry = CatalogueEntry(kind, name, "A new thing.", lambda sources: 0, label)
+    monkeypatch.setattr(monitoring, "CATALOGUE", (*CATALOGUE, entry))
+    *_, row, panel = monitoring.dashboard()["panels"]
+    assert (row["type"], row["title"]) == ("row", "More")
+    [target] = panel["targets"]
+    assert target["expr"] == expression % monitoring.SELECTION
+    assert panel["fieldConfig"]["defaults"]["unit"] == unit
+    assert "A new thing." in panel["description"]
+
+
+def test_panels_lie_side_by_side() -> None:
+    """Panels over one another, or out of the grid, which Grafana moves to where nobody looks for them."""
+    taken: set[tuple[int, int]] = set()
+    for panel in BOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= monitoring.COLUMNS
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    numbers = [panel["id"] for panel in BOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
+    wanted = ["Overview", "Books", "Speed by stage", "Policy lag and queue", "Losses"]
+    assert titles == [*wanted, "Memory", "Episodes", "Weights", "Process"]
+
+
+def test_units_are_those_of_the_metrics() -> None:
+    """Seconds drawn as a share, bytes as a count, an axis without a unit."""
+    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
+    for place, expression in expressions():
+        panels = [panel for panel in PANELS if place.startswith(f"{panel['title']}: ")]
+        for unit in (panel["fieldConfig"]["defaults"]["unit"] for panel in panels):
+            names = {name for name, _ in read(expression).selectors}
+            if any("_bytes" in name for name in names):
+                assert unit == ("Bps" if "rate(" in expression else "bytes"), place
+            if any(name.endswith("_timestamp_seconds") for name in names):
+                assert unit == "s", place
+            if any(name.endswith("_ratio") for name in names):
+                assert unit == "percentunit", place
+
+
+def test_variables_are_defined() -> None:
+    """A panel that asks for a variable that the dashboard does not have, and shows all runs at once."""
+    defined = {variable["name"] for variable in BOARD["templating"]["list"]}
+    assert defined == {"datasource", "job", "instance"}
+    text = json.dumps(BOARD)
+    assert set(re.findall(r"\$\{?([a-z]\w*)", text)) == defined
+    for panel in PANELS:
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+        for target in panel["targets"]:
+            assert all({"job", "instance"} <= chosen for _, chosen in read(_plain(target["expr"])).selectors), panel[
+                "title"
+            ]
+
+
+def _plain(expression: str) -> str:
+    return expression.replace("$", "")
+
+
+def test_recorded_names_follow_the_rules_of_prometheus() -> None:
+    """A record that is taken for a metric, or two of one name."""
+    names = [rule["record"] for rule in rules("rules.yml")]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert re.fullmatch(r"[a-z_]+:shoal_[a-z_]+:[a-z0-9]+", name)
+        [metric] = re.findall(r":(\w+):", name)
+        assert any(entry.name.startswith(metric) for entry in CATALOGUE), name
+        [expression] = [rule["expr"] for rule in rules("rules.yml") if rule["record"] == name]
+        windows = set(re.findall(r"\[(\w+)\]", expression))
+        assert windows == set(re.findall(r"\d+m$", name)), f"{name} says another time than it looks back"
+
+
+def _settings(values: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
+    """An alert that nobody can act on, names a setting that there is not, or shows `<no value>`."""
+    rule = ALERTS[name]
+    assert name.startswith("Shoal")
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) == {"summary", "description"}
+    labels = set().union(*(labels_of(metric, page) or set() for metric, _ in read(rule["expr"]).selectors))
+    settings = set(_settings(to_dict(Config())))
+    sections = "|".join(field.name for field in dataclasses.fields(Config))
+    for text in rule["annotations"].values():
+        for template in re.findall(r"\{\{(.*?)\}\}", text):
+            value, *functions = (word.strip() for word in template.split("|"))
+            assert value == "$value" or value.removeprefix("$labels.") in labels
+            assert set(functions) <= {"humanize", "humanizeDuration", "humanizePercentage"}
+        assert set(re.findall(rf"\b(?:{sections})\.[a-z_]\w*", text)) - {"run.log"} <= settings
+        for alert in re.findall(r"\bShoal\w+", text):
+            assert alert in ALERTS
+    assert re.search(r"\b[a-z]+\.[a-z_]+\b", rule["annotations"]["description"]), "no setting, and no file to look at"
+
+
+def test_every_alert_has_a_test() -> None:
+    """An alert that was never seen to fire."""
+    tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+    fired = {
+        re.findall(r'alertname="(\w+)"', sample["labels"])[0]
+        for test in tests
+        for one in test["promql_expr_test"]
+        for sample in one["exp_samples"]
+        if "ALERTS" in one["expr"]
+    }
+    assert fired == set(ALERTS)
+
+
+def test_the_compose_file_finds_everything() -> None:
+    """A file that is mounted and not there, a provisioned folder that is empty, a version that is `latest`."""
+    services = yaml.safe_load((GRAFANA / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    mounted = {}
+    for service in services.values():
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"])
+        for source, target, *_ in (volume.split(":") for volume in service["volumes"]):
+            if source.startswith("."):
+                mounted[target] = (GRAFANA / source).resolve()
+    assert mounted["/etc/prometheus"] == PROMETHEUS
+    assert mounted["/var/lib/grafana/dashboards/shoal.json"] == monitoring.DASHBOARD
+    provisioning = mounted["/etc/grafana/provisioning"]
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "shoal.yml").read_text())["providers"]
+    assert f"{provider['options']['path']}/shoal.json" in mounted
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    [address] = [word for word in services["prometheus"]["command"] if "listen-address" in word]
+    assert source["url"] == "http://" + address.partition("=")[2]
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    [shoal] = [job for job in config["scrape_configs"] if job["job_name"] == "shoal"]
+    defaults = Config().metrics
+    assert shoal["static_configs"] == [{"targets": [f"{defaults.address}:{defaults.port}"]}]
+
+
+def test_the_guide_names_what_there_is() -> None:
+    """A file or an alert in the guide that is not there, or an alert that the guide forgets."""
+    text = GUIDE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(Shoal\w+)`", text, re.MULTILINE) == list(ALERTS)
+    for name, severity in re.findall(r"^\| `(Shoal\w+)` \| (\w+)", text, re.MULTILINE):
+        assert ALERTS[name]["labels"]["severity"] == severity
+    paths = set(re.findall(r"\b(?:deploy|tests)/[\w./]+\w", text)) - {"deploy/prometheus/targets/runs.json"}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    assert [path for path in re.findall(r"\]\(([^):]+)\)", text) if not (DEPLOY / path).exists()] == []
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+    for metric in set(re.findall(r"\bshoal_[a-z_]+\w", text)):
+        assert metric in {entry.name for entry in CATALOGUE}

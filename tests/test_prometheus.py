@@ -1,0 +1,274 @@
+"""What Prometheus says to its configuration, and to runs that it watches; Debian's package of it has promtool, too."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from service import SMALL, command, wait_for
+from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read
+
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("promtool") and shutil.which("prometheus")),
+    reason="no promtool and prometheus in PATH: apt-get install --no-install-recommends prometheus",
+)
+# What a run shows only once something happened to it, or with settings that this one does not have.
+NOTHING_YET = {
+    *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
+    *("shoal_weight_clipped_fraction", "ALERTS"),
+}
+
+
+def promtool(*arguments: object) -> str:
+    done = subprocess.run(
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=PROMETHEUS
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs_prometheus
+def test_prometheus_accepts_its_configuration() -> None:
+    """A misspelled key, which Prometheus refuses to start with, and a file of rules that nobody loads."""
+    said = promtool("check", "config", "prometheus.yml")
+    assert f"{len(ALERTS)} rules found" in said
+    assert f"{len(RECORDED)} rules found" in said
+
+
+@needs_prometheus
+def test_prometheus_accepts_the_rules() -> None:
+    """A rule that stands twice, a template that does not parse."""
+    said = promtool("check", "rules", "rules.yml", "alerts.yml")
+    assert "duplicate" not in said
+
+
+@needs_prometheus
+def test_alerts_fire_where_they_should() -> None:
+    """An alert that never comes, comes too early, or comes for a run that is well: by the series of alerts_test.yml."""
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Server:
+    """A Prometheus that runs."""
+
+    url: str
+    targets: Path
+
+    def get(self, path: str, **parameters: str) -> Any:
+        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}{query}", timeout=30) as response:
+            answer = json.load(response)
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series, now."""
+        try:
+            data = self.get("query", query=expression)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{expression}: {error.read().decode()}") from error
+        assert data["resultType"] == "vector", expression
+        return [(one["metric"], float(one["value"][1])) for one in data["result"]]
+
+    def firing(self, instance: str) -> set[str]:
+        return {
+            labels["alertname"] for labels, _ in self.query(f'ALERTS{{alertstate="firing", instance="{instance}"}}')
+        }
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """The process, which is killed at the end, stopped or not."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A `shoal train` in one process."""
+
+    process: subprocess.Popen[str]
+    output: Path
+
+    def address(self) -> str:
+        """Where its metrics are, once they are."""
+
+        def said() -> str | None:
+            text = self.output.read_text()
+            assert self.process.poll() is None, text
+            found = re.search(r"metrics +http://(\S+)/metrics", text)
+            return found and found[1]
+
+        return str(wait_for(said))
+
+
+@contextlib.contextmanager
+def training(folder: Path, *settings: str) -> Iterator[Run]:
+    """A run that would go on for ever."""
+    folder.mkdir()
+    arguments = ("train", *SMALL, "metrics.port=0", "mode=inline", "run_dir=run", "total_env_steps=1e12", *settings)
+    output = folder / "said"
+    with output.open("w") as said:
+        process = subprocess.Popen(command(*arguments), cwd=folder, stdout=said, stderr=said, text=True)
+        with ended(process):
+            yield Run(process, output)
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path) -> Iterator[Server]:
+    """A server with the shipped configuration, rules and alerts, but for how long they wait: seconds."""
+    shutil.copytree(PROMETHEUS, folder)
+    config = yaml.safe_load((folder / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
+    for job in config["scrape_configs"]:
+        # Somebody's own run may answer there.
+        job.pop("static_configs", None)
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    text = re.sub(r"\bfor: \w+", "for: 1s", (folder / "alerts.yml").read_text())
+    text, count = re.subn(r"(shoal_last_update_timestamp_seconds > 0\)) > 300", r"\1 > 3", text)
+    assert count == 1
+    (folder / "alerts.yml").write_text(text)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    arguments = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(arguments, stdout=said, stderr=said, text=True)
+        with ended(process):
+
+            def ready() -> bool:
+                assert process.poll() is None, (folder / "said").read_text()
+                try:
+                    with urllib.request.urlopen(f"{url}/-/ready", timeout=10) as response:
+                        return bool(response.status == 200)
+                except OSError:
+                    return False
+
+            wait_for(ready)
+            yield Server(url, folder / "targets")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watched:
+    """A server, a run that is well, and one whose environment will hang, or hangs already."""
+
+    server: Server
+    well: str
+    hanging: str
+    hanging_process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """All of it, until both runs are seen; the second process is for killing."""
+    folder = tmp_path_factory.mktemp("watched")
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(training(folder / "well")),
+            stack.enter_context(
+                training(folder / "hangs", "env.id=service_envs:Scripted-v0", "env.kwargs={how: hangs, at: 200}")
+            ),
+        ]
+        server = stack.enter_context(prometheus(folder / "prometheus"))
+        well, hanging = (run.address() for run in runs)
+        # As the guide says; the file comes while Prometheus runs.
+        (server.targets / "runs.json").write_text(json.dumps([{"targets": [well, hanging]}]))
+        wait_for(lambda: len(server.query('up{job="shoal"} == 1')) == 2)
+        yield Watched(server, well, hanging, runs[1].process)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
+    """An expression that Prometheus does not understand, or that finds nothing in a run that is well."""
+    server, mine = watched.server, f'instance="{watched.well}"'
+    # Once there were a few scrapes, an update that measured the memory, and a checkpoint.
+    wait_for(lambda: server.query(f"count_over_time(shoal_updates_total{{{mine}}}[1m]) > 4"))
+    wait_for(lambda: server.query(f"shoal_memory_staleness_ratio{{{mine}}}"))
+    wait_for(lambda: server.query(f"shoal_last_checkpoint_timestamp_seconds{{{mine}}} > 0"))
+    asked = [(place, expression.replace("127.0.0.1:9464", watched.well)) for place, expression in expressions()]
+    empty = []
+    for place, expression in asked:
+        found = server.query(expression)
+        assert all(labels.get("instance", watched.well) == watched.well for labels, _ in found), place
+        if not any(value == value for _, value in found):
+            empty.append((place, expression))
+    assert [place for place, e in empty if not {name for name, _ in read(e).selectors} & NOTHING_YET] == []
+    # Every term of the loss is on some panel.
+    losses = [expression for _, expression in asked if "shoal_loss" in expression]
+    shown = {labels["term"] for expression in losses for labels, _ in server.query(expression)}
+    assert shown == {labels["term"] for labels, _ in server.query(f"shoal_loss{{{mine}}}")}
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
+    """A rule that cannot be evaluated, a record with other labels than its name says, an alert without a cause."""
+    server = watched.server
+
+    def evaluated() -> list[dict[str, Any]]:
+        found = [rule for group in server.get("rules")["groups"] for rule in group["rules"]]
+        return found if all(rule["health"] != "unknown" for rule in found) else []
+
+    found = wait_for(evaluated)
+    assert {rule["name"] for rule in found} == {*RECORDED, *ALERTS}
+    assert [(rule["name"], rule.get("lastError")) for rule in found if rule["health"] != "ok"] == []
+    for name in RECORDED:
+        series = wait_for(lambda name=name: server.query(f'{name}{{instance="{watched.well}"}}'))
+        level = set(name.partition(":")[0].split("_"))
+        assert {frozenset(labels) for labels, _ in series} == {frozenset({"__name__", "job"} | level)}, name
+    serious = {name: rule["expr"] for name, rule in ALERTS.items() if rule["labels"]["severity"] != "info"}
+
+    def quiet() -> bool:
+        # Not at once, as a busy machine may be too slow for one scrape; an alert with a cause would stay.
+        found = [labels for expression in serious.values() for labels, _ in server.query(expression)]
+        mine = [labels for labels in found if labels.get("instance") == watched.well]
+        return not mine and not server.firing(watched.well) & serious.keys()
+
+    wait_for(quiet)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_alerts_of_a_run_that_hangs_and_dies(watched: Watched) -> None:
+    """A run that nobody is told of: its environment hangs while its metrics still answer; then it is killed."""
+    server, mine = watched.server, watched.hanging
+    wait_for(lambda: "ShoalLearnerStalled" in server.firing(mine))
+    [stalled] = [one for one in server.get("alerts")["alerts"] if one["labels"]["alertname"] == "ShoalLearnerStalled"]
+    assert stalled["labels"] == {
+        "alertname": "ShoalLearnerStalled",
+        "severity": "critical",
+        "job": "shoal",
+        "instance": mine,
+    }
+    assert re.fullmatch(rf"{re.escape(mine)} made no update for [\d.]+(m \d+)?s\.", stalled["annotations"]["summary"])
+    watched.hanging_process.send_signal(signal.SIGKILL)
+    wait_for(lambda: "ShoalTargetDown" in server.firing(mine))
+    assert "ShoalLearnerStalled" not in server.firing(mine)
+    # No more target, no more alert.
+    (server.targets / "runs.json").write_text(json.dumps([{"targets": [watched.well]}]))
+    wait_for(lambda: "ShoalTargetDown" not in server.firing(mine))
+    wait_for(lambda: "ShoalTargetDown" not in server.firing(watched.well))
