@@ -270,7 +270,6 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     configure()
     if config.address != "auto":
         _check_address(config.address)
-    _send_token_if_there_is_one()
     runtime_env: dict[str, Any] = dict(config.runtime_env)
     # A Ray job brings its own; its processes have the job's working directory.
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
@@ -287,15 +286,6 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         yield Cluster(config)
     finally:
         ray.shutdown()
-
-
-def _send_token_if_there_is_one() -> None:
-    """``ray start`` asks for a token as soon as it finds one; connecting to its address does not send it (Ray 2.60)."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        os.environ["RAY_AUTH_MODE"] = "token"
-        Config.initialize("")  # it was read when Ray was imported
 
 
 def _check_address(address: str) -> None:
