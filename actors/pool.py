@@ -18,6 +18,8 @@ from actors.agent import WorkerSetup
 log = logging.getLogger(__name__)
 
 _INCARNATION_BITS = 16
+MOST_TOLD = 100
+"""Replacements that are kept for whoever tells them."""
 
 
 class Feed(Protocol):
@@ -56,8 +58,8 @@ class InlinePool:
         self._incarnations = dict.fromkeys(actors, incarnation << _INCARNATION_BITS)
         self._failures: Counter[int] = Counter()
         self._workers = {actor: setup.make_worker(actor, self._incarnations[actor]) for actor in actors}
-        self.replaced: deque[tuple[str, str]] = deque()
-        """Workers that were replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
+        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
+        """The last workers replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self.restarts: Counter[str] = Counter()
 
     @property

@@ -40,12 +40,10 @@ class RayPool:
         self._feed = feed
         # max_restarts 0: a replacement is made here, where it is counted and gets an incarnation of its own.
         remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(RolloutActor)
-        # Once, not with every actor: it may be large.
-        shared = ray.put(setup)
         self._seats = Seats(
             actors,
             title="actor",
-            make=lambda actor, incarnation: remote.remote(shared, actor, first_incarnation + incarnation),
+            make=lambda actor, incarnation: remote.remote(setup, actor, first_incarnation + incarnation),
             needs=describe(options),
             call_timeout_seconds=config.unroll_timeout_seconds,
             max_consecutive_failures=config.max_consecutive_failures,

@@ -20,12 +20,12 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from actors.pool import MOST_TOLD
 from actors.ray_actor import Whereabouts
 from actors.ray_nodes import draining_nodes, end_process
 
 log = logging.getLogger(__name__)
 
-MOST_TOLD = 100
 BUILD_TIMEOUT_SECONDS = 600.0
 """For making policy and environments; what a call may take says nothing about that."""
 FIRST_BACKOFF_SECONDS = 0.5

@@ -103,7 +103,12 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str]) -> list[str]
     found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers)
     problems += found
     if not found:
-        lines += _layout(config, cluster.place(config, room, here))
+        machine = cluster.place(config, room, here)
+        try:
+            choose_layout(config, machine)
+        except LayoutError as error:
+            problems += str(error).splitlines()
+        lines += _layout(config, machine)
     return lines
 
 
@@ -167,6 +172,8 @@ def _processes(config: Config, layout: Layout) -> list[str]:
         ]
     return [
         f"  actors         {layout.num_actors} processes of {slots}",
-        f"  learner        1, gradient threads: {layout.num_threads}",
+        f"  learners       {layout.num_learners}, gradient threads of each: {layout.num_threads}"
+        if layout.num_learners > 1
+        else f"  learner        1, gradient threads: {layout.num_threads}",
         f"  threads        {threads}",
     ]

@@ -16,7 +16,6 @@ class Probe(NamedTuple):
 
     code: Code
     versions: dict[str, str]
-    cores: int
     shared_memory_bytes: int | None
     """Free in /dev/shm, where there is one."""
     disk_bytes: int
@@ -29,7 +28,6 @@ def probe() -> Probe:
     return Probe(
         this_code(),
         versions(),
-        os.cpu_count() or 1,
         shutil.disk_usage(shm).free if shm.is_dir() else None,
         shutil.disk_usage(temp).free,
     )

@@ -52,7 +52,6 @@ class RayPeers:
         self._address = session.address
         use_interface(self._address)
         remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
-        shared = ray.put(setup)
         self._on_lost_steps = on_lost_steps
         self._in_flight: Counter[tuple[int, int]] = Counter()
         """Steps that wait for a turn of theirs, by learner and incarnation."""
@@ -68,7 +67,7 @@ class RayPeers:
         self._seats = Seats(
             range(1, layout.num_learners),
             title="learner",
-            make=lambda rank, incarnation: remote.remote(shared, layout.share(rank), incarnation),
+            make=lambda rank, incarnation: remote.remote(setup, layout.share(rank), incarnation),
             needs=describe(session.learner_options),
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,

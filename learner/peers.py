@@ -11,7 +11,8 @@ from learner.update_loop import Turn
 
 
 class Peers(Protocol):
-    """The other learners. Each acts and learns on slots of its own and starts an update only when it is told to."""
+    """The other learners. Each acts on slots of its own, or is fed by actors of its own, and starts an update only when
+    it is told to."""
 
     def begin(self, learner: Learner, stop: threading.Event) -> None:
         """Start their part in the next update; before it, whoever came or went, the group is made anew.

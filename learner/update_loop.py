@@ -51,7 +51,7 @@ class Turn:
     beside: Ledger = dataclasses.field(default_factory=Ledger)
     """What else came into the books of a learner beside the run's own since its last turn: unrolls for later turns."""
     lost_unrolls: int = 0
-    """Begun and never delivered."""
+    """Begun and never delivered, at a learner beside the run's own since its last turn."""
     replaced: tuple[tuple[str, str], ...] = ()
     """Rollout workers of this learner that were replaced: the reason in a word, and in a sentence."""
     num_alive: int = 0
@@ -108,12 +108,11 @@ class UpdateLoop:
             RuntimeError: the pool ended.
         """
         learner, statistics = self.learner, self.statistics
-        version, lost_before = learner.policy_version, self.intake.lost_unrolls
+        version = learner.policy_version
         with statistics.time("wait"):
             trajectories = self.intake.next_batch(drive, stop)
         if trajectories is None:
             return None
-        lost_unrolls = self.intake.lost_unrolls - lost_before
         with statistics.time("assemble"):
             batch = learner.path.to_device(self.assembler.assemble(trajectories))
         with statistics.time("canary"):
@@ -123,9 +122,9 @@ class UpdateLoop:
                 result = learner.update(batch)
         except NonFiniteUpdate as error:
             self._keep_refused(batch, error)
-            return self._without_update(trajectories, errors, "non_finite", refused=error, lost_unrolls=lost_unrolls)
+            return self._without_update(trajectories, errors, "non_finite", refused=error)
         except LearnerLost as error:
-            return self._without_update(trajectories, errors, "learner_lost", lost=error, lost_unrolls=lost_unrolls)
+            return self._without_update(trajectories, errors, "learner_lost", lost=error)
         if learner.group:
             statistics.stage_seconds["reduce"] += learner.group.seconds
             learner.group.seconds = 0.0
@@ -139,7 +138,6 @@ class UpdateLoop:
             trajectories=reported(trajectories, version),
             log_prob_errors=_readings([*errors, result.log_prob_error]),
             weights_hash=weights.content_hash,
-            lost_unrolls=lost_unrolls,
             terms=result.terms,
             staleness=result.staleness,
         )

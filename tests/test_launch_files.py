@@ -417,7 +417,8 @@ def test_the_batch_script(tmp_path: Path, told: str | None, status: int, requeue
 
 def instructions() -> list[tuple[str, str]]:
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return [tuple(line.split(maxsplit=1)) for line in re.sub(r"\\\n", " ", text).splitlines() if line]  # type: ignore[misc]
+    lines = [line.strip().partition(" ") for line in re.sub(r"\\\n", " ", text).splitlines() if line]
+    return [(word, rest.strip()) for word, _, rest in lines]
 
 
 def test_the_image_is_made_of_what_there_is() -> None:

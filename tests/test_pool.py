@@ -227,7 +227,7 @@ def test_an_actor_that_eats_the_memory_is_told_apart(tmp_path: Path, monkeypatch
     memory = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = int(memory["MemTotal:"]), int(memory["MemAvailable:"])
     if free < 8 * 2**20:
-        pytest.skip("needs 8 GiB of free memory")
+        pytest.skip("needs 8 GiB of free memory")  # the environment takes 4, and more must be left to others
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{(total - free + 3 * 2**20) / total:.3f}")
     env = ("env.id=" + SCRIPTED, f'env.kwargs={{how: eats, at: 40, marker: "{tmp_path / "marker"}"}}', "env.num_envs=8")
     done = shoal("train", *SMALL, *env, "actor.num_actors=1", "total_env_steps=2000", "run_dir=run", cwd=tmp_path)

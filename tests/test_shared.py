@@ -140,6 +140,16 @@ def _start(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:
     )
 
 
+def _interrupt(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, Any]:
+    """Ctrl-C, which a terminal sends to all processes; the summary of a run that ended cleanly."""
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "different weights" not in (tmp_path / "run" / "run.log").read_text()
+    return read_summary(tmp_path / "run")
+
+
 def _newest(tmp_path: Path) -> int:
     return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
 
@@ -159,12 +169,7 @@ def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.S
     assert survivor in learner_processes(process.pid)
     at = _newest(tmp_path)
     wait_for(lambda: _newest(tmp_path) > at + 20, process=process)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    assert "different weights" not in (tmp_path / "run" / "run.log").read_text()
-    summary = read_summary(tmp_path / "run")
+    summary = _interrupt(process, tmp_path)
     assert summary["actor_restarts"] == 1
     assert summary["lost_unrolls"] == 2  # its part of the update
     assert set(summary["ledger"]["dropped"]) <= {"learner_lost"}
@@ -181,9 +186,9 @@ def test_learners_that_are_fed_lose_actors_and_each_other(tmp_path: Path) -> Non
     wait_for(lambda: _newest(tmp_path) and len(actor_processes(process.pid)) == 4, process=process)
     children = descendants(process.pid)
     for _ in range(2):  # whoever they belong to
-        before = actor_processes(process.pid)
-        os.kill(before[0], signal.SIGKILL)
-        wait_for(lambda: len(set(actor_processes(process.pid)) - {before[0]}) == 4, process=process)  # noqa: B023
+        victim = actor_processes(process.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda gone=victim: len(set(actor_processes(process.pid)) - {gone}) == 4, process=process)
     [learner] = learner_processes(process.pid)
     os.kill(learner, signal.SIGKILL)
     at = _newest(tmp_path)
@@ -192,12 +197,7 @@ def test_learners_that_are_fed_lose_actors_and_each_other(tmp_path: Path) -> Non
     wait_for(lambda: len(actor_processes(process.pid)) == 4, process=process)
     at = _newest(tmp_path)
     wait_for(lambda: _newest(tmp_path) > at + 20, process=process)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    assert "different weights" not in (tmp_path / "run" / "run.log").read_text()
-    summary = read_summary(tmp_path / "run")
+    summary = _interrupt(process, tmp_path)
     assert summary["actor_restarts"] >= 3
     assert set(summary["ledger"]["dropped"]) <= {"learner_lost", "shutdown", "stale"}
     wait_for(lambda: not any(map(alive, children)), seconds=60)

@@ -25,6 +25,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from _own_ray import own_ray
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from service import actor_processes
+
 STORE = 100 * 2**20
 NODES, CPUS_PER_NODE = 2, 2
 SETTINGS = (
@@ -32,23 +37,6 @@ SETTINGS = (
     *(f"actor.num_actors={NODES * CPUS_PER_NODE}", "cluster.autoscaling=true", "checkpoint.every_updates=200"),
     *("actor.max_consecutive_failures=1000", "metrics.port=0", "run_dir=run"),
 )
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Titles of all processes below ``pid``."""
-    children: dict[int, list[int]] = {}
-    titles = {}
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    for line in listing.splitlines():
-        child, parent, title = line.split(None, 2)
-        children.setdefault(int(parent), []).append(int(child))
-        titles[int(child)] = title
-    found, todo = {}, [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found[child] = titles[child]
-            todo.append(child)
-    return found
 
 
 class Nodes:
@@ -67,7 +55,7 @@ class Nodes:
 
     def actors(self) -> list[int]:
         raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes]
-        return [pid for raylet in raylets for pid, name in descendants(raylet).items() if "RolloutActor" in name]
+        return [pid for raylet in raylets for pid in actor_processes(raylet)]
 
     def kill_actor(self, chance: random.Random) -> bool:
         actors = sorted(self.actors())
@@ -205,11 +193,6 @@ def main() -> None:
 if __name__ == "__main__":
     root = Path(__file__).resolve().parents[2]
     os.chdir(root)
-    os.environ.pop("RAY_ADDRESS", None)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    if "RAY_TMPDIR" not in os.environ:
-        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
-        Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
+    own_ray()
     main()

@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _own_ray import own_ray
 
 from actors.agent import WorkerSetup, actions_of, observation_of
 from actors.rollout import trajectory_spec
@@ -212,11 +212,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parents[2])
-    # A head of our own, whatever the developer's environment names; sockets need a short path.
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    if "RAY_TMPDIR" not in os.environ:
-        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
-        Path(os.environ["RAY_TMPDIR"], "ray").mkdir()
+    own_ray()
     main()
