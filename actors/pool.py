@@ -7,9 +7,11 @@ actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import time
 from collections import Counter, deque
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +22,26 @@ log = logging.getLogger(__name__)
 _INCARNATION_BITS = 16
 MOST_TOLD = 100
 """Replacements that are kept for whoever tells them."""
+
+State = Literal["up", "starting", "unplaced", "pausing"]
+"""Of an actor: it can make unrolls; its process makes policy and environments; it waits for a place, or for its process
+to say where it is; it failed, and another comes after a pause."""
+
+
+@dataclasses.dataclass(slots=True)
+class Recoveries:
+    """How long replacements took: from the moment a failure was noticed to the successor being up."""
+
+    count: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    """Seconds."""
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.count += 1
+        self.seconds += seconds
+        self.slowest = max(self.slowest, seconds)
 
 
 class Feed(Protocol):
@@ -61,11 +83,17 @@ class InlinePool:
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
         """The last workers replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self.restarts: Counter[str] = Counter()
+        self.recoveries = Recoveries()
 
     @property
     def num_alive(self) -> int:
         """Workers that can make unrolls."""
         return len(self._workers)
+
+    @property
+    def states(self) -> Counter[State]:
+        """Workers by what they are at."""
+        return Counter({"up": len(self._workers)})
 
     def pump(self, timeout: float) -> None:
         """One unroll of every worker that is admitted.
@@ -93,11 +121,13 @@ class InlinePool:
                 self._feed.deliver(payload)
 
     def _replace(self, actor: int) -> None:
+        failed_at = time.monotonic()
         self.restarts["error"] += 1
         self._incarnations[actor] += 1
         with contextlib.suppress(Exception):  # what failed may not even be closable
             self._workers[actor].close()
         self._workers[actor] = self._setup.make_worker(actor, self._incarnations[actor])
+        self.recoveries.add(time.monotonic() - failed_at)
 
     def close(self) -> None:
         """Close all environments."""

@@ -22,6 +22,9 @@ class Whereabouts(NamedTuple):
     node_id: str
     process_id: int
 
+    def __str__(self) -> str:
+        return f"process {self.process_id} on node {self.node_id[:8]}"
+
 
 def whereabouts() -> Whereabouts:
     """This process."""

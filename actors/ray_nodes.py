@@ -20,6 +20,18 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
+def starting_processes() -> dict[str, Whereabouts]:
+    """By actor id: the processes of this job's actors that have a place, and have not finished their start."""
+    # Nothing public tells it without a dashboard (Ray 2.60). A process id comes with the place.
+    from ray._private.state import state
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    pending = state.actor_table(None, job, "PENDING_CREATION")
+    return {
+        actor: Whereabouts(info["Address"]["NodeID"], info["Pid"]) for actor, info in pending.items() if info["Pid"]
+    }
+
+
 def end_process(place: Whereabouts) -> None:
     """SIGKILL: a process that hangs may not hear Ray asking, and would keep its core."""
     if place.node_id == ray.get_runtime_context().get_node_id():

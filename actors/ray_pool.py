@@ -11,9 +11,9 @@ import ray
 
 from actors.agent import WorkerSetup
 from actors.config import ActorConfig
-from actors.pool import Feed
+from actors.pool import Feed, Recoveries, State
 from actors.ray_actor import RolloutActor
-from actors.seats import Seats
+from actors.seats import Seat, Seats
 
 
 class RayPool:
@@ -61,6 +61,16 @@ class RayPool:
         return len(self._seats.up())
 
     @property
+    def states(self) -> Counter[State]:
+        """Actors by what they are at."""
+        return Counter(state_of(seat) for seat in self._seats.all)
+
+    @property
+    def recoveries(self) -> Recoveries:
+        """How long replacements took."""
+        return self._seats.recoveries
+
+    @property
     def replaced(self) -> deque[tuple[str, str]]:
         """The last that were replaced (``Seats``)."""
         return self._seats.replaced
@@ -103,6 +113,15 @@ class RayPool:
     def close(self) -> None:
         """Kill all actors; unrolls under way are abandoned."""
         self._seats.close()
+
+
+def state_of(seat: Seat) -> State:
+    """What the actor of a seat is at; from any thread."""
+    if seat.built:
+        return "up"
+    if seat.handle is None:
+        return "pausing"
+    return "starting" if seat.whereabouts else "unplaced"
 
 
 def describe(options: Mapping[str, Any]) -> str:

@@ -14,20 +14,22 @@ import ray
 from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
     RayTaskError,
 )
 
-from actors.pool import MOST_TOLD
+from actors.pool import MOST_TOLD, Recoveries
 from actors.ray_actor import Whereabouts
-from actors.ray_nodes import draining_nodes, end_process
+from actors.ray_nodes import draining_nodes, end_process, starting_processes
 
 log = logging.getLogger(__name__)
 
 BUILD_TIMEOUT_SECONDS = 600.0
-"""For making policy and environments; what a call may take says nothing about that."""
+"""For a process to start, and then for making policy and environments; what a call may take says nothing about that."""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
 LOOK_SECONDS = 1.0
@@ -56,13 +58,15 @@ class Seat:
     call: ray.ObjectRef | None = None
     """Its start or its work, whichever is under way."""
     work: str = ""
-    """The method last called."""
+    """The method last called: ``whereabouts`` and ``build`` are its start."""
     since: float = 0.0
     """When it was started."""
     deadline: float = 0.0
     failures: int = 0
     """In a row."""
     back_at: float = 0.0
+    failed_at: float | None = None
+    """When the one before failed, until this one is up."""
 
 
 class Seats:
@@ -94,6 +98,7 @@ class Seats:
         self._build_timeout = build_timeout_seconds
         self.all = [Seat(index) for index in indices]
         self.restarts: Counter[str] = Counter()
+        self.recoveries = Recoveries()
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
         """The last ones: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self._draining: frozenset[str] = frozenset()
@@ -114,9 +119,11 @@ class Seats:
         """Put a new actor into the seat."""
         seat.incarnation += 1
         seat.handle = self._make(seat.actor, seat.incarnation)
+        seat.work = "whereabouts"
         seat.call = seat.handle.whereabouts.remote()
         seat.since = time.monotonic()
         # A cluster may have to start a machine first, or has none to spare for now: that is waiting, not hanging.
+        # Once there is a process (``_look_for_waiting``), it has as long as for building.
         seat.deadline = math.inf
 
     def start_due(self) -> None:
@@ -128,7 +135,7 @@ class Seats:
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._draining = draining_nodes()
-            self._tell_who_waits(now)
+            self._look_for_waiting(now)
         for seat in self.up() if self._draining else ():
             # What it is at is finished first, and handed over.
             if seat.call is None and self.must_leave(seat):
@@ -141,21 +148,31 @@ class Seats:
     def _move(self, seat: Seat) -> None:
         told = f"{self._title} {seat.actor} leaves its node, which is draining; it starts on another one"
         self._tell("preempted", told)
+        seat.failed_at = time.monotonic()
         self.kill(seat)
         self.start(seat)
 
-    def _tell_who_waits(self, now: float) -> None:
-        waiting = [s for s in self.all if s.handle and not s.whereabouts and now - s.since > TELL_AFTER_SECONDS]
-        if waiting and now - self._told_at > TELL_AGAIN_SECONDS:
-            self._told_at = now
-            log.warning(
-                "%d of %d %ss are not up yet: there is no room for them (each needs %s), or their processes are still "
-                "starting; the others work meanwhile",
-                len(waiting),
-                len(self.all),
-                self._title,
-                self._needs,
-            )
+    def _look_for_waiting(self, now: float) -> None:
+        waiting = [s for s in self.all if s.handle and s.work == "whereabouts" and now - s.since > TELL_AFTER_SECONDS]
+        if not waiting or now - self._told_at <= TELL_AGAIN_SECONDS:
+            return
+        self._told_at = now
+        processes = starting_processes()
+        for seat in waiting:
+            if seat.whereabouts is None and (place := processes.get(seat.handle._actor_id.hex())):
+                seat.whereabouts = place
+                seat.deadline = now + self._build_timeout
+        no_place = sum(seat.whereabouts is None for seat in waiting)
+        starting = len(waiting) - no_place
+        told = [f"{no_place} wait for a place (each needs {self._needs})"] if no_place else []
+        told += [f"the processes of {starting} are still starting"] if starting else []
+        log.warning(
+            "%d of %d %ss are not up yet: %s; the others work meanwhile",
+            len(waiting),
+            len(self.all),
+            self._title,
+            ", ".join(told),
+        )
 
     def call(self, seat: Seat, method: str, *arguments: Any) -> None:
         """Begin a piece of work; ``collect`` gives the answer."""
@@ -175,7 +192,8 @@ class Seats:
             self.fail(seat, "timeout", error)
         except RayTaskError as error:
             # What the actor raised, without the frames of Ray around it.
-            self.fail(seat, "error", error.cause)
+            full = isinstance(error.cause, ObjectStoreFullError | OutOfDiskError)
+            self.fail(seat, "object_store" if full else "error", error.cause)
         except RayError as error:
             self.fail(seat, _reason(error), error)
         else:
@@ -183,12 +201,17 @@ class Seats:
             if seat.built:
                 seat.failures = 0
                 return answer
-            if seat.whereabouts is None:
+            if seat.work == "whereabouts":
                 seat.whereabouts = answer
+                seat.work = "build"
                 seat.call = seat.handle.build.remote()
                 seat.deadline = time.monotonic() + self._build_timeout
             else:
                 seat.built = True
+                if seat.failed_at is not None:
+                    self.recoveries.add(time.monotonic() - seat.failed_at)
+                    seat.failed_at = None
+                log.info("%s is up: %s", self._name(seat), seat.whereabouts)
         return None
 
     def answer(self, seat: Seat) -> Any | None:
@@ -212,11 +235,18 @@ class Seats:
 
     def fail(self, seat: Seat, reason: str, error: Exception) -> None:
         """End the seat's actor; another will come after a pause that grows with every failure."""
+        if seat.failed_at is None:
+            seat.failed_at = time.monotonic()
         self.kill(seat, at_once=reason == "timeout")
         seat.failures += reason not in BLAMELESS
         text = f"{type(error).__name__}: {error}"
         if reason == "oom":
             text = f"its node ran out of memory: use fewer slots (env.num_envs) or actors per node; {text}"
+        elif reason == "object_store":
+            text = (
+                "its node's object store is full and has no disk to spill to: free some there, give it more "
+                f"(ray start --object-store-memory), or make unrolls smaller (env.num_envs); {text}"
+            )
         wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(seat.failures - 1, 0), LAST_BACKOFF_SECONDS)
         if seat.failures >= self._max_failures:
             self.restarts[reason] += 1
@@ -224,8 +254,10 @@ class Seats:
                 f"{self._title} {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {text}"
             ) from error
         seat.back_at = time.monotonic() + wait
-        who = f"{self._title} {seat.actor} (incarnation {seat.incarnation})"
-        self._tell(reason, f"{who} will be replaced in {wait:.1f} s ({reason}): {text}")
+        self._tell(reason, f"{self._name(seat)} will be replaced in {wait:.1f} s ({reason}): {text}")
+
+    def _name(self, seat: Seat) -> str:
+        return f"{self._title} {seat.actor} (incarnation {seat.incarnation})"
 
     def _tell(self, reason: str, told: str) -> None:
         self.restarts[reason] += 1

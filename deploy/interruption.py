@@ -1,4 +1,4 @@
-"""Signals: the first asks a run to end well, the second ends it at once."""
+"""What ends a run before its last step: a signal, the second of which ends it at once, and the clock."""
 
 from __future__ import annotations
 
@@ -13,31 +13,37 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(slots=True)
 class Interruption:
-    """Set once a signal came."""
+    """``requested`` is set once a signal came, or the time is up."""
 
     requested: threading.Event
     signal_number: int | None = None
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[Interruption]:
-    """First SIGINT or SIGTERM: finish the update, save, sum up. Second: out at once."""
+def interruption(max_seconds: float) -> Iterator[Interruption]:
+    """First SIGINT or SIGTERM, or ``max_seconds`` over (0: no limit): finish the update, save, sum up. Second signal:
+    out at once."""
     asked = Interruption(threading.Event())
 
     def handle(number: int, _frame: object) -> None:
-        if asked.requested.is_set():
+        if asked.signal_number is not None:
             # No clean-up: the last checkpoint is complete, and Ray's processes end with this one.
             os._exit(128 + number)
         asked.signal_number = number
         asked.requested.set()
         print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Its own thread, because a run may wait for actors that never come.
+    clock = threading.Timer(max_seconds, asked.requested.set)
+    clock.daemon = True
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, handle) for number in signals}
+    if max_seconds:
+        clock.start()
     try:
         yield asked
     finally:
+        clock.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -105,7 +105,12 @@ class LearnerActor:
         books = intake.books()
         beside = books.since(self._told).since(turn.books)
         lost = intake.lost_unrolls
-        news = {"beside": beside, "lost_unrolls": lost - self._told_lost, "num_alive": pool.num_alive}
+        news = {
+            "beside": beside,
+            "lost_unrolls": lost - self._told_lost,
+            "num_alive": pool.num_alive,
+            "lags": tuple(intake.lags()),
+        }
         self._told, self._told_lost = books, lost
         replaced = tuple(pool.replaced.popleft() for _ in range(len(pool.replaced)))
         return {**news, "replaced": replaced}

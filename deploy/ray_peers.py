@@ -17,7 +17,8 @@ from collections.abc import Set as AbstractSet
 import ray
 
 from actors.config import ActorConfig
-from actors.ray_pool import describe
+from actors.pool import Recoveries
+from actors.ray_pool import describe, state_of
 from actors.seats import BUILD_TIMEOUT_SECONDS, Seat, Seats
 from deploy.layout import Layout
 from deploy.learner_actor import LearnerActor
@@ -57,6 +58,8 @@ class RayPeers:
         """Steps that wait for a turn of theirs, by learner and incarnation."""
         self._actors_alive: dict[tuple[int, int], int] = {}
         """Rollout workers of each learner, as of its last turn."""
+        self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._num_actors = {rank: len(layout.share(rank).actors) for rank in range(1, layout.num_learners)}
         fed = setup.rollout_processes is not None
         self._restarts: Counter[str] = Counter()
         self._timeout = config.unroll_timeout_seconds
@@ -82,9 +85,31 @@ class RayPeers:
         return self._seats.restarts + self._restarts
 
     @property
+    def recoveries(self) -> Recoveries:
+        """How long replacements of learners took."""
+        return self._seats.recoveries
+
+    @property
     def num_actors_alive(self) -> int:
         """Rollout workers that can make unrolls, as of the last update."""
         return sum(self._actors_alive.values())
+
+    @property
+    def actor_states(self) -> Counter[str]:
+        """Rollout workers by ``actors.pool.State``, as of the last update."""
+        states: Counter[str] = Counter()
+        alive = dict(self._actors_alive)
+        for seat in self._seats.all:
+            up = alive.get((seat.actor, seat.incarnation), 0)
+            states["up"] += up
+            # What a learner that is up has besides them it does not say.
+            states["starting" if seat.built else state_of(seat)] += self._num_actors[seat.actor] - up
+        return states
+
+    @property
+    def lags(self) -> list[int]:
+        """Of the unrolls under way at the last update: versions made since they began."""
+        return [lag for lags in list(self._lags.values()) for lag in lags]
 
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
@@ -123,6 +148,7 @@ class RayPeers:
                 who = (seat.actor, seat.incarnation)
                 self._in_flight[who] += turn.beside.in_flight
                 self._actors_alive[who] = turn.num_alive
+                self._lags[who] = turn.lags
                 for reason, message in turn.replaced:
                     self._restarts[reason] += 1
                     log.warning("of learner %d, %s", seat.actor, message)
@@ -148,6 +174,7 @@ class RayPeers:
                 self._on_lost_steps(steps, reason)
         for who in set(self._actors_alive) - present:
             del self._actors_alive[who]
+            del self._lags[who]
 
     def _take_in_started(self) -> bool:
         """Whether somebody is still starting."""

@@ -10,12 +10,13 @@ import dataclasses
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from learner.ledger import Ledger
+from learner.statistics import Reported
 from policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Intake:
         # depend on who was faster.
         self._quota = batch_size // (num_actors * num_envs) if max_policy_lag == 0 else None
         self._admitted: Counter[int] = Counter()
+        self._begun: dict[int, int] = {}
+        """By actor: the version that its unroll under way is made with."""
         self._queue: deque[Trajectory] = deque()
         self._under_way = 0
         self._updating = False
@@ -64,6 +67,8 @@ class Intake:
         self.lost_unrolls = 0
         """Admitted and never delivered; their steps were never seen."""
         self.queued_bytes = 0
+        self.sampled_episodes = 0
+        """That ended in what was delivered."""
 
     # The pool's side (actors.pool.Feed).
 
@@ -76,11 +81,13 @@ class Intake:
                 # Whose unroll a refused delivery was, nobody knows. Once all have come back, the admissions that count
                 # are those that gave a trajectory; else lock step would wait for ever for the one that was refused.
                 self._admitted = Counter(trajectory.header.actor for trajectory in self._queue)
+                self._begun.clear()
             ahead = len(self._queue) + self._under_way
             lag = self._updating + ((ahead + 1) * self._num_envs - 1) // self._batch_size
             if lag > self._max_lag or (self._quota is not None and self._admitted[actor] >= self._quota):
                 return None
             self._admitted[actor] += 1
+            self._begun[actor] = self._version
             self._under_way += 1
             return self._weights
 
@@ -98,12 +105,14 @@ class Intake:
             return
         header = trajectory.header
         with self._changed:
+            self._begun.pop(header.actor, None)
             expected = self._next_sequence.get((header.actor, header.incarnation), 0)
             if header.sequence < expected:
                 self.refused["duplicate"] += 1
                 return
             self._next_sequence[header.actor, header.incarnation] = header.sequence + 1
             steps = trajectory.env_steps
+            self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
             self.queued_bytes += trajectory.num_bytes
@@ -115,12 +124,18 @@ class Intake:
         with self._changed:
             self._under_way -= 1
             self._admitted[actor] -= 1
+            self._begun.pop(actor, None)
             self.lost_unrolls += 1
 
     def count_lost(self, unrolls: int) -> None:
         """Unrolls that a learner beside this one had begun when it ended."""
         with self._changed:
             self.lost_unrolls += unrolls
+
+    def count_episodes(self, trajectories: Iterable[Reported]) -> None:
+        """What a learner beside this one took in."""
+        with self._changed:
+            self.sampled_episodes += sum(len(t.statistics["episode_returns"]) for t in trajectories)
 
     def fail(self, error: BaseException) -> None:
         """The pool ended: whoever waits for a batch gets the error."""
@@ -198,6 +213,16 @@ class Intake:
         """``ledger.balance()`` between two bookings, not in the middle of one: for readers in other threads."""
         with self._changed:
             return self.ledger.balance()
+
+    @property
+    def max_policy_lag(self) -> int:
+        """Versions that may pass between acting and training."""
+        return self._max_lag
+
+    def lags(self) -> list[int]:
+        """Of every unroll under way: versions made since it began."""
+        with self._changed:
+            return [self._version - begun for begun in self._begun.values()]
 
     @property
     def queued_segments(self) -> int:

@@ -27,8 +27,6 @@ class Limits:
 
     total_env_steps: int
     """Trained environment steps, those of the runs it resumes included."""
-    max_seconds: float
-    """Wall seconds of this process; 0 is no limit."""
     checkpoint_every: int
     """Updates between checkpoints; 0 saves only at the end."""
 
@@ -46,7 +44,7 @@ class Parts:
 
 
 def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, stop: threading.Event) -> Weights:
-    """Update the policy until total_env_steps, max_seconds or ``stop``; the last published weights.
+    """Update the policy until total_env_steps or ``stop``; the last published weights.
 
     consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the intake, ``stop``
     produces: a new policy version every update
@@ -61,7 +59,7 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
     activations = ActivationSampler(learner.policy)
     refused = 0
     saved_version = -1
-    while ledger.trained < limits.total_env_steps and not _out_of_time(limits, statistics) and not stop.is_set():
+    while ledger.trained < limits.total_env_steps and not stop.is_set():
         if parts.peers:
             parts.peers.begin(learner, stop)
         # Whoever has begun is waited for by the others.
@@ -87,7 +85,7 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
         statistics.updates += 1
         statistics.terms = turn.terms
         statistics.staleness.update(turn.staleness)
-        statistics.last_update_timestamp = time.time()
+        statistics.stamp_update()
         _measure_weights(loop, activations)
         if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
             saved_version = _save(parts, required=False)
@@ -114,6 +112,7 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
         books = settle(own, turn)
         loop.intake.add_books(books)
         loop.intake.add_books(turn.beside)
+        loop.intake.count_episodes(turn.trajectories)
         loop.intake.count_lost(turn.lost_unrolls)
         trained += books.trained
         if not own.lost and (turn.lost or turn.weights_hash != own.weights_hash):
@@ -149,7 +148,3 @@ def _save(parts: Parts, *, required: bool) -> int:
             return -1
     statistics.last_checkpoint_timestamp = time.time()
     return learner.policy_version
-
-
-def _out_of_time(limits: Limits, statistics: RunStatistics) -> bool:
-    return 0 < limits.max_seconds <= statistics.seconds

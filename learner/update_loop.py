@@ -56,6 +56,8 @@ class Turn:
     """Rollout workers of this learner that were replaced: the reason in a word, and in a sentence."""
     num_alive: int = 0
     """Rollout workers of this learner that can make unrolls."""
+    lags: tuple[int, ...] = ()
+    """Of this learner's unrolls under way: versions made since they began."""
     terms: dict[str, float] = dataclasses.field(default_factory=dict)
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     refused: NonFiniteUpdate | None = None

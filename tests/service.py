@@ -127,6 +127,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def ups(run: Path) -> int:
+    """How often an actor, or a learner beside the run's own, finished its start; before that it may hang longer."""
+    return (run / "run.log").read_text().count(" is up: ")
+
+
 def read_summary(run: Path) -> dict[str, Any]:
     """``summary.json``, after the checks that every run must pass."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from service import (
     SMALL,
     actor_processes,
@@ -23,10 +24,12 @@ from service import (
     wait_for,
 )
 
+import actors.seats as seats_module
 from actors.agent import WorkerSetup
 from actors.config import ActorConfig
+from actors.ray_actor import Whereabouts, whereabouts
 from actors.ray_pool import RayPool
-from actors.seats import TooManyFailures
+from actors.seats import Seats, TooManyFailures
 from deploy.cli import main
 from learner.checkpoint import find_checkpoint
 from learner.intake import Driver, Intake
@@ -98,6 +101,56 @@ def test_a_killed_actor_is_replaced() -> None:
     assert len(set(run.pool.process_ids()) - set(before)) == 1
     processes = run.close()
     wait_for(lambda: not any(map(alive, processes)), seconds=60)
+
+
+class StopsInItsStart:
+    """An actor whose first incarnation hangs before it can answer anything."""
+
+    def __init__(self, incarnation: int) -> None:
+        if incarnation == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def whereabouts(self) -> Whereabouts:
+        return whereabouts()
+
+    def build(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_actor_that_hangs_in_its_start_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a process that hangs before it said where it is, taken for one that waits for a place: for ever."""
+    monkeypatch.setattr(seats_module, "TELL_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(seats_module, "TELL_AGAIN_SECONDS", 1.0)
+    seats = Seats(
+        range(1),
+        title="actor",
+        make=lambda _, incarnation: ray.remote(StopsInItsStart).options(num_cpus=1).remote(incarnation),
+        needs="1 CPU",
+        call_timeout_seconds=60.0,
+        max_consecutive_failures=100,
+        on_lost=lambda seat: None,
+        build_timeout_seconds=20.0,
+    )
+    [seat] = seats.all
+
+    def up() -> bool:
+        seats.start_due()
+        seats.fail_overdue()
+        if seat.call is not None and ray.wait([seat.call], timeout=0)[0]:
+            seats.collect(seat)
+        return bool(seats.up())
+
+    wait_for(lambda: up() or seat.whereabouts)
+    assert seat.whereabouts
+    hung = seat.whereabouts.process_id
+    wait_for(up)
+    assert seat.incarnation == seats.restarts["timeout"] >= 1
+    assert "the processes of 1 are still starting" in caplog.text
+    wait_for(lambda: not alive(hung))
+    seats.close()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -213,7 +266,10 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     assert "Traceback" not in output
     summary = read_summary(tmp_path / "run")
     assert summary["actor_restarts"] == 1
-    assert "1 actors replaced" in output
+    back = summary["actor_recovery_seconds"]
+    assert back["count"] == 1
+    assert 0.5 <= back["mean"] == back["max"]  # the pause before it comes back
+    assert "1 actors replaced (up again after" in output
     assert summary["policy_lag"]["max"] <= 2
     assert summary["log_prob_checks"] > 10
     assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]

@@ -20,6 +20,7 @@ from service import (
     make_setup,
     read_summary,
     start_shoal,
+    ups,
     wait_for,
 )
 
@@ -161,7 +162,9 @@ def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.S
     """A run that ends, or waits for ever, with one of its learners; one that goes on with other weights than the
     survivors; steps that are lost from the books."""
     process = _start(tmp_path, "actor.unroll_timeout_seconds=5")
-    wait_for(lambda: _newest(tmp_path), process=process)
+    wait_for(lambda: _newest(tmp_path) and ups(tmp_path / "run") == 2, process=process)
+    at = _newest(tmp_path)
+    wait_for(lambda: _newest(tmp_path) > at + 5, process=process)  # together
     children = descendants(process.pid)
     victim, survivor = learner_processes(process.pid)
     os.kill(victim, blow)
@@ -170,7 +173,7 @@ def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.S
     at = _newest(tmp_path)
     wait_for(lambda: _newest(tmp_path) > at + 20, process=process)
     summary = _interrupt(process, tmp_path)
-    assert summary["actor_restarts"] == 1
+    assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == 1
     assert summary["lost_unrolls"] == 2  # its part of the update
     assert set(summary["ledger"]["dropped"]) <= {"learner_lost"}
     wait_for(lambda: not any(map(alive, children)), seconds=60)

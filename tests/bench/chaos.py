@@ -35,7 +35,7 @@ NODES, CPUS_PER_NODE = 2, 2
 SETTINGS = (
     *("env.id=recall", "env.num_envs=16", "actor.unroll_length=16", "learner.batch_size=32", "learner.num_threads=1"),
     *(f"actor.num_actors={NODES * CPUS_PER_NODE}", "cluster.autoscaling=true", "checkpoint.every_updates=200"),
-    *("actor.max_consecutive_failures=1000", "metrics.port=0", "run_dir=run"),
+    *("actor.max_consecutive_failures=1000", "metrics.port=0", "run_dir=run", "log.every_seconds=1"),
 )
 
 
@@ -124,13 +124,23 @@ def train(nodes: Nodes, directory: Path, limit: str, chance: random.Random | Non
         "wall_seconds": summary["wall_seconds"],
         "mean_return": summary["mean_return"],
         "actor_restarts": summary["actor_restarts"],
+        "actor_recovery_seconds": summary["actor_recovery_seconds"],
         "dropped": summary["ledger"]["dropped"],
         "lost_unrolls": summary["lost_unrolls"],
         "max_policy_lag": summary["policy_lag"]["max"],
         "max_log_prob_error": summary["max_log_prob_error"],
         "log_prob_checks": summary["log_prob_checks"],
+        "return_by_env_steps": learning_curve(directory / "run" / "metrics.jsonl"),
         **follow(samples),
     }
+
+
+def learning_curve(path: Path) -> dict[str, float]:
+    """Return of the last 256 episodes at tenths of the run."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    points = [(line["env_steps"], line["mean_return"]) for line in lines if line["mean_return"] is not None]
+    wanted = [points[-1][0] * n // 10 for n in range(1, 11)]
+    return {f"{at:,}": round(next(value for steps, value in points if steps >= at), 3) for at in wanted}
 
 
 def follow(samples: list[dict[str, float]]) -> dict[str, Any]:
@@ -184,7 +194,7 @@ def main() -> None:
     if shared_memory or Path("/dev/shm").is_dir():
         results["shared_memory_left"] = sorted(set(os.listdir("/dev/shm")) - shared_memory)
     for name in results["chaos"]:
-        print(f"{name:<36} {results['chaos'][name]!s:<52} {results['peace'][name]}")
+        print(f"{name}\n    chaos  {results['chaos'][name]}\n    peace  {results['peace'][name]}")
     print(f"processes left: {results['left_behind'] or 'none'}")
     if options.json:
         print(json.dumps(results))
