@@ -14,14 +14,15 @@ from deploy.layout import Layout, LayoutError, Machine, choose_layout
 from deploy.run_dir import CannotStart
 from deploy.versions import versions
 
-if TYPE_CHECKING:  # Ray is imported where it is used
+if TYPE_CHECKING:  # Ray and torch are imported where they are used
     from deploy.cluster import Cluster
+    from deploy.measure import Measured
 
 GIB = 2**30
 
 
-def examine(config: Config, run_dir: Path) -> tuple[list[str], list[str]]:
-    """(lines to read, problems that keep a run with this configuration from starting)."""
+def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str], list[str]]:
+    """(lines to read, problems that keep a run with this configuration from starting); ``measure`` takes seconds."""
     problems = preflight.check(config, run_dir)
     lines = _machine(run_dir)
     if config.mode == "cluster" and not problems:
@@ -29,11 +30,12 @@ def examine(config: Config, run_dir: Path) -> tuple[list[str], list[str]]:
 
         try:
             with connect(config.cluster) as cluster:
-                lines += _cluster(config, cluster, problems)
+                lines += _cluster(config, cluster, problems, measure)
         except CannotStart as error:
             problems += str(error).splitlines()
     elif config.mode != "cluster":
-        lines += _layout(config, Machine(cores=available_cores(), accelerator=_accelerator(config)))
+        machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
+        lines += _layout(config, machine, measure=measure and not problems)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
 
@@ -69,7 +71,7 @@ def _accelerator(config: Config) -> bool:
         return False  # among the problems
 
 
-def _cluster(config: Config, cluster: Cluster, problems: list[str]) -> list[str]:
+def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
     """The nodes, who has room for whom, and the layout; adds what is wrong to ``problems``."""
     from actors.ray_pool import describe
 
@@ -108,11 +110,11 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str]) -> list[str]
             choose_layout(config, machine)
         except LayoutError as error:
             problems += str(error).splitlines()
-        lines += _layout(config, machine)
+        lines += _layout(config, machine, measure=measure and not problems)
     return lines
 
 
-def _layout(config: Config, machine: Machine) -> list[str]:
+def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
     from learner.device_choice import DeviceNotFound, make_device_path
 
     try:
@@ -137,6 +139,47 @@ def _layout(config: Config, machine: Machine) -> list[str]:
                 f"  idle           {idle} cores: learner.batch_size must be a multiple of learners x env.num_envs x "
                 "learner.minibatches; auto sizes it to the machine"
             )
+    if measure:
+        from deploy import measure as measuring
+
+        lines += _feeding(config, layout, measuring.measure(config, layout))
+    else:
+        lines.append("  feeding        not measured: --measure says in seconds how many actors the learner can feed")
+    return lines
+
+
+def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
+    acting, learning = measured.acting, measured.learning
+    actor, learner = 1 / acting, 1 / learning
+    lines = [
+        "measured (in one process while the others rest: cores that all work are slower)",
+        f"  acting         {actor:,.0f} environment steps/s, {measured.environment / acting:.0%} of the time in the "
+        "environment",
+        f"  learning       {learner:,.0f} environment steps/s",
+    ]
+    if layout.placement == "shared" or config.mode == "inline":
+        learners = 1 if config.mode == "inline" else layout.num_learners
+        rate = learners / (acting + learning)
+        each = f", {learners} learners of {rate / learners:,.0f}" if learners > 1 else ""
+        share = acting / (acting + learning)
+        return [*lines, f"  together       {rate:,.0f} environment steps/s{each}; acting takes {share:.0%} of the time"]
+    actors = layout.num_actors // layout.num_learners
+    enough = learner / actor
+    whose = "a learner" if layout.num_learners > 1 else "the learner"
+    lines.append(f"  feeding        {enough:.1f} actors of this speed keep {whose} busy; it has {actors}")
+    if actors > enough:
+        lines.append(
+            f"  expect         {layout.num_learners * learner:,.0f} environment steps/s and a lag of up to "
+            f"{config.actor.max_policy_lag} versions: actors wait {1 - enough / actors:.0%} of their time"
+        )
+    else:
+        # Versions made during an unroll, and half a batch that fills up behind it.
+        share = layout.batch_size // layout.num_learners
+        lag = min(config.actor.max_policy_lag, actors * config.env.num_envs / share + 0.5)
+        lines.append(
+            f"  expect         {layout.num_actors * actor:,.0f} environment steps/s and a lag of about {lag:.1f} "
+            f"versions: {whose} waits {1 - actors / enough:.0%} of its time; more actors (actor.num_actors) help"
+        )
     return lines
 
 

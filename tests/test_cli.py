@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import resource
 import signal
 import socket
@@ -280,6 +281,30 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     process.stderr.close()
     assert find_checkpoint(tmp_path / "run").policy_version > 0
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("settings", [["placement=shared", "learner.num_learners=1"], ["actor.num_actors=2"]])
+def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches advice that does not follow from the figures beside it; a measurement that leaves something behind."""
+    monkeypatch.setattr("deploy.measure.MEASURED_SECONDS", 1.0)
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--measure", *SMALL, *settings, "run_dir=run"]) == 0
+    said = capsys.readouterr().out
+    acting, learning = (
+        float(re.search(rf"{name} +([\d,]+) environment steps/s", said)[1].replace(",", ""))  # type: ignore[index]
+        for name in ("acting", "learning")
+    )
+    if "placement=shared" in settings:
+        together = float(re.search(r"together +([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
+        assert together == pytest.approx(1 / (1 / acting + 1 / learning), rel=0.01)
+    else:
+        enough = float(re.search(r"feeding +([\d.]+) actors", said)[1])  # type: ignore[index]
+        assert enough == pytest.approx(learning / acting, abs=0.06)
+        assert "it has 2" in said
+        assert ("actors wait" if enough < 2 else "the learner waits") in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_doctor_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
