@@ -1,4 +1,5 @@
-"""The Grafana dashboard, made from the metrics catalogue: ``python -m deploy.monitoring`` writes it.
+"""The Grafana dashboard, made from the metrics catalogue: ``python -m deploy.monitoring`` writes it, and the guide's
+table of metrics.
 
 ``ROWS`` says what stands where. The rest follows: which run is shown, what a panel's description says of its metrics,
 and a last row for those that no panel shows.
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from deploy import metrics_table
 from learner.canary import TOLERANCE
 from learner.metrics import CATALOGUE, CatalogueEntry
 
@@ -45,6 +47,8 @@ class Panel:
     """From 0 to 1."""
     bad_above: float | None = None
     """Red from there on."""
+    when_empty: str = ""
+    """Shown where there is nothing to show, and that is well."""
     note: str = ""
     """What to look for; the catalogue's help follows it."""
 
@@ -78,10 +82,14 @@ _OF_LEARNER_ONCE = 'shoal_stage_seconds_total{stage!~"actor_.+|reduce"}'
 _OF_ACTORS = 'shoal_stage_seconds_total{stage=~"actor_.+"}'
 _SINCE_UPDATE = "time() - (shoal_last_update_timestamp_seconds > 0)"
 _SINCE_CHECKPOINT = "time() - (shoal_last_checkpoint_timestamp_seconds > 0)"
+_TIME_LEFT = (
+    f"clamp_min(shoal_target_env_steps - shoal_run_env_steps, 0) / ({rate('shoal_trained_env_steps_total')} > 0)"
+)
 _STAGES = rate(_OF_LEARNER_ONCE)
 _ACTOR_STAGES = f"{rate(_OF_ACTORS)} / ignoring (stage) group_left () (shoal_actors_alive > 0)"
 _STAGES_OF_UPDATE = f"{rate(_OF_LEARNER)} / ignoring (stage) group_left () ({rate('shoal_updates_total')} > 0)"
-_LAG_QUANTILE = f"histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')}))"
+# Lags are whole numbers; what is interpolated within a bucket would lie below the mean.
+_LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')})))"
 _TIME_OF_AN_ACTOR = {"{{stage}}": _ACTOR_STAGES, "waiting": f"clamp_min(1 - sum without (stage) ({_ACTOR_STAGES}), 0)"}
 _ACTORS_NOTE = (
     "Of one actor on average; the rest of the time it waits for the learner, or for others in the same process."
@@ -93,7 +101,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Overview": (
         _number("Return", "shoal_mean_return", decimals=3),
         _number("Trained steps per second", rate("shoal_trained_env_steps_total")),
-        _number("Trained steps", "shoal_trained_env_steps_total"),
+        _number("Trained steps", "shoal_run_env_steps", note="Of the whole run."),
         _number("Actors alive", "shoal_actors_alive", "none"),
         _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
         _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
@@ -142,10 +150,17 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "none",
             kind="table",
             height=6,
+            when_empty="none",
             note="Firing or about to; they come with deploy/prometheus/alerts.yml. Empty is well.",
         ),
     ),
     "Books": (
+        Panel(
+            "Steps of the whole run",
+            {"trained": "shoal_run_env_steps", "to train": "shoal_target_env_steps"},
+            width=16,
+        ),
+        Panel("Time left", {"seconds": _TIME_LEFT}, "s", note="At the present speed; max_seconds may end it earlier."),
         Panel(
             "Steps by what became of them",
             {
@@ -162,6 +177,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel(
             "Dropped so far",
             {"{{reason}}": "shoal_dropped_env_steps_total"},
+            when_empty="nothing",
             note="By this process; the summary has the whole run's.",
         ),
         Panel(
@@ -203,6 +219,12 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "none",
             decimals=1,
         ),
+        Panel(
+            "Unrolls under way",
+            {"lag of the oldest": "shoal_slowest_actor_lag_versions", "too late already": "shoal_stale_actors"},
+            "none",
+            note="Actors that are slower than the others, or hang.",
+        ),
         Panel("Segments waiting for their update", {"segments": "shoal_queued_segments"}, width=4),
         Panel("Bytes waiting for their update", {"bytes": "shoal_queued_bytes"}, "bytes", width=4),
     ),
@@ -243,8 +265,22 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Episodes": (
         Panel("Returns", {"{{le}}": buckets("shoal_episode_return")}, kind="heatmap"),
         Panel("Lengths", {"{{le}}": buckets("shoal_episode_length_steps")}, kind="heatmap"),
+        Panel(
+            "Evaluation",
+            {"last": "shoal_evaluation_return", "best": "shoal_evaluation_best_return"},
+            note="None unless evaluation.every_env_steps asks for it.",
+        ),
+        Panel("Evaluated after so many steps", {"steps": "shoal_evaluation_env_steps"}),
+        Panel(
+            "Evaluations",
+            {"made": "shoal_evaluations_total", "given up": "shoal_failed_evaluations_total"},
+            "none",
+        ),
         Panel("Mean length", {"steps": mean("shoal_episode_length_steps")}),
-        Panel("Episodes per second", {"episodes": rate("shoal_episodes_total")}),
+        Panel(
+            "Episodes per second",
+            {"acted": rate("shoal_sampled_episodes_total"), "taken into updates": rate("shoal_episodes_total")},
+        ),
         Panel(
             "Environment faults",
             {"faults": "shoal_env_faults_total"},
@@ -282,8 +318,14 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
     ),
     "Process": (
-        Panel("Actors", {"alive": "shoal_actors_alive"}, "none"),
+        Panel("Actors", {"{{state}}": "shoal_actors"}, "none", stacked=True),
         Panel("Actors replaced", {"{{reason}}": "shoal_actor_restarts_total"}, "none"),
+        Panel(
+            "Time to replace an actor",
+            {"seconds": "shoal_actor_recovery_seconds_total / (shoal_actor_recoveries_total > 0)"},
+            "s",
+            note="From noticing the failure; mean of this process.",
+        ),
         Panel("Since the last checkpoint", {"seconds": _SINCE_CHECKPOINT}, "s", bad_above=3600),
         Panel("Checkpoints not written", {"failed": "shoal_failed_checkpoints_total"}, "none", width=6, bad_above=1),
         Panel(
@@ -301,11 +343,22 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             width=6,
             note="It should be flat.",
         ),
+        Panel(
+            "Disk of the run directory",
+            {"free": "shoal_run_dir_free_bytes", "size": "shoal_run_dir_size_bytes"},
+            "bytes",
+            width=6,
+        ),
+        Panel("Accelerator memory", {"{{part}}": "shoal_accelerator_memory_bytes"}, "bytes", width=6),
+        Panel(
+            "Metrics that were not read", {"{{metric}}": "shoal_failed_readings_total"}, "none", width=6, bad_above=1
+        ),
         Panel("Open files", {"open": "process_open_fds", "limit": "process_max_fds"}, "none", width=6, log=True),
         Panel("Running since", {"seconds": "time() - process_start_time_seconds"}, "s", kind="stat", width=6, height=4),
         Panel("A scrape takes", {"seconds": "scrape_duration_seconds"}, "s", width=6, height=4),
         Panel("Answers (1) or not (0)", {"up": "up"}, "none", width=6, height=4),
         Panel("Versions", {"": "shoal_build_info"}, "none", kind="table", width=6, height=4),
+        Panel("The run", {"": "shoal_run_info"}, "none", kind="table", width=24, height=4),
     ),
 }
 
@@ -437,6 +490,8 @@ def _field(panel: Panel) -> Json:
     }
     if panel.decimals is not None:
         field["decimals"] = panel.decimals
+    if panel.when_empty:
+        field["noValue"] = panel.when_empty
     if panel.share:
         field |= {"min": 0, "max": 1}
     if panel.kind == "timeseries":
@@ -520,7 +575,9 @@ def rendered() -> str:
 
 
 def main() -> None:
-    """Write it."""
+    """Write both."""
+    guide = metrics_table.GUIDE
+    guide.write_text(metrics_table.rendered(guide.read_text(encoding="utf-8")), encoding="utf-8")
     DASHBOARD.write_text(rendered(), encoding="utf-8")
     print(f"{DASHBOARD}: {sum(panel['type'] != 'row' for panel in dashboard()['panels'])} panels")
 

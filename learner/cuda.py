@@ -58,6 +58,14 @@ class CudaPath(DevicePath):
             policy.encode = torch.compile(policy.encode)  # type: ignore[method-assign]
             policy.heads = torch.compile(policy.heads)  # type: ignore[method-assign]
 
+    def memory_bytes(self) -> dict[str, int]:
+        """As the base class; of this process, but for ``total``."""
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "total": torch.cuda.get_device_properties(self.device).total_memory,
+        }
+
     def describe(self) -> str:
         """For logs."""
         return f"{super().describe()} ({torch.cuda.get_device_name(self.device)})"

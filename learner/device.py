@@ -50,6 +50,17 @@ class DevicePath:
     def prepare(self, policy: RecurrentPolicy) -> None:
         """Make the policy that is trained here faster; once, after every copy of it has been made."""
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Of the accelerator: ``allocated`` to tensors, ``reserved`` for them, and the ``total``; empty for the CPU.
+        From torch's own books: nothing waits for the device."""
+        if self.device.type != "mps":
+            return {}
+        return {
+            "allocated": torch.mps.current_allocated_memory(),
+            "reserved": torch.mps.driver_allocated_memory(),
+            "total": torch.mps.recommended_max_memory(),
+        }
+
     def describe(self) -> str:
         """For logs."""
         return f"{self.device}{', bfloat16' if self._bfloat16 else ''}"

@@ -1,4 +1,4 @@
-"""The metrics catalogue and its Prometheus endpoint.
+"""The metrics catalogue, and the page that Prometheus reads (``learner.metrics_server`` serves it).
 
 Every metric is a line here: name, kind, help, label, and how it is read from the run when somebody scrapes. Nothing is
 updated twice, and the training loop does no work for metrics.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from learner.evaluations import EvaluationResult, Evaluations
 from learner.intake import Intake
 from learner.ledger import Ledger
 from learner.statistics import Histogram, RunStatistics
@@ -37,6 +39,23 @@ class Sources:
     actor_restarts: Callable[[], Mapping[str, int]]
     limit: Callable[[], Verdict | None]
     build: Mapping[str, str]
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What is run, and how, in words: few, and of bounded length."""
+    actor_states: Callable[[], Mapping[str, int]] = dict
+    """Actors by state, every state among them."""
+    recoveries: Callable[[], int] = int
+    """Replaced actors whose successors are up."""
+    recovery_seconds: Callable[[], float] = float
+    """What that took, summed up."""
+    lags: Callable[[], Sequence[int]] = tuple
+    """Of every unroll under way: versions made since it began."""
+    accelerator_memory: Callable[[], Mapping[str, int]] = dict
+    target_env_steps: int = 0
+    """Of the whole run; it ends there."""
+    run_dir: Path = Path()
+    evaluations: Evaluations = dataclasses.field(default_factory=Evaluations)
+    failed_readings: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Of the page's metrics, by name."""
     before: Ledger = dataclasses.field(default_factory=Ledger)
     """What the books of a resumed run began with: counters count this process, or they would go back with its start."""
 
@@ -100,12 +119,42 @@ _STAGE = (
     "training loop's. Where learners also act, its wait is the time in which it makes its own unrolls, and reduce is "
     "the part of update in which gradients are added up and slower learners are waited for."
 )
+_DROPPED = (
+    "Environment steps never to be trained: stale, came too late; non_finite, their update was refused; learner_lost, "
+    "with a learner beside the run's own; shutdown, waiting when the run ended; restart, waiting when it was saved."
+)
+_LOSS = (
+    "Of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl, clip_fraction, grad_norm "
+    "(before clipping) and explained_variance."
+)
+_REPLACED = (
+    "Actors replaced: error, the environment raised; timeout, it hung; died, its process ended; oom, for want of "
+    "memory; node_died; preempted, its node leaves."
+)
+_STALE = (
+    "Actors at an unroll that began more than actor.max_policy_lag versions ago: it will come too late. Of learners "
+    "beside the run's own as of the last update."
+)
+_SLOWEST = "Versions made since the oldest unroll under way began; 0 where none is."
+_STATE = (
+    "Actors by state: up, can make unrolls; starting; unplaced, waits for a place in the cluster or for its process to "
+    "answer; pausing, failed and comes back after a pause. Of learners beside the run's own as of the last update."
+)
+_RECOVERY = "Seconds from noticing failures to the successors being up, summed up over shoal_actor_recoveries_total."
+_ACCELERATOR = (
+    "Memory of the accelerator of the run's own learner: allocated to tensors, reserved for them by torch, and in "
+    "total. Absent on the CPU."
+)
+
+_EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     # The books
     _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.booked.sampled),
     _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.booked.trained),
-    _counter("dropped_env_steps_total", "Environment steps never to be trained.", lambda s: s.booked.dropped, "reason"),
+    _counter("dropped_env_steps_total", _DROPPED, lambda s: s.booked.dropped, "reason"),
+    _gauge("run_env_steps", "Environment steps trained in the whole run.", lambda s: s.ledger.trained),
+    _gauge("target_env_steps", "Environment steps the whole run is to train.", lambda s: s.target_env_steps),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
     _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.intake.imbalance()),
     # Trajectories
@@ -114,14 +163,18 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.intake.queued_segments),
     _gauge("queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.intake.queued_bytes),
     _counter("received_bytes_total", "Bytes taken into updates.", lambda s: s.statistics.received_bytes),
+    _gauge("stale_actors", _STALE, lambda s: sum(lag > s.intake.max_policy_lag for lag in s.lags())),
+    _gauge("slowest_actor_lag_versions", _SLOWEST, lambda s: max(s.lags(), default=0)),
     _histogram("policy_lag_versions", "Versions from acting to training.", lambda s: s.statistics.policy_lag),
     # Updates
     _gauge("policy_version", "Updates in the whole run.", lambda s: s.statistics.policy_version),
     _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),
     _counter("refused_updates_total", "Updates that were not finite.", lambda s: s.statistics.refused_updates),
-    _gauge("last_update_timestamp_seconds", "Unix time of it.", lambda s: s.statistics.last_update_timestamp),
+    _gauge(
+        "last_update_timestamp_seconds", "Unix time of the last update.", lambda s: s.statistics.last_update_timestamp
+    ),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
-    _gauge("loss", "Losses and diagnostics of the last update.", lambda s: s.statistics.terms, "term"),
+    _gauge("loss", _LOSS, lambda s: s.statistics.terms, "term"),
     # Weights, by component; read every learner.weight_metrics_every updates
     _weights("weight_norm", "L2 norm of the parameters.", lambda w: w.norm),
     _weights("weight_distance_to_init", f"L2 distance of the parameters to {_W0}.", lambda w: w.distance_to_init),
@@ -138,13 +191,25 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("log_prob_checks_total", "Readings of the canary.", lambda s: s.statistics.log_prob_checks),
     _gauge("memory_staleness_ratio", _STALENESS, lambda s: s.statistics.staleness, "state"),
     # Episodes, one per agent
-    _counter("episodes_total", "Finished episodes.", lambda s: s.statistics.episodes),
+    _counter("sampled_episodes_total", "Episodes ended in what actors delivered.", lambda s: s.intake.sampled_episodes),
+    _counter("episodes_total", "Episodes ended in what updates took in.", lambda s: s.statistics.episodes),
     _histogram("episode_return", "Undiscounted returns of finished episodes.", lambda s: s.statistics.episode_return),
     _histogram("episode_length_steps", "Lengths of finished episodes.", lambda s: s.statistics.episode_length),
     _gauge("mean_return", "Mean of the last 256 returns; NaN before.", lambda s: _number(s.statistics.mean_return)),
+    # Evaluation during training
+    _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
+    _gauge(
+        "evaluation_best_return", "The highest of all evaluations of the run.", lambda s: _evaluated(s.evaluations.best)
+    ),
+    _gauge("evaluation_env_steps", "Steps trained before the last evaluation.", lambda s: _evaluation_steps(s)),
+    _counter("evaluations_total", "Evaluations made by this process.", lambda s: s.evaluations.count),
+    _counter("failed_evaluations_total", "Evaluations begun and given up.", lambda s: s.evaluations.failed),
     # Actors
     _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive()),
-    _counter("actor_restarts_total", "Actors replaced.", lambda s: s.actor_restarts(), "reason"),
+    _gauge("actors", _STATE, lambda s: s.actor_states(), "state"),
+    _counter("actor_restarts_total", _REPLACED, lambda s: s.actor_restarts(), "reason"),
+    _counter("actor_recoveries_total", "Replaced actors whose successors are up.", lambda s: s.recoveries()),
+    _counter("actor_recovery_seconds_total", _RECOVERY, lambda s: s.recovery_seconds()),
     _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
     _counter("ignored_tokens_total", "Tokens that have no place.", lambda s: s.statistics.ignored_tokens),
     # The verdict
@@ -152,8 +217,22 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     # The process
     _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
     _counter("failed_checkpoints_total", "Checkpoints not written.", lambda s: s.statistics.failed_checkpoints),
-    _gauge("last_checkpoint_timestamp_seconds", "Unix time of it.", lambda s: s.statistics.last_checkpoint_timestamp),
+    _gauge(
+        "last_checkpoint_timestamp_seconds",
+        "Unix time of the last checkpoint.",
+        lambda s: s.statistics.last_checkpoint_timestamp,
+    ),
+    _gauge("run_dir_free_bytes", "Bytes left on the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).free),
+    _gauge("run_dir_size_bytes", "Size in bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).total),
+    _gauge("accelerator_memory_bytes", _ACCELERATOR, lambda s: s.accelerator_memory(), "part"),
+    # The last: it has the failures of this very page.
+    _counter("failed_readings_total", "Readings of a metric that failed.", lambda s: s.failed_readings, "metric"),
 )
+INFO: Mapping[str, tuple[str, Callable[[Sources], Mapping[str, str]]]] = {
+    "shoal_build_info": ("Versions; always 1.", lambda s: s.build),
+    "shoal_run_info": ("What is run, and how; always 1.", lambda s: s.about),
+}
+"""Words about the run, as labels of gauges that are always 1: a help text and where they come from."""
 
 
 class RunCollector(Collector):
@@ -161,7 +240,6 @@ class RunCollector(Collector):
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._reported: set[str] = set()
 
     def collect(self) -> Iterator[Metric]:
         """One family per entry."""
@@ -169,12 +247,14 @@ class RunCollector(Collector):
             try:
                 yield _family(entry, entry.read(self._sources))
             except Exception:
-                if entry.name not in self._reported:
-                    self._reported.add(entry.name)
+                self._sources.failed_readings[entry.name] += 1
+                if self._sources.failed_readings[entry.name] == 1:
                     log.exception("metric %s cannot be read", entry.name)
-        info = GaugeMetricFamily("shoal_build_info", "Versions; always 1.", labels=list(self._sources.build))
-        info.add_metric(list(self._sources.build.values()), 1)
-        yield info
+        for name, (help, read) in INFO.items():
+            words = read(self._sources)
+            info = GaugeMetricFamily(name, help, labels=list(words))
+            info.add_metric(list(words.values()), 1)
+            yield info
 
     def describe(self) -> list[Metric]:
         """Nothing, so that registering reads no values."""
@@ -200,31 +280,24 @@ def _limit(sources: Sources) -> dict[str, int]:
     return {stage: int(verdict is not None and verdict.stage == stage) for stage in STAGES}
 
 
+def _evaluated(result: EvaluationResult | None) -> float:
+    return float("nan") if result is None else result.mean_return
+
+
+def _evaluation_steps(sources: Sources) -> float:
+    last = sources.evaluations.last
+    return float("nan") if last is None else last.env_steps
+
+
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-class MetricsServer:
-    """The endpoint, on localhost unless asked otherwise.
-
-    Raises:
-        OSError: the port is taken or the address is not this machine's.
-    """
-
-    def __init__(self, sources: Sources, *, address: str, port: int) -> None:
-        registry = CollectorRegistry()
-        registry.register(RunCollector(sources))
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = start_http_server(port, addr=address, registry=registry)
-        self.port: int = self._server.server_port
-        self.url = f"http://{address}:{self.port}/metrics"
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def make_registry(sources: Sources) -> CollectorRegistry:
+    """The whole page: the catalogue, and Python's own metrics of this process."""
+    registry = CollectorRegistry()
+    registry.register(RunCollector(sources))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry

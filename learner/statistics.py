@@ -64,6 +64,7 @@ class RunStatistics:
         self.ledger = ledger
         self._started = time.monotonic()
         self._ended: float | None = None
+        self._last_update: float | None = None
         self.policy_version = 0
         self.updates = 0
         self.refused_updates = 0
@@ -102,6 +103,21 @@ class RunStatistics:
     def end(self) -> None:
         """Training is over: the clock stops."""
         self._ended = time.monotonic()
+
+    @property
+    def ended(self) -> bool:
+        """Whether training is over."""
+        return self._ended is not None
+
+    def stamp_update(self) -> None:
+        """An update was made just now."""
+        self.last_update_timestamp = time.time()
+        self._last_update = time.monotonic()
+
+    @property
+    def seconds_since_update(self) -> float | None:
+        """By a clock that nobody sets; None before the first update."""
+        return None if self._last_update is None else time.monotonic() - self._last_update
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:

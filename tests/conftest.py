@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,41 @@ def _one_thread() -> None:
 def golden() -> Path:
     """The folder of numbers that were made once, by running the original policies."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def counting() -> Any:
+    """A collector that counts its readings."""
+    from scraping import Counting
+
+    return Counting()
+
+
+@pytest.fixture
+def serve(counting: Any) -> Iterator[Callable[..., Any]]:
+    """Starts metrics servers and closes them; by default of ``counting``, at a free port of this machine."""
+    from scraping import start_server
+
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(
+            contextlib.closing(start_server(**{"collector": counting, **options}))
+        )
+
+
+@pytest.fixture(scope="session")
+def authority() -> Any:
+    """Who signs the certificates of tests."""
+    import trustme
+
+    return trustme.CA()
+
+
+@pytest.fixture
+def access_files(authority: Any, tmp_path: Path) -> Any:
+    """Certificate, key and token as somebody would make them."""
+    from scraping import write_files
+
+    return write_files(authority, tmp_path)
 
 
 @pytest.fixture(scope="session")

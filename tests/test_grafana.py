@@ -14,12 +14,12 @@ import pytest
 import yaml
 from rollouts import RUN, SMALL
 
-from deploy import monitoring
+from deploy import metrics_table, monitoring
 from deploy.config import Config, to_dict
 from deploy.versions import versions
 from learner.intake import Intake
 from learner.ledger import Ledger
-from learner.metrics import CATALOGUE, CatalogueEntry, RunCollector, Sources
+from learner.metrics import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
 from learner.statistics import RunStatistics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +34,7 @@ OTHERS: dict[str, set[str]] = {
     **{f"node_filesystem_{name}_bytes": {"mountpoint", "fstype", "device"} for name in ("avail", "size")},
     "ALERTS": {"alertname", "alertstate", "severity"},
     "shoal_build_info": set(versions()),
+    **{name: set() for name in INFO if name != "shoal_build_info"},
 }
 AGGREGATIONS = {"sum", "min", "max", "avg", "count"}
 WITH_LABELS = {"by", "without", "on", "ignoring", "group_left"}
@@ -349,8 +350,18 @@ def test_the_guide_names_what_there_is() -> None:
         assert ALERTS[name]["labels"]["severity"] == severity
     paths = set(re.findall(r"\b(?:deploy|tests)/[\w./]+\w", text)) - {"deploy/prometheus/targets/runs.json"}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-    assert [path for path in re.findall(r"\]\(([^):]+)\)", text) if not (DEPLOY / path).exists()] == []
+    assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (DEPLOY / path).exists()] == []
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists()
     for metric in set(re.findall(r"\bshoal_[a-z_]+\w", text)):
-        assert metric in {entry.name for entry in CATALOGUE}
+        assert metric in {entry.name for entry in CATALOGUE} | set(INFO)
+
+
+def test_the_table_of_metrics_is_up_to_date() -> None:
+    """Catches a metric that the guide forgets, or describes as it was: `python -m deploy.monitoring`."""
+    text = GUIDE.read_text(encoding="utf-8")
+    assert text == metrics_table.rendered(text)
+    for entry in CATALOGUE:
+        assert f"| `{entry.name}` | {entry.kind} | {f'`{entry.label}`' if entry.label else ''} | " in text
+    with pytest.raises(ValueError, match="expected"):
+        metrics_table.rendered("a guide")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import launch_fields
 import pytest
+import yaml
 from launch_files import (
     CLUSTER,
     DEPLOY,
@@ -41,6 +42,7 @@ from launch_files import (
 )
 
 from deploy.cli import _parser
+from deploy.config import Config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 named = functools.partial(pytest.mark.parametrize, "file", ids=lambda file: str(file.relative_to(DEPLOY)))
@@ -155,6 +157,23 @@ def test_metrics_are_found_and_may_be_read() -> None:
         assert (run.config.metrics.port, run.config.metrics.address) == (ports["shoal-metrics"], "0.0.0.0"), run.file
     text = LAUNCHING.read_text()
     assert all(str(ports[name]) in text for name in ("shoal-metrics", "metrics", "as-metrics", "dash-metrics"))
+
+
+def test_pods_are_not_judged_by_the_run() -> None:
+    """Catches a probe of the run: KubeRay starts none before all pods are ready, and one without it would be killed."""
+    for name, pod in all_pods():
+        for one in pod["spec"]["containers"]:
+            assert not {"livenessProbe", "readinessProbe", "startupProbe"} & set(one), name
+    guide = (DEPLOY / "MONITORING.md").read_text(encoding="utf-8")
+    [probes] = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    found = yaml.safe_load(probes)
+    port = Config().metrics.port
+    paths = {name: (probe["httpGet"]["path"], probe["httpGet"]["port"]) for name, probe in found.items()}
+    assert paths == {
+        "livenessProbe": ("/healthz", port),
+        "startupProbe": ("/healthz", port),
+        "readinessProbe": ("/readyz", port),
+    }
 
 
 def test_selectors_find_their_pods() -> None:

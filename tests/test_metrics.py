@@ -1,4 +1,4 @@
-"""The metrics page, scraped over HTTP as Prometheus would."""
+"""The metrics catalogue, scraped over HTTP as Prometheus would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rollouts import RUN, SMALL, random_columns
 
 from learner.intake import Intake
 from learner.ledger import Ledger
-from learner.metrics import CATALOGUE, MetricsServer, Sources
+from learner.metrics import CATALOGUE, Sources, make_registry
+from learner.metrics_server import MetricsServer
 from learner.statistics import Histogram, RunStatistics, reported
 from learner.verdict import Verdict
 from learner.weight_metrics import WeightMetrics
@@ -32,6 +33,10 @@ REPORTED = {
 
 @pytest.fixture
 def sources():
+    return make_sources()
+
+
+def make_sources():
     """A run that has something to say of everything."""
     ledger = Ledger(sampled=100, trained=60, in_flight=30, dropped=Counter(stale=7, non_finite=3))
     intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
@@ -53,6 +58,12 @@ def sources():
         actor_restarts=lambda: {"died": 1},
         limit=lambda: Verdict("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
+        about={"mode": "inline", "placement": "shared"},
+        actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
+        lags=lambda: [0, 1, 2, 5],
+        accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
+        target_env_steps=1000,
+        failed_readings=Counter(shoal_broken=1),
     )
 
 
@@ -62,7 +73,7 @@ def serve():
     servers = []
 
     def start(sources, port=0):
-        servers.append(MetricsServer(sources, address="127.0.0.1", port=port))
+        servers.append(MetricsServer(make_registry(sources), address="127.0.0.1", port=port))
         return servers[-1]
 
     yield start
@@ -93,6 +104,7 @@ def test_every_entry_is_on_the_page(sources, serve):
         labels = {entry.label, "le" if entry.kind == "histogram" else None} - {None}
         assert {label for s in family.samples for label in s.labels} == labels
     assert values(families, "shoal_build_info") == {("3", "0.1"): 1}
+    assert values(families, "shoal_run_info") == {("inline", "shared"): 1}
     assert "process_resident_memory_bytes" in families
 
 
@@ -125,6 +137,16 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 0}
     assert values(families, "shoal_refused_trajectories_total") == {("duplicate",): 2}
     assert values(families, "shoal_actors_alive") == {(): 3}
+    states = {("up",): 3, ("starting",): 0, ("unplaced",): 2, ("pausing",): 0}
+    assert values(families, "shoal_actors") == states
+    # The lag that is allowed is 1.
+    assert values(families, "shoal_stale_actors") == {(): 2}
+    assert values(families, "shoal_slowest_actor_lag_versions") == {(): 5}
+    assert values(families, "shoal_run_env_steps") == {(): 60}
+    assert values(families, "shoal_target_env_steps") == {(): 1000}
+    assert values(families, "shoal_accelerator_memory_bytes") == {("allocated",): 7, ("reserved",): 8, ("total",): 9}
+    [free], [size] = (values(families, f"shoal_run_dir_{name}_bytes").values() for name in ("free", "size"))
+    assert 0 < free <= size
     assert values(families, "shoal_actor_restarts_total") == {("died",): 1}
     assert values(families, "shoal_log_prob_error") == {(): 1e-6}
     assert values(families, "shoal_mean_return") == {(): -1.0}
@@ -138,7 +160,7 @@ def test_values_are_those_of_the_run(sources, serve):
         ("actor_pack",): 0.125,
     }
     sources.intake.ledger.sampled += 1
-    families = scrape(server)
+    families = scrape(serve(sources))
     assert values(families, "shoal_sampled_env_steps_total") == {(): 101}
     assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 1}
 
@@ -173,6 +195,8 @@ def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
     assert "shoal_actor_restarts" in families
     assert "shoal_build_info" in families
     assert caplog.text.count("shoal_actors_alive cannot be read") == 1
+    # The page tells how often, its own failure among them.
+    assert values(families, "shoal_failed_readings_total")["shoal_actors_alive",] >= 1
 
 
 def test_before_the_first_batch_the_page_is_whole(serve):
@@ -216,12 +240,12 @@ def test_a_port_that_is_taken_is_an_error(sources, serve):
     """A run whose numbers nobody can see, because another answers in its place."""
     server = serve(sources)
     with pytest.raises(OSError, match="Address already in use"):
-        MetricsServer(sources, address="127.0.0.1", port=server.port)
+        MetricsServer(make_registry(sources), address="127.0.0.1", port=server.port)
 
 
 def test_a_closed_server_frees_its_port(sources, serve):
     """A resumed run in the same process that cannot have its port back."""
-    server = MetricsServer(sources, address="127.0.0.1", port=0)
+    server = MetricsServer(make_registry(sources), address="127.0.0.1", port=0)
     server.close()
     assert serve(sources, server.port).port == server.port
 
@@ -242,3 +266,24 @@ def test_a_nan_of_the_canary_stays_seen():
     assert statistics.log_prob_checks == 3
     assert statistics.last_log_prob_error == 1e-5
     assert statistics.max_log_prob_error != statistics.max_log_prob_error
+
+
+def test_who_lags_is_seen_while_it_does(sources):
+    """Catches a straggler that nobody sees before its unroll is thrown away, and one that is blamed for waiting."""
+    intake, spec = sources.intake, SMALL
+    intake.publish(1, "weights")
+    assert intake.lags() == []
+    intake._quota = None
+    assert intake.admit(0) == "weights"
+    assert intake.lags() == [0]
+    for version in (2, 3):
+        intake.publish(version, "weights")
+    assert intake.lags() == [2]
+    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=1, sequence=0, policy_version=1, statistics=REPORTED)
+    intake.deliver(to_bytes(spec, header, random_columns(spec, 4, 0)))
+    assert intake.lags() == []
+    assert intake.sampled_episodes == 2
+    intake.publish(9, "weights")
+    assert intake.admit(1) == "weights"
+    intake.abandon(1)
+    assert intake.lags() == []

@@ -18,9 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from service import SMALL, command, wait_for
 from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read
+from test_metrics import make_sources
+
+from deploy.config import MetricsConfig
+from deploy.endpoint import served
+from learner.access import AccessFiles
+from learner.ledger import Ledger
+from learner.readiness import Readiness
+from learner.statistics import RunStatistics
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("promtool") and shutil.which("prometheus")),
@@ -29,7 +38,8 @@ needs_prometheus = pytest.mark.skipif(
 # What a run shows only once something happened to it, or with settings that this one does not have.
 NOTHING_YET = {
     *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
-    *("shoal_weight_clipped_fraction", "ALERTS"),
+    *("shoal_evaluation_return", "shoal_evaluation_best_return", "shoal_evaluation_env_steps"),
+    *("shoal_weight_clipped_fraction", "shoal_accelerator_memory_bytes", "shoal_failed_readings_total", "ALERTS"),
 }
 
 
@@ -132,11 +142,20 @@ def training(folder: Path, *settings: str) -> Iterator[Run]:
             yield Run(process, output)
 
 
+def with_tls(text: str) -> str:
+    """The configuration with its job for TLS, as its reader makes it of the comment."""
+    lines = text.splitlines()
+    begin = lines.index("  # - job_name: shoal-tls")
+    end = lines.index("", begin)
+    return "\n".join(line.replace("  # ", "  ", 1) if begin <= i < end else line for i, line in enumerate(lines))
+
+
 @contextlib.contextmanager
 def prometheus(folder: Path) -> Iterator[Server]:
     """A server with the shipped configuration, rules and alerts, but for how long they wait: seconds."""
-    shutil.copytree(PROMETHEUS, folder)
-    config = yaml.safe_load((folder / "prometheus.yml").read_text())
+    shutil.copytree(PROMETHEUS, folder, dirs_exist_ok=True)
+    text = (folder / "prometheus.yml").read_text()
+    config = yaml.safe_load(with_tls(text) if (folder / "tls").exists() else text)
     config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
     for job in config["scrape_configs"]:
         # Somebody's own run may answer there.
@@ -249,6 +268,33 @@ def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
         return not mine and not server.firing(watched.well) & serious.keys()
 
     wait_for(quiet)
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_prometheus_reads_with_tls_and_token(tmp_path: Path, access_files: AccessFiles, authority: trustme.CA) -> None:
+    """Catches a configuration for TLS that does not fit what is served, and an announcement that Prometheus ignores."""
+    folder = tmp_path / "prometheus"
+    for name in ("tls", "targets-tls"):
+        (folder / name).mkdir(parents=True)
+    authority.cert_pem.write_to_path(folder / "tls" / "ca.crt")
+    shutil.copy(access_files.token, folder / "tls" / "token")
+    config = MetricsConfig(
+        port=0,
+        tls_certificate=str(access_files.certificate),
+        tls_key=str(access_files.key),
+        token_file=str(access_files.token),
+        file_sd=str(folder / "targets-tls" / "run.json"),
+    )
+    statistics = RunStatistics(Ledger())
+    ready = Readiness(
+        statistics=statistics, actors_alive=lambda: 1, stopping=lambda: False, max_update_age_seconds=300.0
+    )
+    with prometheus(folder) as server:
+        with served(config, make_sources(), ready, run="forage"):
+            [(labels, value)] = wait_for(lambda: server.query('shoal_trained_env_steps_total{job="shoal"}'))
+            assert (labels["run"], value) == ("forage", 60)
+        wait_for(lambda: not server.query('up{job="shoal"}'))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ caches, memory or power. Run it alone on the machine; absolute figures do not tr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -177,9 +178,14 @@ class Measured(NamedTuple):
     """Seconds so far."""
 
 
-def service(arguments: list[str], seconds: float, warmup: float) -> tuple[float, dict[str, float]]:
+def service(
+    arguments: list[str],
+    seconds: float,
+    warmup: float,
+    watch: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> tuple[float, dict[str, float]]:
     """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
-    share of each stage in that time.
+    share of each stage in that time. ``watch`` is given its page's address and lasts as long.
     """
     with tempfile.TemporaryDirectory() as directory:
         command = [
@@ -204,10 +210,11 @@ def service(arguments: list[str], seconds: float, warmup: float) -> tuple[float,
                 raise RuntimeError(f"the service did not start:\n{said}")
             while not measure(url).trained:
                 time.sleep(0.5)
-            time.sleep(warmup)
-            first = measure(url)
-            time.sleep(seconds)
-            last = measure(url)
+            with watch(url):
+                time.sleep(warmup)
+                first = measure(url)
+                time.sleep(seconds)
+                last = measure(url)
             spent = last.at - first.at
             shares = {stage: (s - first.stages.get(stage, 0.0)) / spent for stage, s in last.stages.items()}
             return (last.trained - first.trained) / spent, shares

@@ -1,0 +1,36 @@
+"""Whether a run does what it is there for: updates are made, and there is somebody to make data for the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from learner.statistics import RunStatistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Asked by probes, from any thread."""
+
+    statistics: RunStatistics
+    actors_alive: Callable[[], int]
+    """Those that can make unrolls, learners that also act among them."""
+    stopping: Callable[[], bool]
+    """Whether the run was asked to end."""
+    max_update_age_seconds: float
+
+    def why_not(self) -> str | None:
+        """A sentence, or None where the run is ready."""
+        if self.statistics.ended or self.stopping():
+            return "the run is ending"
+        if not self.actors_alive():
+            return "no actor can make unrolls"
+        age = self.statistics.seconds_since_update
+        if age is None:
+            return "there was no update yet"
+        if age > self.max_update_age_seconds:
+            return (
+                f"the last update was {age:.0f} seconds ago; metrics.max_update_age_seconds allows "
+                f"{self.max_update_age_seconds:g}"
+            )
+        return None

@@ -1,0 +1,167 @@
+"""What being watched costs a run: ``shoal bench watching [--rounds 5] [--json] [key=value ...]``.
+
+The demo, twice a round, in alternating order: read by nobody (no line of metrics.jsonl, no tracker, and its page twice,
+for the measurement), and watched: its page scraped every second as Prometheus does it, a line of metrics.jsonl every
+second, TensorBoard where it is installed, logs as JSON. The ratio of environment steps per second, round by round.
+``--flood N`` adds a third run a round, to which another process of this machine sends N requests a second, each with a
+connection of its own: on few cores that process takes its share, too, and says how much. Run it alone on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from limit import service
+
+SETTINGS = {
+    "alone": ["log.every_seconds=1e9"],
+    "watched": ["log.every_seconds=1", "log.format=json"],
+    "flooded": ["log.every_seconds=1e9"],
+}
+if importlib.util.find_spec("tensorboard"):
+    SETTINGS["watched"].append("log.sinks=[tensorboard]")
+
+
+@contextlib.contextmanager
+def scraped(url: str) -> Iterator[None]:
+    """As Prometheus does it: every second, in its format, compressed."""
+    stop = threading.Event()
+    headers = {"Accept": "application/openmetrics-text;version=1.0.0,*/*;q=0.1", "Accept-Encoding": "gzip"}
+
+    def scrape() -> None:
+        while not stop.wait(1.0):
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as page:
+                page.read()
+
+    thread = threading.Thread(target=scrape, daemon=True)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+class Flood:
+    """Requests from a process of its own, so many a second."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self.answered: list[float] = []
+        """Requests a second, of each run."""
+        self.processor: list[float] = []
+        """Share of a core that asking took, of each run."""
+
+    @contextlib.contextmanager
+    def __call__(self, url: str) -> Iterator[None]:
+        context = multiprocessing.get_context("spawn")
+        stop, (here, there) = context.Event(), context.Pipe()
+        process = context.Process(target=_flood, args=(url, self._rate, stop, there), daemon=True)
+        process.start()
+        here.recv()  # it is up, and asks from now on
+        yield
+        stop.set()
+        count, seconds, processor = here.recv()
+        process.join()
+        self.answered.append(count / seconds)
+        self.processor.append(processor / seconds)
+
+
+def _flood(url: str, rate: float, stop: Event, pipe: Connection) -> None:
+    place = urllib.parse.urlsplit(url)
+    address = (place.hostname, place.port)
+    answered, lock = [0], threading.Lock()
+    pipe.send(None)
+    start, processor = time.monotonic(), time.process_time()
+    turn = [start]
+
+    def ask() -> None:
+        while not stop.is_set():
+            with lock:
+                turn[0] = max(turn[0] + 1 / rate, time.monotonic() - 0.1)
+                wait = turn[0] - time.monotonic()
+            if wait > 0:
+                time.sleep(wait)
+            with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as client:
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                while client.recv(65536):
+                    pass
+                with lock:
+                    answered[0] += 1
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pipe.send((answered[0], time.monotonic() - start, time.process_time() - processor))
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median [lowest .. highest]."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):{form}} [{low:{form}} .. {high:{form}}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
+    parser.add_argument("--warmup", type=float, default=5.0, help="seconds of each run before")
+    parser.add_argument("--flood", type=float, default=0.0, metavar="N", help="requests a second of the third run")
+    parser.add_argument("--json", action="store_true", help="end with one JSON line")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
+    flood = Flood(options.flood)
+    watches: dict[str, Callable[[str], contextlib.AbstractContextManager[Any]]] = {
+        "alone": contextlib.nullcontext,
+        "watched": scraped,
+    }
+    if options.flood:
+        watches["flooded"] = flood
+    rounds: list[dict[str, float]] = []
+    for i in range(options.rounds):
+        names = list(watches) if i % 2 == 0 else list(watches)[::-1]
+        speeds = {
+            name: service([*arguments, *SETTINGS[name]], options.seconds, options.warmup, watches[name])[0]
+            for name in names
+        }
+        rounds.append(speeds)
+        print(
+            f"round {i + 1}: " + ", ".join(f"{name} {speeds[name]:,.0f}" for name in watches) + " steps/s", flush=True
+        )
+    print(f"\n{' '.join(arguments)}; median [lowest .. highest] of {len(rounds)} rounds")
+    for name in watches:
+        print(f"  {name:<16} {spread([speeds[name] for speeds in rounds], ',.0f')} steps/s")
+    for name in list(watches)[1:]:
+        print(f"  {name + ' / alone':<16} {spread([speeds[name] / speeds['alone'] for speeds in rounds], '.3f')}")
+    if options.flood:
+        cores = spread(flood.processor, ".2f")
+        print(f"  {'the flood':<16} {spread(flood.answered, ',.0f')} answers/s, with {cores} cores")
+    if options.json:
+        print(json.dumps({"rounds": rounds, "answered": flood.answered, "flood_cores": flood.processor}))
+
+
+if __name__ == "__main__":
+    root = Path(__file__).resolve().parents[2]
+    os.chdir(root)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    sys.path.append(str(root))
+    main()
