@@ -39,6 +39,8 @@ class Replaceable:
         seed: np.random.SeedSequence,
         make: Callable[[], Any],
         read_reset: Callable[[Any], None],
+        *,
+        reseed_episodes: bool = False,
     ) -> None:
         """Prepare; the first ``reset`` makes the environment.
 
@@ -48,8 +50,11 @@ class Replaceable:
             seed: Determines the seeds of the environment and of its replacements.
             make: Makes an environment.
             read_reset: Takes what ``reset`` answered of an episode's first observation.
+            reseed_episodes: Whether every episode has a seed of its own, so that episodes begin alike whatever was done
+                in those before. Otherwise later ones go on with the environment's own random stream.
         """
         self._env_id, self._place, self._make, self._read_reset = env_id, place, make, read_reset
+        self._reseed_episodes = reseed_episodes
         self._rng = np.random.default_rng(seed)
         self._seed = 0
         self._steps = 0
@@ -68,8 +73,7 @@ class Replaceable:
         is_very_first = self._seed == 0
         self._steps += not is_very_first
         try:
-            # Later episodes go on with the environment's own random stream.
-            self._reset_once(fresh_seed=is_very_first)
+            self._reset_once(fresh_seed=is_very_first or self._reseed_episodes)
         except Exception as error:
             self._fault("reset", error)
             self._replace()
@@ -157,6 +161,7 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         slot: int,
         seed: np.random.SeedSequence,
         make: Callable[[], Any],
+        reseed_episodes: bool = False,
     ) -> None:
         self.metadata = {}
         self.render_mode = None
@@ -168,11 +173,18 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._next = np.zeros_like(self._first)
         self._first_flat, self._next_flat = self._first.reshape(1, -1), self._next.reshape(1, -1)
         self._outcome = (0.0, False, False)
-        self._inner = Replaceable(spec.env_id, f"slot {slot}", seed, make, self._read_reset)
+        self._inner = Replaceable(
+            spec.env_id, f"slot {slot}", seed, make, self._read_reset, reseed_episodes=reseed_episodes
+        )
 
     def adopt(self, env: Any) -> None:
         """Guard an environment that was made before."""
         self._inner.env = env
+
+    @property
+    def guarded(self) -> Any:
+        """The environment there is now."""
+        return self._inner.env
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -83,6 +83,7 @@ class GymEnvironment(_GuardedRows):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         slot_groups: int | str = "auto",
         wrappers: Sequence[str] = (),
+        reseed_episodes: bool = False,
         **kwargs: Any,
     ) -> None:
         """Make the first environment and look at its spaces; ``reset`` makes the others and starts their processes.
@@ -96,6 +97,7 @@ class GymEnvironment(_GuardedRows):
             slot_groups: In how many groups ``async`` slots are stepped, so that actors act for one meanwhile; ``auto``
                 is 2. With fewer slots, one each.
             wrappers: Names of gymnasium wrappers, innermost first, e.g. ``minigrid.wrappers:ImgObsWrapper``.
+            reseed_episodes: Give every episode a seed of its own, not only the first: evaluation plays so.
             **kwargs: Arguments for the environment.
 
         Raises:
@@ -123,7 +125,10 @@ class GymEnvironment(_GuardedRows):
         super().__init__(spec, num_envs, mode)
         self._to_env = action_converter(declared.action)
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        recipes = [Recipe(spec, declared, slot, child, make) for slot, child in enumerate(sequence.spawn(num_envs))]
+        recipes = [
+            Recipe(spec, declared, slot, child, make, reseed_episodes)
+            for slot, child in enumerate(sequence.spawn(num_envs))
+        ]
         self.groups: tuple[_ProcessGroup, ...] = ()
         if vectorization == "async":
             with contextlib.suppress(Exception):
@@ -153,6 +158,11 @@ class GymEnvironment(_GuardedRows):
             group.step_begin(action[group.slots])
         for group in self.groups:
             group.step_end(rows.of(group.slots))
+
+    def first_environment(self) -> Any:
+        """The environment that slot 0 has now, where it is in this process."""
+        assert isinstance(self._vector, SyncVectorEnv)
+        return cast(Guard, self._vector.envs[0]).guarded
 
     def close(self) -> None:
         """Close every environment; no process is left."""

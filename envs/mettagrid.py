@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, TokenSpace
 from envs.config import EnvironmentNotFound
-from envs.missions import AGENT, Mission, check_slots
+from envs.missions import AGENT, Map, Mission, check_slots
 
 
 def _import_mettagrid(env_id: str) -> None:
@@ -214,11 +214,8 @@ class MettaGridEnvironment:
     def _begin(self, index: int, limit: int) -> None:
         """Put a new simulation in place of the one that ended, and write its first observations."""
         rng = self._rngs[index]
-        grid = self._mission.make_map(rng).astype(object)
-        # Every agent has a configuration of its own under a name of its own.
-        grid[grid == AGENT] = self._agent_names
-        self._game.max_steps = limit
-        simulation = self._simulation(self._game, grid.tolist(), int(rng.integers(2**31)))
+        grid = self._mission.make_map(rng)
+        simulation = self._make_simulation(grid, limit, int(rng.integers(2**31)))
         agents = self._mission.num_agents
         slots = slice(index * agents, (index + 1) * agents)
         self._reward[slots] = 0.0
@@ -235,6 +232,14 @@ class MettaGridEnvironment:
             self._vibe_action[slots],
         )
         self._advance[index] = simulation.step
+
+    def _make_simulation(self, grid: Map, limit: int, seed: int) -> Any:
+        """What an episode is stepped by; ``limit`` is its length."""
+        names = grid.astype(object)
+        # Every agent has a configuration of its own under a name of its own.
+        names[names == AGENT] = self._agent_names
+        self._game.max_steps = limit
+        return self._simulation(self._game, names.tolist(), seed)
 
     def _first_limits(self) -> list[int]:
         """Steps of each simulation's first episode: evenly spread, from a phase that differs between workers."""

@@ -28,13 +28,22 @@ _FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns 
 class PettingZooEnvironment:
     """``num_envs / num_agents`` games; slot ``g * num_agents + a`` is the ``a``-th of ``possible_agents`` in game g."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int | np.random.SeedSequence,
+        *,
+        reseed_episodes: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Make the first game and look at its spaces; ``reset`` makes the others.
 
         Args:
             env_id: ``pettingzoo:package.module:factory``.
             num_envs: Slots, a multiple of the number of ``possible_agents``.
             seed: Determines everything random in environments that keep to their own generators.
+            reseed_episodes: Give every episode a seed of its own, not only the first: evaluation plays so.
             **kwargs: Arguments for the factory.
 
         Raises:
@@ -67,7 +76,7 @@ class PettingZooEnvironment:
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         write = make_writer(declared.observation, self.spec, batched=False)
         self._games = [
-            _Game(env_id, agents, slice(first, first + len(agents)), child, make, write, self._rows)
+            _Game(env_id, agents, slice(first, first + len(agents)), child, make, write, self._rows, reseed_episodes)
             for first, child in zip(
                 range(0, num_envs, len(agents)), sequence.spawn(num_envs // len(agents)), strict=True
             )
@@ -98,6 +107,10 @@ class PettingZooEnvironment:
         for ours, theirs in zip(self._rows[:5], rows[:5], strict=True):
             np.copyto(theirs, ours)
 
+    def first_environment(self) -> Any:
+        """The first game."""
+        return self._games[0].inner.env
+
     def close(self) -> None:
         """Close every game."""
         for game in self._games:
@@ -116,6 +129,7 @@ class _Game:
         make: Callable[[], Any],
         write: Writer,
         rows: StepRows,
+        reseed_episodes: bool,
     ) -> None:
         self._agents, self._slots, self._write = agents, slots, write
         self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
@@ -123,7 +137,14 @@ class _Game:
         self._playing = np.zeros(len(agents), dtype=bool)
         self._finished = np.zeros(len(agents), dtype=bool)
         """Had an episode since the game was last reset; PettingZoo does not revive agents."""
-        self.inner = Replaceable(env_id, f"slots {slots.start}..{slots.stop - 1}", seed, make, self._read_reset)
+        self.inner = Replaceable(
+            env_id,
+            f"slots {slots.start}..{slots.stop - 1}",
+            seed,
+            make,
+            self._read_reset,
+            reseed_episodes=reseed_episodes,
+        )
 
     def begin(self) -> None:
         """Reset the game: a void transition for all of its agents."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,26 +15,78 @@ Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(obs [B, ...], is_first [B]) -> action [B, ...]."""
 
 
-class Returns(NamedTuple):
-    """Undiscounted returns of whole episodes."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Episodes:
+    """Whole episodes, one per agent, ordered by environment and by time; [N] each."""
 
-    mean: float
-    """Per slot and episode; NaN where none ended."""
-    standard_error: float
-    """Of the mean, between the episodes of whole environments: the agents of one share a map and are no independent
-    samples."""
-    episodes: int
-    """Of single slots."""
-    mean_length: float
-    """Steps per episode."""
+    environment: np.ndarray
+    """int64: which environment it was in. Agents who share one share its number."""
+    number: np.ndarray
+    """int64: which of its environment's episodes it was, from 0. Those of agents who share one count together."""
+    returns: np.ndarray
+    """float64, undiscounted."""
+    lengths: np.ndarray
+    """int64 steps."""
+    terminated: np.ndarray
+    """bool; false where it was truncated."""
+    start: np.ndarray
+    """uint32: a hash of what all agents of the environment saw first. Where two players have the same, they were set
+    the same task."""
+
+    @property
+    def episodes(self) -> int:
+        """N."""
+        return len(self.returns)
+
+    def by_environment(self, values: np.ndarray) -> np.ndarray:
+        """[M] means of ``values`` [N] over the episodes that were played together: these are independent, those of the
+        agents of one environment are not."""
+        if not self.episodes:
+            return np.zeros(0)
+        counts = np.add.reduceat(np.ones(self.episodes), self._together())
+        return np.asarray(np.add.reduceat(values.astype(np.float64), self._together()) / counts)
+
+    def starts(self) -> np.ndarray:
+        """[M] in the order of ``by_environment``."""
+        return self.start[self._together()] if self.episodes else self.start
+
+    @property
+    def mean(self) -> float:
+        """Return per agent and episode; NaN where none ended."""
+        return float(self.by_environment(self.returns).mean()) if self.episodes else float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, between episodes of whole environments; NaN where there are fewer than two."""
+        means = self.by_environment(self.returns)
+        return float(np.std(means, ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
+
+    @property
+    def mean_length(self) -> float:
+        """Steps per episode; NaN where none ended."""
+        return float(self.lengths.mean()) if self.episodes else float("nan")
+
+    def _together(self) -> np.ndarray:
+        """Where the episodes that were played together begin."""
+        changes = (np.diff(self.environment) != 0) | (np.diff(self.number) != 0)
+        return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
-def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Returns:
+def join(parts: Sequence[Episodes]) -> Episodes:
+    """Episodes of different environments as one; they are numbered on."""
+    first = np.cumsum([0, *(part.environment.max(initial=-1) + 1 for part in parts)])
+    renumbered = [part.environment + offset for part, offset in zip(parts, first, strict=False)]
+    fields = [field.name for field in dataclasses.fields(Episodes)][1:]
+    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+    return Episodes(environment=np.concatenate(renumbered), **rest)
+
+
+def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Episodes:
     """Play until every environment has finished its share of ``episodes``; what it finishes beyond is not counted.
 
     (Counting the first to finish would favour short episodes.) Where agents share an environment
     (``EnvSpec.num_agents``), their episodes count together, when the last of them has ended. ``max_env_steps`` ends it
-    early where episodes may not.
+    early where episodes may not; then as many of every environment count as all have finished.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -41,45 +95,63 @@ def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps
     final_obs = np.empty_like(obs) if spec.same_step else None
     rows = StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2], final_obs)
     rows.is_first[:] = True
-    agents = spec.num_agents
-    tally = _Tally(slots, agents)
-    finished = np.zeros(slots // agents, dtype=np.int64)
-    returns: list[float] = []
-    num_episodes = num_steps = 0
+    tally = _Tally(slots, spec.num_agents)
+    finished: list[list[list[_Ended]]] = [[] for _ in tally.ended]
     env.reset(obs)
     env_steps = 0
-    while finished.min() < share and (max_env_steps is None or env_steps < max_env_steps):
+    while min(map(len, finished)) < share and (max_env_steps is None or env_steps < max_env_steps):
+        tally.note_starts(rows)
         action = player(rows.obs, rows.is_first)
         full = ~env.short_episode
         env.step(action, rows)
         env_steps += slots
-        over = tally.add(rows, full)
-        counts = over & (tally.episodes > 0) & (finished < share)
-        if counts.any():
-            returns += (tally.returns[counts] / tally.episodes[counts]).tolist()
-            num_episodes += int(tally.episodes[counts].sum())
-            num_steps += int(tally.lengths[counts].sum())
-            finished += counts
-        tally.clear(over)
-    if not returns:
-        return Returns(float("nan"), float("nan"), 0, float("nan"))
-    error = float(np.std(returns, ddof=1)) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
-    return Returns(float(np.mean(returns)), error, num_episodes, num_steps / num_episodes)
+        for environment in tally.add(rows, full):
+            if tally.ended[environment]:
+                finished[environment].append(tally.ended[environment])
+            tally.clear(environment)
+    complete = min(map(len, finished))
+    found = [
+        (environment, number, one.returned, one.length, one.terminated, one.start)
+        for environment, played in enumerate(finished)
+        for number, together in enumerate(played[:complete])
+        for one in together
+    ]
+    columns = zip(*found, strict=True) if found else ((),) * 6
+    dtypes = (np.int64, np.int64, np.float64, np.int64, np.bool_, np.uint32)
+    return Episodes(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+
+class _Ended(NamedTuple):
+    """One agent's episode."""
+
+    returned: float
+    length: int
+    terminated: bool
+    start: int
 
 
 class _Tally:
-    """Sums over the episodes of agents who share an environment [B / agents], until all of them have ended."""
+    """The episodes of agents who share an environment, until all of them have ended."""
 
     def __init__(self, slots: int, agents: int) -> None:
         self._agents = agents
         self._return = np.zeros(slots)
         self._length = np.zeros(slots, dtype=np.int64)
-        self.returns = np.zeros(slots // agents)
-        self.lengths = np.zeros(slots // agents, dtype=np.int64)
-        self.episodes = np.zeros(slots // agents, dtype=np.int64)
+        self._start = [0] * (slots // agents)
+        self._begins = np.ones(slots // agents, dtype=bool)
+        """The environment's next episode has not been seen yet."""
+        self.ended: list[list[_Ended]] = [[] for _ in range(slots // agents)]
+        """By environment, since it began."""
 
-    def add(self, rows: StepRows, full: np.ndarray) -> np.ndarray:
-        """Count a step; bool [B / agents]: where the last agent's episode has ended. ``full`` bool [B]: which episodes
+    def note_starts(self, rows: StepRows) -> None:
+        """Look at the first observations of environments that begin an episode."""
+        for environment in np.flatnonzero(self._begins).tolist():
+            agents = slice(environment * self._agents, (environment + 1) * self._agents)
+            self._start[environment] = zlib.crc32(np.ascontiguousarray(rows.obs[agents]).data)
+            self._begins[environment] = False
+
+    def add(self, rows: StepRows, full: np.ndarray) -> list[int]:
+        """Count a step; the environments whose last agent's episode has ended. ``full`` bool [B]: which episodes
         count.
         """
         ended = rows.terminated | rows.truncated
@@ -89,21 +161,30 @@ class _Tally:
         self._return[void] = 0.0
         self._length[void] = 0
         if not (ended.any() or void.any()):
-            return np.zeros(len(self.episodes), dtype=bool)
-        counted = ended & full
-        self.returns += self._of_environments(np.where(counted, self._return, 0.0)).sum(1)
-        self.lengths += self._of_environments(np.where(counted, self._length, 0)).sum(1)
-        self.episodes += self._of_environments(counted).sum(1)
+            return []
+        for slot in np.flatnonzero(ended & full).tolist():
+            environment = slot // self._agents
+            self.ended[environment].append(
+                _Ended(
+                    float(self._return[slot]),
+                    int(self._length[slot]),
+                    bool(rows.terminated[slot]),
+                    self._start[environment],
+                )
+            )
         self._return[ended] = 0.0
         self._length[ended] = 0
-        # What agents finished before a fault restarted their environment is not joined to the episodes after it.
-        self.clear(np.asarray(self._of_environments(void).all(1)))
-        return np.asarray(self._of_environments(ended).any(1) & self._of_environments(ended | void).all(1))
+        # A reset, and so is a fault: what agents finished before it is not joined to the episodes after it.
+        for environment in np.flatnonzero(self._of_environments(void).all(1)).tolist():
+            self.clear(environment)
+        over = self._of_environments(ended).any(1) & self._of_environments(ended | void).all(1)
+        found: list[int] = np.flatnonzero(over).tolist()
+        return found
 
-    def clear(self, over: np.ndarray) -> None:
-        """Begin the environments' next episodes."""
-        for total in (self.returns, self.lengths, self.episodes):
-            total[over] = 0
+    def clear(self, environment: int) -> None:
+        """Begin the environment's next episode."""
+        self.ended[environment] = []
+        self._begins[environment] = True
 
     def _of_environments(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, self._agents)

@@ -47,10 +47,11 @@ class Recipe:
     slot: int
     seed: np.random.SeedSequence
     make: Callable[[], Any]
+    reseed_episodes: bool = False
 
     def guard(self, kind: type[Guard] = Guard) -> Guard:
         """The guard around it; the environment itself is made by the guard's first reset."""
-        return kind(self.spec, self.declared, self.slot, self.seed, self.make)
+        return kind(self.spec, self.declared, self.slot, self.seed, self.make, self.reseed_episodes)
 
 
 class _Promise(gymnasium.Env[np.ndarray, Any]):

@@ -11,7 +11,7 @@ import numpy as np
 
 from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
 from envs.missions import MISSIONS
-from envs.play import Player, Returns, play
+from envs.play import Episodes, Player, play
 from envs.registry import make_vector_env
 
 
@@ -136,7 +136,7 @@ def random_return(
     num_envs: int = 64,
     max_env_steps: int | None = None,
     **kwargs: object,
-) -> Returns:
+) -> Episodes:
     """What uniformly random actions earn; a mission's recorded figure is the same measured over more episodes."""
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
     try:
@@ -146,7 +146,7 @@ def random_return(
         env.close()
 
 
-def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64) -> Returns | None:
+def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64) -> Episodes | None:
     """What the scripted player earns, or None where there is none."""
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]))
     try:

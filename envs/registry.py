@@ -85,6 +85,20 @@ def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
         env.close()
 
 
+def evaluation_kwargs(env_id: str, **kwargs: Any) -> dict[str, Any]:
+    """``kwargs`` and those with which an environment is right for playing whole episodes: first episodes are not cut
+    short, and every episode has a seed of its own where the environment takes one. What ``kwargs`` say stays.
+    """
+    name = _split(env_id)[0]
+    if name in MISSIONS:
+        return {"stagger": False, **kwargs}
+    if name == "synthetic":
+        return {"together": True, **kwargs}
+    if name == "recall" or kwargs.get("vectorization") == "native":
+        return kwargs
+    return {"reseed_episodes": True, **kwargs}
+
+
 def _split(env_id: str) -> tuple[str, dict[str, Any]]:
     """``recall?delay=12`` to its name and ``{"delay": 12}``; values are JSON."""
     name, _, query = env_id.partition("?")

@@ -29,6 +29,7 @@ from policy.graph import components_from_json, differences, resolve
 from policy.make import make_policy
 from policy.observation import observation_from_json, observation_to_json
 from policy.recurrent_policy import RecurrentPolicy
+from policy.weights import Weights, named_weights
 
 log = logging.getLogger(__name__)
 
@@ -135,31 +136,37 @@ class Checkpoints:
             raise ValueError(f"keep={keep} must be at least 2: the newest may turn out to be damaged")
         self.directory, self._keep = directory, keep
 
-    def save(self, learner: Learner, state: Mapping[str, Any]) -> Path:
+    def save(self, learner: Learner, state: Mapping[str, Any], weights: Weights | None = None) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
+
+        With ``weights`` it is one of these, which ``learner`` published before, with an optimizer that begins anew: its
+        moments were others then. The learner may go on with its updates meanwhile.
 
         Raises:
             OSError: it could not be written; earlier checkpoints are untouched.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / f"{learner.policy_version:09d}"
+        version = weights.policy_version if weights else learner.policy_version
+        parameters, optimizer = learner.policy.state_dict(), learner.optimizer.state_dict()
+        if weights:
+            parameters = {**parameters, **named_weights(learner.policy, weights)}
+            optimizer = {**optimizer, "state": {}}
+        final = self.directory / f"{version:09d}"
         for abandoned in self.directory.glob(f"{_INCOMPLETE}*"):  # by a process that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=self.directory))
         try:
             save_file(
-                {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()},
+                {k: v.detach().cpu().contiguous() for k, v in parameters.items()},
                 temporary / _FILES[0],
             )
             save_file(
                 {k: v.cpu().contiguous() for k, v in learner.regularizer.state_dict().items()}, temporary / _FILES[1]
             )
-            torch.save(
-                {"optimizer": learner.optimizer.state_dict(), "random": learner.random_state()}, temporary / _FILES[2]
-            )
+            torch.save({"optimizer": optimizer, "random": learner.random_state()}, temporary / _FILES[2])
             document = {
                 "format_version": FORMAT_VERSION,
-                "policy_version": learner.policy_version,
+                "policy_version": version,
                 "policy": describe_policy(learner.policy),
                 **state,
             }
@@ -241,7 +248,12 @@ def find_checkpoint(path: Path) -> Checkpoint:
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoint = Checkpoints(directory).latest()
     if checkpoint is None:
-        raise CheckpointError(f"no checkpoint in {path}: expected RUN, RUN/checkpoints or one of the directories in it")
+        why = "expected RUN, RUN/checkpoints or one of the directories in it"
+        if not path.exists():
+            why = f"there is nothing of that name; {why}"
+        elif (path / "config.yaml").is_file():
+            why = "the run has saved none yet: that happens every checkpoint.every_updates updates and at its end"
+        raise CheckpointError(f"no checkpoint in {path}: {why}")
     return checkpoint
 
 

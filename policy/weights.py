@@ -53,15 +53,14 @@ def flatten_weights(policy: nn.Module, policy_version: int) -> Weights:
     return Weights(policy_version, flat, hash_of(flat))
 
 
-@torch.no_grad()
-def load_weights(policy: nn.Module, weights: Weights) -> None:
-    """Copy a version into the policy.
+def named_weights(policy: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:
+    """A version's parameters by name, in the shapes they have in the policy; the buffer itself, not a copy.
 
     Raises:
         WeightsError: the number of parameters differs.
     """
-    parameters = list(policy.parameters())
-    expected = sum(p.numel() for p in parameters)
+    parameters = dict(policy.named_parameters())
+    expected = sum(p.numel() for p in parameters.values())
     if weights.flat.size != expected:
         raise WeightsError(
             f"weights of version {weights.policy_version}: expected {expected} parameters, got {weights.flat.size}"
@@ -70,5 +69,16 @@ def load_weights(policy: nn.Module, weights: Weights) -> None:
         # It may lie in read-only shared memory; here it is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
         source = torch.from_numpy(weights.flat)
-    for parameter, part in zip(parameters, source.split([p.numel() for p in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
+    parts = source.split([p.numel() for p in parameters.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def load_weights(policy: nn.Module, weights: Weights) -> None:
+    """Copy a version into the policy.
+
+    Raises:
+        WeightsError: the number of parameters differs.
+    """
+    for parameter, part in zip(policy.parameters(), named_weights(policy, weights).values(), strict=True):
+        parameter.copy_(part)

@@ -9,7 +9,7 @@ import pytest
 from scripted_envs import Episode, choose, play_script
 from test_envs_autoreset import MODES, make
 
-from envs.play import Returns, play
+from envs.play import Episodes, join, play
 from envs.registry import make_vector_env
 
 GAME = "pettingzoo:test_envs_pettingzoo:parallel_env"
@@ -19,12 +19,17 @@ def player(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
     return np.array([choose(slot, state) for slot, state in enumerate(obs)])
 
 
-def expected(environments: list[list[Episode]]) -> Returns:
+def expected(environments: list[list[Episode]]) -> tuple[float, ...]:
     """Every entry holds the episodes that count together."""
     returns = [float(np.mean([sum(episode.rewards) for episode in episodes])) for episodes in environments]
     lengths = [len(episode.rewards) for episodes in environments for episode in episodes]
     error = float(np.std(returns, ddof=1)) / len(returns) ** 0.5
-    return Returns(float(np.mean(returns)), error, len(lengths), float(np.mean(lengths)))
+    terminated = sum(episode.terminated for episodes in environments for episode in episodes)
+    return float(np.mean(returns)), error, len(lengths), float(np.mean(lengths)), terminated
+
+
+def numbers(found: Episodes) -> tuple[float, ...]:
+    return found.mean, found.standard_error, found.episodes, found.mean_length, int(found.terminated.sum())
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "native"])
@@ -35,7 +40,11 @@ def test_episodes_count_alike_in_every_mode(mode: str, vectorization: str) -> No
     found = play(env, player, 18)
     env.close()
     scripts = [play_script(slot, 3, 6) for slot in range(3)]
-    assert found == pytest.approx(expected([[episode] for episodes in scripts for episode in episodes]))
+    assert numbers(found) == pytest.approx(expected([[episode] for episodes in scripts for episode in episodes]))
+    assert found.environment.tolist() == [slot for slot in range(3) for _ in range(6)]
+    assert found.number.tolist() == [*range(6)] * 3
+    lengths = [len(episode.rewards) for episodes in scripts for episode in episodes]
+    assert found.lengths.tolist() == lengths
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"late": (1,)}], ids=str)
@@ -50,7 +59,8 @@ def test_agents_that_end_apart_count_together(kwargs: dict[str, Any]) -> None:
     if not kwargs:
         scripts = [play_script(slot, 3, 5) for slot in range(6)]
         games = [[scripts[first + agent][k] for agent in range(3)] for first in (0, 3) for k in range(5)]
-        assert found == pytest.approx(expected(games))
+        assert numbers(found) == pytest.approx(expected(games))
+        assert len(found.starts()) == len(games)
     else:
         # Those in the game from its beginning have as many episodes as it has, the latecomer at most so many.
         assert 20 < found.episodes <= 30
@@ -68,4 +78,47 @@ def test_what_a_fault_cut_off_counts_nowhere() -> None:
     assert [[len(episode.rewards) for episode in episodes] for episodes in script] == [[3, 7, 5], [5, 1, 2], [3, 3, 2]]
     assert faults == 1
     games = [[episodes[k] for episodes in script] for k in (0, 1, 0, 1)]
-    assert found == pytest.approx(expected(games))
+    assert numbers(found) == pytest.approx(expected(games))
+
+
+def test_an_early_end_does_not_favour_short_episodes() -> None:
+    """Catches a mean over whatever had ended by then: short episodes, of which there were more."""
+    env = make_vector_env("recall", 64, 0, min_delay=0, max_delay=30)
+    found = play(env, lambda obs, is_first: np.zeros(64, np.int64), 10**6, max_env_steps=64 * 300)
+    counts = np.bincount(found.environment)
+    assert len(counts) == 64
+    assert set(counts) == {counts[0]}
+    assert counts[0] > 5
+    # Cue, delay of 0 to 30, answer.
+    assert abs(found.mean_length - 17) < 1.5
+
+
+def test_starts_tell_which_episodes_began_alike() -> None:
+    """Catches a start that depends on what was done, that is the same for all, or that is taken from the step before
+    the reset.
+    """
+    found = {}
+    for name, reseeded in (("plain", False), ("again", True), ("reseeded", True)):
+        for still in (False, True):
+            env = make_vector_env("evaluated_envs:Wandering-v0", 3, 5, reseed_episodes=reseeded)
+            rng = np.random.default_rng(0)
+            played = play(env, lambda obs, _, still=still, rng=rng: rng.integers(3, size=3) * (not still), 12)
+            env.close()
+            found[name, still] = played.starts()
+    assert len(set(found["reseeded", True].tolist())) == 12
+    assert found["reseeded", True].tolist() == found["reseeded", False].tolist() == found["again", True].tolist()
+    same = found["plain", True] == found["plain", False]
+    assert same[::4].all()
+    assert not same.all()
+
+
+def test_joined_episodes_keep_their_environments_apart() -> None:
+    """Catches blocks whose environments get the same number: their episodes would count as one."""
+    parts = []
+    for seed in range(3):
+        env = make_vector_env("recall", 4, seed)
+        parts.append(play(env, lambda obs, is_first: np.zeros(4, np.int64), 8))
+    whole = join(parts)
+    assert whole.environment.tolist() == [slot for slot in range(12) for _ in range(2)]
+    assert len(whole.by_environment(whole.returns)) == 24
+    assert whole.returns.tolist() == [value for part in parts for value in part.returns.tolist()]

@@ -57,9 +57,9 @@ def test_delays_vary_and_episodes_drift_apart() -> None:
 
 def test_random_return_is_one_in_k() -> None:
     """Catches a bias in the reference figure that runs are compared with."""
-    mean, error, episodes, _ = random_return("recall", episodes=1280)
-    assert episodes == 1280
-    assert abs(mean - 0.25) < 4 * error
+    returns = random_return("recall", episodes=1280)
+    assert returns.episodes == 1280
+    assert abs(returns.mean - 0.25) < 4 * returns.standard_error
 
 
 @pytest.mark.parametrize("kwargs", [{"num_cues": 1}, {"min_delay": 5, "max_delay": 4}, {"delay": -1}, {"num_envs": 0}])

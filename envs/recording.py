@@ -1,0 +1,196 @@
+"""Environments that leave something to look at: films of what they render, or MettaGrid's replays.
+
+``film`` and ``replay`` make an environment for ``envs.play.play``; what it played lies in its ``files`` afterwards.
+Both find out whether they can before anything is played.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from envs.boundary import StepRows, VectorEnvironment
+from envs.config import EnvironmentNotFound
+from envs.missions import MISSIONS
+from envs.registry import evaluation_kwargs, list_env_ids, make_env_spec, make_vector_env
+from envs.writers import short
+
+FRAMES_PER_SECOND = 30
+"""Where an environment does not say how many it renders."""
+_STEPPING = ("vectorization", "slot_groups", "autoreset_mode")
+"""Arguments that say how several slots are stepped; here is only one environment."""
+_PART = ".part.mp4"
+
+
+class CannotRecord(ValueError):
+    """An environment that leaves nothing to look at, or a package or directory that is missing."""
+
+
+class RecordedEnvironment(VectorEnvironment, Protocol):
+    """One environment, with a slot for each of its agents, whose every episode becomes a file."""
+
+    files: list[Path]
+    """Of the episodes that have ended, in order."""
+
+
+class _Rendering(VectorEnvironment, Protocol):
+    def first_environment(self) -> Any:
+        """The environment itself."""
+
+
+def film(
+    env_id: str, seed: np.random.SeedSequence, directory: Path, stem: str, env_kwargs: dict[str, Any]
+) -> RecordedEnvironment:
+    """One environment, whose episodes become ``DIRECTORY/STEM-0.mp4``, ``STEM-1.mp4``, ...
+
+    Raises:
+        CannotRecord: it does not render pictures, or a package or the directory is missing.
+    """
+    name = env_id.partition("?")[0]
+    if name in MISSIONS:
+        raise CannotRecord(f"--video: {name} renders no pictures; it writes replays for its own viewer: --replay DIR")
+    if name in list_env_ids():
+        raise CannotRecord(f"--video: {name} has nothing to show; environments of gymnasium and PettingZoo can")
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError as error:
+        raise CannotRecord(
+            f"--video needs the package {error.name!r}, which is not installed: pip install 'shoal[video]'"
+        ) from error
+    kwargs = {name: value for name, value in env_kwargs.items() if name not in _STEPPING}
+    try:
+        make = _make_rendering(env_id, seed, kwargs)
+    except CannotRecord:
+        raise
+    except Exception as error:
+        # Other people's code: what is missing for drawing is said by whatever it raises.
+        why = str(error) if isinstance(error, EnvironmentNotFound) else f"{type(error).__name__}: {error}"
+        raise CannotRecord(f"--video: {env_id} cannot be rendered: {why}") from error
+    _make_directory(directory, "--video")
+    return _FilmedEnvironment(make(), directory / stem, imageio_ffmpeg.write_frames)
+
+
+def replay(
+    env_id: str, seed: np.random.SeedSequence, directory: Path, stem: str, env_kwargs: dict[str, Any]
+) -> RecordedEnvironment:
+    """One MettaGrid simulation, whose episodes become ``DIRECTORY/STEM-0.json.z``, ``STEM-1.json.z``, ...
+
+    Raises:
+        CannotRecord: it is another environment, or the directory is missing.
+    """
+    name = env_id.partition("?")[0]
+    if name not in MISSIONS:
+        raise CannotRecord(
+            f"--replay: {name} writes no replays, only MettaGrid's missions do; an environment that renders pictures "
+            "can be filmed: --video DIR"
+        )
+    from envs.mettagrid_replay import ReplayedMettaGrid
+
+    _make_directory(directory, "--replay")
+    return ReplayedMettaGrid(
+        MISSIONS[name], seed, lambda k: directory / f"{stem}-{k}.json.z", **evaluation_kwargs(env_id, **env_kwargs)
+    )
+
+
+def _make_rendering(env_id: str, seed: np.random.SeedSequence, kwargs: dict[str, Any]) -> Callable[[], _Rendering]:
+    """What makes the environment, once one of its kind has rendered a picture."""
+    slots = make_env_spec(env_id, **kwargs).num_agents
+
+    def make(**more: str) -> _Rendering:
+        return cast(_Rendering, make_vector_env(env_id, slots, seed, **evaluation_kwargs(env_id, **kwargs, **more)))
+
+    with contextlib.closing(make()) as plain:
+        modes = (plain.first_environment().metadata or {}).get("render_modes") or []
+    if "rgb_array" not in modes:
+        raise CannotRecord(
+            f"--video: {env_id} does not render pictures: it has the render modes {', '.join(modes) or 'none'}, and "
+            "rgb_array is needed"
+        )
+    rendering = functools.partial(make, render_mode="rgb_array")
+    with contextlib.closing(rendering()) as trial:
+        trial.reset(np.empty((slots, *trial.spec.obs_shape), trial.spec.obs_dtype))
+        _picture(trial)
+    return rendering
+
+
+def _picture(env: _Rendering) -> np.ndarray:
+    """uint8 [height, width, 3]; both even, as players of H.264 want them."""
+    picture = env.first_environment().render()
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"render() answered {short(picture)}, must be uint8 [height, width, 3]")
+    height, width, _ = picture.shape
+    return np.ascontiguousarray(np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+
+
+def _make_directory(directory: Path, option: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotRecord(f"{option}: cannot write to {directory}: {os.strerror(error.errno or 0)}") from error
+    if not os.access(directory, os.W_OK):
+        raise CannotRecord(f"{option}: cannot write to {directory}: Permission denied")
+
+
+class _FilmedEnvironment:
+    """An environment in the next-step form, with a picture of every step."""
+
+    def __init__(self, env: _Rendering, stem: Path, write_frames: Callable[..., Generator[None, Any, None]]) -> None:
+        self.spec, self.num_envs, self.short_episode = env.spec, env.num_envs, env.short_episode
+        self.faults = env.faults
+        self.files: list[Path] = []
+        self._env, self._stem, self._write_frames = env, stem, write_frames
+        self._frames: Generator[None, Any, None] | None = None
+        metadata = env.first_environment().metadata
+        self._frames_per_second = metadata.get("render_fps") or FRAMES_PER_SECOND
+
+    def reset(self, obs: np.ndarray) -> None:
+        """As ``VectorEnvironment.reset``."""
+        self._env.reset(obs)
+        self._begin()
+
+    def step(self, action: np.ndarray, rows: StepRows) -> None:
+        """As ``VectorEnvironment.step``."""
+        self._env.step(action, rows)
+        ended = rows.terminated | rows.truncated
+        if (rows.is_first & ~ended).all():
+            # A new episode. Where one was under way, a fault cut it off, and it is filmed anew.
+            self._begin()
+            return
+        assert self._frames is not None
+        self._frames.send(_picture(self._env))
+        if ended.any() and (ended | rows.is_first).all():
+            self._stop()
+            file = self._stem.with_name(f"{self._stem.name}-{len(self.files)}.mp4")
+            os.replace(self._part, file)
+            self.files.append(file)
+
+    def close(self) -> None:
+        """Close the environment; what was not filmed to its end is gone."""
+        self._stop()
+        self._part.unlink(missing_ok=True)
+        self._env.close()
+
+    @property
+    def _part(self) -> Path:
+        return self._stem.with_name(self._stem.name + _PART)
+
+    def _begin(self) -> None:
+        self._stop()
+        picture = _picture(self._env)
+        height, width, _ = picture.shape
+        self._frames = self._write_frames(
+            str(self._part), (width, height), fps=self._frames_per_second, macro_block_size=1, quality=7
+        )
+        self._frames.send(None)
+        self._frames.send(picture)
+
+    def _stop(self) -> None:
+        frames, self._frames = self._frames, None
+        if frames is not None:
+            frames.close()
