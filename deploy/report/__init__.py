@@ -1,0 +1,1 @@
+"""`shoal report`: what one or several runs did, as one HTML page."""

@@ -1,0 +1,78 @@
+"""What `shoal report` does: read runs, write a page."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+NEEDED = ("plotly", "jinja2")
+FILE = "report.html"
+
+
+class CannotReport(ValueError):
+    """Everything that is in the way, one line each; nothing was written."""
+
+
+def write_report(paths: Sequence[Path], out: Path | None) -> Path:
+    """Make the page of the runs in ``paths``; where it was written.
+
+    Args:
+        paths: run directories.
+        out: the file; None is ``report.html`` in the run directory, of several runs in the current one.
+
+    Raises:
+        CannotReport: a path is no run, libraries are missing, runs cannot be compared, or ``out`` cannot be written.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CannotReport(
+            f"report: {' and '.join(missing)} must be installed: pip install 'shoal[report]' "
+            "(in a checkout: .venv/bin/pip install -e '.[report]')"
+        )
+    from deploy.report.one_run import page_of_run
+    from deploy.report.page import render
+    from deploy.report.recorded_run import read_run
+    from deploy.report.several_runs import page_of_runs
+
+    runs, problems = [], []
+    for index, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:index]]:
+            problems.append(f"{path}: is named twice; name every run once")
+            continue
+        try:
+            runs.append(read_run(path))
+        except ValueError as error:
+            problems.append(str(error))
+    out = out or (runs[0].path / FILE if len(paths) == 1 and runs else Path(FILE))
+    problems += _check(out)
+    if problems:
+        raise CannotReport("\n".join(problems))
+    try:
+        page = render(page_of_run(runs[0]) if len(runs) == 1 else page_of_runs(runs))
+    except ValueError as error:
+        raise CannotReport(str(error)) from error
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CannotReport(f"--out {out}: cannot be written: {error}") from error
+    return out
+
+
+def _check(out: Path) -> list[str]:
+    """What is there and no report is not written over."""
+    from deploy.report.page import GENERATOR
+
+    if out.is_dir():
+        return [f"--out {out}: is a directory; name a file, e.g. {out / FILE}"]
+    if not out.exists():
+        return []
+    try:
+        with out.open(encoding="utf-8", errors="replace") as file:
+            start = file.read(2000)
+    except OSError as error:
+        return [f"--out {out}: {error}"]
+    if start and f'content="{GENERATOR}"' not in start:
+        return [f"--out {out}: is there and is no report; name another file, or remove it"]
+    return []

@@ -1,0 +1,210 @@
+"""Reads ``RUN/metrics.jsonl``: every number by its name, sessions of a resumed run joined."""
+
+# N lines of the file
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+REQUIRED = ("time", "session", "seconds", "env_steps")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Session:
+    """The lines that one process wrote: ``start`` to ``stop``."""
+
+    start: int
+    stop: int
+    first_step: float
+    """Environment steps that the run had been trained on when this process began."""
+    repeated: float
+    """Environment steps that it had to make again: the process before it had trained on them and not saved."""
+
+
+class History:
+    """Columns of ``metrics.jsonl``; what is null, missing or no number is NaN.
+
+    Args:
+        columns: by name, [N] each; ``REQUIRED`` are among them and finite.
+        skipped: lines that could not be read.
+        torn: whether the last line was one of them, as a killed process leaves it.
+    """
+
+    def __init__(self, columns: dict[str, Numbers], *, skipped: int = 0, torn: bool = False) -> None:
+        self._columns, self.skipped, self.torn = columns, skipped, torn
+        self.steps, self.time = columns["env_steps"], columns["time"]
+        self.sessions = _sessions(columns)
+        self.kept = np.ones(len(self), bool)
+        """[N] false where a later session began again from an earlier step: that work is in no weights."""
+        self.seconds = columns["seconds"].copy()
+        """[N] of training, over all sessions."""
+        limit = math.inf
+        for session in reversed(self.sessions):
+            lines = slice(session.start, session.stop)
+            self.kept[lines] = self.steps[lines] <= limit
+            limit = min(limit, session.first_step)
+            self.seconds[session.stop :] += columns["seconds"][session.stop - 1]
+
+    def __len__(self) -> int:
+        return len(self._columns["time"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all columns, in the order of their first appearance."""
+        return tuple(self._columns)
+
+    def labels(self, name: str) -> list[str]:
+        """What follows ``name/`` in the columns of a metric with a label."""
+        return [column.removeprefix(f"{name}/") for column in self._columns if column.startswith(f"{name}/")]
+
+    def column(self, name: str) -> Numbers:
+        """[N] as written; all NaN where there is no such column."""
+        return self._columns[name] if name in self._columns else np.full(len(self), np.nan)
+
+    def curve(self, name: str) -> tuple[Numbers, Numbers]:
+        """Environment steps and values, where there is a value."""
+        values = self.column(name)
+        there = self.kept & np.isfinite(values)
+        return self.steps[there], values[there]
+
+    def last(self, name: str) -> float | None:
+        """The last value that there is."""
+        values = self.curve(name)[1]
+        return float(values[-1]) if len(values) else None
+
+    def increments(self, name: str) -> Numbers:
+        """[N] what a counter gained since the line before, or since its process began."""
+        values = self.column(name)
+        gained = np.diff(values, prepend=0.0)
+        for session in self.sessions:
+            # A label appears with its first event.
+            there = np.nan_to_num(values[session.start : session.stop])
+            gained[session.start : session.stop] = np.diff(there, prepend=0.0)
+        return gained
+
+    def elapsed(self) -> Numbers:
+        """[N] seconds of training since the line before, or since its process began."""
+        return self.increments("seconds")
+
+    def windows(self, most: int) -> list[slice]:
+        """At most about ``most`` stretches of lines of one session, none much shorter than the others.
+
+        The last line of a run may come at once after the one before: a rate between them would be noise.
+        """
+        elapsed = self.elapsed()
+        shortest = max(float(np.median(elapsed)) / 2, float(elapsed.sum()) / most)
+        found: list[slice] = []
+        for session in self.sessions:
+            start, spent, first = session.start, 0.0, len(found)
+            for line in range(session.start, session.stop):
+                spent += float(elapsed[line])
+                if spent >= shortest and spent > 0:
+                    found.append(slice(start, line + 1))
+                    start, spent = line + 1, 0.0
+            if start < session.stop and len(found) > first:
+                found[-1] = slice(found[-1].start, session.stop)
+            elif start < session.stop and elapsed[start : session.stop].sum() > 0:
+                found.append(slice(start, session.stop))
+        return found
+
+
+def read_history(path: Path) -> History:
+    """Line by line: a file of 100,000 lines needs memory for its numbers alone.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no line of it can be used.
+    """
+    columns: dict[str, array[float]] = {name: array("d") for name in REQUIRED}
+    count = skipped = 0
+    torn = False
+    with path.open("rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            numbers = _numbers(line)
+            if not all(math.isfinite(numbers.get(name, math.nan)) for name in REQUIRED):
+                skipped += 1
+                torn = not line.endswith(b"\n")
+                continue
+            for name, number in numbers.items():
+                column = columns.setdefault(name, array("d"))
+                _pad(column, count)
+                column.append(number)
+            count += 1
+    if not count:
+        what = f"none of its {skipped} lines can be read" if skipped else "it is empty"
+        raise ValueError(f"{path}: {what}; a run writes its first line after log.every_seconds")
+    for column in columns.values():
+        _pad(column, count)
+    return History({name: np.frombuffer(column) for name, column in columns.items()}, skipped=skipped, torn=torn)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, float]]:
+    """The numbers of every line that can be read; nothing where there is no file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in file:
+                if numbers := _numbers(line):
+                    yield numbers
+
+
+def thin(x: Numbers, y: Numbers, most: int = 1000) -> tuple[Numbers, Numbers]:
+    """At most ``most`` of the points: of equal stretches the first, the last, the lowest and the highest."""
+    if len(y) <= most:
+        return x, y
+    picked: set[int] = set()
+    for part in np.array_split(np.arange(len(y)), most // 4):
+        low, high = part[np.argmin(y[part])], part[np.argmax(y[part])]
+        picked.update(map(int, (part[0], part[-1], low, high)))
+    order = np.array(sorted(picked))
+    return x[order], y[order]
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    """Finite numbers by name; empty for what is no JSON object."""
+    try:
+        entry: Any = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(entry, dict):
+        return {}
+    found = {}
+    for name, value in entry.items():
+        if isinstance(value, int | float):
+            try:
+                number = float(value)
+            except OverflowError:
+                continue
+            if math.isfinite(number):
+                found[name] = number
+    return found
+
+
+def _pad(column: array[float], count: int) -> None:
+    column.extend([math.nan] * (count - len(column)))
+
+
+def _sessions(columns: dict[str, Numbers]) -> list[Session]:
+    """A process ends where the session changes, or where its clock goes back."""
+    number, seconds, steps = columns["session"], columns["seconds"], columns["env_steps"]
+    starts = [0, *(np.flatnonzero((np.diff(number) != 0) | (np.diff(seconds) < 0)) + 1)]
+    stops = [*starts[1:], len(number)]
+    trained = np.nan_to_num(columns.get("trained_env_steps", np.zeros(len(number))))
+    found: list[Session] = []
+    for start, stop in zip(starts, stops, strict=True):
+        # What it had trained itself when it wrote its first line does not belong to what it began with.
+        first_step = float(max(0.0, steps[start] - trained[start]))
+        reached = float(steps[start - 1]) if start else first_step
+        found.append(Session(int(start), int(stop), first_step, max(0.0, reached - first_step)))
+    return found

@@ -1,0 +1,98 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import time
+
+from deploy.report import headline, run_plots
+from deploy.report.page import Note, Page, Plain, Section, Table
+from deploy.report.recorded_run import RecordedRun
+from deploy.report.text import moment, number, several
+
+
+def page_of_run(run: RecordedRun) -> Page:
+    """Everything that the run wrote down, the most important first."""
+    weights, components = run_plots.weights(run)
+    limit = headline.limit_share(run)
+    sections = [
+        Section(
+            "learning",
+            "Does it learn?",
+            "A return is what one agent earns in one episode, not discounted.",
+            [*run_plots.learning(run), *_nothing(run.final_return is None, "No episode has ended yet.")],
+        ),
+        Section(
+            "updates",
+            "Updates",
+            "What the optimizer reports with each update of the weights.",
+            run_plots.updates(run),
+        ),
+        Section("speed", "Speed", limit, run_plots.speed(run)),
+        Section(
+            "books",
+            "The books",
+            "Every environment step that an actor delivered is trained, in flight or dropped for a reason.",
+            [headline.books_table(run), *run_plots.dropped(run)],
+        ),
+        Section(
+            "memory",
+            "Memory",
+            "The policy remembers: an LSTM state goes along with every agent and is zeroed where its episode ends. "
+            "Learner and actors must agree on it.",
+            run_plots.memory(run),
+        ),
+        Section(
+            "weights",
+            "Weights by component",
+            "Signs of a network that is losing its ability to learn, read every learner.weight_metrics_every updates.",
+            weights,
+            components,
+        ),
+        Section("actors", "Actors and faults", "Actors play; who dies or hangs is replaced.", run_plots.actors(run)),
+        Section("log", "Warnings in the log", "", _log(run)),
+        Section("settings", "Settings and versions", "", _settings(run)),
+    ]
+    name = headline.POLICIES.get(str(run.setting("policy.kind")), "A policy")
+    return Page(
+        title=f"{name} on {run.env_id or run.name}",
+        lead=headline.lead(run),
+        facts=headline.facts(run),
+        sections=[section for section in sections if section.blocks],
+        made=f"Made by shoal report of {run.path} at {moment(time.time())}. Drag in a plot to zoom, double-click to go "
+        "back; click a name above a plot to hide its line.",
+    )
+
+
+def _nothing(missing: bool, text: str) -> list[Note]:
+    return [Note(text, "open")] if missing else []
+
+
+def _log(run: RecordedRun) -> list[Note | Table]:
+    log = run.complaints
+    if not log.kinds:
+        return [Note("None.")]
+    told = (
+        f"{several(log.warnings, 'warning')} and {several(log.errors, 'error')}; those that differ in numbers only are "
+    )
+    rows = [
+        [kind.level, f"{kind.count:,}", kind.first if kind.count == 1 else f"{kind.first} to {kind.last}", kind.text]
+        for kind in log.kinds
+    ]
+    return [
+        Note(f"{told}one line, with the text of the last.", "bad" if log.errors else "open"),
+        Table("Messages", ["level", "times", "when", "message"], rows, text=True),
+    ]
+
+
+def _settings(run: RecordedRun) -> list[Plain | Table]:
+    blocks: list[Plain | Table] = []
+    if run.config_text:
+        blocks.append(Plain("All settings (config.yaml)", run.config_text))
+    versions = (run.summary or {}).get("versions")
+    if isinstance(versions, dict):
+        rows = [[str(name), str(version)] for name, version in versions.items()]
+        blocks.append(Table("Versions", ["package", "version"], rows, text=True))
+    last = [[name, number(run.history.last(name))] for name in run.history.names]
+    note = "Counters count from the start of the session. README and deploy/MONITORING.md say what each is."
+    blocks.append(Table("Last value of every metric", ["metric", "value"], last, note, folded=True))
+    return blocks

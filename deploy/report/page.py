@@ -1,0 +1,162 @@
+"""What a page is made of, and the page: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from markupsafe import Markup
+
+from deploy.report.figure import DASHES, Figure, Json
+from deploy.report.text import clean
+
+HERE = Path(__file__).parent
+GENERATOR = "shoal report"
+State = Literal["good", "bad", "open", "plain"]
+_DASHARRAYS = dict(zip(DASHES, ("none", "6 4", "2 3", "7 3 2 3"), strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """One number of the headline."""
+
+    label: str
+    value: str
+    note: str = ""
+    state: State = "plain"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of texts; the first column names, the others are numbers unless ``text``."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text: bool = False
+    folded: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plain:
+    """A file as it is, folded away."""
+
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence of its own."""
+
+    text: str
+    state: State = "plain"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """How a line looks."""
+
+    name: str
+    color: str
+    dash: str = "solid"
+    shape: Literal["line", "area", "point"] = "line"
+
+    @property
+    def dasharray(self) -> str:
+        """As SVG takes it."""
+        return _DASHARRAYS[self.dash]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Section:
+    """A chapter of the page. ``legend``: figures that share one, by its first figure's lines."""
+
+    key: str
+    title: str
+    intro: str
+    blocks: Sequence[Figure | Table | Plain | Note]
+    shared_legend: Sequence[LegendEntry] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Those among its blocks."""
+        return [block for block in self.blocks if isinstance(block, Figure)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Everything that is shown."""
+
+    title: str
+    lead: Sequence[Note]
+    facts: Sequence[Fact] = ()
+    sections: Sequence[Section]
+    made: str
+    """When, and from what."""
+
+
+def render(page: Page) -> str:
+    """The page as HTML. All text is escaped; only the page's own scripts can run, and nothing can be loaded."""
+    figures: list[Json] = [figure.to_plotly() for section in page.sections for figure in section.figures]
+    scripts = [_plotly(), (HERE / "page.js").read_text(encoding="utf-8")]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            page=page,
+            figures=figures,
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:",
+            generator=GENERATOR,
+        )
+    )
+
+
+def legend(figure: Figure) -> list[LegendEntry]:
+    """Of a figure of several lines; the topmost of stacked ones first."""
+    names: dict[str, LegendEntry] = {}
+    for line in figure.lines:
+        shape: Literal["line", "area", "point"] = "area" if figure.stacked else "point" if line.points else "line"
+        names.setdefault(line.name, LegendEntry(line.name, line.color, line.dash, shape))
+    if len(names) < 2 and figure.legend != "always":
+        return []
+    return list(names.values())[::-1] if figure.stacked else list(names.values())
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # The closing tag of a script inside a string of it would end it.
+    return str(get_plotlyjs()).replace("</script", r"<\/script").replace("<!--", r"<\!--")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals.update(legend=legend)
+    environment.tests.update(
+        figure=lambda block: isinstance(block, Figure),
+        table=lambda block: isinstance(block, Table),
+        plain=lambda block: isinstance(block, Plain),
+        note=lambda block: isinstance(block, Note),
+    )
+    return environment

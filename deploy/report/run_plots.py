@@ -1,0 +1,499 @@
+"""The plots of one run, by chapter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from deploy.report.figure import COLORS, GREY, Figure, Line, style
+from deploy.report.headline import TOLERANCE, final_random_return
+from deploy.report.history import History, Numbers
+from deploy.report.page import LegendEntry
+from deploy.report.recorded_run import RecordedRun
+
+STEPS = "environment steps"
+MOST_WINDOWS = 250
+_STAGES = {
+    "update": "updating weights",
+    "reduce": "waiting for other learners",
+    "wait": "waiting for rollouts, or making them",
+    "assemble": "assembling batches",
+    "canary": "checking the memory",
+    "publish": "publishing weights",
+    "weight_metrics": "measuring weights",
+    "checkpoint": "saving",
+}
+_ACTOR_STAGES = {"env": "stepping environments", "policy": "running the policy", "pack": "packing trajectories"}
+
+
+class _Feature(NamedTuple):
+    name: str
+    title: str
+    unit: str
+    caption: str
+    share: bool = False
+    log: bool = False
+
+
+_FEATURES = (
+    _Feature(
+        "weight_norm",
+        "Norm",
+        "L2 norm",
+        "Good: it grows slowly or settles; growth without end costs the ability to learn.",
+    ),
+    _Feature(
+        "weight_relative_distance_to_init",
+        "Distance to the initial weights",
+        "over their norm",
+        "How far each has moved; one that stays at 0 learns nothing. Good: fast first, then slower.",
+        share=True,
+    ),
+    _Feature(
+        "weight_distance_to_init",
+        "Distance to the initial weights, absolute",
+        "L2 distance",
+        "The same, also of components that began with zeros.",
+    ),
+    _Feature(
+        "weight_effective_rank",
+        "Effective rank",
+        "singular values",
+        "How many directions a component uses. Good: it stays; a steady fall says that it can express less and less.",
+    ),
+    _Feature(
+        "weight_condition_number",
+        "Condition number",
+        "ratio (log scale)",
+        "Largest over smallest stretch. Good: steady; growing by powers of ten says that some directions die out.",
+        log=True,
+    ),
+    _Feature(
+        "dormant_units_ratio",
+        "Dormant units",
+        "share of units",
+        "Units that hardly ever act. Good: few, and not growing while the return falls.",
+        share=True,
+    ),
+    _Feature(
+        "weight_clipped_fraction",
+        "Weights on their bound",
+        "share of clipped weights",
+        "With learner.regularization.clip_scale. Good: a small part; if most are there, the bound is too tight.",
+        share=True,
+    ),
+)
+
+
+def learning(run: RecordedRun) -> list[Figure]:
+    """What the run is for."""
+    history = run.history
+    lines = [_line(history, "mean_return", "while training, last 256 episodes", width=2.5)]
+    if run.evaluations:
+        steps, means, halves = (
+            np.array([np.nan if value is None else float(value) for value in column])
+            for column in list(zip(*run.evaluations, strict=True))[:3]
+        )
+        lines.append(Line(name="evaluation", x=steps, y=means, band=halves, points=True, color=COLORS[1]))
+    random = final_random_return(run)
+    if random is not None:
+        lines.append(_level("a random policy", random, history))
+    intervals = " Bars: 95% intervals." if run.evaluations else ""
+    return _present(
+        run,
+        Figure(
+            key="return",
+            title="Return",
+            caption="Good: it rises well above a policy that acts at random, and levels off late." + intervals,
+            x_label=STEPS,
+            y_label="mean return of an episode",
+            lines=lines,
+        ),
+        Figure(
+            key="episode-length",
+            title="Episode length",
+            caption="It depends on the environment: where failing ends an episode it should grow, where succeeding "
+            "does, shrink; flat at the time limit where only that ends it.",
+            x_label=STEPS,
+            y_label="steps, mean",
+            lines=[_line(history, "episode_length_steps/mean", "episode length")],
+        ),
+    )
+
+
+def updates(run: RecordedRun) -> list[Figure]:
+    """What the optimizer says."""
+    history = run.history
+    most = _number(run.setting("learner.max_grad_norm"))
+    bound = [_level("clipped above (learner.max_grad_norm)", most, history)] if most else []
+    return _present(
+        run,
+        _terms(
+            history,
+            "policy-loss",
+            "Policy loss",
+            "Good: small and around 0. It says little of how well the policy does; growing swings say that updates are "
+            "too large.",
+            "loss",
+            {"policy_loss": "policy loss", "l2_init_loss": "pull towards the initial weights"},
+        ),
+        _terms(
+            history,
+            "value-loss",
+            "Value loss",
+            "Good: it settles. It may grow as long as returns do, because there is more to predict.",
+            "loss",
+            {"value_loss": "value loss"},
+        ),
+        _terms(
+            history,
+            "explained-variance",
+            "Explained variance of the value function",
+            "Good: it goes towards 1, a perfect prediction of returns; below 0 it is worse than a constant.",
+            "share",
+            {"explained_variance": "explained variance"},
+        ),
+        _terms(
+            history,
+            "entropy",
+            "Entropy of the policy",
+            "Good: it falls slowly. A fast fall to 0 is a policy that stopped exploring (learner.entropy_coef).",
+            "nats",
+            {"entropy": "entropy"},
+        ),
+        _terms(
+            history,
+            "kl",
+            "How far an update moves the policy",
+            "Good: KL divergence below about 0.05. Far above it the policy runs ahead of its data: a lower "
+            "learner.learning_rate, fewer epochs.",
+            "KL divergence, nats",
+            {"approx_kl": "KL divergence from the policy that acted"},
+        ),
+        _terms(
+            history,
+            "clipped",
+            "Transitions whose update was clipped",
+            "Good: a few to twenty percent. Nearly all: updates are too large; none: they could be larger.",
+            "share of transitions",
+            {"clip_fraction": "clipped"},
+            share=True,
+        ),
+        Figure(
+            key="gradient",
+            title="Gradient norm before clipping",
+            caption="Good: steady. Jumps by powers of ten, or all of it far above the bound, ask for a lower "
+            "learner.learning_rate.",
+            x_label=STEPS,
+            y_label="L2 norm (log scale)",
+            lines=[_line(history, "loss/grad_norm", "gradient norm"), *bound],
+            log=True,
+        ),
+    )
+
+
+def speed(run: RecordedRun) -> list[Figure]:
+    """How fast, and where the time goes."""
+    history = run.history
+    unit, label = _time_unit(history)
+    ends = np.array([window.stop - 1 for window in history.windows(100_000)], int)
+    over_time = history.seconds[ends] / unit if len(ends) else np.zeros(0)
+    rates = [
+        Line(name=name, x=over_time, y=_rates(history, key, 100_000), color=COLORS[i], dash=dash)
+        for i, (key, name, dash) in enumerate(
+            (("trained_env_steps", "trained", "solid"), ("sampled_env_steps", "delivered by actors", "dash"))
+        )
+    ]
+    return _present(
+        run,
+        Figure(
+            key="speed",
+            title="Speed",
+            caption="Good: level, and both the same. Dips are pauses: saving, actors being replaced, or other work on "
+            "the machine.",
+            x_label=label,
+            y_label="environment steps per second",
+            lines=rates,
+        ),
+        Figure(
+            key="learner-time",
+            title="Where the learner's time goes",
+            caption="Good: nearly all of it updates weights. Where the learner also acts, it makes its own rollouts "
+            "while it waits for them; elsewhere much waiting means that the actors are too slow.",
+            x_label=label,
+            y_label="share of its time",
+            lines=_shares(history, _learner_seconds(history), unit),
+            stacked=True,
+            share=True,
+        ),
+        Figure(
+            key="actor-time",
+            title="Where an actor's time goes",
+            caption="On average. The rest is waiting for the learner, or for others in the same process. Good where "
+            "acting is the limit: little rest.",
+            x_label=label,
+            y_label="share of its time",
+            lines=_shares(history, _actor_seconds(history), unit),
+            stacked=True,
+            share=True,
+        ),
+        Figure(
+            key="lag",
+            title="Policy lag: how old the data is",
+            caption="Updates made between acting and training on it. Good: below actor.max_policy_lag, and the lower "
+            "the better; 0 is data of the newest weights.",
+            x_label=STEPS,
+            y_label="versions",
+            lines=[
+                _line(history, "policy_lag_versions/mean", "mean"),
+                _line(history, "policy_lag_versions/max", "highest so far", index=1, steps=True),
+            ],
+        ),
+    )
+
+
+def dropped(run: RecordedRun) -> list[Figure]:
+    """Steps that were never trained."""
+    reasons = [r for r in run.history.labels("dropped_env_steps") if run.total(f"dropped_env_steps/{r}")]
+    return _present(
+        run,
+        Figure(
+            key="dropped",
+            title="Steps dropped, by reason",
+            caption="Good: nothing until the end of a session (shutdown).",
+            x_label=STEPS,
+            y_label="environment steps, so far",
+            legend="always",
+            lines=[
+                _sum(run.history, f"dropped_env_steps/{reason}", reason, index) for index, reason in enumerate(reasons)
+            ],
+        ),
+    )
+
+
+def memory(run: RecordedRun) -> list[Figure]:
+    """Whether it is right, and how old."""
+    history = run.history
+    states = {"stored": "as the actors stored them", "used": "as training used them"}
+    return _present(
+        run,
+        Figure(
+            key="canary",
+            title="The canary: is the memory right?",
+            caption="Good: below the line, usually near 1e-6, which is rounding (0 is drawn as 1e-8). Above it actors "
+            "and learner disagree on what the policy remembered.",
+            x_label=STEPS,
+            y_label="difference (log scale)",
+            lines=[
+                _line(history, "log_prob_error", "actors' against learner's log-probabilities"),
+                _level("alarm above", TOLERANCE, history),
+            ],
+            log=True,
+        ),
+        Figure(
+            key="staleness",
+            title="Staleness of the memory that segments begin with",
+            caption="Distance to what the newest weights would remember, over its size. Good: level. "
+            "actor.burn_in or learner.refresh_states bring what training uses close to 0.",
+            x_label=STEPS,
+            y_label="relative distance",
+            lines=[
+                _line(history, f"memory_staleness_ratio/{label}", states.get(label, label), index=index)
+                for index, label in enumerate(history.labels("memory_staleness_ratio"))
+            ],
+            share=True,
+        ),
+    )
+
+
+def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
+    """What becomes of each component, and the legend of all these plots."""
+    history = run.history
+    components = sorted({label for feature in _FEATURES for label in history.labels(feature.name)})
+    looks = {component: style(index) for index, component in enumerate(components)}
+    figures = [
+        Figure(
+            key=feature.name.replace("_", "-"),
+            title=feature.title,
+            caption=feature.caption,
+            x_label=STEPS,
+            y_label=feature.unit,
+            lines=[
+                Line(name=label, x=x, y=y, color=looks[label][0], dash=looks[label][1], width=1.7)
+                for label in sorted(history.labels(feature.name))
+                for x, y in (history.curve(f"{feature.name}/{label}"),)
+            ],
+            share=feature.share,
+            log=feature.log,
+            legend="shared",
+        )
+        for feature in _FEATURES
+    ]
+    return _present(run, *figures), [LegendEntry(name, *look) for name, look in looks.items()]
+
+
+def actors(run: RecordedRun) -> list[Figure]:
+    """Who was there, and what went wrong."""
+    history = run.history
+    faults = [(f"actor_restarts/{r}", f"actors replaced: {r}") for r in history.labels("actor_restarts")]
+    faults += [("env_faults", "environment slots restarted"), ("lost_unrolls", "unrolls lost")]
+    faults += [
+        (f"refused_trajectories/{r}", f"deliveries refused: {r}") for r in history.labels("refused_trajectories")
+    ]
+    faults += [("refused_updates", "updates refused"), ("failed_checkpoints", "checkpoints not written")]
+    happened = [(key, name) for key, name in faults if run.total(key)]
+    unit, label = _time_unit(history)
+    alive = history.column("actors_alive")
+    # In the last line of a session the actors are gone already.
+    going_on = np.ones(len(history), bool)
+    going_on[[session.stop - 1 for session in history.sessions]] = False
+    states = [
+        state
+        for state in history.labels("actors")
+        if state != "up" and np.nansum(history.column(f"actors/{state}")[going_on])
+    ]
+    levels = [("at work", alive), *((state, history.column(f"actors/{state}")) for state in states)]
+    return _present(
+        run,
+        Figure(
+            key="actors",
+            title="Actors",
+            caption="Good: level. A dip is an actor that died or hung, until its successor is there; 0 at the very end "
+            "is the run closing.",
+            x_label=label,
+            y_label="actors",
+            whole=True,
+            lines=[
+                Line(name=name, x=history.seconds / unit, y=level, color=COLORS[index % len(COLORS)], steps=True)
+                for index, (name, level) in enumerate(levels)
+            ],
+        ),
+        Figure(
+            key="faults",
+            title="What went wrong, so far",
+            caption="Good: no line at all. Single events cost one unroll or episode each; steps up again and again "
+            "need a look into the log below. Unrolls under way when a session ends count as lost.",
+            x_label=STEPS,
+            y_label="events",
+            whole=True,
+            legend="always",
+            lines=[_sum(history, key, name, index) for index, (key, name) in enumerate(happened)],
+        ),
+    )
+
+
+def _present(run: RecordedRun, *figures: Figure) -> list[Figure]:
+    """Those with anything to show, with the lines that have; plots over time are not marked where the run resumed."""
+    found = []
+    for figure in figures:
+        lines = [line for line in figure.lines if np.isfinite(line.y).any()]
+        if any(not line.quiet for line in lines):
+            marks = run.history.sessions[1:]
+            at = [s.first_step for s in marks] if figure.x_label == STEPS else _starts(run.history)
+            changed = {"lines": lines, "marks": at}
+            found.append(Figure(**{f: getattr(figure, f) for f in Figure.__dataclass_fields__} | changed))
+    return found
+
+
+def _starts(history: History) -> list[float]:
+    unit, _ = _time_unit(history)
+    return [float(history.seconds[s.start - 1]) / unit for s in history.sessions[1:]]
+
+
+def _terms(
+    history: History, key: str, title: str, caption: str, unit: str, names: dict[str, str], *, share: bool = False
+) -> Figure:
+    lines = [_line(history, f"loss/{term}", name, index=index) for index, (term, name) in enumerate(names.items())]
+    return Figure(key=key, title=title, caption=caption, x_label=STEPS, y_label=unit, lines=lines, share=share)
+
+
+def _line(history: History, key: str, name: str, *, index: int = 0, width: float = 2.0, steps: bool = False) -> Line:
+    x, y = history.curve(key)
+    color, dash = style(index)
+    return Line(name=name, x=x, y=y, color=color, dash=dash, width=width, steps=steps)
+
+
+def _sum(history: History, key: str, name: str, index: int) -> Line:
+    """A counter over all sessions, over environment steps."""
+    gained = history.increments(key).cumsum()
+    color, dash = style(index)
+    return Line(name=name, x=history.steps[history.kept], y=gained[history.kept], color=color, dash=dash, steps=True)
+
+
+def _level(name: str, value: float, history: History) -> Line:
+    x = history.steps[history.kept][[0, -1]]
+    return Line(name=name, x=x, y=np.full(2, value), color=GREY, dash="dash", width=1.5, quiet=True)
+
+
+def _rates(history: History, key: str, most: int) -> Numbers:
+    gained, elapsed = history.increments(key), history.elapsed()
+    return np.array([gained[w].sum() / elapsed[w].sum() for w in history.windows(most)])
+
+
+def _shares(history: History, seconds: dict[str, tuple[Numbers, Numbers]], unit: float) -> list[Line]:
+    """Of (seconds [N], seconds of the whole [N]) by name, the shares of each stretch of time."""
+    windows = history.windows(MOST_WINDOWS)
+    ends = np.array([window.stop - 1 for window in windows], int)
+    found = []
+    for index, (name, (spent, whole)) in enumerate(seconds.items()):
+        values = np.array([spent[w].sum() / whole[w].sum() if whole[w].sum() > 0 else np.nan for w in windows])
+        if np.nansum(values) > 0:
+            found.append(Line(name=name, x=history.seconds[ends] / unit, y=values, color=_area(index)))
+    return found
+
+
+def _learner_seconds(history: History) -> dict[str, tuple[Numbers, Numbers]]:
+    """By stage; ``reduce`` is a part of ``update`` in the file, and beside it here."""
+    spent = {
+        stage: history.increments(f"stage_seconds/{stage}")
+        for stage in history.labels("stage_seconds")
+        if not stage.startswith("actor_")
+    }
+    whole = sum((values for stage, values in spent.items() if stage != "reduce"), np.zeros(len(history)))
+    if "reduce" in spent and "update" in spent:
+        spent["update"] = spent["update"] - spent["reduce"]
+    return {_STAGES.get(stage, stage): (spent[stage], whole) for stage in sorted(spent, key=_place)}
+
+
+def _place(stage: str) -> int:
+    return list(_STAGES).index(stage) if stage in _STAGES else len(_STAGES)
+
+
+def _actor_seconds(history: History) -> dict[str, tuple[Numbers, Numbers]]:
+    """By stage, of one actor: the file has sums over all actors."""
+    alive = np.nan_to_num(history.column("actors_alive"))
+    # When the run closes they are gone; their work was done before.
+    alive = np.where(alive > 0, alive, np.nanmax(np.append(alive, 1.0)))
+    whole = alive * history.elapsed()
+    spent = {
+        stage: history.increments(f"stage_seconds/actor_{stage}")
+        for stage in _ACTOR_STAGES
+        if f"actor_{stage}" in history.labels("stage_seconds")
+    }
+    if not spent:
+        return {}
+    # Work is counted when it is delivered, which can be a line later than when it was done.
+    whole = np.maximum(whole, sum(spent.values(), np.zeros(len(history))))
+    rest = whole - sum(spent.values(), np.zeros(len(history)))
+    return {_ACTOR_STAGES[stage]: (values, whole) for stage, values in spent.items()} | {"the rest": (rest, whole)}
+
+
+def _area(index: int) -> str:
+    return (COLORS[0], COLORS[1], COLORS[2], GREY, COLORS[3], COLORS[4], COLORS[5], "#3f6b8a", "#a05a4a")[index % 9]
+
+
+def _time_unit(history: History) -> tuple[float, str]:
+    seconds = float(history.seconds[-1])
+    if seconds < 180:
+        return 1.0, "seconds of training"
+    if seconds < 3 * 3600:
+        return 60.0, "minutes of training"
+    return 3600.0, "hours of training"
+
+
+def _number(setting: object) -> float | None:
+    try:
+        return float(str(setting))
+    except ValueError:
+        return None

@@ -1,0 +1,506 @@
+"""`shoal report` of one run: the page says what the files say, whatever is in them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recorded_runs import EVERY, RATE, START, Line, config, line, lines, summary, write_run
+from report_pages import Document, report
+from service import SMALL
+
+from deploy.cli import main
+from deploy.report import command, figure
+from deploy.report.history import read_history, thin
+from deploy.report.log import read_log
+from deploy.report.recorded_run import read_run
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> tuple[Path, list[Line]]:
+    """A run that ended well, and its lines."""
+    written = lines()
+    written[-1]["dropped_env_steps/stale"] = 40
+    return write_run(tmp_path / "run", written, ended=summary(written[-1])), written
+
+
+def test_curves_are_those_of_the_file(ended: tuple[Path, list[Line]]) -> None:
+    """Catches a curve of the wrong column, a shifted axis, a point left out."""
+    run, written = ended
+    page = report(run)
+    steps = [entry["env_steps"] for entry in written]
+    for key, name, column in (
+        ("return", "while training, last 256 episodes", "mean_return"),
+        ("episode-length", "episode length", "episode_length_steps/mean"),
+        ("entropy", "entropy", "loss/entropy"),
+        ("value-loss", "value loss", "loss/value_loss"),
+        ("policy-loss", "policy loss", "loss/policy_loss"),
+        ("explained-variance", "explained variance", "loss/explained_variance"),
+        ("gradient", "gradient norm", "loss/grad_norm"),
+        ("canary", "actors' against learner's log-probabilities", "log_prob_error"),
+        ("staleness", "as the actors stored them", "memory_staleness_ratio/stored"),
+        ("lag", "mean", "policy_lag_versions/mean"),
+        ("weight-norm", "lstm", "weight_norm/lstm"),
+        ("weight-effective-rank", "fc1", "weight_effective_rank/fc1"),
+        ("weight-condition-number", "cnn2", "weight_condition_number/cnn2"),
+        ("dormant-units-ratio", "critic_1", "dormant_units_ratio/critic_1"),
+    ):
+        x, y = page.curve(key, name)
+        assert x == steps, key
+        assert y == pytest.approx([entry[column] for entry in written], rel=1e-5), key
+
+
+def test_speed_and_shares_are_differences(ended: tuple[Path, list[Line]]) -> None:
+    """Catches rates of sums instead of differences, `reduce` counted beside the update it is part of, an actor's
+    shares that are summed over all."""
+    page = report(ended[0])
+    x, y = page.curve("speed", "trained")
+    assert x == pytest.approx([EVERY * i / 60 for i in range(1, 31)], rel=1e-5)
+    assert y == pytest.approx([RATE] * 30)
+    loop = 0.1 + 0.01 + 0.02 + 0.8 + 0.02
+    parts = {
+        "updating weights": 0.7,
+        "waiting for other learners": 0.1,
+        "waiting for rollouts, or making them": 0.1,
+        "assembling batches": 0.01,
+        "checking the memory": 0.02,
+        "publishing weights": 0.02,
+    }
+    assert {t["name"] for t in page.figures["learner-time"]["data"]} == set(parts)
+    for name, share in parts.items():
+        assert page.curve("learner-time", name)[1] == pytest.approx([share / loop] * 30, rel=1e-4)
+    for name in ("stepping environments", "running the policy", "packing trajectories", "the rest"):
+        assert page.curve("actor-time", name)[1] == pytest.approx([0.25] * 30, rel=1e-4)
+
+
+def test_the_headline_is_the_summary(ended: tuple[Path, list[Line]]) -> None:
+    """Catches a headline that says other numbers than summary.json, or forgets the verdict."""
+    run, written = ended
+    text = report(run).text
+    said = summary(written[-1])
+    assert f"{said['mean_return']:.4g}" in text
+    assert f"a random policy gets 0.809, {said['mean_return'] / 0.809:.1f} times as much" in text
+    assert "9,000/s" in text
+    assert f"all of the {said['env_steps']:,}" not in text
+    assert "updates take 93% of the learner's time: fewer optimizer steps" in text
+    assert "right actors and learner differ by 9.5e-07 at most in log-probabilities (600 checks)" in text
+    assert f"balance {said['ledger']['sampled']:,} steps delivered" in text
+    assert "dropped: shutdown 4,000" in text
+
+
+def test_a_real_run(tmp_path: Path) -> None:
+    """Catches a name or a format that the run writes and the report does not know."""
+    run = tmp_path / "run"
+    settings = [f"run_dir={run}", "total_env_steps=4000", "log.every_seconds=0.05", "learner.weight_metrics_every=2"]
+    assert main(["train", "mode=inline", *SMALL, *settings]) == 0
+    assert main(["report", str(run)]) == 0
+    page = Document((run / "report.html").read_text(encoding="utf-8"))
+    written = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    said = json.loads((run / "summary.json").read_text())
+    x, y = page.curve("return", "while training, last 256 episodes")
+    assert y == pytest.approx([e["mean_return"] for e in written if e["mean_return"] is not None], rel=1e-5)
+    assert y[-1] == pytest.approx(said["mean_return"], rel=1e-5)
+    assert x[-1] == said["env_steps"]
+    for key in ("speed", "learner-time", "actor-time", "lag", "canary", "entropy", "gradient", "weight-norm", "actors"):
+        assert key in page.figures, sorted(page.figures)
+    for moment in zip(*(trace["y"] for trace in page.figures["learner-time"]["data"]), strict=True):
+        assert sum(moment) == pytest.approx(1, abs=1e-4)
+    assert "It ended as it should" in page.text
+    assert "balance" in page.text
+    assert "recall" in page.text
+    known = {name for entry in written for name, value in entry.items() if value is not None}
+    table = page.text.partition("Last value of every metric")[2]
+    assert [name for name in known if name not in table] == []
+
+
+def test_plotly_knows_every_figure(tmp_path: Path) -> None:
+    """Catches an attribute that plotly.js would ignore."""
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    one = write_run(tmp_path / "0", evaluations=[{"env_steps": 1e5, "mean_return": 3.0, "return_ci95": 0.5}])
+    other = write_run(tmp_path / "1", settings=config(seed=1))
+    pages = [report(one), report(one, other)]
+    for each in itertools.chain.from_iterable(page.figures.values() for page in pages):
+        graph_objects.Figure(data=each["data"], layout=each["layout"])
+
+
+def test_a_page_needs_nothing_else_and_can_be_heard(ended: tuple[Path, list[Line]]) -> None:
+    """Catches something loaded from elsewhere, a plot without words, headings out of order, an id used twice."""
+    page = report(ended[0])
+    of = {
+        name: [a for tag, a in page.elements if tag == name]
+        for name in ("html", "title", "script", "img", "h1", "link")
+    }
+    assert of["html"][0]["lang"] == "en"
+    assert len(of["title"]) == len(of["h1"]) == 1
+    assert not of["img"]
+    assert all("src" not in attributes for attributes in of["script"])
+    assert [attributes["href"] for attributes in of["link"]] == ["data:,"]
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3")]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    plots = {a["id"]: a for _, a in page.elements if (a.get("id") or "").startswith("plot-")}
+    assert plots.keys() == {f"plot-{key}" for key in page.figures}
+    assert all(a["role"] == "img" and len(a["aria-label"] or "") > 40 for a in plots.values())
+    assert sum(tag == "figcaption" for tag, _ in page.elements) == len(plots)
+    for each in page.figures.values():
+        assert each["layout"]["xaxis"]["title"]["text"]
+        assert each["layout"]["yaxis"]["title"]["text"]
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--{{ 7 * 7 }}\x1b[31m\u202e"
+
+
+def test_texts_from_files_stay_texts(tmp_path: Path) -> None:
+    """Catches a name, setting or log line that becomes part of the page's code."""
+    written = lines(3)
+    for entry in written:
+        entry |= {f"dropped_env_steps/{EVIL}": 5, f"weight_norm/{EVIL}": 1.0, f"limit/{EVIL}": 1, EVIL: 3}
+        entry |= {f"stage_seconds/{EVIL}": entry["seconds"], f"actor_restarts/{EVIL}": 1}
+    settings = config(env__id=EVIL, policy__kind=EVIL, seed=EVIL)
+    said = summary(written[-1], interrupted_by=EVIL, limit={"stage": EVIL, "sentence": EVIL}, versions={EVIL: EVIL})
+    said["ledger"]["dropped"] = {EVIL: 4000}
+    log = [f"2026-11-22 13:00:00,123 WARNING envs.{'x'}: {EVIL}".replace("\n", ""), EVIL]
+    runs = [
+        write_run(tmp_path / f"<b>{seed}", written, settings=settings | {"x": seed}, ended=said, log=log)
+        for seed in (0, 1)
+    ]
+    (runs[0] / "traceback.txt").write_text(EVIL)
+    known = report(write_run(tmp_path / "plain"))
+    for page in (report(runs[0]), report(*runs)):
+        scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+        assert len(scripts) == 3
+        assert {tag for tag, _ in page.elements} <= {tag for tag, _ in known.elements}
+        assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+        assert "49" not in set(page.text.split())
+        assert "alert(1)" in page.text
+        for trace in itertools.chain.from_iterable(each["data"] for each in page.figures.values()):
+            assert "<" not in trace.get("name", "")
+        for each in page.figures.values():
+            assert "<" not in json.dumps(each["layout"])
+    assert "\x1b" not in (runs[0] / "other.html").read_text()
+    assert "\u202e" not in (runs[0] / "other.html").read_text()
+
+
+def test_only_the_pages_own_scripts_may_run(ended: tuple[Path, list[Line]]) -> None:
+    """Catches a policy that would let a script run that came in through a file, or anything be loaded."""
+    page = report(ended[0])
+    policy = next(a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv"))
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert all(source.startswith("'sha256-") for source in rules["script-src"].split())
+    assert rules.keys() == {"default-src", "script-src", "style-src", "img-src"}
+
+
+@pytest.mark.parametrize(
+    ("tail", "skipped", "torn"),
+    [
+        (b'{"time": 1, "session": 0, "sec', 1, True),
+        (b"\n\n", 0, False),
+        (b"nonsense\n[1, 2]\n{}\n\xff\xfe\n", 4, False),
+        (b'{"time": 1, "session": 0, "seconds": NaN, "env_steps": 3}\n', 1, False),
+        (b'{"time": 1, "session": 0, "seconds": 1, "env_steps": ' + b"9" * 400 + b"}\n", 1, False),
+        (b"[" * 100_000, 1, True),
+    ],
+)
+def test_lines_that_cannot_be_read_are_left_out(tail: bytes, skipped: int, torn: bool, tmp_path: Path) -> None:
+    """Catches a report that fails on what a killed process left, or that hides it."""
+    run = write_run(tmp_path / "run", tail=tail)
+    history = read_history(run / "metrics.jsonl")
+    assert (len(history), history.skipped, history.torn) == (30, skipped, torn)
+    text = report(run).text
+    assert ("cut off" in text) == torn
+    assert ("could not be read" in text) == (skipped > 0 and not torn)
+
+
+def test_what_is_null_or_missing_is_a_gap(tmp_path: Path) -> None:
+    """Catches a null that becomes 0, and a label that appears late and shifts its column."""
+    written = lines(6)
+    written[0]["mean_return"] = None
+    del written[2]["mean_return"]
+    written[3]["mean_return"] = "3"
+    written[4]["loss/late"] = 7.0
+    history = read_history(write_run(tmp_path / "run", written) / "metrics.jsonl")
+    x, y = history.curve("mean_return")
+    assert x.tolist() == [written[i]["env_steps"] for i in (1, 4, 5)]
+    assert y.tolist() == [written[i]["mean_return"] for i in (1, 4, 5)]
+    assert [a.tolist() for a in history.curve("loss/late")] == [[written[4]["env_steps"]], [7.0]]
+
+
+def resumed_lines() -> list[Line]:
+    """A session to 900,000 steps, killed; the next from its checkpoint at 720,000; a third from the end of that."""
+    second = [line(200 + 10 * i, session=1, seconds=10.0 * i, before=720_000) for i in range(1, 6)]
+    third = [line(400 + 10 * i, session=2, seconds=10.0 * i, before=second[-1]["env_steps"]) for i in range(1, 4)]
+    return lines(10) + second + third
+
+
+def test_sessions_are_joined_by_environment_steps(tmp_path: Path) -> None:
+    """Catches curves that run back where a run was resumed from an older checkpoint, counters that fall, time that
+    starts again, a resumption that is not marked."""
+    written = resumed_lines()
+    run = write_run(tmp_path / "run", written)
+    history = read_history(run / "metrics.jsonl")
+    assert [(s.start, s.stop, s.first_step, s.repeated) for s in history.sessions] == [
+        (0, 10, 0, 0),
+        (10, 15, 720_000, 180_000),
+        (15, 18, 1_170_000, 0),
+    ]
+    page = report(run)
+    x, y = page.curve("return", "while training, last 256 episodes")
+    kept = [entry for entry in written if entry["session"] or entry["env_steps"] <= 720_000]
+    assert x == [entry["env_steps"] for entry in kept] == sorted(x)
+    assert y == pytest.approx([entry["mean_return"] for entry in kept], rel=1e-5)
+    assert [shape["x0"] for shape in page.figures["return"]["layout"]["shapes"]] == [720_000, 1_170_000]
+    x, y = page.curve("speed", "trained")
+    assert x == pytest.approx([i / 6 for i in range(1, 19)], rel=1e-5)
+    assert y == pytest.approx([RATE] * 18)
+    assert page.figures["speed"]["layout"]["xaxis"]["title"]["text"] == "minutes of training"
+    assert [shape["x0"] for shape in page.figures["speed"]["layout"]["shapes"]] == pytest.approx([100 / 60, 150 / 60])
+    assert "resumed 2 times" in page.text
+    assert "180,000 environment steps had not been saved" in page.text
+    assert read_run(run).total("trained_env_steps") == 900_000 + 450_000 + 270_000
+
+
+def test_a_run_that_began_anew_in_its_directory(tmp_path: Path) -> None:
+    """Catches two processes of one session number, the first of which never saved, that are read as one."""
+    again = [line(200 + 10 * i, seconds=10.0 * i) for i in range(1, 4)]
+    history = read_history(write_run(tmp_path / "run", lines(5) + again) / "metrics.jsonl")
+    assert [(s.start, s.stop, s.repeated) for s in history.sessions] == [(0, 5, 0), (5, 8, 450_000)]
+    assert history.curve("mean_return")[0].tolist() == [entry["env_steps"] for entry in again]
+
+
+def test_the_last_line_makes_no_rate_of_its_own(tmp_path: Path) -> None:
+    """Catches a last line, milliseconds after the one before, whose rate is noise or a division by zero."""
+    written = [*lines(5), line(50.0, seconds=50.0), line(50.001, seconds=50.001)]
+    page = report(write_run(tmp_path / "run", written))
+    assert page.curve("speed", "trained")[1] == pytest.approx([RATE] * 5, rel=1e-3)
+
+
+def test_one_line_is_enough(tmp_path: Path) -> None:
+    """Catches a page that needs two points somewhere, or a number where there is none."""
+    written = lines(1)
+    written[0] |= {"mean_return": None, "actors_alive": None, "seconds": 0.0, "episode_return/mean": None}
+    text = report(write_run(tmp_path / "run", written)).text
+    assert "No episode has ended yet." in text
+
+
+def test_long_runs_are_thinned_but_keep_their_extremes(tmp_path: Path) -> None:
+    """Catches a page that grows with the run, and thinning that loses a spike."""
+    count = 30_000
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for i in range(1, count + 1):
+            entry = {"time": START + i, "session": 0, "seconds": i, "env_steps": 100 * i, "trained_env_steps": 100 * i}
+            file.write(json.dumps(entry | {"mean_return": math.sin(i / 500), "loss/entropy": 1.5}) + "\n")
+            if i == 12_345:
+                entry |= {"seconds": i + 0.5, "mean_return": 7.25}
+                file.write(json.dumps(entry) + "\n")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    page = report(tmp_path)
+    x, y = page.curve("return", "while training, last 256 episodes")
+    assert len(x) == len(y) <= figure.MOST_POINTS
+    assert max(y) == 7.25
+    assert x[y.index(7.25)] == 1_234_500
+    assert min(y) == pytest.approx(-1, abs=1e-6)
+    for trace in itertools.chain.from_iterable(each["data"] for each in page.figures.values()):
+        assert len(trace["x"]) <= figure.MOST_POINTS
+
+
+@pytest.mark.parametrize("count", [5, 1000, 1001, 4321])
+def test_thinning(count: int) -> None:
+    """Catches a first, last, lowest or highest point that is lost, and an order that is not that of x."""
+    rng = np.random.default_rng(count)
+    x, y = np.sort(rng.normal(size=count)), rng.normal(size=count)
+    thin_x, thin_y = thin(x, y)
+    assert len(thin_x) <= 1000
+    assert (np.diff(thin_x) >= 0).all()
+    assert (thin_x[0], thin_x[-1], thin_y.min(), thin_y.max()) == (x[0], x[-1], y.min(), y.max())
+    there = set(zip(x.tolist(), y.tolist(), strict=True))
+    assert set(zip(thin_x.tolist(), thin_y.tolist(), strict=True)) <= there
+
+
+def test_evaluations_are_points_with_their_intervals(tmp_path: Path) -> None:
+    """Catches evaluations that are lost, without their interval, or of work that was made again."""
+    entries = [
+        {"env_steps": steps, "mean_return": value, "return_ci95": half, "episodes": 64}
+        for steps, value, half in ((400_000, 5.0, 0.5), (800_000, 6.0, 0.25), (600_000, 7.0, None))
+    ]
+    run = write_run(tmp_path / "run", evaluations=entries)
+    with (run / "evaluation.jsonl").open("a") as file:
+        file.write('{"env_steps": 900000, "mean_ret')
+    page = report(run)
+    assert page.curve("return", "evaluation") == ([400_000, 600_000], [5, 7])
+    trace = next(t for t in page.figures["return"]["data"] if t.get("name") == "evaluation")
+    assert trace["error_y"]["array"] == [0.5, None]
+    assert trace["mode"] == "markers"
+    assert "the last of 2" in page.text
+
+
+def test_how_a_run_ended(tmp_path: Path) -> None:
+    """Catches a run that failed, was interrupted or goes on, and is called well; an old summary taken for the last."""
+    written = lines()
+    goal = config(total_env_steps=written[-1]["env_steps"])
+    endings: dict[str, dict[str, Any]] = {
+        "all of the 2,700,000 environment steps asked for": {"settings": goal, "ended": summary(written[-1])},
+        "after the 4 min 45 s it was given": {
+            "settings": config(total_env_steps=9_000_000),
+            "ended": summary(written[-1]),
+        },
+        "interrupted (SIGINT)": {"ended": summary(written[-1], interrupted_by="SIGINT")},
+        "it goes on or was killed": {},
+    }
+    for index, (sentence, given) in enumerate(endings.items()):
+        assert sentence in report(write_run(tmp_path / str(index), written, **given)).text
+    # A summary of the session before says nothing of this one.
+    assert "it goes on or was killed" in report(write_run(tmp_path / "old", written, ended=summary(written[5]))).text
+    failed = write_run(tmp_path / "failed", written, ended=summary(written[-1]))
+    (failed / "traceback.txt").write_text("Traceback\n  ...\nRuntimeError: no actor is left\n")
+    assert "It ended as it should" in report(failed).text  # it failed before the session that wrote the summary
+    os.utime(failed / "summary.json", (START, START + 300))
+    assert "It failed after 2,700,000 of the 2,500,000" in report(failed).text
+    assert "RuntimeError: no actor is left" in report(failed).text
+
+
+def test_a_memory_or_books_that_are_wrong_are_shouted(tmp_path: Path) -> None:
+    """Catches alarms that look like everything else, also where the canary's reading is no number."""
+    written = lines()
+    bad = summary(written[-1], max_log_prob_error=None)
+    bad["ledger"]["trained"] -= 7
+    text = report(write_run(tmp_path / "run", written, ended=bad)).text
+    assert "WRONG actors and learner differ by no number" in text
+    assert "DO NOT BALANCE 7 steps are missing" in text
+    for entry in written:
+        entry |= {"log_prob_error": None, "log_prob_error_max": None, "ledger_imbalance_env_steps": 3}
+    text = report(write_run(tmp_path / "going-on", written)).text
+    assert "WRONG" in text
+    assert "DO NOT BALANCE 3 steps" in text
+    before = resumed_lines()
+    before[9]["log_prob_error_max"] = 0.02  # the last line of the first session
+    said = summary(before[-1])
+    assert "WRONG actors and learner differ by 2.0e-02" in report(write_run(tmp_path / "was", before, ended=said)).text
+
+
+def test_warnings_of_the_log(tmp_path: Path) -> None:
+    """Catches warnings that are lost in either format, a traceback cut from its error, a flood told line by line."""
+    text = "2026-11-22 13:00:00,123 {} learner.train: {}"
+    plain = [text.format("INFO", "saved"), *(text.format("WARNING", f"actor {i} died") for i in range(500))]
+    plain += [text.format("ERROR", "refused"), "Traceback (most recent call last):", "ValueError: boom"]
+    event = {"time": START, "event": "log", "level": "WARNING", "logger": "envs.gym", "message": "slow"}
+    as_json = [json.dumps(event), json.dumps(event | {"exception": "Traceback\nKeyError: 1"}), '{"event": "progress"}']
+    run = write_run(tmp_path / "run", log=plain + as_json)
+    found = read_log(run / "run.log")
+    assert (found.warnings, found.errors) == (502, 1)
+    told = [(kind.level, kind.count, kind.text) for kind in found.kinds]
+    assert told == [
+        ("WARNING", 500, "actor 499 died"),
+        ("ERROR", 1, "refused\nTraceback (most recent call last):\nValueError: boom"),
+        ("WARNING", 2, "slow\nTraceback\nKeyError: 1\n" + '{"event": "progress"}'),
+    ]
+    assert "502 warnings and 1 error" in report(run).text
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """What the command says when it refuses."""
+    capsys.readouterr()
+    assert main(["report", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a traceback, a first problem that hides the others, a page of half the runs."""
+    good = write_run(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    old = write_run(tmp_path / "old", ended=summary(lines()[-1]))
+    (old / "metrics.jsonl").unlink()
+    nothing, broken = write_run(tmp_path / "nothing", []), write_run(tmp_path / "broken", [], tail=b"x\ny\n")
+    other = write_run(tmp_path / "other", settings=config(env__id="recall"))
+    paths = [good, tmp_path / "missing", tmp_path / "empty", old, nothing, broken, good, good / "config.yaml"]
+    said = refused(capsys, *paths, "--out", tmp_path / "page.html")
+    assert said[0] == "shoal: 7 problems, nothing was started:"
+    for problem, words in zip(
+        said[1:],
+        (
+            "there is no such directory",
+            "is no run directory",
+            "has no metrics.jsonl",
+            "it is empty",
+            "none of its 2 lines can be read",
+            "is named twice",
+            "is no run directory",
+        ),
+        strict=True,
+    ):
+        assert words in problem
+    (told,) = refused(capsys, good, other, "--out", tmp_path / "page.html")[1:]
+    assert f"{good} is of mettagrid/forage; {other} is of recall" in told
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_where_the_page_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a page in an unexpected place, and a file of the user's that it is written over."""
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path / str(seed), lines(3), settings=config(seed=seed)) for seed in (0, 1)]
+    for _ in range(2):  # a report may be made anew
+        assert main(["report", str(runs[0])]) == 0
+        assert capsys.readouterr().out == f"{runs[0] / 'report.html'}\n"
+    assert main(["report", "0", "1"]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert main(["report", "0/metrics.jsonl", "--out", "new/folder/page.html"]) == 0
+    assert (tmp_path / "new" / "folder" / "page.html").stat().st_size > 1000
+    before = (runs[0] / "config.yaml").read_text()
+    assert "is no report" in refused(capsys, "0", "--out", "0/config.yaml")[1]
+    assert (runs[0] / "config.yaml").read_text() == before
+    assert "is a directory" in refused(capsys, "0", "--out", "0")[1]
+    assert "cannot be written" in refused(capsys, "0", "--out", "0/config.yaml/page.html")[1]
+
+
+def test_a_missing_library_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an ImportError where the extra is not installed."""
+    monkeypatch.setattr(command, "NEEDED", ("plotly", "no_such_library"))
+    (told,) = refused(capsys, tmp_path)[1:]
+    assert "no_such_library must be installed: pip install 'shoal[report]'" in told
+
+
+def test_a_report_needs_neither_torch_nor_ray() -> None:
+    """Catches an import that makes a report of a second take ten, or need what another machine does not have."""
+    code = (
+        "import deploy.report.one_run, deploy.report.several_runs, deploy.report.command, json, sys; "
+        "print(json.dumps(sorted({'torch', 'ray', 'tensordict', 'pyarrow', 'gymnasium'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_everything_a_page_is_made_of_is_installed() -> None:
+    """Catches a template that lies in a checkout and not in the wheel."""
+    root = Path(command.__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["deploy"]
+    packed = {path for pattern in patterns for path in (root / "deploy").glob(pattern)}
+    parts = {path for path in (root / "deploy" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert len(parts) >= 3
+    assert parts <= packed
+    extra = project["project"]["optional-dependencies"]["report"]
+    assert {re.split(r"\W", requirement)[0] for requirement in extra} == set(command.NEEDED)
+
+
+def test_lines_of_a_legend_look_different() -> None:
+    """Catches two components that look alike."""
+    assert len({figure.style(index) for index in range(24)}) == 24
