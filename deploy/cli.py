@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import json
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (here := os.getcwd()) not in sys.path:
         # Where users keep their environments; last, so that a folder named like one of our packages hides nothing.
         sys.path.append(here)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_StandardError()])
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_StandardError(logging.WARNING)])
     try:
         return options.command(options)
     except KeyboardInterrupt:
@@ -35,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _StandardError(logging.StreamHandler[Any]):
     """Writes to ``sys.stderr`` as it is now: the live view replaces it for as long as it is shown."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
         """As the base class."""
@@ -57,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="say how a run would be laid out on this machine, why, and what is in its way"
     )
+    doctor.add_argument(
+        "--measure", action="store_true", help="act and learn for some seconds: how many actors the learner can feed"
+    )
     _add_config_arguments(doctor)
     doctor.set_defaults(command=_doctor)
 
@@ -68,6 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
     evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument(
+        "--vs",
+        action="append",
+        default=[],
+        metavar="OTHER",
+        help="compare in the same environments with the same seeds: another run or checkpoint, random, or greedy, "
+        "sampled or zero-memory for this policy played in another way; repeatable",
+    )
+    evaluate.add_argument(
+        "--processes", type=int, help="play in so many processes (default: as many as pay); numbers are the same"
+    )
+    evaluate.add_argument(
+        "--video", type=Path, metavar="DIR", help="also film episodes, where the environment renders pictures"
+    )
+    evaluate.add_argument(
+        "--replay",
+        type=Path,
+        metavar="DIR",
+        help="also write episodes as replays for MettaScope, where it is MettaGrid",
+    )
+    evaluate.add_argument(
+        "--recordings", type=int, default=1, metavar="N", help="episodes in --video and --replay (default 1)"
+    )
     evaluate.add_argument("--env", metavar="ID", help="play in another environment; names are matched, order is free")
     evaluate.add_argument(
         "--env-kwargs",
@@ -86,6 +115,18 @@ def _parser() -> argparse.ArgumentParser:
             + "; repeatable",
         )
     evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser(
+        "report",
+        help="make a page of what one or several runs did",
+        description="One HTML page that needs nothing else: of one run everything it wrote down; of several their "
+        "curves and returns, runs that differ only in the seed with 95% intervals.",
+    )
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; several are compared")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: RUN/report.html, of several runs ./report.html"
+    )
+    report.set_defaults(command=_report)
 
     config = commands.add_parser("config", help="show, validate or describe configurations")
     actions = config.add_subparsers(required=True, metavar="show|validate|schema")
@@ -141,6 +182,11 @@ def _train(options: argparse.Namespace) -> int:
     problems += preflight.check(config, run_dir)
     if problems:
         return _refuse(problems)
+    if config.log.format == "json":
+        from deploy.json_lines import JsonFormatter
+
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     from deploy.run import run
     from deploy.run_dir import CannotStart
 
@@ -158,7 +204,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from deploy.doctor import examine
 
     config, problems = load_config(options.config, options.settings)
-    lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)))
+    lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)), measure=options.measure)
     print("\n".join(lines))
     if problems + found:
         return _refuse(problems + found)
@@ -167,57 +213,84 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from deploy.evaluate import evaluate, evaluation_setup
+    from deploy.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
+    from deploy.evaluation_table import Played, Recorded, lines, recorded, to_json
+    from deploy.job_process import JobFailed
+    from envs.boundary import EnvironmentFault
     from learner.checkpoint import CheckpointError, find_checkpoint
     from policy.remap import NameMap, Remapping
 
-    sizes = {"--episodes": options.episodes, "--num-envs": options.num_envs}
-    if problems := [f"{name}: {n} must be at least 1" for name, n in sizes.items() if n is not None and n < 1]:
+    numbers = {
+        "--episodes": options.episodes,
+        "--num-envs": options.num_envs,
+        "--processes": options.processes,
+        "--recordings": options.recordings,
+    }
+    problems = [f"{name}: {n} must be at least 1" for name, n in numbers.items() if n is not None and n < 1]
+    if options.seed < 0:
+        problems.append(f"--seed: {options.seed} must not be negative")
+    if problems:
         return _refuse(problems)
-    try:
-        remapping = None
-        if options.map_feature is not None or options.map_action is not None:
-            remapping = Remapping(
-                NameMap(options.map_feature or (), "--map-feature"), NameMap(options.map_action or (), "--map-action")
+    with contextlib.ExitStack() as stack:
+        try:
+            remapping = None
+            if options.map_feature is not None or options.map_action is not None:
+                remapping = Remapping(
+                    NameMap(options.map_feature or (), "--map-feature"),
+                    NameMap(options.map_action or (), "--map-action"),
+                )
+            checkpoint = find_checkpoint(options.run)
+            setup = evaluation_setup(
+                checkpoint,
+                num_envs=options.num_envs,
+                seed=options.seed,
+                env_id=options.env,
+                env_kwargs=_keywords(options.env_kwargs, "--env-kwargs"),
+                remapping=remapping,
             )
-        checkpoint = find_checkpoint(options.run)
-        setup = evaluation_setup(
-            checkpoint,
-            num_envs=options.num_envs,
-            seed=options.seed,
-            env_id=options.env,
-            env_kwargs=_keywords(options.env_kwargs, "--env-kwargs"),
-            remapping=remapping,
-        )
-        returns = evaluate(
-            checkpoint, setup, episodes=options.episodes, greedy=options.greedy, zero_memory=options.zero_memory
-        )
-    except (CheckpointError, ValueError) as error:
-        return _refuse([str(error)])
-    trained = checkpoint.state["mean_return"]
+            own = checkpoint_side(
+                checkpoint, setup, label=str(options.run), greedy=options.greedy, zero_memory=options.zero_memory
+            )
+        except (CheckpointError, ValueError) as error:
+            return _refuse([str(error)])
+        sides, recorders = [own], []
+        for word in options.vs:
+            try:
+                sides.append(opponent(word, own, remapping))
+            except ValueError as error:
+                problems.append(str(error))
+        for kind in ("video", "replay"):
+            if (directory := getattr(options, kind)) is not None:
+                try:
+                    recorders.append(Recorder(kind, own, directory))
+                    stack.callback(recorders[-1].close)
+                except ValueError as error:
+                    problems.append(str(error))
+        if problems:
+            return _refuse(problems)
+        try:
+            recordings: list[Recorded] = []
+            for recorder in recorders:
+                recordings += recorded(*recorder.record(options.recordings))
+            episodes = play_sides(sides, options.episodes, options.processes)
+        except (EnvironmentFault, JobFailed, OSError) as error:
+            print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
+            return EXIT_FAILED
+    played, *others = (Played(*one) for one in zip(sides, episodes, strict=True))
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "checkpoint": str(checkpoint.path),
-                    "policy_version": checkpoint.policy_version,
-                    "env_id": setup.env_id,
-                    "episodes": returns.episodes,
-                    "mean_return": returns.mean,
-                    "standard_error": None if math.isnan(returns.standard_error) else returns.standard_error,
-                    "mean_length": returns.mean_length,
-                    "training_mean_return": trained,
-                }
-            )
-        )
-        return 0
-    how = ("greedy" if options.greedy else "sampled") + (", memory zeroed at every step" if options.zero_memory else "")
-    print(f"{setup.env_id}, policy version {checkpoint.policy_version}, actions {how}")
-    print(f"  episodes  {returns.episodes} (one per agent), mean length {returns.mean_length:.1f} steps")
-    print(f"  return    {returns.mean:.3f} +- {1.96 * returns.standard_error:.3f} (95% of the mean)")
-    if trained is not None:
-        where = "" if setup.env_id == checkpoint.state["env_id"] else f" in {checkpoint.state['env_id']}"
-        print(f"  training  {trained:.3f} over its last episodes{where}")
+        print(json.dumps(to_json(played, others, recordings)))
+    else:
+        print("\n".join(lines(played, others, recordings)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from deploy.report.command import CannotReport, write_report
+
+    try:
+        print(write_report(options.runs, options.out))
+    except CannotReport as error:
+        return _refuse(str(error).splitlines())
     return 0
 
 

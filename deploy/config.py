@@ -36,10 +36,53 @@ class MetricsConfig:
     """0 takes a free port and says which; -1 serves no metrics."""
     address: str = "127.0.0.1"
     """Only this machine unless asked otherwise: metrics tell who trains what."""
+    tls_certificate: str = ""
+    """File of a certificate (chain) in PEM: HTTPS, with tls_key and token_file, all three or none. Read again when it
+    changes."""
+    tls_key: str = ""
+    """File of its key in PEM, without a passphrase."""
+    token_file: str = ""
+    """File of the token that readers of /metrics send (Authorization: Bearer). Read again when it changes."""
+    max_update_age_seconds: float = 300.0
+    """/readyz says 503 when the last update is older."""
+    file_sd: str = ""
+    """File to write the address to while the run goes on, for Prometheus' file_sd_configs; empty writes none."""
 
     def __post_init__(self) -> None:
+        problems = []
         if not -1 <= self.port <= 65535:
-            raise ValueError(f"port={self.port} must lie in 0..65535, or be -1 for no endpoint")
+            problems.append(f"port={self.port} must lie in 0..65535, or be -1 for no endpoint")
+        if not self.max_update_age_seconds > 0:
+            problems.append(f"max_update_age_seconds={self.max_update_age_seconds} must be positive")
+        names = ("tls_certificate", "tls_key", "token_file")
+        given = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name)]
+        if missing := [name for name in names if not getattr(self, name)] if given else []:
+            problems.append(
+                f"{', '.join(given)}: {' and '.join(missing)} must be set, too, or none of the three: without TLS "
+                "everybody on the way reads the token, without a token everybody reads the metrics"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """What is written down while a run goes on."""
+
+    every_seconds: float = 10.0
+    """Between lines of RUN/metrics.jsonl, which has every metric over time."""
+    format: Literal["text", "json"] = "text"
+    """``json``: what appears on the screen and in RUN/run.log is one JSON object a line, for machines that read it."""
+    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = dataclasses.field(default_factory=list)
+    """Trackers that get the same numbers; each is an extra: pip install 'shoal[tensorboard]'."""
+    project: str = "shoal"
+    """What W&B and trackio file the run under."""
+    name: str = ""
+    """What they call it; empty takes the name of run_dir."""
+
+    def __post_init__(self) -> None:
+        if not self.every_seconds > 0:
+            raise ValueError(f"every_seconds={self.every_seconds} must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +99,39 @@ class CheckpointConfig:
             raise ValueError(f"every_updates={self.every_updates} must not be negative")
         if self.keep < 2:
             raise ValueError(f"keep={self.keep} must be at least 2: the newest may turn out to be damaged")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Playing whole episodes with the newest weights during training, apart from it and at a low priority."""
+
+    every_env_steps: int = 0
+    """Trained environment steps from one to the next; 0 makes none. There is never more than one at a time: what falls
+    due meanwhile is left out."""
+    episodes: int = 128
+    """At least so many, one per agent; with the same seeds every time."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    best: bool = True
+    """Keep the weights with the highest mean return in RUN/best."""
+    max_seconds: float = 600.0
+    """One that takes longer is given up."""
+    niceness: int = 15
+    """Of the process that plays, 0 to 19: at 15 it gets about 3% of a core where training uses all of them, and what
+    is idle."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.every_env_steps < 0:
+            problems.append(f"every_env_steps={self.every_env_steps} must not be negative; 0 makes no evaluations")
+        if self.episodes < 1:
+            problems.append(f"episodes={self.episodes} must be at least 1")
+        if not self.max_seconds > 0:
+            problems.append(f"max_seconds={self.max_seconds} must be positive")
+        if not 0 <= self.niceness <= 19:
+            problems.append(f"niceness={self.niceness} must lie in 0..19")
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +200,9 @@ class Config:
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         if self.total_env_steps < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
         *_environment(config),
         *_layout(config),
         *_metrics(config),
+        *_sinks(config),
         *_run_dir(config, run_dir),
         *_resume(config, run_dir),
     ]
@@ -59,20 +59,38 @@ def _layout(config: Config) -> list[str]:
 
 
 def _metrics(config: Config) -> list[str]:
-    address, port = config.metrics.address, config.metrics.port
-    if port <= 0:
+    from deploy.endpoint import access_files
+    from learner.access import problems
+
+    if config.metrics.port < 0:
         return []
+    found = _listen(config.metrics.address, config.metrics.port)
+    if files := access_files(config.metrics):
+        settings = {"token": "token_file", "certificate": "tls_certificate"}
+        found += [f"metrics.{settings[field]}: {problem}" for field, problem in problems(files).items()]
+    if config.metrics.file_sd:
+        folder = Path(config.metrics.file_sd).absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            found.append(f"metrics.file_sd: {folder} is no directory that can be written to; make it first")
+    return found
+
+
+def _listen(address: str, port: int) -> list[str]:
+    from learner.metrics_server import listen
+
     try:
-        family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As the server will: a port in TIME_WAIT after an earlier run is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, port))
+        listen(address, port).close()
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return [f"metrics.port: {port} on {address} is in use; choose another, or metrics.port=0 for a free one"]
         return [f"metrics.address: cannot listen on {address}:{port}: {error}"]
     return []
+
+
+def _sinks(config: Config) -> list[str]:
+    from deploy.sinks import missing
+
+    return missing(config.log)
 
 
 def _run_dir(config: Config, run_dir: Path) -> list[str]:

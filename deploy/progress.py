@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.json_lines import event
 from learner.canary import TOLERANCE
+from learner.evaluations import EvaluationResult, Evaluations, sentence
 from learner.intake import Intake
 from learner.statistics import RunStatistics
 from learner.verdict import WINDOW_SECONDS, Verdict, Watch
@@ -36,12 +39,23 @@ class Progress:
     """Reads the run's statistics from a thread of its own; the training loop does nothing for it."""
 
     def __init__(
-        self, statistics: RunStatistics, intake: Intake, pool: _Pool, watch: Watch, *, total_env_steps: int
+        self,
+        statistics: RunStatistics,
+        intake: Intake,
+        pool: _Pool,
+        watch: Watch,
+        *,
+        total_env_steps: int,
+        json_lines: bool = False,
+        evaluations: Evaluations | None = None,
     ) -> None:
         self._statistics, self._intake, self._pool, self._total = statistics, intake, pool, total_env_steps
+        self._json_lines = json_lines
         self._watch = watch
         self._verdict: Verdict | None = None
         self._told_limit = ""
+        self._evaluations = evaluations or Evaluations()
+        self._told_evaluation = self._evaluations.last
         self._console = Console(highlight=False)
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve: list[float] = []
@@ -56,14 +70,19 @@ class Progress:
                 transient=False,
                 redirect_stderr=True,
             )
-            if self._console.is_terminal
+            if self._console.is_terminal and not json_lines
             else None
         )
         self._thread = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
 
     def say(self, text: str) -> None:
         """Print as it is."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._tell(text, "message", {"message": text})
+
+    def _tell(self, text: str, kind: str, fields: Mapping[str, Any]) -> None:
+        """In words, or as an event of that kind."""
+        told = event(kind, fields) if self._json_lines else text
+        self._console.print(told, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -78,7 +97,8 @@ class Progress:
         if self._live:
             self._live.stop()
         else:
-            self.say(self._line())
+            self._tell_evaluation()
+            self._tell_line()
 
     def _keep_watching(self) -> None:
         last_line = time.monotonic()
@@ -86,14 +106,22 @@ class Progress:
             self._sample()
             if not self._live and time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
                 last_line = time.monotonic()
-                self.say(self._line())
+                self._tell_line()
                 self._tell_limit()
+            if not self._live:
+                self._tell_evaluation()
 
     def _tell_limit(self) -> None:
         """When it is another one than was told."""
         if self._verdict and self._statistics.seconds > WINDOW_SECONDS and self._verdict.stage != self._told_limit:
             self._told_limit = self._verdict.stage
-            self.say(f"limit: {self._verdict.sentence}")
+            self._tell(f"limit: {self._verdict.sentence}", "limit", self._verdict._asdict())
+
+    def _tell_evaluation(self) -> None:
+        last = self._evaluations.last
+        if last is not None and last is not self._told_evaluation:
+            self._told_evaluation = last
+            self._tell(f"evaluation: {sentence(last)}", "evaluation", last._asdict())
 
     def _sample(self) -> None:
         self._verdict = self._watch.now()
@@ -133,6 +161,7 @@ class Progress:
             "loss": "  ".join(f"{label} {terms[name]:.3f}" for name, label in _LOSSES.items() if name in terms) or "-",
             "memory": self._memory(),
             "actors": self._actors(),
+            **({"evaluation": sentence(last)} if (last := self._evaluations.last) else {}),
             "limit": self._verdict.sentence if self._verdict else "-",
         }
 
@@ -143,10 +172,25 @@ class Progress:
         restarts = sum(self._pool.restarts.values())
         return f"{self._pool.num_alive} alive" + (f", {restarts} replaced" if restarts else "")
 
-    def _line(self) -> str:
-        """One plain line, always the same numbers in the same order."""
+    def _tell_line(self) -> None:
         statistics, ledger = self._statistics, self._intake.ledger
         sampled, trained = self._rates()
+        fields = {
+            "seconds": round(statistics.seconds, 3),
+            "env_steps": ledger.trained,
+            "total_env_steps": self._total,
+            "mean_return": statistics.mean_return,
+            "sampled_env_steps_per_second": round(sampled, 1),
+            "trained_env_steps_per_second": round(trained, 1),
+            "policy_version": statistics.policy_version,
+            "policy_lag": statistics.policy_lag.mean,
+            **statistics.terms,
+        }
+        self._tell(self._line(sampled, trained), "progress", fields)
+
+    def _line(self, sampled: float, trained: float) -> str:
+        """One plain line, always the same numbers in the same order."""
+        statistics, ledger = self._statistics, self._intake.ledger
         mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
         terms = statistics.terms
         lag = f"{statistics.policy_lag.mean:.1f}" if statistics.policy_lag.count else "-"
@@ -172,7 +216,7 @@ class Progress:
 
     def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
         """What was learned and where it lies."""
-        self.say("\n" + "\n".join(_summary_lines(summary, run_dir)))
+        self._tell("\n" + "\n".join(_summary_lines(summary, run_dir)), "summary", summary)
 
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
@@ -199,10 +243,17 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
         f"  memory      {_memory_line(summary['max_log_prob_error'], summary['log_prob_checks'])}",
     ]
     if summary["actor_restarts"] or summary["env_faults"]:
+        back = summary["actor_recovery_seconds"]
+        after = f" (up again after {back['mean']:.1f} s, {back['max']:.1f} s at most)" if back["count"] else ""
         lines.append(
-            f"  faults      {summary['actor_restarts']} actors replaced, "
+            f"  faults      {summary['actor_restarts']} actors replaced{after}, "
             f"{summary['env_faults']} environment slots restarted"
         )
+    if (evaluation := summary.get("evaluation")) and evaluation["last"]:
+        last, best = (EvaluationResult(**evaluation[which]) for which in ("last", "best"))
+        better = f"; best {best.mean_return:.3f} at {best.env_steps:,}" if best != last else ""
+        failed = f"; {evaluation['failed']} failed" if evaluation["failed"] else ""
+        lines.append(f"  evaluation  {sentence(last)}{better}{failed}")
     if summary["limit"]:
         lines.append(f"  limit       {summary['limit']['sentence']}")
     lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]

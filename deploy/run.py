@@ -10,33 +10,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.code import this_code
+from actors.agent import actions_of, observation_of
 from deploy.config import Config, to_dict, to_yaml
 from deploy.crew import Crew
+from deploy.endpoint import served
+from deploy.evaluator import Evaluator, Jobs, training_side
 from deploy.hardware import available_cores
+from deploy.history import History
 from deploy.interruption import interruption
+from deploy.job_process import JobProcess
 from deploy.layout import Machine, choose_layout
-from deploy.learner_setup import LearnerSetup, RolloutProcesses
+from deploy.learner_setup import RolloutProcesses
 from deploy.progress import Progress
 from deploy.run_dir import CannotStart, exclusive, log_file
+from deploy.setups import make_learner_setup, make_worker_setup
+from deploy.sinks import make_sinks
 from deploy.summary import measured_random_return, summarize, write_json
 from deploy.versions import versions
-from envs.boundary import EnvSpec
 from envs.registry import make_env_spec
 from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from learner.device_choice import make_device_path
+from learner.evaluations import Evaluations
 from learner.intake import Driver
 from learner.ledger import Ledger
-from learner.metrics import MetricsServer, Sources
+from learner.metrics import Sources
+from learner.metrics_server import MetricsServer
+from learner.readiness import Readiness
 from learner.train import Limits, Parts, train
 from learner.verdict import Watch
 from policy.actions import Actions
 from policy.allocator import keep_freed_memory
-from policy.graph import components_to_json
 from policy.observation import Observation
 from policy.remap import NameMap, PolicyInterface, Remapping, remap
 
@@ -65,7 +70,7 @@ def run(config: Config, run_dir: Path) -> Outcome:
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(run_dir))
-        stack.enter_context(log_file(run_dir))
+        stack.enter_context(log_file(run_dir, json_lines=config.log.format == "json"))
         # What there is room for decides the layout, so a cluster comes first.
         cluster = None
         if config.mode == "cluster":
@@ -101,19 +106,9 @@ class _Run:
         resumed = self._find_resumed()
         self.run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
         self.session = 1 + int(resumed.state["session"]) if resumed else 0
-        worker = self._worker_setup(spec, resumed)
-        # Who acts and learns in turns acts with the newest weights.
-        lag = 0 if self.layout.placement == "shared" else config.actor.max_policy_lag
-        self.setup = LearnerSetup(
-            worker=worker,
-            learner=config.learner,
-            initialization=config.policy.initialization,
-            env=spec,
-            max_policy_lag=lag,
-            max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
-            seed=config.seed,
-            refused_dir=run_dir / "refused",
-        )
+        interface = self._match_names(resumed, observation_of(spec), actions_of(spec))
+        worker = make_worker_setup(config, spec, run_id=self.run_id, session=self.session, interface=interface)
+        self.setup = make_learner_setup(config, self.layout, worker, spec, run_dir / "refused")
         in_one_process = config.mode == "inline" or self.layout.num_learners == 1
         self.share = self.layout.whole() if in_one_process else self.layout.share(0)
         self.loop = self.setup.make_loop(self.share)
@@ -127,38 +122,9 @@ class _Run:
         processes = 1 if config.mode == "inline" else self.layout.num_learners if acting else self.layout.num_actors
         self.watch = Watch(self.statistics, acting=acting, num_processes=processes)
         self.books_before = self.intake.books()
-        self.limits = Limits(
-            total_env_steps=config.total_env_steps,
-            max_seconds=config.max_seconds,
-            checkpoint_every=config.checkpoint.every_updates,
-        )
-
-    def _worker_setup(self, spec: EnvSpec, resumed: Checkpoint | None) -> WorkerSetup:
-        config = self.config
-        presented = (observation_of(spec), actions_of(spec))
-        interface = self._match_names(resumed, *presented)
-        return WorkerSetup(
-            env_id=config.env.id,
-            env_kwargs=config.env.kwargs,
-            num_envs=config.env.num_envs,
-            unroll_length=config.actor.unroll_length,
-            run_id=f"{self.run_id}-{self.session}",
-            # Every session of a resumed run has random streams of its own.
-            seed=int(
-                np.random.SeedSequence(config.seed, spawn_key=(self.session,)).generate_state(1, np.uint64)[0] >> 1
-            ),
-            observation=interface.observation if interface else presented[0],
-            actions=interface.actions if interface else presented[1],
-            policy_kind=config.policy.kind,
-            components=components_to_json(config.policy.components),
-            embedding_rows=config.policy.embedding_rows,
-            action_rows=interface.action_rows if interface else None,
-            trained_observation=interface.trained_observation if interface else None,
-            presented=presented,
-            burn_in=config.actor.burn_in,
-            num_threads=config.actor.num_threads,
-            code=this_code(),
-        )
+        self.sinks = make_sinks(config.log, run_dir, self.run_id, to_dict(config))
+        self.evaluations = Evaluations(run_dir / "evaluation.jsonl")
+        self.limits = Limits(total_env_steps=config.total_env_steps, checkpoint_every=config.checkpoint.every_updates)
 
     def run(self) -> Outcome:
         """Start the pool, train, stop everything, write the summary."""
@@ -166,19 +132,39 @@ class _Run:
         with contextlib.ExitStack() as stack:
             crew = stack.enter_context(self._crew())
             # After Ray, which sets handlers of its own.
-            asked = stack.enter_context(interruption())
-            server = self._serve_metrics(crew)
-            progress = Progress(self.statistics, self.intake, crew, self.watch, total_env_steps=config.total_env_steps)
+            asked = stack.enter_context(interruption(config.max_seconds))
+            sources = self._sources(crew)
+            ready = Readiness(
+                statistics=self.statistics,
+                actors_alive=lambda: crew.num_alive,
+                stopping=asked.requested.is_set,
+                max_update_age_seconds=config.metrics.max_update_age_seconds,
+            )
+            server = stack.enter_context(served(config.metrics, sources, ready, run=self.run_dir.name))
+            progress = Progress(
+                self.statistics,
+                self.intake,
+                crew,
+                self.watch,
+                total_env_steps=config.total_env_steps,
+                json_lines=config.log.format == "json",
+                evaluations=self.evaluations,
+            )
             progress.say(self._headline(server))
+            history = History(
+                sources,
+                self.run_dir,
+                session=self.session,
+                every_seconds=config.log.every_seconds,
+                sinks=self.sinks,
+            )
             stack.callback(self.learner.close)
-            if server:
-                stack.callback(server.close)
             parts = Parts(loop=self.loop, checkpoints=self.checkpoints, describe=self._describe, peers=crew.peers)
             weights = None
             driver = None
             completed = False
             try:
-                with progress:
+                with progress, self._evaluator():
                     if crew.drive is None:
                         driver = Driver(crew.pool.pump, self.intake)
                         driver.start()
@@ -190,17 +176,20 @@ class _Run:
                     driver.stop()
                 crew.close()
                 self.intake.close()
+                history.close()
                 # A failed run's environment may be what failed: it is not played again.
                 random = measured_random_return(self.setup.worker) if completed else None
                 summary = summarize(
                     self.statistics,
                     self.intake,
                     actor_restarts=sum(crew.restarts.values()),
+                    recoveries=crew.recoveries,
                     weights=weights,
                     trained_before=self.books_before.trained,
                     random=random,
                     interrupted_by=asked.signal_number,
                     limit=self.watch.whole(),
+                    evaluations=self.evaluations,
                     about={"env_id": config.env.id, "seed": config.seed, "policy_kind": config.policy.kind},
                 )
                 write_json(self.run_dir / "summary.json", summary)
@@ -262,10 +251,8 @@ class _Run:
             accelerator=self.machine.accelerator,
         )
 
-    def _serve_metrics(self, crew: Crew) -> MetricsServer | None:
-        if self.config.metrics.port < 0:
-            return None
-        sources = Sources(
+    def _sources(self, crew: Crew) -> Sources:
+        return Sources(
             statistics=self.statistics,
             intake=self.intake,
             actors_alive=lambda: crew.num_alive,
@@ -273,8 +260,46 @@ class _Run:
             limit=self.watch.now,
             before=self.books_before,
             build=versions(),
+            about={
+                "mode": self.config.mode,
+                "placement": self.layout.placement,
+                "env_id": self.config.env.id,
+                "policy": self.config.policy.kind,
+                "device": self.learner.path.device.type,
+                "session": str(self.session),
+            },
+            actor_states=lambda: crew.states,
+            recoveries=lambda: crew.recoveries.count,
+            recovery_seconds=lambda: crew.recoveries.seconds,
+            lags=lambda: [*self.intake.lags(), *(crew.peers.lags if crew.peers else ())],
+            accelerator_memory=self.learner.path.memory_bytes,
+            target_env_steps=self.config.total_env_steps,
+            run_dir=self.run_dir,
+            evaluations=self.evaluations,
         )
-        return MetricsServer(sources, address=self.config.metrics.address, port=self.config.metrics.port)
+
+    def _evaluator(self) -> contextlib.AbstractContextManager[object]:
+        config = self.config.evaluation
+        if not config.every_env_steps:
+            return contextlib.nullcontext()
+        best = Checkpoints(self.run_dir / "best")
+        jobs: Jobs = JobProcess(silent=True)
+        if self.cluster:
+            from deploy.ray_jobs import RayJobs
+
+            jobs = RayJobs(self.cluster.session(self.machine).actor_options)
+        return Evaluator(
+            config,
+            training_side(self.setup.worker, config, num_agents=self.setup.env.num_agents, seed=self.config.seed),
+            jobs,
+            self.evaluations,
+            session=self.session,
+            newest=lambda: self.loop.weights,
+            env_steps=lambda: self.ledger.trained,
+            # Between two bookings: what a resumed run starts with has to balance.
+            describe=lambda: {**self._describe(), "ledger": self.intake.books().to_json()},
+            keep_best=(lambda weights, state: best.save(self.learner, state, weights)) if config.best else None,
+        )
 
     def _headline(self, server: MetricsServer | None) -> str:
         config, count = self.config, sum(p.numel() for p in self.learner.policy.parameters())

@@ -8,6 +8,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from actors.code import PACKAGES
+from deploy.json_lines import JsonFormatter
+
 
 class CannotStart(ValueError):
     """The settings do not fit each other, the checkpoint or the run directory; nothing was started."""
@@ -25,14 +28,21 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def log_file(run_dir: Path) -> Iterator[None]:
-    """Every log record also goes to ``run.log``."""
+def log_file(run_dir: Path, *, json_lines: bool) -> Iterator[None]:
+    """What is logged, and what this project says at level INFO, also goes to ``run.log``."""
     handler = logging.FileHandler(run_dir / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    words = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if json_lines else words)
     root = logging.getLogger()
     root.addHandler(handler)
+    # The terminal's own handler leaves INFO out.
+    levels = {name: logging.getLogger(name).level for name in PACKAGES}
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         yield
     finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         root.removeHandler(handler)
         handler.close()

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.agent import WorkerSetup
+from actors.pool import Recoveries
 from deploy.versions import versions
 from envs.reference import random_return
+from learner.evaluations import Evaluations
 from learner.intake import Intake
 from learner.statistics import RunStatistics
 from learner.verdict import Verdict
@@ -31,11 +33,13 @@ def summarize(
     intake: Intake,
     *,
     actor_restarts: int,
+    recoveries: Recoveries,
     weights: Weights | None,
     trained_before: int,
     random: float | None,
     interrupted_by: int | None,
     limit: Verdict | None,
+    evaluations: Evaluations,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that is over; ``about`` says which it was, ``trained_before`` what it resumed from."""
@@ -48,10 +52,16 @@ def summarize(
         "wall_seconds": seconds,
         "mean_return": statistics.mean_return,
         "episodes": statistics.episodes,
+        "evaluation": _evaluation(evaluations),
         "random_return": random,
         "max_log_prob_error": statistics.max_log_prob_error,
         "log_prob_checks": statistics.log_prob_checks,
         "actor_restarts": actor_restarts,
+        "actor_recovery_seconds": {
+            "count": recoveries.count,
+            "mean": recoveries.seconds / recoveries.count if recoveries.count else None,
+            "max": recoveries.slowest if recoveries.count else None,
+        },
         "env_faults": statistics.env_faults,
         "refused_updates": statistics.refused_updates,
         "lost_unrolls": intake.lost_unrolls,
@@ -64,6 +74,19 @@ def summarize(
         "limit": limit._asdict() if limit else None,
         "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
         "versions": versions(),
+    }
+
+
+def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
+    """None where the run was never evaluated."""
+    last, best = evaluations.last, evaluations.best
+    if last is None and not evaluations.failed:
+        return None
+    return {
+        "made": evaluations.count,
+        "failed": evaluations.failed,
+        "last": last._asdict() if last else None,
+        "best": best._asdict() if best else None,
     }
 
 

@@ -77,10 +77,10 @@ runtime)
         say "NOTE: MettaGrid needs Python 3.11 or 3.12, so the demo and mettagrid/... will not run in this environment"
     # One call, so that one resolver sees torch and everything that asks for it.
     step "installing shoal and its libraries (half a gigabyte, more with CUDA; a minute or so)" \
-        pip_install ${torch[@]+"${torch[@]}"} --editable '.[mettagrid]'
+        pip_install ${torch[@]+"${torch[@]}"} --editable '.[mettagrid,report]'
     ;;
 dev)
-    step "installing the developers' tools" pip_install --editable '.[mettagrid,dev]'
+    step "installing the developers' tools" pip_install --editable '.[mettagrid,report,tensorboard,wandb,trackio,dev]'
     ;;
 *) fail "unknown: $what" ;;
 esac

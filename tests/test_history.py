@@ -1,0 +1,217 @@
+"""``RUN/metrics.jsonl``, the trackers that get the same lines, and output as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from service import SMALL, read_summary, shoal, wait_for
+
+from deploy import sinks as sinks_module
+from deploy.config import LogConfig
+from deploy.history import CatalogueReader, History
+from deploy.sinks import Sink, make_sinks
+from learner.metrics import CATALOGUE
+
+INLINE = (*SMALL, "mode=inline", "run_dir=run", "learner.weight_metrics_every=5", "log.every_seconds=0.2")
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(tmp_path: Path, *settings: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    done = shoal("train", *INLINE, *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return lines_of(tmp_path / "run"), read_summary(tmp_path / "run")
+
+
+def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
+    """Catches a metric that is not written, a last line from before the end, counters that fall, a mean over the whole
+    run in place of the last seconds; a resumed run that overwrites what was."""
+    lines, summary = train(tmp_path, "total_env_steps=20000")
+    first, last = lines[0], lines[-1]
+    assert len(lines) > 2
+    assert last["env_steps"] == summary["env_steps"] == last["trained_env_steps"]
+    assert last["policy_version"] == summary["policy_version"] == last["updates"]
+    assert last["sampled_env_steps"] == summary["ledger"]["sampled"]
+    assert last["in_flight_env_steps"] == 0  # after the pool was closed
+    assert last["log_prob_error_max"] == pytest.approx(summary["max_log_prob_error"])
+    for entry in CATALOGUE:
+        name = entry.name.removeprefix("shoal_").removesuffix("_total")
+        if entry.kind == "histogram":
+            assert {f"{name}/count", f"{name}/mean", f"{name}/max"} <= last.keys()
+        elif not entry.label:
+            assert name in last
+        if entry.kind == "counter" and not entry.label:
+            assert all(a[name] <= b[name] for a, b in itertools.pairwise(lines)), name
+    assert {"loss/policy_loss", "stage_seconds/update", "limit/learner"} <= last.keys()
+    assert any(name.startswith("weight_norm/") for name in last)
+    # Means of the stretches, weighted with their episodes, are the mean of all.
+    counts = [0] + [line["episode_length_steps/count"] for line in lines]
+    means = [line["episode_length_steps/mean"] for line in lines]
+    total = sum((b - a) * (mean or 0) for a, b, mean in zip(counts, counts[1:], means, strict=False))
+    assert last["episodes"] == counts[-1] > 100
+    assert total / counts[-1] == pytest.approx(summary["env_steps"] / counts[-1], rel=0.05)
+    assert first["session"] == 0
+
+    again, _ = train(tmp_path, "total_env_steps=25000")
+    assert again[: len(lines)] == lines
+    assert {line["session"] for line in again[len(lines) :]} == {1}
+    assert again[-1]["env_steps"] >= 25000 > again[-1]["trained_env_steps"]
+
+
+def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    """Catches a run killed while it wrote: its last line would take the first of the next session with it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"env_steps": 5}\n{"env_st')
+    done = shoal("train", *INLINE, "total_env_steps=2000", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = (run / "metrics.jsonl").read_text().splitlines()
+    assert whole[:2] == ['{"env_steps": 5}', '{"env_st']
+    assert json.loads(whole[2])["session"] == 0
+
+
+class Broken:
+    """Sources whose every reading fails but one."""
+
+    failed_readings: ClassVar[Counter[str]] = Counter()
+
+    class statistics:
+        policy_version = 7
+        seconds = 5.0
+        max_log_prob_error = math.nan
+
+    class ledger:
+        trained = 3
+
+
+def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
+    """Catches one broken metric that ends the history, and numbers that are no JSON."""
+    history = History(Broken(), tmp_path, session=0, every_seconds=100.0)  # type: ignore[arg-type]
+    history.close()
+    [line] = lines_of(tmp_path)
+    assert (line["policy_version"], line["env_steps"], line["log_prob_error_max"]) == (7, 3, None)
+    read = {"policy_version", "log_prob_error_max", "failed_readings/shoal_updates_total"}
+    assert read < set(CatalogueReader().read(Broken()))  # type: ignore[arg-type]
+    assert "updates" not in line
+
+
+class Tracker:
+    """Keeps what it gets; waits at each line for as long as it is told to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.lines: list[Mapping[str, Any]] = []
+        self.may_go_on = threading.Event()
+        self.closed = False
+        self.fails = fails
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        self.may_go_on.wait()
+        if self.fails:
+            raise ConnectionError("gone")
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_slow_or_broken_tracker_costs_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a network that hangs and with it the history, or the end of the run; lines kept until memory is full."""
+    monkeypatch.setattr(sinks_module, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(sinks_module, "WAITING_LINES", 3)
+    slow, broken = Tracker(), Tracker(fails=True)
+    sink, other = Sink("slow", slow), Sink("broken", broken)
+    for n in range(10):
+        sink.put({"env_steps": n})
+    sink.close()
+    assert "slow is too slow" in caplog.text
+    assert "slow did not end in time" in caplog.text
+    slow.may_go_on.set()
+    wait_for(lambda: [line["env_steps"] for line in slow.lines][:3] == [0, 1, 2])
+    other.put({"env_steps": 0})
+    broken.may_go_on.set()
+    wait_for(lambda: "broken failed and gets no more" in caplog.text)
+    for n in range(10):
+        other.put({"env_steps": n})
+    other.close()
+
+
+def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run of a day that logs to nowhere, or ends with a traceback when its tracker is missing."""
+    monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("no_such_package", sinks_module.WeightsAndBiases)})
+    [problem] = sinks_module.missing(LogConfig(sinks=["wandb"]))
+    assert problem.startswith("log.sinks: wandb is not installed here; pip install 'shoal[wandb]'")
+    monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("json", lambda *_: 1 / 0)})
+    with pytest.raises(ValueError, match=r"log\.sinks: wandb cannot be started"):
+        make_sinks(LogConfig(sinks=["wandb"]), tmp_path, "id", {})
+
+
+def test_trackers_get_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches curves over the wrong axis, or that end early, and a call that a tracker's version does not have."""
+    for name in ("tensorboard", "wandb", "trackio"):
+        pytest.importorskip(name, reason=f"needs pip install 'shoal[{name}]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    lines, _ = train(tmp_path, "total_env_steps=5000", "log.sinks=[tensorboard, wandb, trackio]")
+    wanted = [
+        (line["env_steps"], line["loss/policy_loss"]) for line in lines if line.get("loss/policy_loss") is not None
+    ]
+    assert len(wanted) > 1
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss/policy_loss")]
+    assert [step for step, _ in found] == [step for step, _ in wanted]
+    assert [value for _, value in found] == pytest.approx([value for _, value in wanted])
+
+    [data] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert data.read_bytes().count(b"loss/policy_loss") >= len(wanted)
+
+    [database] = (tmp_path / "trackio").glob("shoal.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select step, metrics from metrics order by step").fetchall()
+    stored = [(step, json.loads(metrics)) for step, metrics in rows]
+    found = [(step, metrics["loss/policy_loss"]) for step, metrics in stored if "loss/policy_loss" in metrics]
+    assert found == wanted
+
+
+def test_output_as_json(tmp_path: Path) -> None:
+    """Catches a line on the screen or in the log that a machine cannot read."""
+    # An environment that faults makes a warning.
+    done = shoal(
+        "train",
+        *INLINE[1:],
+        "env.id=service_envs:Scripted-v0",
+        f'env.kwargs={{how: raises, at: 40, marker: "{tmp_path / "marker"}"}}',
+        "total_env_steps=3000",
+        "log.format=json",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[0]["event"] == "message"
+    assert [line["event"] for line in told][-2:] == ["progress", "summary"]
+    assert told[-1]["env_steps"] == told[-2]["env_steps"] == read_summary(tmp_path / "run")["env_steps"]
+    warnings = [json.loads(line) for line in done.stderr.splitlines()]
+    assert warnings
+    logged = [json.loads(line) for line in (tmp_path / "run" / "run.log").read_text().splitlines()]
+    assert {"time", "event", "level", "logger", "message"} <= logged[0].keys()
+    assert [line["message"] for line in warnings] == [w["message"] for w in logged if w["level"] == "WARNING"]
