@@ -120,9 +120,10 @@ def test_a_failing_evaluation_is_counted_and_the_next_one_made(
     """Catches an environment that fails only there and ends the thread with it, or keeps it for ever."""
     bench = Bench(tmp_path, {"how": how}, max_seconds=3.0 if how == "hangs" else 200.0)
     processes: set[int] = set()
+    before = set(descendants(os.getpid()))  # of other tests
 
     def failed(times: int) -> bool:
-        processes.update(descendants(os.getpid()))
+        processes.update(set(descendants(os.getpid())) - before)
         return bench.done(0, failed=times)()
 
     with bench.evaluator:
