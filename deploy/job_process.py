@@ -117,10 +117,11 @@ class JobProcess(Generic[T]):
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
                 process.start()
+                # Before an interrupt that came meanwhile is raised: who catches it must know whom to end.
+                self._process, self._connection = process, here
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 there.close()
-            self._process, self._connection = process, here
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, error: BaseException) -> JobFailed:
         """Why the process did not answer; the next job gets a new one."""
