@@ -199,7 +199,7 @@ def test_an_actor_that_hangs_on_another_node_is_ended_there(nodes: Nodes, tmp_pa
     output = end(process)
     summary = read_summary(tmp_path / "run")
     assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == 1, output
-    assert summary["lost_unrolls"] == 1
+    assert 1 <= summary["lost_unrolls"] <= 1 + 2  # of those, both actors' may be under way when the run is ended
 
 
 @pytest.mark.slow
@@ -266,7 +266,8 @@ def test_a_full_object_store_is_said_and_survived(
         ray.shutdown()
     end(process)
     summary = read_summary(tmp_path / "run")
-    assert 1 <= summary["lost_unrolls"] <= summary["actor_restarts"]
+    # Besides, one may be under way when the run is ended.
+    assert 1 <= summary["lost_unrolls"] <= summary["actor_restarts"] + 1
     nodes.have(0)
 
 
