@@ -324,6 +324,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Time to replace an actor",
             {"seconds": "shoal_actor_recovery_seconds_total / (shoal_actor_recoveries_total > 0)"},
             "s",
+            when_empty="none was replaced",
             note="From noticing the failure; mean of this process.",
         ),
         Panel("Since the last checkpoint", {"seconds": _SINCE_CHECKPOINT}, "s", bad_above=3600),

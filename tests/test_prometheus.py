@@ -38,6 +38,7 @@ needs_prometheus = pytest.mark.skipif(
 # What a run shows only once something happened to it, or with settings that this one does not have.
 NOTHING_YET = {
     *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
+    "shoal_actor_recoveries_total",
     *("shoal_evaluation_return", "shoal_evaluation_best_return", "shoal_evaluation_env_steps"),
     *("shoal_weight_clipped_fraction", "shoal_accelerator_memory_bytes", "shoal_failed_readings_total", "ALERTS"),
 }
