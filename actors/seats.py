@@ -231,7 +231,12 @@ class Seats:
                 self._fail_late(seat)
 
     def _fail_late(self, seat: Seat) -> None:
-        self.fail(seat, "timeout", TimeoutError("an environment that hangs, or too small a time limit"))
+        why = "an environment that hangs, or too small a time limit"
+        if seat.work == "whereabouts":
+            why = (
+                "its process hangs in its start: a library that is never loaded, or a file system that does not answer"
+            )
+        self.fail(seat, "timeout", TimeoutError(why))
 
     def fail(self, seat: Seat, reason: str, error: Exception) -> None:
         """End the seat's actor; another will come after a pause that grows with every failure."""

@@ -72,7 +72,7 @@ class LogConfig:
     every_seconds: float = 10.0
     """Between lines of RUN/metrics.jsonl, which has every metric over time."""
     format: Literal["text", "json"] = "text"
-    """``json``: what appears on the screen and in RUN/run.log is one JSON object a line, for machines that read it."""
+    """``json``: progress, warnings, the summary and RUN/run.log are one JSON object a line, for machines."""
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = dataclasses.field(default_factory=list)
     """Trackers that get the same numbers; each is an extra: pip install 'shoal[tensorboard]'."""
     project: str = "shoal"
@@ -117,8 +117,8 @@ class EvaluationConfig:
     max_seconds: float = 600.0
     """One that takes longer is given up."""
     niceness: int = 15
-    """Of the process that plays, 0 to 19: at 15 it gets about 3% of a core where training uses all of them, and what
-    is idle."""
+    """Of the process that plays, 0 to 19: at 15 Linux gives it about 3% of a core where training uses all of them, and
+    what is idle."""
 
     def __post_init__(self) -> None:
         problems = []

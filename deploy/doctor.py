@@ -173,9 +173,9 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
             f"{config.actor.max_policy_lag} versions: actors wait {1 - enough / actors:.0%} of their time"
         )
     else:
-        # Versions made during an unroll, and half a batch that fills up behind it.
-        share = layout.batch_size // layout.num_learners
-        lag = min(config.actor.max_policy_lag, actors * config.env.num_envs / share + 0.5)
+        # Versions made during an unroll, and on average while the rest of its batch comes in.
+        unrolls = max(1.0, layout.batch_size / layout.num_learners / config.env.num_envs)
+        lag = min(config.actor.max_policy_lag, actors / unrolls + (unrolls - 1) / (2 * unrolls))
         lines.append(
             f"  expect         {layout.num_actors * actor:,.0f} environment steps/s and a lag of about {lag:.1f} "
             f"versions: {whose} waits {1 - actors / enough:.0%} of its time; more actors (actor.num_actors) help"

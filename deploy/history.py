@@ -10,7 +10,6 @@ sessions only what lies before that counts.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.sinks import Sink
+from learner.jsonl import append
 from learner.metrics import CATALOGUE, Sources
 from learner.statistics import Histogram
 
@@ -41,7 +41,6 @@ class History:
         self._failed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="history", daemon=True)
-        _end_torn_line(self._path)
         self._thread.start()
 
     def close(self) -> None:
@@ -59,8 +58,7 @@ class History:
     def _write(self) -> None:
         line = self._line()
         try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            append(self._path, line)
             self._failed = False
         except OSError as error:
             if not self._failed:
@@ -124,12 +122,3 @@ def _finite(value: Any) -> float | int | None:
     if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-def _end_torn_line(path: Path) -> None:
-    """A process that was killed may have left half a line; what follows must not be glued to it."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")

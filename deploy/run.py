@@ -363,7 +363,8 @@ class _Run:
             "session": self.session,
             "env_id": self.config.env.id,
             "env_kwargs": self.config.env.kwargs,
-            "ledger": self.ledger.to_json(),
+            # Between two bookings: whoever keeps the best weights asks from a thread of its own.
+            "ledger": self.intake.books().to_json(),
             "mean_return": self.statistics.mean_return,
             "config": to_dict(self.config),
             "versions": versions(),

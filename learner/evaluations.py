@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from learner.jsonl import append
+
 log = logging.getLogger(__name__)
 
 
@@ -59,12 +61,7 @@ class Evaluations:
         is_best = self._take_in(result)
         if self._file:
             try:
-                with self._file.open("a+b") as file:
-                    # A line that was torn by a crash stays a line of its own.
-                    torn = file.tell() and (file.seek(-1, 2), file.read())[1] != b"\n"
-                    file.write(
-                        (b"\n" if torn else b"") + json.dumps(result._asdict(), allow_nan=False).encode() + b"\n"
-                    )
+                append(self._file, result._asdict())
             except (OSError, ValueError) as error:
                 log.warning("an evaluation could not be written to %s: %s", self._file, error)
         return is_best

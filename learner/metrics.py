@@ -129,7 +129,7 @@ _LOSS = (
 )
 _REPLACED = (
     "Actors replaced: error, the environment raised; timeout, it hung; died, its process ended; oom, for want of "
-    "memory; node_died; preempted, its node leaves."
+    "memory; object_store, its node's is full; node_died; preempted, its node leaves."
 )
 _STALE = (
     "Actors at an unroll that began more than actor.max_policy_lag versions ago: it will come too late. Of learners "

@@ -329,7 +329,7 @@ class _Conversation(BaseHTTPRequestHandler):
 
     def __init__(self, client: socket.socket, connection: _Connection, server: MetricsServer) -> None:
         self._connection, self._metrics = connection, server
-        super().__init__(client, ("", 0), None)  # type: ignore[arg-type]
+        super().__init__(client, ("", 0), None)  # type: ignore[arg-type]  # a server, which it never asks
 
     def setup(self) -> None:
         """Read with deadlines."""

@@ -42,7 +42,7 @@ def start_server(collector: Collector, *, address: str = "127.0.0.1", **options:
     """At a free port."""
     registry = CollectorRegistry()
     registry.register(collector)
-    return MetricsServer(registry, address=address, port=0, **options)  # type: ignore[arg-type]
+    return MetricsServer(registry, address=address, port=0, **options)
 
 
 def write_files(authority: trustme.CA, folder: Path) -> AccessFiles:
@@ -72,7 +72,7 @@ def ask(
     """(status, headers, body) of one request with a connection of its own."""
     kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
     options = {"context": tls} if tls else {}
-    with contextlib.closing(kind("127.0.0.1", server.port, timeout=HANG, **options)) as connection:  # type: ignore[arg-type]
+    with contextlib.closing(kind("127.0.0.1", server.port, timeout=HANG, **options)) as connection:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
         return answer.status, dict(answer.getheaders()), answer.read()

@@ -293,14 +293,14 @@ def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
     assert main(["doctor", "--measure", *SMALL, *settings, "run_dir=run"]) == 0
     said = capsys.readouterr().out
     acting, learning = (
-        float(re.search(rf"{name} +([\d,]+) environment steps/s", said)[1].replace(",", ""))  # type: ignore[index]
+        float(re.search(rf"{name} +([\d,]+) environment steps/s", said)[1].replace(",", ""))
         for name in ("acting", "learning")
     )
     if "placement=shared" in settings:
-        together = float(re.search(r"together +([\d,]+)", said)[1].replace(",", ""))  # type: ignore[index]
+        together = float(re.search(r"together +([\d,]+)", said)[1].replace(",", ""))
         assert together == pytest.approx(1 / (1 / acting + 1 / learning), rel=0.01)
     else:
-        enough = float(re.search(r"feeding +([\d.]+) actors", said)[1])  # type: ignore[index]
+        enough = float(re.search(r"feeding +([\d.]+) actors", said)[1])
         assert enough == pytest.approx(learning / acting, abs=0.06)
         assert "it has 2" in said
         assert ("actors wait" if enough < 2 else "the learner waits") in said

@@ -90,7 +90,7 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
 def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
     """Catches a run killed while it wrote: its last line would take the first of the next session with it."""
     (tmp_path / "metrics.jsonl").write_text('{"env_steps": 5}\n{"env_st')
-    History(Broken(), tmp_path, session=1, every_seconds=100.0).close()  # type: ignore[arg-type]
+    History(Broken(), tmp_path, session=1, every_seconds=100.0).close()
     whole = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert whole[:2] == ['{"env_steps": 5}', '{"env_st']
     assert json.loads(whole[2])["session"] == 1
@@ -98,12 +98,12 @@ def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
 
 def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
     """Catches one broken metric that ends the history, and numbers that are no JSON."""
-    history = History(Broken(), tmp_path, session=0, every_seconds=100.0)  # type: ignore[arg-type]
+    history = History(Broken(), tmp_path, session=0, every_seconds=100.0)
     history.close()
     [line] = lines_of(tmp_path)
     assert (line["policy_version"], line["env_steps"], line["log_prob_error_max"]) == (7, 3, None)
     read = {"policy_version", "log_prob_error_max", "failed_readings/shoal_updates_total"}
-    assert read < set(CatalogueReader().read(Broken()))  # type: ignore[arg-type]
+    assert read < set(CatalogueReader().read(Broken()))
     assert "updates" not in line
 
 
