@@ -303,6 +303,11 @@ def _cross_checks(config: Config) -> list[str]:
             f"learner.refresh_states: segments start either from refreshed states or from actor.burn_in="
             f"{config.actor.burn_in} rows before them, not from both; set one of the two to nothing"
         )
+    if config.evaluation.every_env_steps > config.total_env_steps:
+        problems.append(
+            f"evaluation.every_env_steps: {config.evaluation.every_env_steps} is more than total_env_steps="
+            f"{config.total_env_steps}: none would ever be made"
+        )
     return problems
 
 

@@ -127,9 +127,32 @@ def alive(pid: int) -> bool:
         return False
 
 
+def open_files(pid: int) -> int:
+    """Descriptors that a process holds."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def shared_memory() -> set[str]:
+    """Names in shared memory, whoever made them."""
+    place = Path("/dev/shm")
+    return {path.name for path in place.iterdir()} if place.is_dir() else set()
+
+
 def ups(run: Path) -> int:
     """How often an actor, or a learner beside the run's own, finished its start; before that it may hang longer."""
     return (run / "run.log").read_text().count(" is up: ")
+
+
+def recovered(run: Path) -> dict[str, Any]:
+    """``summary.json`` of a run with the default lag whose actors were replaced: each came back, after a time that is
+    told, and what was trained was made with current weights."""
+    summary = read_summary(run)
+    back = summary["actor_recovery_seconds"]
+    assert back["count"] == summary["actor_restarts"] >= 1
+    assert 0 < back["mean"] <= back["max"] < summary["wall_seconds"]
+    assert summary["policy_lag"]["max"] <= 2
+    assert summary["log_prob_checks"] >= 1
+    return summary
 
 
 def read_summary(run: Path) -> dict[str, Any]:

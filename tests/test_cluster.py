@@ -7,12 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from service import SHARED, SMALL, actor_processes, alive, read_summary, shoal, start_shoal, ups, wait_for
+from service import (
+    SHARED,
+    SMALL,
+    actor_processes,
+    alive,
+    open_files,
+    read_summary,
+    recovered,
+    shared_memory,
+    shoal,
+    start_shoal,
+    ups,
+    wait_for,
+)
 
 STORE = 80 * 2**20
 ROLLOUT = {"role": "rollout"}
@@ -79,9 +93,11 @@ def _cluster() -> Iterator[Nodes]:
     import ray
 
     ray.shutdown()
+    memory = shared_memory()
     made = Nodes()
     yield made
     made.cluster.shutdown()
+    assert shared_memory() <= memory
 
 
 @pytest.fixture
@@ -117,6 +133,11 @@ def goes_on(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     wait_for(lambda: newest(tmp_path) > at + 20, process=process)
 
 
+def lets_go(process: subprocess.Popen[str], held: int) -> None:
+    """Of what it held open for those who are gone; connections are closed some time after."""
+    wait_for(lambda: open_files(process.pid) <= held, seconds=60, process=process)
+
+
 def test_lock_step_gives_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path) -> None:
     """Catches an update that depends on where actors live."""
     nodes.have(2)
@@ -149,7 +170,7 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     nodes.have(2)
     process = nodes.start(tmp_path, "actor.num_actors=3", "cluster.autoscaling=true")
     wait_for(lambda: newest(tmp_path) and ups(tmp_path / "run") == 3, process=process)
-    before = nodes.actors()
+    before, held = nodes.actors(), open_files(process.pid)
     assert set(before.values()) == {node.node_id for node in nodes.rollout}  # and none beside the learner
     lost = nodes.rollout[0]
     nodes.kill(lost)
@@ -157,11 +178,11 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     back = nodes.add()
     wait_for(lambda: len(there := nodes.actors()) == 3 and back.node_id in there.values(), process=process)
     goes_on(tmp_path, process)
+    lets_go(process, held)
     output = end(process)
-    summary = read_summary(tmp_path / "run")
+    summary = recovered(tmp_path / "run")
     gone = sum(node == lost.node_id for node in before.values())
     assert summary["actor_restarts"] >= gone, output
-    assert summary["policy_lag"]["max"] <= 2
     assert summary["lost_unrolls"] <= summary["actor_restarts"]
     wait_for(lambda: not any(map(alive, before)), seconds=60)
 
@@ -172,15 +193,16 @@ def test_actors_leave_a_draining_node(nodes: Nodes, tmp_path: Path) -> None:
     nodes.have(2)
     process = nodes.start(tmp_path, "actor.num_actors=2", "actor.max_consecutive_failures=1")
     wait_for(lambda: newest(tmp_path) and ups(tmp_path / "run") == 2, process=process)
-    leaving = nodes.rollout[0].node_id
+    leaving, held = nodes.rollout[0].node_id, open_files(process.pid)
     leavers = sum(node == leaving for node in nodes.actors().values())
     nodes.drain(nodes.rollout[0])
     wait_for(lambda: len(there := nodes.actors()) == 2 and leaving not in there.values(), process=process)
     goes_on(tmp_path, process)
+    lets_go(process, held)
     output = end(process)
     nodes.kill(nodes.rollout[0])
-    summary = read_summary(tmp_path / "run")
-    assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == leavers, output
+    summary = recovered(tmp_path / "run")
+    assert summary["actor_restarts"] == leavers, output
     assert summary["lost_unrolls"] == 0
     assert "leaves its node, which is draining" in output
 
@@ -191,14 +213,15 @@ def test_an_actor_that_hangs_on_another_node_is_ended_there(nodes: Nodes, tmp_pa
     nodes.have(2)
     process = nodes.start(tmp_path, "actor.num_actors=2", "actor.unroll_timeout_seconds=20")
     wait_for(lambda: newest(tmp_path) and ups(tmp_path / "run") == 2, process=process)
-    victim = next(iter(nodes.actors()))
+    victim, held = next(iter(nodes.actors())), open_files(process.pid)
     os.kill(victim, signal.SIGSTOP)
     wait_for(lambda: not alive(victim), process=process)
     wait_for(lambda: len(there := nodes.actors()) == 2 and victim not in there, process=process)
     goes_on(tmp_path, process)
+    lets_go(process, held)
     output = end(process)
-    summary = read_summary(tmp_path / "run")
-    assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == 1, output
+    summary = recovered(tmp_path / "run")
+    assert summary["actor_restarts"] == 1, output
     assert 1 <= summary["lost_unrolls"] <= 1 + 2  # of those, both actors' may be under way when the run is ended
 
 
@@ -220,21 +243,31 @@ def test_a_run_starts_with_the_actors_that_have_a_place(nodes: Nodes, tmp_path: 
 
 
 class Hog:
-    """Fills the object store of its node."""
+    """Fills the object store of its node, and takes whatever others give back."""
 
     def __init__(self) -> None:
-        self.held: list[Any] = []
+        self._held: list[Any] = []
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._fill)
 
     def fill(self) -> None:
+        self._thread.start()
+
+    def let_go(self) -> None:
+        self._enough.set()
+        self._thread.join()
+        self._held.clear()
+
+    def _fill(self) -> None:
         import numpy as np
         import ray
 
-        with contextlib.suppress(ray.exceptions.OutOfDiskError):
-            while True:
-                self.held.append(ray.put(np.zeros(2**19, np.uint8)))
-
-    def let_go(self) -> None:
-        self.held.clear()
+        while not self._enough.is_set():
+            for size in (2**19, 2**17):  # the second is what an unroll might still fit in
+                with contextlib.suppress(ray.exceptions.OutOfDiskError):
+                    while not self._enough.is_set():
+                        self._held.append(ray.put(np.zeros(size, np.uint8)))
+            self._enough.wait(0.02)
 
 
 @pytest.mark.slow

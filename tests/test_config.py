@@ -101,6 +101,12 @@ def test_lock_step_shares_a_batch_equally() -> None:
     assert len(problems_of(*lock_step, "actor.num_actors=8")) == 1
 
 
+def test_an_evaluation_that_would_never_come_is_refused() -> None:
+    """Catches evaluation that was asked for and silently never made."""
+    [problem] = problems_of("evaluation.every_env_steps=200", "total_env_steps=100")
+    assert problem.startswith("evaluation.every_env_steps: 200 is more than total_env_steps=100")
+
+
 def test_burn_in_is_checked() -> None:
     """Catches rows that no unroll has, and two ways to start a segment at once."""
     [problem] = problems_of("actor.unroll_length=16", "actor.burn_in=17")

@@ -10,7 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
-from service import actor_processes, alive, descendants, read_summary, shoal, start_shoal, wait_for
+from service import (
+    actor_processes,
+    alive,
+    descendants,
+    open_files,
+    read_summary,
+    recovered,
+    shoal,
+    start_shoal,
+    ups,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,7 +57,8 @@ def test_a_run_outlives_its_actors(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     wait_for(lambda: list(tmp_path.glob("run/checkpoints/0*")), process=process)
-    children = set(descendants(process.pid))
+    wait_for(lambda: ups(tmp_path / "run") == 3, process=process)
+    children, held = set(descendants(process.pid)), open_files(process.pid)
     choose = random.Random(0)
     killed = 0
     end = time.monotonic() + 30
@@ -56,11 +68,11 @@ def test_a_run_outlives_its_actors(tmp_path: Path) -> None:
             killed += 1
         children |= set(descendants(process.pid))
         time.sleep(3)
+    wait_for(lambda: open_files(process.pid) <= held, process=process)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    summary = read_summary(tmp_path / "run")
+    summary = recovered(tmp_path / "run")
     assert killed - 1 <= summary["actor_restarts"] <= killed
-    assert summary["policy_lag"]["max"] <= 2
     assert summary["log_prob_checks"] > 5
     assert summary["refused_trajectories"] == {}
     wait_for(lambda: not any(map(alive, children)), seconds=30)

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import os
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -394,7 +395,8 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         f"metrics.tls_key={access_files.key}",
         "metrics.port=0",
     ]
-    settings += [f"metrics.token_file={access_files.token}", "run_dir=run", "mode=inline", "total_env_steps=60000"]
+    settings += [f"metrics.token_file={access_files.token}", "run_dir=run", "mode=inline", "total_env_steps=1000000000"]
+    settings += ["max_seconds=120"]
     process = start_shoal("train", *small, *settings, cwd=tmp_path)
     assert process.stdout is not None
     port = None
@@ -444,6 +446,7 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         while process.poll() is None and len(answered) < 10:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answered.append(request(Authorization=f"Bearer {TOKEN}"))
+        process.send_signal(signal.SIGINT)
         wait_for(lambda: process.poll() is not None)
     finally:
         stop.set()
@@ -453,10 +456,9 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         text = said.result(HANG)
         reader.shutdown()
         process.stdout.close()
-    assert process.returncode == 0, text
+    assert process.returncode == 130, text
     assert answered == [200] * 10
-    summary = read_summary(tmp_path / "run")
-    assert summary["env_steps"] >= 60_000
+    read_summary(tmp_path / "run")
     log = (tmp_path / "run" / "run.log").read_text()
     assert "Traceback" not in log
     assert len(log.splitlines()) < 100, log

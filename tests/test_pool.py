@@ -1,4 +1,5 @@
-"""Actors that die, hang and fail, with real Ray: the run goes on, and every step stays in the books."""
+"""Actors that die, hang and fail, on a real Ray cluster of several nodes: the run goes on, every step stays in the
+books, nothing is left behind. The faults of whole nodes are in ``test_cluster.py``."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from service import (
     make_setup,
     make_spec,
     read_summary,
+    recovered,
+    shared_memory,
     shoal,
     start_shoal,
     wait_for,
@@ -38,12 +42,39 @@ from policy.trajectory import Trajectory
 from policy.weights import Weights, flatten_weights
 
 SCRIPTED = "service_envs:Scripted-v0"
+STORE = 80 * 2**20
+PLACED = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[str]:
+    """Its address: a head without CPUs, where the coordinator is, and two nodes."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    memory = shared_memory()
+    head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        made.add_node(num_cpus=2, object_store_memory=STORE)
+    yield str(made.address)
+    ray.shutdown()
+    made.shutdown()
+    assert shared_memory() <= memory
+
+
+@pytest.fixture
+def cluster(_cluster: str) -> None:
+    """This process is connected to it; tests that start Ray themselves disconnect."""
+    if not ray.is_initialized():
+        ray.init(address=_cluster, log_to_driver=False, logging_level="ERROR")
 
 
 class Run:
     """A pool and its intake, with a loop in place of a learner: every batch is one more version."""
 
     def __init__(self, setup: WorkerSetup, num_actors: int = 2, **config: Any) -> None:
+        self._memory = shared_memory()
         self.weights = flatten_weights(setup.make_policy(), 0)
         self.intake = Intake(
             make_spec(setup),
@@ -56,7 +87,7 @@ class Run:
         )
         self.version = 0
         self.intake.publish(0, self.weights)
-        self.pool = RayPool(setup, range(num_actors), ActorConfig(**config), self.intake, {"num_cpus": 1})
+        self.pool = RayPool(setup, range(num_actors), ActorConfig(**config), self.intake, PLACED)
 
     def update(self) -> Trajectory:
         [trajectory] = self.intake.next_batch(self.pool.pump, threading.Event()) or []
@@ -75,13 +106,17 @@ class Run:
 
     def close(self) -> list[int]:
         processes = self.pool.process_ids()
+        back = self.pool.recoveries
         self.pool.close()
         self.intake.close()
         assert self.intake.ledger.balance() == self.intake.ledger.in_flight == 0
+        assert back.count <= sum(self.pool.restarts.values())
+        assert back.seconds >= 0.5 * back.count  # the shortest pause before a successor
+        assert shared_memory() <= self._memory
         return processes
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_a_killed_actor_is_replaced() -> None:
     """Catches a run that stops, or hangs, with its first dead actor; a replacement that is not counted, or acts with
     the weights of long ago; processes that stay."""
@@ -94,6 +129,7 @@ def test_a_killed_actor_is_replaced() -> None:
     assert back.header.actor == 0
     assert run.version - 1 - back.header.policy_version <= 2
     assert run.pool.restarts == {"died": 1}
+    assert run.pool.recoveries.count == 1
     assert run.intake.lost_unrolls <= 1
     assert set(run.intake.ledger.dropped) <= {"stale"}
     assert not run.intake.refused
@@ -117,7 +153,7 @@ class StopsInItsStart:
         pass
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_an_actor_that_hangs_in_its_start_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,7 +163,7 @@ def test_an_actor_that_hangs_in_its_start_is_replaced(
     seats = Seats(
         range(1),
         title="actor",
-        make=lambda _, incarnation: ray.remote(StopsInItsStart).options(num_cpus=1).remote(incarnation),
+        make=lambda _, incarnation: ray.remote(StopsInItsStart).options(**PLACED).remote(incarnation),
         needs="1 CPU",
         call_timeout_seconds=60.0,
         max_consecutive_failures=100,
@@ -153,30 +189,32 @@ def test_an_actor_that_hangs_in_its_start_is_replaced(
     seats.close()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_an_unroll_under_way_is_lost_and_counted(tmp_path: Path) -> None:
     """Catches an admission that is never given back: in the end nobody would be admitted any more."""
     setup = make_setup(SCRIPTED, how="exits", at=30, marker=str(tmp_path / "marker"))
     run = Run(setup)
     run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
     assert run.pool.restarts == {"died": 1}
+    assert run.pool.recoveries.count == 1
     assert run.intake.lost_unrolls == 1
     run.close()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
     """Catches one environment that sleeps for ever and takes its actor, or everybody, with it."""
     setup = make_setup(SCRIPTED, how="hangs", at=30, marker=str(tmp_path / "marker"))
     run = Run(setup, unroll_timeout_seconds=2.0)
     run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
     assert run.pool.restarts == {"timeout": 1}
+    assert run.pool.recoveries.count == 1
     assert run.intake.lost_unrolls == 1
     processes = run.close()
     wait_for(lambda: not any(map(alive, processes)), seconds=60)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
     """Catches a barrier among actors, and unrolls that are trained although they came too late; fault 10."""
     setup = make_setup(SCRIPTED, how="dawdles", at=30, marker=str(tmp_path / "marker"))
@@ -191,7 +229,7 @@ def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
     run.close()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_actors_wait_for_a_learner_that_stalls() -> None:
     """Catches a queue that grows while the learner is busy with something else, until memory is gone; fault 11."""
     run = Run(make_setup("recall", num_envs=8, unroll_length=32))
@@ -208,7 +246,7 @@ def test_actors_wait_for_a_learner_that_stalls() -> None:
     run.close()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_an_environment_that_always_fails_ends_the_run() -> None:
     """Catches an endless loop of restarts, and an end that does not say what the environment said."""
     run = Run(make_setup(SCRIPTED, how="raises"), num_actors=1, max_consecutive_failures=2)
@@ -222,7 +260,7 @@ def test_an_environment_that_always_fails_ends_the_run() -> None:
     run.close()
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("cluster")
 def test_an_actor_refuses_other_weights_than_were_published() -> None:
     """Catches an actor that plays on with weights which were damaged on their way."""
     run = Run(make_setup("recall"), num_actors=1, max_consecutive_failures=1)
@@ -264,13 +302,10 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    summary = read_summary(tmp_path / "run")
+    summary = recovered(tmp_path / "run")
     assert summary["actor_restarts"] == 1
-    back = summary["actor_recovery_seconds"]
-    assert back["count"] == 1
-    assert 0.5 <= back["mean"] == back["max"]  # the pause before it comes back
+    assert summary["actor_recovery_seconds"]["mean"] >= 0.5  # the pause before it comes back
     assert "1 actors replaced (up again after" in output
-    assert summary["policy_lag"]["max"] <= 2
     assert summary["log_prob_checks"] > 10
     assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]
     wait_for(lambda: not any(map(alive, children)), seconds=60)

@@ -1,9 +1,10 @@
 """A run whose actors and machines die all the time: ``shoal bench chaos [--seconds 600] [--json] [key=value ...]``.
 
 A Ray cluster of several nodes on this machine; every few seconds a random actor is killed, every minute a random node,
-in whose place another comes. Then the same run once more in peace, to as many environment steps. Said of both: how it
-ended, whether the books balance, how throughput followed the living actors, what became of memory and what was learned.
-Run it alone on the machine. The order of the blows follows from --seed; what they meet does not.
+in whose place another comes. Then the same run in peace, for as many environment steps but no more than --peace-steps:
+once with the same seed, and with others, to see how far runs differ anyway. Said of each: how it ended, whether its
+books balance, how throughput followed the living actors, what became of memory and what was learned. Run it alone on
+the machine. The order of the blows follows from --seed; what they meet does not.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from service import actor_processes
 STORE = 100 * 2**20
 NODES, CPUS_PER_NODE = 2, 2
 SETTINGS = (
-    *("env.id=recall", "env.num_envs=16", "actor.unroll_length=16", "learner.batch_size=32", "learner.num_threads=1"),
+    # The memory task with its own recipe, but for the lag.
+    *("--config", "recall", "mode=cluster", "env.num_envs=16", "actor.max_policy_lag=2"),
     *(f"actor.num_actors={NODES * CPUS_PER_NODE}", "cluster.autoscaling=true", "checkpoint.every_updates=200"),
     *("actor.max_consecutive_failures=1000", "metrics.port=0", "run_dir=run", "log.every_seconds=1"),
 )
@@ -80,10 +82,21 @@ def scrape(url: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^((?:shoal|process)_\w+) (\S+)$", text, re.MULTILINE)}
 
 
-def train(nodes: Nodes, directory: Path, limit: str, chance: random.Random | None, options: argparse.Namespace) -> dict:
+def train(
+    nodes: Nodes, limit: list[str], seed: int, chance: random.Random | None, options: argparse.Namespace
+) -> dict[str, Any]:
     """One run to its end; under blows where there is ``chance``."""
-    command = [sys.executable, "-m", "deploy.cli", "train", *SETTINGS, *options.settings, limit]
-    command += ["mode=cluster", f"cluster.address={nodes.cluster.address}"]
+    while len(nodes.nodes) < NODES:
+        nodes.add()
+    with tempfile.TemporaryDirectory() as directory:
+        return _train(nodes, Path(directory), [*limit, f"seed={seed}"], chance, options)
+
+
+def _train(
+    nodes: Nodes, directory: Path, limit: list[str], chance: random.Random | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    command = [sys.executable, "-m", "deploy.cli", "train", *SETTINGS, *options.settings, *limit]
+    command.append(f"cluster.address={nodes.cluster.address}")
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     url, said = None, ""
@@ -135,12 +148,12 @@ def train(nodes: Nodes, directory: Path, limit: str, chance: random.Random | Non
     }
 
 
-def learning_curve(path: Path) -> dict[str, float]:
-    """Return of the last 256 episodes at tenths of the run."""
+def learning_curve(path: Path, every: int = 50_000) -> dict[str, float]:
+    """Return of the last 256 episodes, by environment steps trained."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     points = [(line["env_steps"], line["mean_return"]) for line in lines if line["mean_return"] is not None]
-    wanted = [points[-1][0] * n // 10 for n in range(1, 11)]
-    return {f"{at:,}": round(next(value for steps, value in points if steps >= at), 3) for at in wanted}
+    wanted = range(every, points[-1][0], every)
+    return {f"{at:,}": round(next(value for steps, value in points if steps >= at), 2) for at in wanted}
 
 
 def follow(samples: list[dict[str, float]]) -> dict[str, Any]:
@@ -173,28 +186,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of the run under blows")
     parser.add_argument("--actor-every", type=float, default=6.0, help="seconds between killed actors, on average")
     parser.add_argument("--node-every", type=float, default=60.0, help="seconds between killed nodes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peace", type=int, default=3, help="runs in peace, each with a seed of its own")
+    parser.add_argument("--peace-steps", type=int, default=500_000, help="environment steps of each at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the blows")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     nodes = Nodes()
-    results = {}
+    runs: dict[str, dict[str, Any]] = {}
+    results: dict[str, Any] = {"runs": runs}
     shared_memory = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
     try:
-        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-            limit = f"max_seconds={options.seconds}"
-            results["chaos"] = train(nodes, Path(first), limit, random.Random(options.seed), options)
-            steps = results["chaos"]["env_steps"]
-            while len(nodes.nodes) < NODES:
-                nodes.add()
-            results["peace"] = train(nodes, Path(second), f"total_env_steps={steps}", None, options)
+        limit = [f"max_seconds={options.seconds}", "total_env_steps=1000000000"]
+        runs["chaos"] = train(nodes, limit, 0, random.Random(options.seed), options)
+        limit = [f"total_env_steps={min(runs['chaos']['env_steps'], options.peace_steps)}"]
+        for seed in range(options.peace):
+            runs[f"peace {seed}"] = train(nodes, limit, seed, None, options)
         results["left_behind"] = nodes.actors()
     finally:
         nodes.cluster.shutdown()
     if shared_memory or Path("/dev/shm").is_dir():
         results["shared_memory_left"] = sorted(set(os.listdir("/dev/shm")) - shared_memory)
-    for name in results["chaos"]:
-        print(f"{name}\n    chaos  {results['chaos'][name]}\n    peace  {results['peace'][name]}")
+    for name in runs["chaos"]:
+        print("\n".join([name, *(f"    {run}  {found[name]}" for run, found in runs.items())]))
     print(f"processes left: {results['left_behind'] or 'none'}")
     if options.json:
         print(json.dumps(results))

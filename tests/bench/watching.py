@@ -4,7 +4,8 @@ The demo, twice a round, in alternating order: read by nobody (no line of metric
 for the measurement), and watched: its page scraped every second as Prometheus does it, a line of metrics.jsonl every
 second, TensorBoard where it is installed, logs as JSON. The ratio of environment steps per second, round by round.
 ``--flood N`` adds a third run a round, to which another process of this machine sends N requests a second, each with a
-connection of its own: on few cores that process takes its share, too, and says how much. Run it alone on the machine.
+connection of its own: on few cores that process takes its share, too, and says how much. ``--evaluate N`` adds a run
+that is evaluated every N environment steps while it trains. Run it alone on the machine.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds of each run before")
     parser.add_argument("--flood", type=float, default=0.0, metavar="N", help="requests a second of the third run")
+    parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="environment steps between evaluations")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
@@ -136,6 +138,9 @@ def main() -> None:
     }
     if options.flood:
         watches["flooded"] = flood
+    if options.evaluate:
+        watches["evaluated"] = contextlib.nullcontext
+        SETTINGS["evaluated"] = [*SETTINGS["alone"], f"evaluation.every_env_steps={options.evaluate}"]
     rounds: list[dict[str, float]] = []
     for i in range(options.rounds):
         names = list(watches) if i % 2 == 0 else list(watches)[::-1]

@@ -1,4 +1,4 @@
-"""The nearly free environment that every peer steps, in numpy alone: the same work as shoal's ``synthetic``.
+"""What every peer steps: for speed a nearly free environment in numpy alone, the same work as shoal's ``synthetic``.
 
 Observations are 200 tokens x 3 uint8, half of them padding, copied from a pool; rewards are small numbers from a pool;
 episodes are truncated every 128 steps, slots spread over the phases of an episode. Each adapter dresses it in its
@@ -7,8 +7,10 @@ peer's vector interface.
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
-from network import NUM_FEATURES, NUM_TOKENS, WINDOW
+from network import NUM_ACTIONS, NUM_FEATURES, NUM_TOKENS, WINDOW
+from tasks import TASKS, Task
 
 USED_TOKENS = 100
 EPISODE_LENGTH = 128
@@ -20,6 +22,8 @@ class FreeEnvironment:
     """B slots. ``next_step`` is gymnasium's autoreset mode: the call after an end ignores the action and only resets;
     otherwise the call in which an episode ends returns the next one's first observation."""
 
+    num_actions = NUM_ACTIONS
+
     def __init__(self, num_envs: int, seed: int, *, next_step: bool) -> None:
         self.num_envs = num_envs
         self._next_step = next_step
@@ -29,6 +33,8 @@ class FreeEnvironment:
         self._reward = self._rng.normal(scale=0.1, size=rows).astype(np.float32)
         self._offset = 0
         self._until_end = np.zeros(num_envs, dtype=np.int64)
+        self.final_obs = self._observe()
+        """Stands for what the slots saw last before the present step's resets."""
 
     def reset(self) -> np.ndarray:
         """uint8 [B, NUM_TOKENS, 3]."""
@@ -36,8 +42,9 @@ class FreeEnvironment:
         self._until_end = np.maximum(1, np.rint(EPISODE_LENGTH * spread)).astype(np.int64)
         return self._observe()
 
-    def step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Observations uint8 [B, NUM_TOKENS, 3], rewards float32 [B] and truncations bool [B], all newly made."""
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Observations uint8 [B, NUM_TOKENS, 3], rewards float32 [B], terminations and truncations bool [B], all newly
+        made. The action changes nothing."""
         reward = self._reward[self._offset : self._offset + self.num_envs].copy()
         if self._next_step:
             first = self._until_end == 0
@@ -48,7 +55,8 @@ class FreeEnvironment:
         truncated = self._until_end == 0
         if not self._next_step:
             self._until_end[truncated] = EPISODE_LENGTH
-        return self._observe(), reward, truncated
+        self.final_obs = self._observe()
+        return self.final_obs, reward, np.zeros(self.num_envs, dtype=bool), truncated
 
     def _observe(self) -> np.ndarray:
         self._offset = (self._offset + POOL_STRIDE) % POOL_ROWS
@@ -63,3 +71,18 @@ class FreeEnvironment:
         pool[:, :USED_TOKENS, 1] = feature
         pool[:, :USED_TOKENS, 2] = self._rng.integers(1, 256, size=chosen.shape)
         return pool
+
+
+def make_environment(name: str, num_envs: int, seed: int, *, next_step: bool) -> FreeEnvironment | Task:
+    """``free``, or a task of ``tasks.py``."""
+    made = FreeEnvironment if name == "free" else TASKS[name]
+    return made(num_envs, seed, next_step=next_step)
+
+
+def spaces(name: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """Of one slot."""
+    if name == "free":
+        return gymnasium.spaces.Box(0, 255, (NUM_TOKENS, 3), np.uint8), gymnasium.spaces.Discrete(NUM_ACTIONS)
+    task = TASKS[name]
+    box = gymnasium.spaces.Box(task.low, task.high, (task.size,), np.float32)
+    return box, gymnasium.spaces.Discrete(task.num_actions)

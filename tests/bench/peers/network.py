@@ -1,9 +1,9 @@
 """The Fast network in plain torch, without anything of shoal: what every peer's adapter wraps.
 
 Tokens -> box -> two convolutions -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head; 574,978
-parameters. The peers run the LSTM in their own way (that is how they handle resets), so it is only held here. The first
-layer and the second convolution are written as cheaply as shoal writes them: padding is dropped before the scatter, and
-a kernel that covers its whole input is the matrix product that it is.
+parameters. Vectors go into fc1 as they are. The peers run the LSTM in their own way (that is how they handle resets):
+it is only held here. The first layer and the second convolution are written as cheaply as shoal writes them: padding is
+dropped before the scatter, and a kernel that covers its whole input is the matrix product that it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ NUM_ACTIONS = 5
 HIDDEN = 128
 LSTM_LAYERS = 2
 NUM_PARAMETERS = 574_978
+VECTOR_PARAMETERS = 489_794
+"""Where observations are vectors: besides fc1's HIDDEN weights for each of their numbers."""
 
 
 class Encoder(nn.Module):
@@ -57,6 +59,21 @@ class Encoder(nn.Module):
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
 
 
+class VectorEncoder(nn.Module):
+    """float32 [N, size] -> [N, HIDDEN]."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, HIDDEN)
+        self.encoded_obs = nn.Linear(HIDDEN, HIDDEN)
+        for layer in (self.fc1, self.encoded_obs):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return F.relu(self.encoded_obs(F.relu(self.fc1(obs))))
+
+
 class Critic(nn.Module):
     """[N, HIDDEN] -> [N, 1]."""
 
@@ -74,43 +91,47 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """[N, HIDDEN] -> logits [N, NUM_ACTIONS]."""
+    """[N, HIDDEN] -> logits [N, num_actions]."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_actions: int) -> None:
         super().__init__()
+        self.num_actions = num_actions
         self.actor_1 = nn.Linear(HIDDEN, 512)
         self.action_embeddings = nn.Embedding(100, 16)
         self.actor_W = nn.Parameter(torch.empty(1, 512, 16))
         self.actor_bias = nn.Parameter(torch.zeros(1))
         nn.init.orthogonal_(self.actor_1.weight)
         nn.init.zeros_(self.actor_1.bias)
-        nn.init.uniform_(self.action_embeddings.weight, -0.1, 0.1)
+        nn.init.orthogonal_(self.action_embeddings.weight)
+        with torch.no_grad():
+            self.action_embeddings.weight.mul_(0.1 / self.action_embeddings.weight.abs().max())
         nn.init.uniform_(self.actor_W, -1 / math.sqrt(512), 1 / math.sqrt(512))
 
     def forward(self, core: Tensor) -> Tensor:
         query = torch.tanh(F.relu(self.actor_1(core)) @ self.actor_W[0])
-        return query @ self.action_embeddings.weight[:NUM_ACTIONS].T + self.actor_bias
+        return query @ self.action_embeddings.weight[: self.num_actions].T + self.actor_bias
 
 
 class Network(nn.Module):
-    """All parts together."""
+    """All parts together, for observations of ``shape``: tokens, or a vector."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...], num_actions: int) -> None:
         super().__init__()
-        self.encoder = Encoder()
+        self.encoder = Encoder() if len(shape) == 2 else VectorEncoder(*shape)
         self.lstm = nn.LSTM(HIDDEN, HIDDEN, num_layers=LSTM_LAYERS)
         self.critic = Critic()
-        self.actor = Actor()
+        self.actor = Actor(num_actions)
         for name, parameter in self.lstm.named_parameters():
             if "weight" in name:
                 nn.init.orthogonal_(parameter)
             else:
                 nn.init.zeros_(parameter)
-        check_parameters(self)
+        check_parameters(self, shape)
 
 
-def check_parameters(module: nn.Module) -> None:
-    """Refuse a module that does not train exactly the parameters of the network."""
+def check_parameters(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a module that does not train exactly the parameters of shoal's network for observations of ``shape``."""
+    expected = NUM_PARAMETERS if len(shape) == 2 else VECTOR_PARAMETERS + HIDDEN * shape[0]
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    if trained != NUM_PARAMETERS:
-        raise RuntimeError(f"the network has {trained:,} trained parameters instead of {NUM_PARAMETERS:,}")
+    if trained != expected:
+        raise RuntimeError(f"the network has {trained:,} trained parameters instead of {expected:,}")

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+VENVS = ROOT / ".bench-venvs"
 START_SECONDS = 240.0
 """What a peer may take to start, on top of warm-up and window."""
 
@@ -142,6 +143,19 @@ def install(peer: Peer, venvs: Path) -> Path:
     return python
 
 
+def install_all(names: Sequence[str], venvs: Path) -> dict[str, Path]:
+    """The interpreters of the peers among ``names``; who cannot be installed is told and missing."""
+    pythons = {}
+    for name in names:
+        if name not in PEERS:
+            continue
+        try:
+            pythons[name] = install(PEERS[name], venvs.resolve())
+        except subprocess.CalledProcessError as error:
+            print(f"{name} cannot be installed: {error}", flush=True)
+    return pythons
+
+
 def descendants(pid: int) -> list[int]:
     """``pid`` and every process below it."""
     children: dict[int, list[int]] = {}
@@ -167,20 +181,23 @@ def end(process: subprocess.Popen[str], seen: set[int]) -> None:
     process.wait()
 
 
-def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, warmup: float) -> dict[str, Any]:
-    """Run the adapter once; its result with ``rate``.
-
-    Raises:
-        RuntimeError: the peer failed or gave no result in time; the message ends with what it said last.
-    """
-    arguments = ["--seconds", str(seconds), "--warmup", str(warmup), "--settings", json.dumps(setting.options)]
+def command(peer: Peer, setting: Setting, python: Path, **options: Any) -> tuple[list[str], dict[str, str]]:
+    """How to start an adapter, and in which environment."""
+    words = [str(python), str(HERE / peer.script), "--settings", json.dumps(setting.options)]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "RAY_"))}
     environment |= {"PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
-    environment |= MALLOC if setting.malloc else {}
-    timeout = seconds + warmup + START_SECONDS
+    return words, environment | (MALLOC if setting.malloc else {})
+
+
+def run_for(
+    words: list[str], environment: dict[str, str], timeout: float, enough: Callable[[], bool] = lambda: False
+) -> tuple[str, int | None]:
+    """Run a system until it ends, ``enough()`` or ``timeout`` seconds are over; what it said, and its exit code where
+    it ended by itself. Nothing that it started is left."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory(prefix="peer") as directory:
         process = subprocess.Popen(
-            [str(python), str(HERE / peer.script), *arguments],
+            words,
             cwd=directory,
             env=environment,
             stdout=output,
@@ -191,22 +208,35 @@ def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, war
         seen: set[int] = set()
         try:
             deadline = time.monotonic() + timeout
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.poll() is None and time.monotonic() < deadline and not enough():
                 # Daemons of a peer leave its process group; they are remembered while they still hang below it.
                 seen |= set(descendants(process.pid))
                 time.sleep(1.0)
-            late = process.poll() is None
+            code = process.poll()
         finally:
             end(process, seen)
         output.seek(0)
-        text = output.read()
+        return output.read(), code
+
+
+def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, warmup: float) -> dict[str, Any]:
+    """Run the adapter once; its result with ``rate``.
+
+    Raises:
+        RuntimeError: the peer failed or gave no result in time; the message ends with what it said last.
+    """
+    timeout = seconds + warmup + START_SECONDS
+    text, code = run_for(*command(peer, setting, python, seconds=seconds, warmup=warmup), timeout)
     for line in reversed(text.splitlines()):
         if line.startswith('{"env_steps"'):
             result = json.loads(line)
             return {**result, "rate": result["env_steps"] / result["seconds"]}
-    tail = "\n    ".join(text.splitlines()[-15:])
-    why = f"gave no result in {timeout:.0f} s" if late else f"ended with {process.returncode}"
-    raise RuntimeError(f"{why}; it said last:\n    {tail}")
+    why = f"gave no result in {timeout:.0f} s" if code is None else f"ended with {code}"
+    raise RuntimeError(f"{why}; it said last:\n    {last_words(text)}")
+
+
+def last_words(text: str) -> str:
+    return "\n    ".join(text.splitlines()[-15:])
 
 
 def measure_shoal(name: str, seconds: float, warmup: float) -> dict[str, Any]:
@@ -294,19 +324,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], metavar="NAME", help=", ".join([*OURS, *PEERS]))
     parser.add_argument("--sweep", action="store_true", help="try every setting of every peer instead")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
-    parser.add_argument("--venvs", type=Path, default=ROOT / ".bench-venvs", help="where the peers are installed")
+    parser.add_argument("--venvs", type=Path, default=VENVS, help="where the peers are installed")
     options = parser.parse_args()
     options.seconds = options.seconds or (20.0 if options.sweep else 60.0)
     names = options.only or [*OURS, *PEERS]
-    pythons = {}
-    for name in list(names):
-        if name in OURS:
-            continue
-        try:
-            pythons[name] = install(PEERS[name], options.venvs.resolve())
-        except subprocess.CalledProcessError as error:
-            names.remove(name)
-            print(f"{name} cannot be installed: {error}", flush=True)
+    pythons = install_all(names, options.venvs)
+    names = [name for name in names if name in OURS or name in pythons]
     found = (sweep if options.sweep else compare)(names, pythons, options)
     if options.json:
         print(json.dumps(found))

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import environment
-import gymnasium
 import network
 import numpy as np
 import ray
@@ -26,38 +24,15 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.tune.registry import register_env
 from torch import Tensor
-from window import BATCH, SLOTS, UNROLL, Window, arguments
-
-SPACE = gymnasium.spaces.Box(0, 255, (network.NUM_TOKENS, 3), np.uint8)
-ACTIONS = gymnasium.spaces.Discrete(network.NUM_ACTIONS)
-
-
-class FreeVectorEnv(gymnasium.vector.VectorEnv):
-    """The common environment as gymnasium's vector environment, next-step."""
-
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012  (as gymnasium has it)
-
-    def __init__(self, num_envs: int, seed: int) -> None:
-        self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = SPACE, ACTIONS
-        self.observation_space = gymnasium.vector.utils.batch_space(SPACE, num_envs)
-        self.action_space = gymnasium.vector.utils.batch_space(ACTIONS, num_envs)
-        self._free = environment.FreeEnvironment(num_envs, seed, next_step=True)
-        self._terminated = np.zeros(num_envs, dtype=bool)
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        return self._free.reset(), {}
-
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        obs, reward, truncated = self._free.step()
-        return obs, reward, self._terminated, truncated, {}
+from vector_env import TaskVectorEnv
+from window import SLOTS, Arguments, arguments
 
 
 class FastModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI):
     """The network, with the target network that APPO asks for."""
 
     def setup(self) -> None:
-        self.network = network.Network()
+        self.network = network.Network(self.observation_space.shape, int(self.action_space.n))
 
     def get_initial_state(self) -> dict[str, np.ndarray]:
         shape = (network.LSTM_LAYERS, network.HIDDEN)
@@ -117,24 +92,30 @@ class CountedAPPO(Counted, APPOTorchLearner):
     pass
 
 
-def make_config(settings: dict[str, Any]) -> Any:
+def make_config(chosen: Arguments) -> Any:
+    settings, recipe = chosen.settings, chosen.recipe
     if settings["algorithm"] == "IMPALA":
         config: Any = IMPALAConfig()
         learner: Any = CountedIMPALA
     else:
         config = APPOConfig()
         learner = CountedAPPO
-        # Every sample is trained once; by default it would be twice.
-        config.training(circular_buffer_num_batches=1, circular_buffer_iterations_per_batch=1)
+        # By default every sample would be trained twice.
+        config.training(
+            circular_buffer_num_batches=1,
+            circular_buffer_iterations_per_batch=recipe.epochs,
+            lambda_=recipe.gae_lambda,
+            clip_param=recipe.clip,
+        )
     runners = settings["runners"]
     return (
-        config.environment("free", observation_space=SPACE, action_space=ACTIONS)
+        config.environment(chosen.task)
         .framework("torch")
         .env_runners(
             num_env_runners=runners,
             num_envs_per_env_runner=SLOTS // max(1, runners),
             gym_env_vectorize_mode="vector_entry_point",
-            rollout_fragment_length=UNROLL,
+            rollout_fragment_length=recipe.unroll,
             num_cpus_per_env_runner=1,
         )
         .learners(
@@ -146,27 +127,32 @@ def make_config(settings: dict[str, Any]) -> Any:
         .rl_module(
             # A fragment has one step more than it was sampled with; a shorter sequence would be cut in two and padded.
             rl_module_spec=RLModuleSpec(
-                module_class=FastModule, model_config={"max_seq_len": settings.get("max_seq_len", UNROLL + 1)}
+                module_class=FastModule, model_config={"max_seq_len": settings.get("max_seq_len", recipe.unroll + 1)}
             )
         )
         .training(
-            train_batch_size_per_learner=BATCH,
+            train_batch_size_per_learner=recipe.batch,
             num_epochs=1,
             minibatch_size=None,
+            lr=recipe.learning_rate,
+            gamma=recipe.gamma,
+            vf_loss_coeff=recipe.value_coef,
+            entropy_coeff=recipe.entropy_coef,
+            grad_clip=recipe.max_grad_norm,
+            grad_clip_by="global_norm",
             broadcast_interval=1,
             # Its default, 0, makes the coordinating loop spin, which takes the learner's core.
             timeout_s_sampler_manager=settings["timeout"],
         )
         .reporting(min_time_s_per_iteration=2)
-        .debugging(seed=0, log_level="ERROR")
+        .debugging(seed=chosen.seed, log_level="ERROR")
     )
 
 
 def main() -> None:
-    seconds, warmup, settings = arguments()
-    torch.set_num_threads(settings["threads"])
-    network.check_parameters(network.Network())
-    register_env("free", lambda context: FreeVectorEnv(context["num_envs"], 0))
+    chosen = arguments()
+    torch.set_num_threads(chosen.settings["threads"])
+    register_env(chosen.task, lambda context: TaskVectorEnv(chosen.task, context["num_envs"], chosen.seed))
     with tempfile.TemporaryDirectory() as directory:
         marks = Path(directory) / "marks"
         marks.touch()
@@ -174,11 +160,11 @@ def main() -> None:
         # Its own Ray, never one that happens to run here; logical processors for all that may be asked for.
         ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=10**9)
         try:
-            algorithm = make_config(settings).build_algo()
+            algorithm = make_config(chosen).build_algo()
             full = False
             while not full:
                 algorithm.train()
-                window, trained = Window(seconds, warmup), 0
+                window, trained = chosen.window(), 0
                 for line in marks.read_text().splitlines():
                     when, steps = line.split()
                     # An update begins when the one before it has ended.

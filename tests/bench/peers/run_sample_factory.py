@@ -21,35 +21,33 @@ from sample_factory.model.actor_critic import ActorCritic
 from sample_factory.model.core import ModelCoreRNN
 from sample_factory.train import make_runner
 from torch import Tensor
-from window import BATCH, SLOTS, UNROLL, Window, arguments
+from window import SLOTS, Window, arguments
 
 
-class FreeVectorEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class TaskVectorEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """The common environment as Sample Factory's batched mode wants it: one environment of many agents, same-step."""
 
-    observation_space = gymnasium.spaces.Box(0, 255, (network.NUM_TOKENS, 3), np.uint8)
-    action_space = gymnasium.spaces.Discrete(network.NUM_ACTIONS)
     is_multiagent = True
     render_mode = None
 
-    def __init__(self, num_agents: int, seed: int) -> None:
+    def __init__(self, task: str, num_agents: int, seed: int) -> None:
         self.num_agents = num_agents
-        self._free = environment.FreeEnvironment(num_agents, seed, next_step=False)
-        self._terminated = np.zeros(num_agents, dtype=bool)
+        self.observation_space, self.action_space = environment.spaces(task)
+        self._task = environment.make_environment(task, num_agents, seed, next_step=False)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_agents)]
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        return self._free.reset(), self._infos
+        return self._task.reset(), self._infos
 
     def step(self, action: Any) -> Any:
-        obs, reward, truncated = self._free.step()
-        return obs, reward, self._terminated, truncated, self._infos
+        return *self._task.step(np.asarray(action)), self._infos
 
 
-def make_env(name: str, cfg: Any, env_config: Any, render_mode: str | None = None) -> FreeVectorEnv:
+def make_env(name: str, cfg: Any, env_config: Any, render_mode: str | None = None) -> TaskVectorEnv:
     """At module level, because the workers are spawned and unpickle it."""
     agents = SLOTS // (cfg.num_workers * cfg.num_envs_per_worker) if cfg.batched_sampling else 1
-    return FreeVectorEnv(agents, 0 if env_config is None else env_config.env_id)
+    number = 0 if env_config is None else env_config.env_id
+    return TaskVectorEnv(name, agents, 1000 * cfg.seed + number)
 
 
 class FastActorCritic(ActorCritic):
@@ -57,17 +55,19 @@ class FastActorCritic(ActorCritic):
 
     def __init__(self, obs_space: Any, action_space: Any, cfg: Any) -> None:
         super().__init__(obs_space, action_space, cfg)
-        whole = network.Network()
+        space = obs_space["obs"]
+        self._dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
+        whole = network.Network(space.shape, int(action_space.n))
         self.encoder, self.actor, self.critic = whole.encoder, whole.actor, whole.critic
         self.core = ModelCoreRNN(cfg, network.HIDDEN)
         self.core.core = whole.lstm
-        network.check_parameters(self)
+        network.check_parameters(self, space.shape)
 
     def device_for_input_tensor(self, input_tensor_name: str) -> torch.device:
         return torch.device("cpu")
 
     def type_for_input_tensor(self, input_tensor_name: str) -> torch.dtype:
-        return torch.uint8
+        return self._dtype
 
     def forward_head(self, normalized_obs_dict: dict[str, Tensor]) -> Tensor:
         return self.encoder(normalized_obs_dict["obs"])
@@ -108,21 +108,29 @@ class Marks(AlgoObserver):
 
 
 def main() -> None:
-    seconds, warmup, settings = arguments()
-    register_env("free", make_env)
+    chosen = arguments()
+    recipe = chosen.recipe
+    register_env(chosen.task, make_env)
     global_model_factory().register_actor_critic_factory(make_actor_critic)
     with tempfile.TemporaryDirectory() as directory:
         options = {
             "algo": "APPO",
-            "env": "free",
+            "env": chosen.task,
             "device": "cpu",
             "train_dir": directory,
-            "seed": 0,
-            "rollout": UNROLL,
-            "recurrence": UNROLL,
-            "batch_size": BATCH,
-            "num_batches_per_epoch": 1,
-            "num_epochs": 1,
+            "seed": chosen.seed,
+            "rollout": recipe.unroll,
+            "recurrence": recipe.unroll,
+            "batch_size": recipe.batch // recipe.minibatches,
+            "num_batches_per_epoch": recipe.minibatches,
+            "num_epochs": recipe.epochs,
+            "learning_rate": recipe.learning_rate,
+            "gamma": recipe.gamma,
+            "gae_lambda": recipe.gae_lambda,
+            "ppo_clip_ratio": recipe.clip,
+            "value_loss_coeff": recipe.value_coef,
+            "exploration_loss_coeff": recipe.entropy_coef,
+            "max_grad_norm": recipe.max_grad_norm,
             "use_rnn": True,
             "rnn_type": "lstm",
             "rnn_size": network.HIDDEN,
@@ -133,12 +141,13 @@ def main() -> None:
             "save_best_every_sec": 10**6,
             "experiment_summaries_interval": 10**6,
             "log_to_file": False,
-            **settings,
+            "train_for_env_steps": 10**12,
+            **chosen.settings,
         }
         argv = [f"--{name}={value}" for name, value in options.items()]
         parser, _ = parse_sf_args(argv)
         _, runner = make_runner(parse_full_cfg(parser, argv))
-        window = Window(seconds, warmup)
+        window = chosen.window()
         runner.register_observer(Marks(window))
         runner.init()
         runner.run()

@@ -15,31 +15,33 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from window import BATCH, SLOTS, UNROLL, Window, arguments
-
-SPACE = gymnasium.spaces.Box(0, 255, (network.NUM_TOKENS, 3), np.uint8)
-ACTIONS = gymnasium.spaces.Discrete(network.NUM_ACTIONS)
+from window import SLOTS, Window, arguments
 
 
-class FreeVecEnv(VecEnv):
+class TaskVecEnv(VecEnv):
     """The common environment as stable-baselines3 wants it: same-step, with the last observation in the infos."""
 
-    def __init__(self) -> None:
-        super().__init__(SLOTS, SPACE, ACTIONS)
-        self._free = environment.FreeEnvironment(SLOTS, 0, next_step=False)
+    def __init__(self, task: str, seed: int) -> None:
+        super().__init__(SLOTS, *environment.spaces(task))
+        self._task = environment.make_environment(task, SLOTS, seed, next_step=False)
+        self._actions = np.zeros(SLOTS, dtype=np.int64)
         self._nothing: list[dict[str, Any]] = [{} for _ in range(SLOTS)]
 
     def reset(self) -> np.ndarray:
-        return self._free.reset()
+        return self._task.reset()
 
     def step_async(self, actions: np.ndarray) -> None:
-        pass
+        self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        obs, reward, done = self._free.step()
+        obs, reward, terminated, truncated = self._task.step(self._actions)
         infos = self._nothing.copy()
+        done = terminated | truncated
         for slot in np.flatnonzero(done):
-            infos[slot] = {"terminal_observation": obs[slot], "TimeLimit.truncated": True}
+            infos[slot] = {
+                "terminal_observation": self._task.final_obs[slot],
+                "TimeLimit.truncated": bool(truncated[slot]),
+            }
         return obs, reward, done, infos
 
     def close(self) -> None:
@@ -63,7 +65,7 @@ class Features(BaseFeaturesExtractor):
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         super().__init__(space, network.HIDDEN)
-        self.encoder = network.Encoder()
+        self.encoder: nn.Module = nn.Identity()
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.encoder(obs)
@@ -88,12 +90,13 @@ class FastPolicy(RecurrentActorCriticPolicy):
             shared_lstm=True,
             enable_critic_lstm=False,
         )
-        whole = network.Network()
-        self.features_extractor = Features(self.observation_space)
+        space, actions = self.observation_space, self.action_space
+        whole = network.Network(space.shape, int(actions.n))
+        self.features_extractor = Features(space)
         self.features_extractor.encoder = whole.encoder
         self.pi_features_extractor = self.vf_features_extractor = self.features_extractor
         self.lstm_actor, self.action_net, self.value_net = whole.lstm, whole.actor, whole.critic
-        network.check_parameters(self)
+        network.check_parameters(self, space.shape)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=args[2](1), eps=1e-5)
 
     def forward(self, obs: Tensor, lstm_states: Any, episode_starts: Tensor, deterministic: bool = False) -> Any:
@@ -130,11 +133,26 @@ class Marks(BaseCallback):
 
 
 def main() -> None:
-    seconds, warmup, settings = arguments()
-    torch.set_num_threads(settings["threads"])
-    window = Window(seconds, warmup)
+    options = arguments()
+    recipe = options.recipe
+    torch.set_num_threads(options.settings["threads"])
+    window = options.window()
     model = RecurrentPPO(
-        FastPolicy, FreeVecEnv(), n_steps=UNROLL, batch_size=BATCH, n_epochs=1, device="cpu", seed=0, verbose=0
+        FastPolicy,
+        TaskVecEnv(options.task, options.seed),
+        n_steps=recipe.unroll,
+        batch_size=recipe.batch // recipe.minibatches,
+        n_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        gamma=recipe.gamma,
+        gae_lambda=recipe.gae_lambda,
+        clip_range=recipe.clip,
+        ent_coef=recipe.entropy_coef,
+        vf_coef=recipe.value_coef,
+        max_grad_norm=recipe.max_grad_norm,
+        device="cpu",
+        seed=options.seed,
+        verbose=0,
     )
     model.learn(10**12, callback=Marks(window))
     window.report(("sb3-contrib", "stable-baselines3"))

@@ -1,29 +1,74 @@
-"""What the adapters share: their arguments, the window of time that is measured, and the line they end with."""
+"""What the adapters share: their arguments, how everyone trains, the window of time that is measured, and the line they
+end with."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import sys
 import time
 from typing import Any
 
 SLOTS = 64
-UNROLL = 64
-BATCH = SLOTS * UNROLL
 LEAST_UPDATES = 3
 
 
-def arguments() -> tuple[float, float, dict[str, Any]]:
-    """Seconds to measure, seconds of training before that, and the peer's settings."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Steps and passes of an update, and the coefficients of its losses, the same for everyone."""
+
+    unroll: int = 64
+    epochs: int = 1
+    minibatches: int = 1
+    learning_rate: float = 1e-3
+    gamma: float = 0.977
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    max_grad_norm: float = 0.5
+
+    @property
+    def batch(self) -> int:
+        """Environment steps of an update."""
+        return SLOTS * self.unroll
+
+
+SPEED = Recipe()
+LEARNING = Recipe(unroll=32, epochs=2, minibatches=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """What ``run.py`` and ``learning.py`` tell an adapter."""
+
+    task: str
+    seed: int
+    seconds: float
+    warmup: float
+    settings: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        return SPEED if self.task == "free" else LEARNING
+
+    def window(self) -> Window:
+        return Window(self.seconds, self.warmup)
+
+
+def arguments() -> Arguments:
+    """Of the command line; where a task is learned nothing ends the adapter but its caller."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--task", default="free")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--warmup", type=float, default=15.0)
     parser.add_argument("--settings", type=json.loads, default={}, help="JSON")
-    options = parser.parse_args()
-    return options.seconds, options.warmup, options.settings
+    return Arguments(**vars(parser.parse_args()))
 
 
 class Window:
