@@ -111,7 +111,7 @@ class RayPool:
         seats.fail_overdue()
 
     def close(self) -> None:
-        """Kill all actors; unrolls under way are abandoned."""
+        """Kill all actors; unrolls under way are dropped unseen."""
         self._seats.close()
 
 

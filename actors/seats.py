@@ -271,19 +271,22 @@ class Seats:
 
     def kill(self, seat: Seat, *, at_once: bool = False) -> None:
         """End the seat's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""
+        if seat.built and seat.call is not None:
+            self._on_lost(seat)
+        self._end(seat, at_once=at_once)
+
+    def close(self) -> None:
+        """Kill all actors. Nobody waits for their work under way any more: it does not count as lost."""
+        for seat in self.all:
+            self._end(seat)
+
+    def _end(self, seat: Seat, *, at_once: bool = False) -> None:
         if seat.handle is not None:
             ray.kill(seat.handle, no_restart=True)
             if at_once and seat.whereabouts is not None:
                 end_process(seat.whereabouts)
-        if seat.built and seat.call is not None:
-            self._on_lost(seat)
         seat.handle = seat.whereabouts = seat.call = None
         seat.built = False
-
-    def close(self) -> None:
-        """Kill all actors; work under way is lost."""
-        for seat in self.all:
-            self.kill(seat)
 
 
 def _reason(error: RayError) -> str:

@@ -65,7 +65,7 @@ class Intake:
         self.refused: Counter[str] = Counter()
         """Deliveries without env steps in the books: not a trajectory, or one that was booked already."""
         self.lost_unrolls = 0
-        """Admitted and never delivered; their steps were never seen."""
+        """Admitted and never delivered because their actor ended before the run did; their steps were never seen."""
         self.queued_bytes = 0
         self.sampled_episodes = 0
         """That ended in what was delivered."""

