@@ -182,10 +182,10 @@ def service(
     arguments: list[str],
     seconds: float,
     warmup: float,
-    watch: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    watch: Callable[[str, int], contextlib.AbstractContextManager[object]] = lambda url, pid: contextlib.nullcontext(),
 ) -> tuple[float, dict[str, float]]:
     """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
-    share of each stage in that time. ``watch`` is given its page's address and lasts as long.
+    share of each stage in that time. ``watch`` is given its page's address and its process and lasts as long.
     """
     with tempfile.TemporaryDirectory() as directory:
         command = [
@@ -210,7 +210,7 @@ def service(
                 raise RuntimeError(f"the service did not start:\n{said}")
             while not measure(url).trained:
                 time.sleep(0.5)
-            with watch(url):
+            with watch(url, process.pid):
                 time.sleep(warmup)
                 first = measure(url)
                 time.sleep(seconds)

@@ -2,7 +2,9 @@
 
 The demo, twice a round, in alternating order: read by nobody (no line of metrics.jsonl, no tracker, and its page twice,
 for the measurement), and watched: its page scraped every second as Prometheus does it, a line of metrics.jsonl every
-second, TensorBoard where it is installed, logs as JSON. The ratio of environment steps per second, round by round.
+second, TensorBoard where it is installed, logs as JSON. The ratio of environment steps per second, round by round, and
+what of a core all threads of the learner's process but the training loop's took: where a machine's speed wanders by
+more than a percent this says more, for the training loop waits for them no longer than they work.
 ``--flood N`` adds a third run a round, to which another process of this machine sends N requests a second, each with a
 connection of its own: on few cores that process takes its share, too, and says how much. ``--evaluate N`` adds a run
 that is evaluated every N environment steps while it trains. Run it alone on the machine.
@@ -31,6 +33,8 @@ from typing import Any
 
 from limit import service
 
+Watch = Callable[[str, int], contextlib.AbstractContextManager[Any]]
+"""Of a page's address and a process: looks as long as it lasts."""
 SETTINGS = {
     "alone": ["log.every_seconds=1e9"],
     "watched": ["log.every_seconds=1", "log.format=json"],
@@ -41,7 +45,13 @@ if importlib.util.find_spec("tensorboard"):
 
 
 @contextlib.contextmanager
-def scraped(url: str) -> Iterator[None]:
+def alone(url: str, pid: int) -> Iterator[None]:
+    """Nobody looks."""
+    yield
+
+
+@contextlib.contextmanager
+def scraped(url: str, pid: int) -> Iterator[None]:
     """As Prometheus does it: every second, in its format, compressed."""
     stop = threading.Event()
     headers = {"Accept": "application/openmetrics-text;version=1.0.0,*/*;q=0.1", "Accept-Encoding": "gzip"}
@@ -69,7 +79,7 @@ class Flood:
         """Share of a core that asking took, of each run."""
 
     @contextlib.contextmanager
-    def __call__(self, url: str) -> Iterator[None]:
+    def __call__(self, url: str, pid: int) -> Iterator[None]:
         context = multiprocessing.get_context("spawn")
         stop, (here, there) = context.Event(), context.Pipe()
         process = context.Process(target=_flood, args=(url, self._rate, stop, there), daemon=True)
@@ -113,6 +123,30 @@ def _flood(url: str, rate: float, stop: Event, pipe: Connection) -> None:
     pipe.send((answered[0], time.monotonic() - start, time.process_time() - processor))
 
 
+class OtherThreads:
+    """What of a core all threads of a process but its first took while ``watch`` lasted, of each run; Linux only."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.shares: list[float] = []
+
+    @contextlib.contextmanager
+    def __call__(self, url: str, pid: int) -> Iterator[None]:
+        begin, before = time.monotonic(), self._seconds(pid)
+        with self._watch(url, pid):
+            yield
+        self.shares.append((self._seconds(pid) - before) / (time.monotonic() - begin))
+
+    def _seconds(self, pid: int) -> float:
+        ticks = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if int(task.name) != pid:
+                with contextlib.suppress(OSError):  # it just ended
+                    user, system = task.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
+                    ticks += int(user) + int(system)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def spread(values: list[float], form: str) -> str:
     """Median [lowest .. highest]."""
     low, high = min(values), max(values)
@@ -132,20 +166,18 @@ def main() -> None:
     options = parser.parse_args()
     arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
     flood = Flood(options.flood)
-    watches: dict[str, Callable[[str], contextlib.AbstractContextManager[Any]]] = {
-        "alone": contextlib.nullcontext,
-        "watched": scraped,
-    }
+    watches: dict[str, Watch] = {"alone": alone, "watched": scraped}
     if options.flood:
         watches["flooded"] = flood
     if options.evaluate:
-        watches["evaluated"] = contextlib.nullcontext
+        watches["evaluated"] = alone
         SETTINGS["evaluated"] = [*SETTINGS["alone"], f"evaluation.every_env_steps={options.evaluate}"]
+    threads = {name: OtherThreads(watch) for name, watch in watches.items()}
     rounds: list[dict[str, float]] = []
     for i in range(options.rounds):
         names = list(watches) if i % 2 == 0 else list(watches)[::-1]
         speeds = {
-            name: service([*arguments, *SETTINGS[name]], options.seconds, options.warmup, watches[name])[0]
+            name: service([*arguments, *SETTINGS[name]], options.seconds, options.warmup, threads[name])[0]
             for name in names
         }
         rounds.append(speeds)
@@ -157,11 +189,15 @@ def main() -> None:
         print(f"  {name:<16} {spread([speeds[name] for speeds in rounds], ',.0f')} steps/s")
     for name in list(watches)[1:]:
         print(f"  {name + ' / alone':<16} {spread([speeds[name] / speeds['alone'] for speeds in rounds], '.3f')}")
+    for name, found in threads.items():
+        print(f"  {name:<16} {spread(found.shares, '.4f')} of a core in the other threads of the learner's process")
     if options.flood:
         cores = spread(flood.processor, ".2f")
         print(f"  {'the flood':<16} {spread(flood.answered, ',.0f')} answers/s, with {cores} cores")
     if options.json:
-        print(json.dumps({"rounds": rounds, "answered": flood.answered, "flood_cores": flood.processor}))
+        shares = {name: found.shares for name, found in threads.items()}
+        told = {"rounds": rounds, "other_threads": shares}
+        print(json.dumps(told | {"answered": flood.answered, "flood_cores": flood.processor}))
 
 
 if __name__ == "__main__":
