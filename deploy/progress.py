@@ -35,6 +35,28 @@ class _Pool(Protocol):
     def restarts(self) -> Any: ...
 
 
+class Curve:
+    """A series of any length in at most ``MOST_POINTS`` points, each the mean of equally many values."""
+
+    MOST_POINTS = 960
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+        self._size = 1
+        self._part: list[float] = []
+
+    def add(self, value: float) -> None:
+        """The next value."""
+        self._part.append(value)
+        if len(self._part) < self._size:
+            return
+        self.points.append(sum(self._part) / self._size)
+        self._part.clear()
+        if len(self.points) == self.MOST_POINTS:
+            self.points = [(a + b) / 2 for a, b in zip(self.points[::2], self.points[1::2], strict=True)]
+            self._size *= 2
+
+
 class Progress:
     """Reads the run's statistics from a thread of its own; the training loop does nothing for it."""
 
@@ -58,7 +80,7 @@ class Progress:
         self._told_evaluation = self._evaluations.last
         self._console = Console(highlight=False)
         self._samples: deque[tuple[float, int, int]] = deque()
-        self._curve: list[float] = []
+        self._curve = Curve()
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._sample()  # the live view renders as soon as it is made
@@ -131,7 +153,7 @@ class Progress:
             while self._samples[-1][0] - self._samples[0][0] > RATE_WINDOW_SECONDS:
                 self._samples.popleft()
             if (mean := self._statistics.mean_return) is not None:
-                self._curve.append(mean)
+                self._curve.add(mean)
 
     def _rates(self) -> tuple[float, float]:
         """(sampled, trained) environment steps per second over the last seconds."""
@@ -208,7 +230,7 @@ class Progress:
         for name, text in self._facts().items():
             table.add_row(name, text)
         with self._lock:
-            curve = list(self._curve)
+            curve = list(self._curve.points)
         if curve:
             table.add_row("curve", Text(_sparkline(curve, max(10, min(60, self._console.width - 16))), style="cyan"))
         done = min(self._intake.ledger.trained, self._total)

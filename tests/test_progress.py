@@ -11,7 +11,7 @@ from typing import Any
 from service import SMALL, command
 
 from deploy.cli import main
-from deploy.progress import _sparkline, _summary_lines
+from deploy.progress import Curve, _sparkline, _summary_lines
 
 LINE = re.compile(
     r"\[\d\d:\d\d\] steps [\d,]+/[\d,]+  return (-|-?[\d.]+)  sampled/s [\d,]+  trained/s [\d,]+  lag [\d.]+  "
@@ -104,3 +104,15 @@ def test_the_curve_is_drawn_between_its_ends() -> None:
     assert _sparkline([1.0], 10).startswith("▁")
     assert _sparkline([0.0, 1.0], 10).startswith("▁█")
     assert len(_sparkline([float(i) for i in range(1000)], 20).split()[0]) <= 20
+
+
+def test_the_curve_of_a_long_run_stays_short() -> None:
+    """Catches a list that grows with every second of a run of weeks, and a curve that is bent by being thinned."""
+    curve = Curve()
+    for value in range(100_000):
+        curve.add(float(value))
+    points = curve.points
+    assert Curve.MOST_POINTS // 2 <= len(points) < Curve.MOST_POINTS
+    size = round(points[1] - points[0])
+    assert points == [(2 * i + 1) * size / 2 - 0.5 for i in range(len(points))]  # means of equal stretches
+    assert 100_000 - len(points) * size < size
