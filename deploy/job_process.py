@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from deploy.hardware import available_cores
@@ -114,14 +115,16 @@ class JobProcess(Generic[T]):
             process = context.Process(target=_serve, args=(there, self._silent), daemon=False)
             # What it starts first would unblock signals again.
             resource_tracker.ensure_running()
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                process.start()
-                # Before an interrupt that came meanwhile is raised: who catches it must know whom to end.
-                self._process, self._connection = process, here
-            finally:
-                there.close()
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # Who catches an interrupt must know whom to end. The mask is for the child, which inherits it; here the
+            # system would hand the signal to another thread, and Python would raise it in this one all the same.
+            with _interrupts_later():
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+                try:
+                    process.start()
+                    self._process, self._connection = process, here
+                finally:
+                    there.close()
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, error: BaseException) -> JobFailed:
         """Why the process did not answer; the next job gets a new one."""
@@ -147,6 +150,22 @@ class JobProcess(Generic[T]):
         process.join()
         if self._connection is not None and not self._killed:
             self._connection.close()
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """An interrupt that comes inside the block is handled at its end. Only the main thread is ever interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[0])
 
 
 def run_jobs(jobs: Sequence[Callable[[], T]], processes: int | None) -> list[T]:

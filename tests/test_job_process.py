@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,30 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     wait_for(lambda: not any(map(alive, below)), seconds=60)
+
+
+def test_an_interrupt_in_the_middle_of_a_start_knows_whom_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an interrupt that another thread takes while this one blocks it: Python raises it here all the same, and
+    a process that nobody knows yet is waited for at the exit, for ever."""
+    start = SpawnProcess.start
+
+    def interrupted(process: SpawnProcess) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # where Python would raise it
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    process: JobProcess[int] = JobProcess()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.submit(own_pid)
+        child = process.pid
+        assert child is not None
+        process.kill()
+        assert not alive(child)
+    finally:
+        over.set()
+        thread.join()
