@@ -396,7 +396,7 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         "metrics.port=0",
     ]
     settings += [f"metrics.token_file={access_files.token}", "run_dir=run", "mode=inline", "total_env_steps=1000000000"]
-    settings += ["max_seconds=120"]
+    settings += ["max_seconds=120", "log.every_seconds=0.5"]
     process = start_shoal("train", *small, *settings, cwd=tmp_path)
     assert process.stdout is not None
     port = None
@@ -446,6 +446,8 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         while process.poll() is None and len(answered) < 10:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 answered.append(request(Authorization=f"Bearer {TOKEN}"))
+        history = tmp_path / "run" / "metrics.jsonl"
+        wait_for(lambda: int(re.findall(r'"env_steps": (\d+)', history.read_text())[-1]) >= 60_000, seconds=100)
         process.send_signal(signal.SIGINT)
         wait_for(lambda: process.poll() is not None)
     finally:
@@ -458,7 +460,7 @@ def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, 
         process.stdout.close()
     assert process.returncode == 130, text
     assert answered == [200] * 10
-    read_summary(tmp_path / "run")
+    assert read_summary(tmp_path / "run")["env_steps"] >= 60_000
     log = (tmp_path / "run" / "run.log").read_text()
     assert "Traceback" not in log
     assert len(log.splitlines()) < 100, log

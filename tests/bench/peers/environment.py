@@ -22,8 +22,6 @@ class FreeEnvironment:
     """B slots. ``next_step`` is gymnasium's autoreset mode: the call after an end ignores the action and only resets;
     otherwise the call in which an episode ends returns the next one's first observation."""
 
-    num_actions = NUM_ACTIONS
-
     def __init__(self, num_envs: int, seed: int, *, next_step: bool) -> None:
         self.num_envs = num_envs
         self._next_step = next_step

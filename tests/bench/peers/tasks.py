@@ -4,6 +4,7 @@ PositionOnlyCartPole (Morad et al. 2023, arXiv:2303.01859), with 0.1 for what co
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 REWARD = 0.1
-"""Of a step that is right. Returns near 1 with an eleventh of it per step would starve losses that do not normalise."""
+"""Of a step that is right: as small as POPGym's it would starve losses that do not normalise."""
 
 
 class Episodes:
@@ -26,7 +27,7 @@ class Episodes:
     def __init__(self, num_envs: int) -> None:
         directory = os.environ.get("PEERS_EPISODES")
         name = f"{os.getpid()}-{next(self._numbers)}"
-        self._file = Path(directory, name).open("w", buffering=1) if directory else None  # noqa: SIM115
+        self._file = Path(directory, name).open("w", buffering=1) if directory else None  # noqa: SIM115  (open until the process ends)
         self._return = np.zeros(num_envs)
         self._steps = self._ended = 0
         self._sum = 0.0
@@ -48,7 +49,7 @@ class Episodes:
                 self._ended, self._sum = 0, 0.0
 
 
-class Task:
+class Task(abc.ABC):
     """B slots. ``next_step`` is gymnasium's autoreset mode: the call after an end ignores the action and only resets;
     otherwise the call in which an episode ends returns the next one's first observation."""
 
@@ -92,17 +93,17 @@ class Task:
             obs = self._observe()
         return obs, reward, terminated, truncated
 
+    @abc.abstractmethod
     def _begin(self, chosen: np.ndarray) -> None:
         """New episodes in the slots chosen by bool [B]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All slots; rewards, terminations and truncations, newly made."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _observe(self) -> np.ndarray:
         """float32 [B, size], newly made."""
-        raise NotImplementedError
 
 
 class RepeatPrevious(Task):
