@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -17,6 +19,8 @@ class Interruption:
 
     requested: threading.Event
     signal_number: int | None = None
+    time_is_up_at: float = math.inf
+    """By ``time.monotonic``."""
 
 
 @contextlib.contextmanager
@@ -40,6 +44,7 @@ def interruption(max_seconds: float) -> Iterator[Interruption]:
     signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
     before = {number: signal.signal(number, handle) for number in signals}
     if max_seconds:
+        asked.time_is_up_at = time.monotonic() + max_seconds
         clock.start()
     try:
         yield asked

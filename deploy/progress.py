@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -68,10 +69,12 @@ class Progress:
         watch: Watch,
         *,
         total_env_steps: int,
+        time_is_up_at: float = math.inf,
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
     ) -> None:
         self._statistics, self._intake, self._pool, self._total = statistics, intake, pool, total_env_steps
+        self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
         self._watch = watch
         self._verdict: Verdict | None = None
@@ -163,8 +166,16 @@ class Progress:
         return (s1 - s0) / seconds, (n1 - n0) / seconds
 
     def _eta(self, trained_rate: float) -> str:
-        left = self._total - self._intake.ledger.trained
-        return _clock(left / trained_rate) if trained_rate > 0 else "--:--"
+        """Until the last step or the end of the time, whichever comes first."""
+        steps = self._total - self._intake.ledger.trained
+        seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
+        return _clock(seconds) if seconds < math.inf else "--:--"
+
+    def _done(self) -> float:
+        """The share of the run that is over, by steps or by time."""
+        now, begun = time.monotonic(), self._begun_at
+        by_time = (now - begun) / (self._time_is_up_at - begun) if self._time_is_up_at > begun else 1.0
+        return min(1.0, max(self._intake.ledger.trained / self._total, by_time))
 
     def _facts(self) -> dict[str, str]:
         statistics, ledger = self._statistics, self._intake.ledger
@@ -233,18 +244,22 @@ class Progress:
             curve = list(self._curve.points)
         if curve:
             table.add_row("curve", Text(_sparkline(curve, max(10, min(60, self._console.width - 16))), style="cyan"))
-        done = min(self._intake.ledger.trained, self._total)
-        return Group(ProgressBar(total=self._total, completed=done, width=min(72, self._console.width)), table)
+        return Group(ProgressBar(total=1.0, completed=self._done(), width=min(72, self._console.width)), table)
 
     def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
         """What was learned and where it lies."""
-        self._tell("\n" + "\n".join(_summary_lines(summary, run_dir)), "summary", summary)
+        self._tell("\n" + "\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
 
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
 
 
-def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
+def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int) -> list[str]:
+    ended = "Done."
+    if summary["interrupted_by"]:
+        ended = "Interrupted; saved."
+    elif summary["ledger"]["trained"] < total_env_steps:
+        ended = "Done: time is up (max_seconds)."
     mean, random = summary["mean_return"], summary["random_return"]
     if mean is None:
         learned = "no episode ended"
@@ -256,7 +271,7 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path) -> list[str]:
     books = summary["ledger"]
     dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in books["dropped"].items())
     lines = [
-        "Interrupted; saved." if summary["interrupted_by"] else "Done.",
+        ended,
         f"  return      {learned}",
         f"  trained     {summary['env_steps']:,} environment steps in {_clock(summary['wall_seconds'])} "
         f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",

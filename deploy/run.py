@@ -147,6 +147,7 @@ class _Run:
                 crew,
                 self.watch,
                 total_env_steps=config.total_env_steps,
+                time_is_up_at=asked.time_is_up_at,
                 json_lines=config.log.format == "json",
                 evaluations=self.evaluations,
             )

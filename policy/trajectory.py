@@ -211,15 +211,16 @@ def from_bytes(
     if not 0 < batch.num_rows <= max_slots:
         raise TrajectoryError(f"expected 1..{max_slots} slots, got {batch.num_rows}")
     columns = {}
-    for name, (shape, _) in spec.columns().items():
-        column = batch.column(name)
-        flat = column.storage.values if shape else column
-        if nulls := column.null_count + flat.null_count:
-            raise TrajectoryError(f"column {name} has {nulls} nulls")
-        values = flat.buffers()[1]
-        if not buffer.address <= values.address <= values.address + values.size <= buffer.address + buffer.size:
+    begin, end = buffer.address, buffer.address + buffer.size
+    for index, (name, (shape, dtype)) in enumerate(spec.columns().items()):
+        # Arrow's own order: where something is null at the outside, where at the inside (tensors only), the numbers.
+        *nulls, values = batch.column(index).buffers()
+        if any(bitmap is not None for bitmap in nulls):
+            raise TrajectoryError(f"column {name} has nulls")
+        if not begin <= values.address <= values.address + values.size <= end:
             raise TrajectoryError(f"column {name} is compressed; trajectories are read where they lie")
-        columns[name] = flat.to_numpy()[: batch.num_rows * math.prod(shape)].reshape(batch.num_rows, *shape)
+        count = batch.num_rows * math.prod(shape)
+        columns[name] = np.frombuffer(values, dtype, count).reshape(batch.num_rows, *shape)
     _check_values(spec, columns)
     return Trajectory(_header(metadata), columns, buffer.size)
 

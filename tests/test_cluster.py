@@ -133,6 +133,11 @@ def goes_on(tmp_path: Path, process: subprocess.Popen[str]) -> None:
     wait_for(lambda: newest(tmp_path) > at + 20, process=process)
 
 
+def come_up(tmp_path: Path, process: subprocess.Popen[str], number: int) -> None:
+    """So many actors in all, the replaced ones included."""
+    wait_for(lambda: ups(tmp_path / "run") == number, process=process)
+
+
 def lets_go(process: subprocess.Popen[str], held: int) -> None:
     """Of what it held open for those who are gone; connections are closed some time after."""
     wait_for(lambda: open_files(process.pid) <= held, seconds=60, process=process)
@@ -200,7 +205,7 @@ def test_half_of_the_actors_die_again_and_again(nodes: Nodes, tmp_path: Path) ->
             os.kill(victim, signal.SIGKILL)
         if number < 4:
             goes_on(tmp_path, process)
-        wait_for(lambda: ups(tmp_path / "run") == len(seen) + len(victims), process=process)
+        come_up(tmp_path, process, len(seen) + number)
         seen |= set(nodes.actors())
     assert len(seen) == 12
     goes_on(tmp_path, process)

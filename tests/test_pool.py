@@ -26,7 +26,6 @@ from service import (
     read_summary,
     recovered,
     shared_memory,
-    shoal,
     start_shoal,
     wait_for,
 )

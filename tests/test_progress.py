@@ -33,6 +33,16 @@ def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any) -> Non
         assert part in out
 
 
+def test_time_that_is_nearly_up_is_what_is_left(tmp_path: Path, capfd: Any) -> None:
+    """Catches a run that says it needs another day, and then that it is done, when its time ends in a second."""
+    endless = ("total_env_steps=1000000000", "max_seconds=3")
+    assert main(["train", "mode=inline", *SMALL, *endless, f"run_dir={tmp_path / 'run'}"]) == 0
+    out = capfd.readouterr().out
+    last = [line for line in out.splitlines() if line.startswith("[")][-1]
+    assert last.endswith("eta 00:00")
+    assert "Done: time is up (max_seconds)." in out
+
+
 def test_the_live_view_shows_what_matters(tmp_path: Path) -> None:
     """Catches a view that fails on a real terminal, and log records that tear it apart."""
     pid, terminal = pty.fork()
@@ -80,7 +90,7 @@ def test_the_summary_says_what_went_wrong() -> None:
         "env_faults": 7,
         "limit": {"stage": "learner", "sentence": "updates take 90% of the learner's time"},
     }
-    text = "\n".join(_summary_lines(summary, Path("runs/x")))
+    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
     parts = (
         "Interrupted",
         "no episode ended",
@@ -94,7 +104,7 @@ def test_the_summary_says_what_went_wrong() -> None:
     assert "1:01:40" in text
     assert "MEMORY IS WRONG" in text
     summary |= {"mean_return": 3.0, "random_return": 1.5, "books_balance": True, "max_log_prob_error": 1e-6}
-    text = "\n".join(_summary_lines(summary, Path("runs/x")))
+    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
     assert "3.000; a random policy gets 1.500, 2.0 times as much" in text
     assert "WRONG" not in text
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -183,6 +183,7 @@ def service(
     seconds: float,
     warmup: float,
     watch: Callable[[str, int], contextlib.AbstractContextManager[object]] = lambda url, pid: contextlib.nullcontext(),
+    program: Sequence[str] = ("-m", "deploy.cli"),
 ) -> tuple[float, dict[str, float]]:
     """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
     share of each stage in that time. ``watch`` is given its page's address and its process and lasts as long.
@@ -190,8 +191,7 @@ def service(
     with tempfile.TemporaryDirectory() as directory:
         command = [
             sys.executable,
-            "-m",
-            "deploy.cli",
+            *program,
             "train",
             *arguments,
             "metrics.port=0",

@@ -4,7 +4,7 @@ Simulated actors on a Ray cluster of several nodes on this machine: their enviro
 hardly any processor, and everything else is the service's own: admission, calls, collection, checks, books, and a new
 version of weights (of the real size, verified by every actor) for every batch. Instead of an update the batch is only
 booked. Reported: environment steps per second against linear, and the processor seconds of the coordinating thread
-(publication included); and how fast unrolls of the defaults' size are taken in, against copying them.
+(publication included), by part; and how fast unrolls of the defaults' size are taken in, against copying them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import resource
 import statistics
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from _own_ray import own_ray
@@ -81,25 +83,53 @@ def cluster(num_actors: int) -> Iterator[None]:
         made.shutdown()
 
 
-def measure(num_actors: int, seconds: float) -> dict[str, float]:
+PARTS = ("deliver", "call", "get", "wait", "publish")
+"""Of the coordinating thread: an unroll is checked and booked; Ray's call of an actor, fetching of an answer, waiting;
+weights are put and announced. The rest is its own loops: admission, who is due, what hangs."""
+
+
+@contextmanager
+def timed(seconds: Counter[str], part: str, owner: Any, name: str) -> Iterator[None]:
+    """Adds this thread's processor seconds in ``owner.name`` to ``seconds[part]``."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.thread_time()
+        try:
+            return method(*arguments, **options)
+        finally:
+            seconds[part] += time.thread_time() - start
+
+    with patch.object(owner, name, call):
+        yield
+
+
+def measure(num_actors: int, seconds: float) -> dict[str, Any]:
     """One pool of ``num_actors``, measured for ``seconds`` after all of them are up and have delivered."""
     import ray
 
     from actors.config import ActorConfig
     from actors.ray_pool import RayPool
+    from actors.seats import Seats
 
     setup = make_setup(SLOTS, UNROLL, step_seconds=STEP_SECONDS, together=True)
     # All may be under way within the lag.
     intake = make_intake(setup, num_actors, SLOTS * max(1, num_actors // LAG))
     weights = flatten_weights(setup.make_policy(), 0)
     published: list[float] = []
+    parts: Counter[str] = Counter()
 
     def publish(version: int) -> None:
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), time.thread_time()
         intake.publish(version, ray.put(Weights(version, weights.flat, weights.content_hash)))
         published.append(time.perf_counter() - start)
+        parts["publish"] += time.thread_time() - begun
 
-    with cluster(num_actors):
+    with cluster(num_actors), ExitStack() as stack:
+        stack.enter_context(timed(parts, "deliver", intake, "deliver"))
+        stack.enter_context(timed(parts, "call", Seats, "call"))
+        stack.enter_context(timed(parts, "get", ray, "get"))
+        stack.enter_context(timed(parts, "wait", ray, "wait"))
         pool = RayPool(
             setup, range(num_actors), ActorConfig(), intake, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
         )
@@ -120,6 +150,7 @@ def measure(num_actors: int, seconds: float) -> dict[str, float]:
                     begin, busy, first = time.perf_counter(), time.thread_time(), delivered
                     steps = intake.ledger.trained
                     published.clear()
+                    parts.clear()
             elapsed = time.perf_counter() - begin
             unrolls, busy = delivered - first, time.thread_time() - busy
             return {
@@ -129,6 +160,7 @@ def measure(num_actors: int, seconds: float) -> dict[str, float]:
                 "unrolls_per_second": unrolls / elapsed,
                 "coordinator_share": busy / elapsed,
                 "coordinator_microseconds": 1e6 * busy / unrolls,
+                "parts_microseconds": {part: 1e6 * parts[part] / unrolls for part in PARTS},
                 "publish_milliseconds": 1e3 * statistics.median(published),
                 "stale": sum(intake.ledger.dropped.values()),
                 "rss_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -166,7 +198,7 @@ def ingest(rounds: int) -> dict[str, float]:
     }
 
 
-def fit(results: list[dict[str, float]]) -> dict[str, float]:
+def fit(results: list[dict[str, Any]]) -> dict[str, float]:
     """Processor seconds of the coordinator per second as a constant and a part for every unroll, by least squares."""
     rates = [found["unrolls_per_second"] for found in results]
     per_unroll, fixed = np.polyfit(rates, [found["coordinator_share"] for found in results], 1)
@@ -196,9 +228,12 @@ def main() -> None:
             f"{number:>6}  {found['steps_per_second']:>8,.1f}  {found['steps_per_second'] / found['ideal']:>9.3f}"
             f"  {found['unrolls_per_second']:>10.1f}  {found['coordinator_share']:>26.4f}"
             f"  {found['coordinator_microseconds']:>10,.0f}  {found['publish_milliseconds']:>15.1f}"
-            f"  {found['rss_mebibytes']:>9,.0f}",
-            flush=True,
+            f"  {found['rss_mebibytes']:>9,.0f}"
         )
+        named = found["parts_microseconds"]
+        rest = found["coordinator_microseconds"] - sum(named.values())
+        print("        of it, us:", ", ".join(f"{part} {spent:,.0f}" for part, spent in named.items()), end="")
+        print(f", its own loops {rest:,.0f}", flush=True)
     model = {}
     if len(results) > 1:
         model = fit(results)

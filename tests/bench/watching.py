@@ -7,7 +7,8 @@ what of a core all threads of the learner's process but the training loop's took
 more than a percent this says more, for the training loop waits for them no longer than they work.
 ``--flood N`` adds a third run a round, to which another process of this machine sends N requests a second, each with a
 connection of its own: on few cores that process takes its share, too, and says how much. ``--evaluate N`` adds a run
-that is evaluated every N environment steps while it trains. Run it alone on the machine.
+that is evaluated every N environment steps while it trains. ``--windows N`` does something else: one run, watched in
+every other of N windows of ``--seconds``, each of these compared with the two around it. Run it alone on the machine.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -31,7 +34,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from limit import service
+from limit import measure, service
 
 Watch = Callable[[str, int], contextlib.AbstractContextManager[Any]]
 """Of a page's address and a process: looks as long as it lasts."""
@@ -66,6 +69,58 @@ def scraped(url: str, pid: int) -> Iterator[None]:
     yield
     stop.set()
     thread.join()
+
+
+class Alternating:
+    """Watches a run (``_switched.py``) in every other window; steps per second of each."""
+
+    def __init__(self, switch: Path, seconds: float, watch: Watch) -> None:
+        self._switch, self._seconds, self._watch = switch, seconds, watch
+        self.speeds: list[float] = []
+
+    def run(self, url: str, pid: int, windows: int) -> None:
+        """The first and the last window are unwatched."""
+        first = measure(url)
+        for i in range(windows):
+            with contextlib.ExitStack() as stack:
+                if i % 2:
+                    self._switch.touch()
+                    stack.callback(self._switch.unlink)
+                    stack.enter_context(self._watch(url, pid))
+                time.sleep(self._seconds)
+            last = measure(url)
+            self.speeds.append((last.trained - first.trained) / (last.at - first.at))
+            first = last
+
+    def ratios(self) -> list[float]:
+        """Every watched window over the mean of the two around it."""
+        around = zip(self.speeds[:-2:2], self.speeds[1:-1:2], self.speeds[2::2], strict=True)
+        return [2 * watched / (before + after) for before, watched, after in around]
+
+
+def alternate(arguments: list[str], windows: int, seconds: float, warmup: float) -> None:
+    """One run, and what is said of it."""
+    windows += 1 - windows % 2
+    with tempfile.TemporaryDirectory() as directory:
+        alternating = Alternating(Path(directory) / "switch", seconds, scraped)
+
+        @contextlib.contextmanager
+        def watch(url: str, pid: int) -> Iterator[None]:
+            time.sleep(warmup)
+            alternating.run(url, pid, windows)
+            yield
+
+        os.environ["SHOAL_BENCH_SWITCH"] = f"{directory}/switch"
+        service([*arguments, *SETTINGS["watched"]], 2.0, 0.0, watch, (str(Path(__file__).with_name("_switched.py")),))
+    ratios = sorted(alternating.ratios())
+    # Order statistics about the median: so many above and below with probability 0.95, whatever the distribution.
+    reach = 0.98 * math.sqrt(len(ratios))
+    ranks = [round((len(ratios) - 1) / 2 + sign * reach) for sign in (-1, 1)]
+    low, high = ratios[max(ranks[0], 0)], ratios[min(ranks[1], len(ratios) - 1)]
+    print(f"{' '.join(arguments)}; {len(ratios)} windows of {seconds:g} s, each against the two around it")
+    print(f"  alone            {spread(alternating.speeds[::2], ',.0f')} steps/s")
+    print(f"  watched          {spread(alternating.speeds[1::2], ',.0f')} steps/s")
+    print(f"  watched / alone  {spread(ratios, '.3f')}; the median lies in {low:.3f} .. {high:.3f} (95%)")
 
 
 class Flood:
@@ -161,10 +216,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds of each run before")
     parser.add_argument("--flood", type=float, default=0.0, metavar="N", help="requests a second of the third run")
     parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="environment steps between evaluations")
+    parser.add_argument("--windows", type=int, default=0, metavar="N", help="of one run, every other one watched")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args()
     arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
+    if options.windows:
+        alternate(arguments, options.windows, options.seconds, options.warmup)
+        return
     flood = Flood(options.flood)
     watches: dict[str, Watch] = {"alone": alone, "watched": scraped}
     if options.flood:
