@@ -320,6 +320,7 @@ def test_a_full_object_store_is_said_and_survived(
     large = ("env.id=synthetic", "env.num_envs=16", "actor.unroll_length=16", "actor.num_actors=1")
     process = nodes.start(tmp_path, *large, "actor.max_consecutive_failures=100")
     wait_for(lambda: newest(tmp_path), process=process)
+    held = open_files(process.pid)
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     try:
         hog = ray.remote(num_cpus=0, label_selector=ROLLOUT)(Hog).remote()
@@ -328,10 +329,11 @@ def test_a_full_object_store_is_said_and_survived(
         wait_for(lambda: "(object_store): its node's object store is full" in log.read_text(), process=process)
         ray.get(hog.let_go.remote())
         goes_on(tmp_path, process)
+        lets_go(process, held)
     finally:
         ray.shutdown()
     end(process)
-    summary = read_summary(tmp_path / "run")
+    summary = recovered(tmp_path / "run")
     assert 1 <= summary["lost_unrolls"] <= summary["actor_restarts"]
     nodes.have(0)
 
@@ -360,10 +362,9 @@ def test_an_actor_that_eats_the_memory_is_told_apart(
     end(process)
     summary = recovered(tmp_path / "run")
     # Both nodes are this machine: the monitor of the other one may have ended its actor too.
-    assert summary["actor_restarts"] in (1, 2)
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("will be replaced in 0.5 s (oom)") == summary["actor_restarts"]
-    assert "fewer slots (env.num_envs)" in log
+    told = "s (oom): its node ran out of memory: use fewer slots (env.num_envs)"
+    assert log.count(told) == summary["actor_restarts"] >= 1
     nodes.have(0)
 
 
