@@ -213,7 +213,7 @@ def from_bytes(
     columns = {}
     begin, end = buffer.address, buffer.address + buffer.size
     for index, (name, (shape, dtype)) in enumerate(spec.columns().items()):
-        # Arrow's own order: where something is null at the outside, where at the inside (tensors only), the numbers.
+        # Bitmaps of what is null, of a tensor one for its rows and one for its numbers; Arrow leaves out empty ones.
         *nulls, values = batch.column(index).buffers()
         if any(bitmap is not None for bitmap in nulls):
             raise TrajectoryError(f"column {name} has nulls")

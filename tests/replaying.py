@@ -16,7 +16,7 @@ from policy.weights import Weights
 SCRIPT = ("own", "again", "own", "first", "late", "own", "early", "stranger", "own", "predecessor")
 """What the unrolls of an incarnation are, in turn; then they are its own."""
 REFUSED = Counter(duplicate=3, malformed=1)
-"""By what is to be refused of an incarnation without a predecessor."""
+"""Why unrolls of a first incarnation are refused, and how many."""
 REFUSED_OF_A_SUCCESSOR = Counter(duplicate=4, malformed=1)
 
 

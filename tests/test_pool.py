@@ -245,10 +245,11 @@ def test_what_comes_twice_or_from_another_run_is_not_trained(tmp_path: Path) -> 
     expected += REFUSED_OF_A_SUCCESSOR
     run.update_until(lambda _: run.intake.refused == expected)
     at = run.version
-    run.update_until(lambda _: run.version == at + 20)
+    run.update_until(lambda trajectory: run.version >= at + 20 and trajectory.header.incarnation == 1)
     assert run.intake.refused == expected
     assert run.pool.restarts == {"died": 1}
-    assert {(0, 0, 0), (0, 1, 0), (1, 0, 0)} <= run.trained
+    # Not each of their first ones: a successor's may come too late.
+    assert {unroll[:2] for unroll in run.trained} == {(0, 0), (0, 1), (1, 0)}
     run.close()
 
 

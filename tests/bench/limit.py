@@ -186,7 +186,8 @@ def service(
     program: Sequence[str] = ("-m", "deploy.cli"),
 ) -> tuple[float, dict[str, float]]:
     """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
-    share of each stage in that time. ``watch`` is given its page's address and its process and lasts as long.
+    share of each stage in that time. ``watch`` is given its page's address and its process and lasts as long;
+    ``program`` is what is run in place of ``shoal``.
     """
     with tempfile.TemporaryDirectory() as directory:
         command = [

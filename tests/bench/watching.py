@@ -8,7 +8,8 @@ more than a percent this says more, for the training loop waits for them no long
 ``--flood N`` adds a third run a round, to which another process of this machine sends N requests a second, each with a
 connection of its own: on few cores that process takes its share, too, and says how much. ``--evaluate N`` adds a run
 that is evaluated every N environment steps while it trains. ``--windows N`` does something else: one run, watched in
-every other of N windows of ``--seconds``, each of these compared with the two around it. Run it alone on the machine.
+every other of N windows of ``--seconds``, each of these compared with the two around it (its logs are JSON in all of
+them). Run it alone on the machine.
 """
 
 from __future__ import annotations
@@ -222,6 +223,8 @@ def main() -> None:
     options = parser.parse_args()
     arguments = [part for file in options.config or ["forage"] for part in ("--config", file)] + options.settings
     if options.windows:
+        if options.flood or options.evaluate or options.json:
+            parser.error("--windows goes with neither --flood, --evaluate nor --json")
         alternate(arguments, options.windows, options.seconds, options.warmup)
         return
     flood = Flood(options.flood)
