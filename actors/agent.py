@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from actors.code import Code
-from actors.rollout import RolloutWorker
-from envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
-from envs.registry import make_vector_env
-from policy.actions import Actions, Continuous, Discrete
-from policy.config import Initialization
-from policy.make import make_policy
-from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
-from policy.recurrent_policy import RecurrentPolicy
+from shoal.actors.code import Code
+from shoal.actors.rollout import RolloutWorker
+from shoal.envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
+from shoal.envs.registry import make_vector_env
+from shoal.policy.actions import Actions, Continuous, Discrete
+from shoal.policy.config import Initialization
+from shoal.policy.make import make_policy
+from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from shoal.policy.recurrent_policy import RecurrentPolicy
 
 
 def observation_of(spec: EnvSpec) -> Observation:

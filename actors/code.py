@@ -1,44 +1,65 @@
-"""Which code a process runs: every process of a run must run the same."""
+"""The code of a run: every process must run the same, and a cluster's nodes are given it."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("actors", "deploy", "envs", "learner", "policy")
+import shoal
+
+PACKAGE_PLACE = Path(next(iter(shoal.__path__))).resolve()
+"""The folder that ``import shoal`` finds: a checkout's root, or ``shoal`` in site-packages."""
+SUBPACKAGES = ("actors", "deploy", "envs", "learner", "policy")
+"""Everything else in a checkout's root (tests, .venv, runs) is not part of the package."""
 
 
 class Code(NamedTuple):
-    """The packages of one installation."""
+    """The package of one installation."""
 
     root: str
-    """Where they lie; may differ from machine to machine."""
+    """Where it lies; may differ from machine to machine."""
     sha256: str
-    """Of all their modules."""
+    """Of all its modules."""
 
 
 @functools.cache
 def this_code() -> Code:
-    """What this process runs."""
+    """The code that this process runs."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        # Each may lie somewhere else: Ray unpacks what it is given package by package.
-        place = package_place(package)
-        for path in sorted(place.rglob("*.py")):
+    for path in _files():
+        if path.suffix == ".py":
             content = path.read_bytes()
-            digest.update(f"{package}/{path.relative_to(place).as_posix()} {len(content)}\n".encode() + content)
-    return Code(str(package_place("actors").parent), digest.hexdigest())
+            name = path.relative_to(PACKAGE_PLACE).as_posix()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return Code(str(PACKAGE_PLACE), digest.hexdigest())
 
 
-def package_place(package: str) -> Path:
-    """The folder that ``import package`` finds."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"package {package} of shoal is not installed here")
-    return Path(next(iter(spec.submodule_search_locations))).resolve()
+def _files() -> list[Path]:
+    found = [path for path in PACKAGE_PLACE.iterdir() if path.suffix == ".py" or path.name == "py.typed"]
+    for package in SUBPACKAGES:
+        found += (path for path in (PACKAGE_PLACE / package).rglob("*") if path.is_file())
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
+@contextlib.contextmanager
+def packaged() -> Iterator[Path]:
+    """A folder named ``shoal`` that holds the package and nothing else, for the length of the block.
+
+    A checkout's root has another name, and more in it than other machines need.
+    """
+    with tempfile.TemporaryDirectory(prefix="shoal-code-") as scratch:
+        place = Path(scratch) / "shoal"
+        for path in _files():
+            copy = place / path.relative_to(PACKAGE_PLACE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        yield place
 
 
 def check_same_code(expected: Code | None) -> None:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import ray
 import torch
-
-from actors.agent import WorkerSetup
-from actors.code import check_same_code
-from actors.rollout import RolloutWorker
-from policy.allocator import keep_freed_memory
-from policy.weights import Weights
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.code import check_same_code
+from shoal.actors.rollout import RolloutWorker
+from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.weights import Weights
 
 
 class Whereabouts(NamedTuple):

@@ -8,8 +8,7 @@ import signal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from actors.ray_actor import Whereabouts
+from shoal.actors.ray_actor import Whereabouts
 
 
 def draining_nodes() -> frozenset[str]:

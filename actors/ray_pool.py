@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-
-from actors.agent import WorkerSetup
-from actors.config import ActorConfig
-from actors.pool import Feed, Recoveries, State
-from actors.ray_actor import RolloutActor
-from actors.seats import Seat, Seats
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import Feed, Recoveries, State
+from shoal.actors.ray_actor import RolloutActor
+from shoal.actors.seats import Seat, Seats
 
 
 class RayPool:

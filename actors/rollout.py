@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
-from actors.episodes import EpisodeCounter
-from envs.boundary import DiscreteActions, EnvSpec, GroupedEnvironment, SlotGroup, StepRows, VectorEnvironment
-from policy.memory import State
-from policy.recurrent_policy import RecurrentPolicy
-from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
-from policy.weights import Weights, WeightsError, load_weights
+from shoal.actors.episodes import EpisodeCounter
+from shoal.envs.boundary import DiscreteActions, EnvSpec, GroupedEnvironment, SlotGroup, StepRows, VectorEnvironment
+from shoal.policy.memory import State
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
+from shoal.policy.weights import Weights, WeightsError, load_weights
 
 
 class RolloutWorker:

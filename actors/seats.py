@@ -21,10 +21,9 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-
-from actors.pool import MOST_TOLD, Recoveries
-from actors.ray_actor import Whereabouts
-from actors.ray_nodes import draining_nodes, end_process, starting_processes
+from shoal.actors.pool import MOST_TOLD, Recoveries
+from shoal.actors.ray_actor import Whereabouts
+from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
 
 log = logging.getLogger(__name__)
 

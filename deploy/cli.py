@@ -173,22 +173,22 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from deploy.config import load_config
+    from shoal.deploy.config import load_config
 
     config, problems = load_config(options.config, options.settings)
     run_dir = Path(config.run_dir or _new_run_dir(config.env.id))
-    from deploy import preflight
+    from shoal.deploy import preflight
 
     problems += preflight.check(config, run_dir)
     if problems:
         return _refuse(problems)
     if config.log.format == "json":
-        from deploy.json_lines import JsonFormatter
+        from shoal.deploy.json_lines import JsonFormatter
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
-    from deploy.run import run
-    from deploy.run_dir import CannotStart
+    from shoal.deploy.run import run
+    from shoal.deploy.run_dir import CannotStart
 
     try:
         outcome = run(config, run_dir)
@@ -200,8 +200,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from deploy.config import load_config
-    from deploy.doctor import examine
+    from shoal.deploy.config import load_config
+    from shoal.deploy.doctor import examine
 
     config, problems = load_config(options.config, options.settings)
     lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)), measure=options.measure)
@@ -213,12 +213,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from deploy.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
-    from deploy.evaluation_table import Played, Recorded, lines, recorded, to_json
-    from deploy.job_process import JobFailed
-    from envs.boundary import EnvironmentFault
-    from learner.checkpoint import CheckpointError, find_checkpoint
-    from policy.remap import NameMap, Remapping
+    from shoal.deploy.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
+    from shoal.deploy.evaluation_table import Played, Recorded, lines, recorded, to_json
+    from shoal.deploy.job_process import JobFailed
+    from shoal.envs.boundary import EnvironmentFault
+    from shoal.learner.checkpoint import CheckpointError, find_checkpoint
+    from shoal.policy.remap import NameMap, Remapping
 
     numbers = {
         "--episodes": options.episodes,
@@ -285,7 +285,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from deploy.report.command import CannotReport, write_report
+    from shoal.deploy.report.command import CannotReport, write_report
 
     try:
         print(write_report(options.runs, options.out))
@@ -295,7 +295,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from deploy.config import load_config, to_yaml
+    from shoal.deploy.config import load_config, to_yaml
 
     config, problems = load_config(options.config, options.settings)
     if problems:
@@ -305,7 +305,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from deploy.config import load_config
+    from shoal.deploy.config import load_config
 
     _, problems = load_config(options.config, options.settings)
     if problems:
@@ -315,16 +315,16 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
-    from deploy.config import json_schema
+    from shoal.deploy.config import json_schema
 
     print(json.dumps(json_schema(), indent=1))
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from deploy.evaluate import evaluation_setup
-    from learner.checkpoint import CheckpointError, find_checkpoint
-    from policy.weights import flatten_weights
+    from shoal.deploy.evaluate import evaluation_setup
+    from shoal.learner.checkpoint import CheckpointError, find_checkpoint
+    from shoal.policy.weights import flatten_weights
 
     try:
         checkpoint = find_checkpoint(options.run)
@@ -340,7 +340,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from deploy.import_weights import describe, import_weights
+    from shoal.deploy.import_weights import describe, import_weights
 
     try:
         imported = import_weights(
@@ -365,9 +365,7 @@ def _bench(options: argparse.Namespace) -> int:
             or "none: not a checkout"
         )
         return _refuse([f"benchmark {options.name!r} is unknown; there are: {found}"])
-    return subprocess.call(
-        [sys.executable, str(script), *options.rest], env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parents[1])}
-    )
+    return subprocess.call([sys.executable, str(script), *options.rest])
 
 
 def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
@@ -405,7 +403,3 @@ def _refuse(problems: Sequence[str]) -> int:
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     return EXIT_BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

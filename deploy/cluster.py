@@ -14,16 +14,15 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from actors.code import PACKAGES, package_place, this_code
-from actors.ray_nodes import draining_nodes
-from actors.ray_pool import describe
-from deploy.config import ClusterConfig, Config
-from deploy.layout import Machine
-from deploy.probe import Probe, probe
-from deploy.ray_session import RaySession, configure
-from deploy.run_dir import CannotStart
-from deploy.versions import versions
+from shoal.actors.code import packaged, this_code
+from shoal.actors.ray_nodes import draining_nodes
+from shoal.actors.ray_pool import describe
+from shoal.deploy.config import ClusterConfig, Config
+from shoal.deploy.layout import Machine
+from shoal.deploy.probe import Probe, probe
+from shoal.deploy.ray_session import RaySession, configure
+from shoal.deploy.run_dir import CannotStart
+from shoal.deploy.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -271,15 +270,19 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     if config.address != "auto":
         _check_address(config.address)
     runtime_env: dict[str, Any] = dict(config.runtime_env)
-    # A Ray job brings its own; its processes have the job's working directory.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        # Every node runs this very code, whatever is installed there.
-        runtime_env.setdefault("py_modules", [])
-        runtime_env["py_modules"] = [*runtime_env["py_modules"], *(str(package_place(package)) for package in PACKAGES)]
     try:
-        ray.init(
-            address=config.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env or None
-        )
+        with contextlib.ExitStack() as stack:
+            # A Ray job brings its own; its processes have the job's working directory.
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+                # Every node runs this very code, whatever is installed there. Ray uploads it before init returns.
+                code = str(stack.enter_context(packaged()))
+                runtime_env["py_modules"] = [*runtime_env.get("py_modules", ()), code]
+            ray.init(
+                address=config.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env or None,
+            )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
     try:

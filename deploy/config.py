@@ -18,12 +18,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
-
-from actors.config import ActorConfig
-from envs.config import EnvConfig
-from learner.config import LearnerConfig
-from policy.config import PolicyConfig
-from policy.graph import ComponentConfig, components_to_json
+from shoal.actors.config import ActorConfig
+from shoal.envs.config import EnvConfig
+from shoal.learner.config import LearnerConfig
+from shoal.policy.config import PolicyConfig
+from shoal.policy.graph import ComponentConfig, components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, get_args
 
-from actors.pool import Recoveries, State
+from shoal.actors.pool import Recoveries, State
 
 if TYPE_CHECKING:  # Ray is imported where it is used
-    from deploy.ray_peers import RayPeers
+    from shoal.deploy.ray_peers import RayPeers
 
 
 class Pool(Protocol):

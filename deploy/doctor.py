@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy import preflight
-from deploy.config import Config
-from deploy.hardware import available_cores
-from deploy.layout import Layout, LayoutError, Machine, choose_layout
-from deploy.run_dir import CannotStart
-from deploy.versions import versions
+from shoal.deploy import preflight
+from shoal.deploy.config import Config
+from shoal.deploy.hardware import available_cores
+from shoal.deploy.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.run_dir import CannotStart
+from shoal.deploy.versions import versions
 
 if TYPE_CHECKING:  # Ray and torch are imported where they are used
-    from deploy.cluster import Cluster
-    from deploy.measure import Measured
+    from shoal.deploy.cluster import Cluster
+    from shoal.deploy.measure import Measured
 
 GIB = 2**30
 
@@ -26,7 +26,7 @@ def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str],
     problems = preflight.check(config, run_dir)
     lines = _machine(run_dir)
     if config.mode == "cluster" and not problems:
-        from deploy.cluster import connect
+        from shoal.deploy.cluster import connect
 
         try:
             with connect(config.cluster) as cluster:
@@ -63,7 +63,7 @@ def _machine(run_dir: Path) -> list[str]:
 
 
 def _accelerator(config: Config) -> bool:
-    from learner.device_choice import DeviceNotFound, make_device_path
+    from shoal.learner.device_choice import DeviceNotFound, make_device_path
 
     try:
         return make_device_path(config.learner).device.type != "cpu"
@@ -73,7 +73,7 @@ def _accelerator(config: Config) -> bool:
 
 def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
     """The nodes, who has room for whom, and the layout; adds what is wrong to ``problems``."""
-    from actors.ray_pool import describe
+    from shoal.actors.ray_pool import describe
 
     nodes = cluster.nodes()
     answers = cluster.probe(nodes)
@@ -115,7 +115,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
 
 
 def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
-    from learner.device_choice import DeviceNotFound, make_device_path
+    from shoal.learner.device_choice import DeviceNotFound, make_device_path
 
     try:
         path = make_device_path(config.learner)
@@ -140,7 +140,7 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
                 "learner.minibatches; auto sizes it to the machine"
             )
     if measure:
-        from deploy import measure as measuring
+        from shoal.deploy import measure as measuring
 
         lines += _feeding(config, layout, measuring.measure(config, layout))
     else:

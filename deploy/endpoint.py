@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.config import MetricsConfig
-from learner.access import Access, AccessFiles, exposed
-from learner.metrics import Sources, make_registry
-from learner.metrics_server import MetricsServer
-from learner.readiness import Readiness
+from shoal.deploy.config import MetricsConfig
+from shoal.learner.access import Access, AccessFiles, exposed
+from shoal.learner.metrics import Sources, make_registry
+from shoal.learner.metrics_server import MetricsServer
+from shoal.learner.readiness import Readiness
 
 log = logging.getLogger(__name__)
 

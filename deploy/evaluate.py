@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from actors.agent import WorkerSetup, actions_of, observation_of
-from deploy.job_process import run_jobs
-from envs.boundary import EnvSpec
-from envs.config import EnvConfig
-from envs.play import Episodes, Player, join, play
-from envs.recording import film, replay
-from envs.reference import random_player
-from envs.registry import evaluation_kwargs, make_env_spec
-from learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
-from learner.intervals import Difference, difference
-from policy import RecurrentPolicy
-from policy.remap import NameMap, Remapping, remap
-from policy.weights import Weights, flatten_weights, load_weights
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.deploy.job_process import run_jobs
+from shoal.envs.boundary import EnvSpec
+from shoal.envs.config import EnvConfig
+from shoal.envs.play import Episodes, Player, join, play
+from shoal.envs.recording import film, replay
+from shoal.envs.reference import random_player
+from shoal.envs.registry import evaluation_kwargs, make_env_spec
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from shoal.learner.intervals import Difference, difference
+from shoal.policy import RecurrentPolicy
+from shoal.policy.remap import NameMap, Remapping, remap
+from shoal.policy.weights import Weights, flatten_weights, load_weights
 
 EPISODES_IN_A_ROW = 2
 """Of each slot in a block: with more, less time is lost where some slots are done before others; with fewer, more

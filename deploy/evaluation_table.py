@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from deploy.evaluate import Side, compare
-from envs.play import Episodes
-from learner.intervals import Difference, confidence_interval
+from shoal.deploy.evaluate import Side, compare
+from shoal.envs.play import Episodes
+from shoal.learner.intervals import Difference, confidence_interval
 
 
 class Played(NamedTuple):

@@ -17,15 +17,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-
-from actors.agent import WorkerSetup
-from deploy.config import EvaluationConfig
-from deploy.evaluate import Side, play_sides
-from deploy.job_process import JobFailed
-from envs.play import Episodes
-from learner.evaluations import EvaluationResult, Evaluations, sentence
-from learner.intervals import confidence_interval
-from policy.weights import Weights
+from shoal.actors.agent import WorkerSetup
+from shoal.deploy.config import EvaluationConfig
+from shoal.deploy.evaluate import Side, play_sides
+from shoal.deploy.job_process import JobFailed
+from shoal.envs.play import Episodes
+from shoal.learner.evaluations import EvaluationResult, Evaluations, sentence
+from shoal.learner.intervals import confidence_interval
+from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
 

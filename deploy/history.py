@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.sinks import Sink
-from learner.jsonl import append
-from learner.metrics import CATALOGUE, Sources
-from learner.statistics import Histogram
+from shoal.deploy.sinks import Sink
+from shoal.learner.jsonl import append
+from shoal.learner.metrics import CATALOGUE, Sources
+from shoal.learner.statistics import Histogram
 
 log = logging.getLogger(__name__)
 

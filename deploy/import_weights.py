@@ -11,20 +11,19 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-
-from deploy.config import Config, to_dict
-from deploy.versions import versions
-from envs.config import EnvConfig
-from envs.registry import make_env_spec
-from learner.checkpoint import Checkpoints
-from learner.config import LearnerConfig
-from learner.device_choice import make_device_path
-from learner.learner import Learner
-from learner.ledger import Ledger
-from policy.actions import Discrete
-from policy.make import make_policy
-from policy.observation import TokenObservation
-from policy.original import OriginalError, read_original
+from shoal.deploy.config import Config, to_dict
+from shoal.deploy.versions import versions
+from shoal.envs.config import EnvConfig
+from shoal.envs.registry import make_env_spec
+from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.learner import Learner
+from shoal.learner.ledger import Ledger
+from shoal.policy.actions import Discrete
+from shoal.policy.make import make_policy
+from shoal.policy.observation import TokenObservation
+from shoal.policy.original import OriginalError, read_original
 
 _ARGUMENTS = {"attack": 9, "get_items": 1, "move": 2, "noop": 1, "put_items": 1, "rotate": 4, "swap": 1}
 _RESOURCES = ("ore_red", "ore_blue", "ore_green", "battery_red", "battery_blue", "battery_green")

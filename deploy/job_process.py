@@ -16,7 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from deploy.hardware import available_cores
+from shoal.deploy.hardware import available_cores
 
 T = TypeVar("T")
 

@@ -8,19 +8,18 @@ from typing import Any
 
 import ray
 import torch
-
-from actors.code import check_same_code
-from actors.pool import InlinePool
-from actors.ray_actor import Whereabouts, whereabouts
-from actors.ray_pool import RayPool
-from deploy.layout import Share
-from deploy.learner_setup import LearnerSetup, RolloutProcesses
-from deploy.ray_session import LOOPBACK
-from learner.group import LearnerGroup, join_store, use_interface
-from learner.intake import Driver
-from learner.ledger import Ledger
-from learner.update_loop import NEVER, Turn, UpdateLoop
-from policy.allocator import keep_freed_memory
+from shoal.actors.code import check_same_code
+from shoal.actors.pool import InlinePool
+from shoal.actors.ray_actor import Whereabouts, whereabouts
+from shoal.actors.ray_pool import RayPool
+from shoal.deploy.layout import Share
+from shoal.deploy.learner_setup import LearnerSetup, RolloutProcesses
+from shoal.deploy.ray_session import LOOPBACK
+from shoal.learner.group import LearnerGroup, join_store, use_interface
+from shoal.learner.intake import Driver
+from shoal.learner.ledger import Ledger
+from shoal.learner.update_loop import NEVER, Turn, UpdateLoop
+from shoal.policy.allocator import keep_freed_memory
 
 
 class LearnerActor:

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from actors.agent import WorkerSetup
-from actors.config import ActorConfig
-from actors.pool import InlinePool
-from actors.rollout import trajectory_spec
-from deploy.layout import Share
-from envs.boundary import EnvSpec
-from learner.batch import BatchAssembler
-from learner.canary import Canary
-from learner.config import LearnerConfig
-from learner.device_choice import make_device_path
-from learner.intake import Intake
-from learner.learner import Learner
-from learner.ledger import Ledger
-from learner.statistics import RunStatistics
-from learner.update_loop import UpdateLoop
-from policy.config import Initialization
-from policy.weights import Weights
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import InlinePool
+from shoal.actors.rollout import trajectory_spec
+from shoal.deploy.layout import Share
+from shoal.envs.boundary import EnvSpec
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.canary import Canary
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.intake import Intake
+from shoal.learner.learner import Learner
+from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import RunStatistics
+from shoal.learner.update_loop import UpdateLoop
+from shoal.policy.config import Initialization
+from shoal.policy.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

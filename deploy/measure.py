@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import torch
-
-from actors.pool import InlinePool
-from deploy.config import Config
-from deploy.layout import Layout
-from deploy.setups import make_learner_setup, make_worker_setup
-from envs.registry import make_env_spec
-from learner.update_loop import NEVER, UpdateLoop
-from policy.allocator import keep_freed_memory
+from shoal.actors.pool import InlinePool
+from shoal.deploy.config import Config
+from shoal.deploy.layout import Layout
+from shoal.deploy.setups import make_learner_setup, make_worker_setup
+from shoal.envs.registry import make_env_spec
+from shoal.learner.update_loop import NEVER, UpdateLoop
+from shoal.policy.allocator import keep_freed_memory
 
 MEASURED_SECONDS = 8.0
 _ACTING = ("actor_env", "actor_policy", "actor_pack")

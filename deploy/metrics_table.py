@@ -1,14 +1,14 @@
-"""The table of all metrics in deploy/MONITORING.md, from the catalogue: ``python -m deploy.monitoring`` writes it."""
+"""The table of metrics in deploy/MONITORING.md, written by ``python -m shoal.deploy.monitoring``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from learner.metrics import CATALOGUE, INFO
+from shoal.learner.metrics import CATALOGUE, INFO
 
 GUIDE = Path(__file__).parent / "MONITORING.md"
-BEGIN, END = "<!-- begin: made by python -m deploy.monitoring -->", "<!-- end -->"
+BEGIN, END = "<!-- begin: made by python -m shoal.deploy.monitoring -->", "<!-- end -->"
 
 
 def rendered(guide: str) -> str:

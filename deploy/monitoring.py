@@ -1,5 +1,6 @@
-"""The Grafana dashboard, made from the metrics catalogue: ``python -m deploy.monitoring`` writes it, and the guide's
-table of metrics.
+"""The Grafana dashboard, made from the metrics catalogue.
+
+``python -m shoal.deploy.monitoring`` writes it, and the guide's table of metrics.
 
 ``ROWS`` says what stands where. The rest follows: which run is shown, what a panel's description says of its metrics,
 and a last row for those that no panel shows.
@@ -14,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from deploy import metrics_table
-from learner.canary import TOLERANCE
-from learner.metrics import CATALOGUE, CatalogueEntry
+from shoal.deploy import metrics_table
+from shoal.learner.canary import TOLERANCE
+from shoal.learner.metrics import CATALOGUE, CatalogueEntry
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
 SELECTION = 'job="$job", instance="$instance"'
@@ -371,7 +372,7 @@ def dashboard() -> Json:
     return {
         "uid": "shoal",
         "title": "shoal",
-        "description": "Runs of shoal. Made by `python -m deploy.monitoring`: change deploy/monitoring.py, not this.",
+        "description": "Made by `python -m shoal.deploy.monitoring`: change deploy/monitoring.py, not this.",
         "tags": ["shoal"],
         "schemaVersion": 39,
         "editable": True,

@@ -7,9 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from deploy.config import Config
-from deploy.hardware import available_cores
-from deploy.layout import LayoutError, Machine, choose_layout
+from shoal.deploy.config import Config
+from shoal.deploy.hardware import available_cores
+from shoal.deploy.layout import LayoutError, Machine, choose_layout
 
 
 def check(config: Config, run_dir: Path) -> list[str]:
@@ -25,7 +25,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
 
 
 def _environment(config: Config) -> list[str]:
-    from envs.registry import make_env_spec
+    from shoal.envs.registry import make_env_spec
 
     try:
         agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
@@ -42,7 +42,7 @@ def _environment(config: Config) -> list[str]:
 
 
 def _layout(config: Config) -> list[str]:
-    from learner.device_choice import check_device, make_device_path
+    from shoal.learner.device_choice import check_device, make_device_path
 
     if problem := check_device(config.learner):
         return [f"learner.device: {problem}"]
@@ -59,8 +59,8 @@ def _layout(config: Config) -> list[str]:
 
 
 def _metrics(config: Config) -> list[str]:
-    from deploy.endpoint import access_files
-    from learner.access import problems
+    from shoal.deploy.endpoint import access_files
+    from shoal.learner.access import problems
 
     if config.metrics.port < 0:
         return []
@@ -76,7 +76,7 @@ def _metrics(config: Config) -> list[str]:
 
 
 def _listen(address: str, port: int) -> list[str]:
-    from learner.metrics_server import listen
+    from shoal.learner.metrics_server import listen
 
     try:
         listen(address, port).close()
@@ -88,7 +88,7 @@ def _listen(address: str, port: int) -> list[str]:
 
 
 def _sinks(config: Config) -> list[str]:
-    from deploy.sinks import missing
+    from shoal.deploy.sinks import missing
 
     return missing(config.log)
 
@@ -107,7 +107,7 @@ def _run_dir(config: Config, run_dir: Path) -> list[str]:
 
 
 def _resume(config: Config, run_dir: Path) -> list[str]:
-    from learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint
+    from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint
 
     try:
         newest = Checkpoints(run_dir / "checkpoints").latest()

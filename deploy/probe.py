@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.code import Code, this_code
-from deploy.versions import versions
+from shoal.actors.code import Code, this_code
+from shoal.deploy.versions import versions
 
 
 class Probe(NamedTuple):

@@ -15,13 +15,12 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-
-from deploy.json_lines import event
-from learner.canary import TOLERANCE
-from learner.evaluations import EvaluationResult, Evaluations, sentence
-from learner.intake import Intake
-from learner.statistics import RunStatistics
-from learner.verdict import WINDOW_SECONDS, Verdict, Watch
+from shoal.deploy.json_lines import event
+from shoal.learner.canary import TOLERANCE
+from shoal.learner.evaluations import EvaluationResult, Evaluations, sentence
+from shoal.learner.intake import Intake
+from shoal.learner.statistics import RunStatistics
+from shoal.learner.verdict import WINDOW_SECONDS, Verdict, Watch
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0

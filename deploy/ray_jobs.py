@@ -8,8 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-
-from deploy.job_process import JobFailed
+from shoal.deploy.job_process import JobFailed
 
 
 class EvaluationActor:

@@ -15,18 +15,17 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 import ray
-
-from actors.config import ActorConfig
-from actors.pool import Recoveries
-from actors.ray_pool import describe, state_of
-from actors.seats import BUILD_TIMEOUT_SECONDS, Seat, Seats
-from deploy.layout import Layout
-from deploy.learner_actor import LearnerActor
-from deploy.learner_setup import LearnerSetup
-from deploy.ray_session import RaySession
-from learner.group import LearnerGroup, LearnerLost, open_store, use_interface
-from learner.learner import Learner
-from learner.update_loop import Turn
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import Recoveries
+from shoal.actors.ray_pool import describe, state_of
+from shoal.actors.seats import BUILD_TIMEOUT_SECONDS, Seat, Seats
+from shoal.deploy.layout import Layout
+from shoal.deploy.learner_actor import LearnerActor
+from shoal.deploy.learner_setup import LearnerSetup
+from shoal.deploy.ray_session import RaySession
+from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
+from shoal.learner.learner import Learner
+from shoal.learner.update_loop import Turn
 
 log = logging.getLogger(__name__)
 

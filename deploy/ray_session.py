@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-
-from deploy.hardware import available_cores
+from shoal.deploy.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8

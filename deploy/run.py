@@ -11,44 +11,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from actors.agent import actions_of, observation_of
-from deploy.config import Config, to_dict, to_yaml
-from deploy.crew import Crew
-from deploy.endpoint import served
-from deploy.evaluator import Evaluator, Jobs, training_side
-from deploy.hardware import available_cores
-from deploy.history import History
-from deploy.interruption import interruption
-from deploy.job_process import JobProcess
-from deploy.layout import Machine, choose_layout
-from deploy.learner_setup import RolloutProcesses
-from deploy.progress import Progress
-from deploy.run_dir import CannotStart, exclusive, log_file
-from deploy.setups import make_learner_setup, make_worker_setup
-from deploy.sinks import make_sinks
-from deploy.summary import measured_random_return, summarize, write_json
-from deploy.versions import versions
-from envs.registry import make_env_spec
-from learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
-from learner.device_choice import make_device_path
-from learner.evaluations import Evaluations
-from learner.intake import Driver
-from learner.ledger import Ledger
-from learner.metrics import Sources
-from learner.metrics_server import MetricsServer
-from learner.readiness import Readiness
-from learner.train import Limits, Parts, train
-from learner.verdict import Watch
-from policy.actions import Actions
-from policy.allocator import keep_freed_memory
-from policy.observation import Observation
-from policy.remap import NameMap, PolicyInterface, Remapping, remap
+from shoal.actors.agent import actions_of, observation_of
+from shoal.deploy.config import Config, to_dict, to_yaml
+from shoal.deploy.crew import Crew
+from shoal.deploy.endpoint import served
+from shoal.deploy.evaluator import Evaluator, Jobs, training_side
+from shoal.deploy.hardware import available_cores
+from shoal.deploy.history import History
+from shoal.deploy.interruption import interruption
+from shoal.deploy.job_process import JobProcess
+from shoal.deploy.layout import Machine, choose_layout
+from shoal.deploy.learner_setup import RolloutProcesses
+from shoal.deploy.progress import Progress
+from shoal.deploy.run_dir import CannotStart, exclusive, log_file
+from shoal.deploy.setups import make_learner_setup, make_worker_setup
+from shoal.deploy.sinks import make_sinks
+from shoal.deploy.summary import measured_random_return, summarize, write_json
+from shoal.deploy.versions import versions
+from shoal.envs.registry import make_env_spec
+from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.evaluations import Evaluations
+from shoal.learner.intake import Driver
+from shoal.learner.ledger import Ledger
+from shoal.learner.metrics import Sources
+from shoal.learner.metrics_server import MetricsServer
+from shoal.learner.readiness import Readiness
+from shoal.learner.train import Limits, Parts, train
+from shoal.learner.verdict import Watch
+from shoal.policy.actions import Actions
+from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.observation import Observation
+from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
 
 if TYPE_CHECKING:  # Ray is imported where it is used
-    from deploy.cluster import Cluster
-    from deploy.ray_peers import RayPeers
-    from deploy.ray_session import RaySession
+    from shoal.deploy.cluster import Cluster
+    from shoal.deploy.ray_peers import RayPeers
+    from shoal.deploy.ray_session import RaySession
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def run(config: Config, run_dir: Path) -> Outcome:
         # What there is room for decides the layout, so a cluster comes first.
         cluster = None
         if config.mode == "cluster":
-            from deploy.cluster import connect
+            from shoal.deploy.cluster import connect
 
             cluster = stack.enter_context(connect(config.cluster))
         try:
@@ -211,14 +210,14 @@ class _Run:
                 pool = self.setup.make_pool(self.share, self.loop)
                 yield Crew(pool, drive=pool.pump, peers=peers)
                 return
-            from actors.ray_pool import RayPool
+            from shoal.actors.ray_pool import RayPool
 
             self.loop.publish_to = ray.put
             actors = RayPool(self.setup.worker, self.share.actors, config.actor, self.intake, ray.actor_options)
             yield Crew(actors, drive=None, peers=peers)
 
     def _peers(self, ray: RaySession) -> RayPeers:
-        from deploy.ray_peers import RayPeers
+        from shoal.deploy.ray_peers import RayPeers
 
         setup = self.setup
         if self.layout.placement == "separate":
@@ -237,7 +236,7 @@ class _Run:
         )
 
     def _ray(self) -> contextlib.AbstractContextManager[RaySession]:
-        from deploy import ray_session
+        from shoal.deploy import ray_session
 
         if self.cluster:
             return contextlib.nullcontext(self.cluster.session(self.machine))
@@ -286,7 +285,7 @@ class _Run:
         best = Checkpoints(self.run_dir / "best")
         jobs: Jobs = JobProcess(silent=True)
         if self.cluster:
-            from deploy.ray_jobs import RayJobs
+            from shoal.deploy.ray_jobs import RayJobs
 
             jobs = RayJobs(self.cluster.session(self.machine).actor_options)
         return Evaluator(

@@ -8,8 +8,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.code import PACKAGES
-from deploy.json_lines import JsonFormatter
+from shoal.deploy.json_lines import JsonFormatter
 
 
 class CannotStart(ValueError):
@@ -36,13 +35,12 @@ def log_file(run_dir: Path, *, json_lines: bool) -> Iterator[None]:
     root = logging.getLogger()
     root.addHandler(handler)
     # The terminal's own handler leaves INFO out.
-    levels = {name: logging.getLogger(name).level for name in PACKAGES}
-    for name in PACKAGES:
-        logging.getLogger(name).setLevel(logging.INFO)
+    ours = logging.getLogger("shoal")
+    level = ours.level
+    ours.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        ours.setLevel(level)
         root.removeHandler(handler)
         handler.close()

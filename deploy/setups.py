@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
-from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.code import this_code
-from deploy.config import Config
-from deploy.layout import Layout
-from deploy.learner_setup import LearnerSetup
-from envs.boundary import EnvSpec
-from policy.graph import components_to_json
-from policy.remap import PolicyInterface
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.actors.code import this_code
+from shoal.deploy.config import Config
+from shoal.deploy.layout import Layout
+from shoal.deploy.learner_setup import LearnerSetup
+from shoal.envs.boundary import EnvSpec
+from shoal.policy.graph import components_to_json
+from shoal.policy.remap import PolicyInterface
 
 
 def make_worker_setup(

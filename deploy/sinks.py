@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploy.config import LogConfig
+from shoal.deploy.config import LogConfig
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from actors.agent import WorkerSetup
-from actors.pool import Recoveries
-from deploy.versions import versions
-from envs.reference import random_return
-from learner.evaluations import Evaluations
-from learner.intake import Intake
-from learner.statistics import RunStatistics
-from learner.verdict import Verdict
-from policy.weights import Weights
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.pool import Recoveries
+from shoal.deploy.versions import versions
+from shoal.envs.reference import random_return
+from shoal.learner.evaluations import Evaluations
+from shoal.learner.intake import Intake
+from shoal.learner.statistics import RunStatistics
+from shoal.learner.verdict import Verdict
+from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ Importing this package imports neither gymnasium nor mettagrid: an adapter loads
 
 from __future__ import annotations
 
-from envs.boundary import EnvironmentFault, EnvSpec, StepRows, VectorEnvironment
-from envs.config import EnvConfig, EnvironmentNotFound
-from envs.registry import list_env_ids, make_env_spec, make_vector_env
+from shoal.envs.boundary import EnvironmentFault, EnvSpec, StepRows, VectorEnvironment
+from shoal.envs.config import EnvConfig, EnvironmentNotFound
+from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
 
 __all__ = [
     "EnvConfig",

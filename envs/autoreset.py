@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-
-from envs.boundary import EnvironmentFault, EnvSpec, StepRows
-from envs.writers import short
+from shoal.envs.boundary import EnvironmentFault, EnvSpec, StepRows
+from shoal.envs.writers import short
 
 _MODES = {name: mode for mode in AutoresetMode for name in (mode, mode.value, mode.name, mode.name.lower())}
 

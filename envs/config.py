@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from envs.missions import MISSIONS, check_slots
+from shoal.envs.missions import MISSIONS, check_slots
 
 
 class EnvironmentNotFound(ValueError):

@@ -12,11 +12,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-
-from envs.boundary import EnvironmentFault, EnvSpec
-from envs.config import EnvironmentNotFound
-from envs.spaces import Declared
-from envs.writers import Malformed, check_flag, check_reward, make_writer, short
+from shoal.envs.boundary import EnvironmentFault, EnvSpec
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.spaces import Declared
+from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
 
 FAULTS_IN_A_ROW = 3
 """So many faults without ``HEALTHY_STEPS`` good steps between them, and the environment is given up."""

@@ -17,13 +17,12 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
-from envs.autoreset import AutoresetRows, mode_named
-from envs.boundary import EnvironmentFault, StepRows
-from envs.config import EnvironmentNotFound
-from envs.guard import RESTARTED, Guard, naming_bad_arguments
-from envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
-from envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.autoreset import AutoresetRows, mode_named
+from shoal.envs.boundary import EnvironmentFault, StepRows
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.guard import RESTARTED, Guard, naming_bad_arguments
+from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
+from shoal.envs.spaces import action_converter, declared_by, make_spec
 
 _PACKAGES = {"ALE": "ale_py", "MiniGrid": "minigrid", "popgym": "popgym", "VizDoom": "vizdoom", "BabyAI": "minigrid"}
 """Gymnasium namespaces and the modules that register them."""

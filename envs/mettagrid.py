@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, TokenSpace
-from envs.config import EnvironmentNotFound
-from envs.missions import AGENT, Map, Mission, check_slots
+from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, TokenSpace
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.missions import AGENT, Map, Mission, check_slots
 
 
 def _import_mettagrid(env_id: str) -> None:

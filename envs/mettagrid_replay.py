@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from envs.mettagrid import MettaGridEnvironment, make_game_config
-from envs.missions import AGENT, ALTAR, EMPTY, MINE, WALL, Map, Mission
+from shoal.envs.mettagrid import MettaGridEnvironment, make_game_config
+from shoal.envs.missions import AGENT, ALTAR, EMPTY, MINE, WALL, Map, Mission
 
 _LETTERS = {WALL: "#", EMPTY: ".", AGENT: "@", MINE: "m", ALTAR: "a"}
 """The first three are MettaGrid's own and cannot be changed."""

@@ -43,7 +43,7 @@ class Mission:
     """The same of ``envs.reference.WindowPlayer``: it sees what an agent sees and remembers nothing but its
     heading, and in the corridor the altars' end. Good, not optimal.
 
-    Reproduce both with ``python -m envs.reference ENV_ID``.
+    Reproduce both with ``python -m shoal.envs.reference ENV_ID``.
     """
 
 

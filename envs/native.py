@@ -12,13 +12,12 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
-
-from envs.autoreset import AutoresetRows, declared_mode
-from envs.boundary import EnvironmentFault
-from envs.guard import naming_bad_arguments
-from envs.gym import find_gym_spec
-from envs.spaces import action_converter, declared_by, make_spec
-from envs.writers import Malformed, check_flags, check_rewards, make_writer, short
+from shoal.envs.autoreset import AutoresetRows, declared_mode
+from shoal.envs.boundary import EnvironmentFault
+from shoal.envs.guard import naming_bad_arguments
+from shoal.envs.gym import find_gym_spec
+from shoal.envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
 
 
 class NativeEnvironment(AutoresetRows):

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-
-from envs.boundary import EnvSpec, StepRows
-from envs.config import EnvironmentNotFound
-from envs.guard import Replaceable, naming_bad_arguments
-from envs.spaces import Declared, action_converter, declared_by, make_spec
-from envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
+from shoal.envs.boundary import EnvSpec, StepRows
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.guard import Replaceable, naming_bad_arguments
+from shoal.envs.spaces import Declared, action_converter, declared_by, make_spec
+from shoal.envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
 
 _FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns a pettingzoo.ParallelEnv"
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from envs.boundary import StepRows, VectorEnvironment
+from shoal.envs.boundary import StepRows, VectorEnvironment
 
 Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(obs [B, ...], is_first [B]) -> action [B, ...]."""

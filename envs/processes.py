@@ -27,10 +27,9 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
-
-from envs.boundary import EnvironmentFault, EnvSpec
-from envs.guard import Guard, row_space
-from envs.spaces import Declared
+from shoal.envs.boundary import EnvironmentFault, EnvSpec
+from shoal.envs.guard import Guard, row_space
+from shoal.envs.spaces import Declared
 
 GIVEN_UP = "given_up"
 """Key of ``info`` under which a worker tells that its environment is beyond repair: (message, traceback)."""

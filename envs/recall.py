@@ -8,8 +8,7 @@ return is 1 / num_cues, with memory it is 1. Made by ``envs.registry``; it never
 from __future__ import annotations
 
 import numpy as np
-
-from envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
+from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
 
 
 class RecallEnvironment:

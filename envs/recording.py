@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-
-from envs.boundary import StepRows, VectorEnvironment
-from envs.config import EnvironmentNotFound
-from envs.missions import MISSIONS
-from envs.registry import evaluation_kwargs, list_env_ids, make_env_spec, make_vector_env
-from envs.writers import short
+from shoal.envs.boundary import StepRows, VectorEnvironment
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.missions import MISSIONS
+from shoal.envs.registry import evaluation_kwargs, list_env_ids, make_env_spec, make_vector_env
+from shoal.envs.writers import short
 
 FRAMES_PER_SECOND = 30
 """Where an environment does not say how many it renders."""
@@ -90,7 +89,7 @@ def replay(
             f"--replay: {name} writes no replays, only MettaGrid's missions do; an environment that renders pictures "
             "can be filmed: --video DIR"
         )
-    from envs.mettagrid_replay import ReplayedMettaGrid
+    from shoal.envs.mettagrid_replay import ReplayedMettaGrid
 
     _make_directory(directory, "--replay")
     return ReplayedMettaGrid(

@@ -1,6 +1,6 @@
 """What an environment's return means: the returns of a random player and of a scripted one, measured.
 
-``python -m envs.reference ENV_ID [--episodes N] [--seed N]`` prints both. Runs call ``random_return``.
+``python -m shoal.envs.reference ENV_ID [--episodes N] [--seed N]`` prints both. Runs call ``random_return``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-
-from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
-from envs.missions import MISSIONS
-from envs.play import Episodes, Player, play
-from envs.registry import make_vector_env
+from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
+from shoal.envs.missions import MISSIONS
+from shoal.envs.play import Episodes, Player, play
+from shoal.envs.registry import make_vector_env
 
 
 def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
@@ -158,7 +157,9 @@ def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs
 
 def main() -> None:
     """Print the figures of one environment."""
-    parser = argparse.ArgumentParser(prog="python -m envs.reference", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal.envs.reference", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("env_id")
     parser.add_argument("--episodes", type=int, default=2048, help="episodes (of one slot each) per player")
     parser.add_argument("--seed", type=int, default=0)

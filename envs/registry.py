@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from envs.boundary import EnvSpec, VectorEnvironment
-from envs.config import EnvironmentNotFound
-from envs.missions import MISSIONS
+from shoal.envs.boundary import EnvSpec, VectorEnvironment
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.missions import MISSIONS
 
 
 def list_env_ids() -> list[str]:
@@ -44,29 +43,29 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
         mission = MISSIONS.get(name)
         if mission is None:
             raise EnvironmentNotFound(_unknown_own(env_id, name))
-        from envs.mettagrid import MettaGridEnvironment
+        from shoal.envs.mettagrid import MettaGridEnvironment
 
         return _make(env_id, MettaGridEnvironment, mission, num_envs, seed, **{**options, **kwargs})
     if name == "recall":
-        from envs.recall import RecallEnvironment
+        from shoal.envs.recall import RecallEnvironment
 
         return _make(env_id, RecallEnvironment, num_envs, seed, **{**options, **kwargs})
     if name == "synthetic":
-        from envs.synthetic import SyntheticEnvironment
+        from shoal.envs.synthetic import SyntheticEnvironment
 
         return _make(env_id, SyntheticEnvironment, num_envs, seed, **{**options, **kwargs})
     if close := difflib.get_close_matches(name, list_env_ids(), cutoff=0.8):
         raise EnvironmentNotFound(f"environment {env_id!r} is unknown; did you mean {' or '.join(close)}?")
     if name.startswith("pettingzoo:"):
-        from envs.pettingzoo import PettingZooEnvironment
+        from shoal.envs.pettingzoo import PettingZooEnvironment
 
         return PettingZooEnvironment(env_id, num_envs, seed, **kwargs)
     if kwargs.get("vectorization") == "native":
-        from envs.native import NativeEnvironment
+        from shoal.envs.native import NativeEnvironment
 
         del kwargs["vectorization"]
         return NativeEnvironment(env_id, num_envs, seed, **kwargs)
-    from envs.gym import GymEnvironment
+    from shoal.envs.gym import GymEnvironment
 
     return GymEnvironment(env_id, num_envs, seed, **kwargs)
 
@@ -74,7 +73,7 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
 def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
     """The spec that ``make_vector_env`` would give its environment, from the smallest one there is."""
     if env_id.startswith("pettingzoo:"):
-        from envs.pettingzoo import make_pettingzoo_spec
+        from shoal.envs.pettingzoo import make_pettingzoo_spec
 
         return make_pettingzoo_spec(env_id, **kwargs)
     mission = MISSIONS.get(_split(env_id)[0])

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-
-from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
-from envs.writers import parts_of
+from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from shoal.envs.writers import parts_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

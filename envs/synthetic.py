@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-
-from envs.boundary import DiscreteActions, EnvSpec, StepRows, TokenSpace
+from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, TokenSpace
 
 PADDING = 0xFF
 POOL_ROWS = 1024

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-
-from envs.boundary import EnvSpec
+from shoal.envs.boundary import EnvSpec
 
 Writer = Callable[[Any, np.ndarray], None]
 """(observation, rows [B, size]): writes the rows, or raises ``Malformed``."""

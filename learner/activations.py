@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import torch
+from shoal.learner.evaluation import valid_transitions
+from shoal.policy import ComponentPolicy, ImageObservation, RecurrentPolicy
+from shoal.policy.graph import VALUE
 from tensordict import TensorDict
 from torch import Tensor
-
-from learner.evaluation import valid_transitions
-from policy import ComponentPolicy, ImageObservation, RecurrentPolicy
-from policy.graph import VALUE
 
 SAMPLE_ROWS = 512
 """About as many rows are looked at: a unit that is active in one of 100 is seen, at the cost of one rollout step."""

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from shoal.policy.trajectory import Trajectory, TrajectorySpec, allocate
 from tensordict import TensorDict
-
-from policy.trajectory import Trajectory, TrajectorySpec, allocate
 
 _FLAGS = {"is_first", "terminated", "truncated", "burn_in_is_first"}
 

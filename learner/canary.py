@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 
 import torch
+from shoal.learner.device import DevicePath
+from shoal.learner.evaluation import evaluate, log_prob_error
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.weights import Weights, load_weights
 from tensordict import TensorDict
-
-from learner.device import DevicePath
-from learner.evaluation import evaluate, log_prob_error
-from policy.recurrent_policy import RecurrentPolicy
-from policy.weights import Weights, load_weights
 
 TOLERANCE = 1e-4
 """Largest |difference| of float32 log-probabilities that rounding explains. A fault gives more than 1e-2, less

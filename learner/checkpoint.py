@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-
-from learner.learner import Learner
-from policy.actions import actions_from_json, actions_to_json
-from policy.graph import components_from_json, differences, resolve
-from policy.make import make_policy
-from policy.observation import observation_from_json, observation_to_json
-from policy.recurrent_policy import RecurrentPolicy
-from policy.weights import Weights, named_weights
+from shoal.learner.learner import Learner
+from shoal.policy.actions import actions_from_json, actions_to_json
+from shoal.policy.graph import components_from_json, differences, resolve
+from shoal.policy.make import make_policy
+from shoal.policy.observation import observation_from_json, observation_to_json
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.weights import Weights, named_weights
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from policy.config import RegularizationConfig
+from shoal.policy.config import RegularizationConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

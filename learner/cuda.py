@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from shoal.learner.device import DevicePath
+from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
-
-from learner.device import DevicePath
-from policy.recurrent_policy import RecurrentPolicy
 
 
 class CudaPath(DevicePath):

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
-
-from policy.recurrent_policy import RecurrentPolicy
 
 
 class DevicePath:

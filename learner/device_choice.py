@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-
-from learner.config import LearnerConfig
-from learner.device import DevicePath
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device import DevicePath
 
 
 class DeviceNotFound(ValueError):
@@ -34,7 +33,7 @@ def make_device_path(config: LearnerConfig) -> DevicePath:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(name))
     if name == "cuda":
-        from learner.cuda import CudaPath
+        from shoal.learner.cuda import CudaPath
 
         return CudaPath(bfloat16=bfloat16, compile_policy=config.compile)
     return DevicePath(torch.device(name), bfloat16=bfloat16)

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from shoal.learner.device import DevicePath
+from shoal.learner.start_states import stored_state
+from shoal.policy.precision import at_least_float32
+from shoal.policy.recurrent import plan_resets
+from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
 from torch import Tensor
-
-from learner.device import DevicePath
-from learner.start_states import stored_state
-from policy.precision import at_least_float32
-from policy.recurrent import plan_resets
-from policy.recurrent_policy import RecurrentPolicy
 
 
 class Evaluation(NamedTuple):

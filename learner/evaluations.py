@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learner.jsonl import append
+from shoal.learner.jsonl import append
 
 log = logging.getLogger(__name__)
 

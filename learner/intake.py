@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-
-from learner.ledger import Ledger
-from learner.statistics import Reported
-from policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
+from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import Reported
+from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,18 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device import DevicePath
+from shoal.learner.evaluation import Evaluation, evaluate, log_prob_error, valid_transitions
+from shoal.learner.group import LearnerGroup, LearnerLost
+from shoal.learner.loss import LossTerms, actor_critic_loss
+from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
+from shoal.learner.vtrace import Targets, vtrace
+from shoal.policy.recurrent import State
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.regularization import WeightRegularizer
 from tensordict import TensorDict
 from torch import Tensor
-
-from learner.config import LearnerConfig
-from learner.device import DevicePath
-from learner.evaluation import Evaluation, evaluate, log_prob_error, valid_transitions
-from learner.group import LearnerGroup, LearnerLost
-from learner.loss import LossTerms, actor_critic_loss
-from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
-from learner.vtrace import Targets, vtrace
-from policy.recurrent import State
-from policy.recurrent_policy import RecurrentPolicy
-from policy.regularization import WeightRegularizer
 
 
 class NonFiniteUpdate(FloatingPointError):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from shoal.learner.config import LearnerConfig
 from torch import Tensor
-
-from learner.config import LearnerConfig
 
 
 class LossTerms(NamedTuple):

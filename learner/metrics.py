@@ -18,13 +18,12 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from learner.evaluations import EvaluationResult, Evaluations
-from learner.intake import Intake
-from learner.ledger import Ledger
-from learner.statistics import Histogram, RunStatistics
-from learner.verdict import STAGES, Verdict
-from learner.weight_metrics import WeightMetrics
+from shoal.learner.evaluations import EvaluationResult, Evaluations
+from shoal.learner.intake import Intake
+from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import Histogram, RunStatistics
+from shoal.learner.verdict import STAGES, Verdict
+from shoal.learner.weight_metrics import WeightMetrics
 
 log = logging.getLogger(__name__)
 

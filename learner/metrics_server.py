@@ -25,8 +25,7 @@ from typing import Any
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
-
-from learner.access import Access
+from shoal.learner.access import Access
 
 log = logging.getLogger(__name__)
 

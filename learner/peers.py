@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from learner.learner import Learner
-from learner.update_loop import Turn
+from shoal.learner.learner import Learner
+from shoal.learner.update_loop import Turn
 
 
 class Peers(Protocol):

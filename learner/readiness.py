@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from learner.statistics import RunStatistics
+from shoal.learner.statistics import RunStatistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

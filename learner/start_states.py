@@ -15,12 +15,11 @@ An actor's state was made by the weights that acted; the update has newer ones. 
 from __future__ import annotations
 
 import torch
+from shoal.learner.device import DevicePath
+from shoal.policy.recurrent import State, plan_resets
+from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
 from torch import Tensor
-
-from learner.device import DevicePath
-from policy.recurrent import State, plan_resets
-from policy.recurrent_policy import RecurrentPolicy
 
 
 def stored_state(batch: TensorDict, name: str = "initial") -> State:

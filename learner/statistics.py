@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from learner.ledger import Ledger
-from learner.weight_metrics import WeightMetrics
-from policy.trajectory import Trajectory
+from shoal.learner.ledger import Ledger
+from shoal.learner.weight_metrics import WeightMetrics
+from shoal.policy.trajectory import Trajectory
 
 RETURN_WINDOW = 256
 """Finished episodes (one agent's each) that ``mean_return`` averages over."""

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from learner.activations import ActivationSampler
-from learner.checkpoint import Checkpoints
-from learner.ledger import Ledger
-from learner.peers import Peers
-from learner.statistics import RunStatistics
-from learner.update_loop import NEVER, Turn, UpdateLoop, settle
-from learner.weight_metrics import measure_weights
-from policy.weights import Weights
+from shoal.learner.activations import ActivationSampler
+from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.ledger import Ledger
+from shoal.learner.peers import Peers
+from shoal.learner.statistics import RunStatistics
+from shoal.learner.update_loop import NEVER, Turn, UpdateLoop, settle
+from shoal.learner.weight_metrics import measure_weights
+from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
 

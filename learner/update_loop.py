@@ -17,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.canary import Canary
+from shoal.learner.group import LearnerLost
+from shoal.learner.intake import Intake
+from shoal.learner.learner import Learner, NonFiniteUpdate
+from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import Reported, RunStatistics, reported
+from shoal.policy.trajectory import Trajectory
+from shoal.policy.weights import Weights, flatten_weights
 from tensordict import TensorDict
-
-from learner.batch import BatchAssembler
-from learner.canary import Canary
-from learner.group import LearnerLost
-from learner.intake import Intake
-from learner.learner import Learner, NonFiniteUpdate
-from learner.ledger import Ledger
-from learner.statistics import Reported, RunStatistics, reported
-from policy.trajectory import Trajectory
-from policy.weights import Weights, flatten_weights
 
 log = logging.getLogger(__name__)
 

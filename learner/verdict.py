@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
-from learner.statistics import RunStatistics
+from shoal.learner.statistics import RunStatistics
 
 Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "staleness"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+from shoal.policy.regularization import WeightRegularizer, component
 from torch import Tensor
-
-from policy.regularization import WeightRegularizer, component
 
 RANK_THRESHOLD = 0.99
 """Share of the singular values' sum that an effective rank accounts for."""

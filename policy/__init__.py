@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from policy.component import ComponentPolicy
-    from policy.config import Initialization
-    from policy.fast import FastPolicy
-    from policy.observation import ImageObservation, TokenObservation, VectorObservation
-    from policy.recurrent_policy import PolicyOutput, RecurrentPolicy
+    from shoal.policy.component import ComponentPolicy
+    from shoal.policy.config import Initialization
+    from shoal.policy.fast import FastPolicy
+    from shoal.policy.observation import ImageObservation, TokenObservation, VectorObservation
+    from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
 
 __all__ = [
     "ComponentPolicy",
@@ -37,5 +37,5 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module 'policy' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"policy.{_HOMES.get(name, 'observation')}"), name)
+        raise AttributeError(f"module 'shoal.policy' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"shoal.policy.{_HOMES.get(name, 'observation')}"), name)

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from policy.actions import Actions, Continuous
-from policy.config import Initialization
-from policy.graph import (
+from shoal.policy.actions import Actions, Continuous
+from shoal.policy.config import Initialization
+from shoal.policy.graph import (
     ACTOR,
     EMBEDDINGS,
     LSTM,
@@ -29,12 +27,13 @@ from policy.graph import (
     heads_of,
     resolve,
 )
-from policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
-from policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
-from policy.observation import Observation, TokenObservation
-from policy.precision import linear, tanh
-from policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
-from policy.tokens import TokensToBox
+from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
+from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
+from shoal.policy.observation import Observation, TokenObservation
+from shoal.policy.precision import linear, tanh
+from shoal.policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.tokens import TokensToBox
+from torch import Tensor, nn
 
 
 class ComponentPolicy(RecurrentPolicy):

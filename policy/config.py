@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from policy.graph import ComponentConfig, check
+from shoal.policy.graph import ComponentConfig, check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

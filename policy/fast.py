@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from shoal.policy.actions import Actions, Continuous
+from shoal.policy.config import Initialization
+from shoal.policy.convolution import convolution_geometry, convolve
+from shoal.policy.graph import cnn_kernels
+from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
+from shoal.policy.observation import Observation, TokenObservation, VectorObservation
+from shoal.policy.precision import linear, tanh
+from shoal.policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
-
-from policy.actions import Actions, Continuous
-from policy.config import Initialization
-from policy.convolution import convolution_geometry, convolve
-from policy.graph import cnn_kernels
-from policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
-from policy.observation import Observation, TokenObservation, VectorObservation
-from policy.precision import linear, tanh
-from policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
-from policy.tokens import TokensToBox
 
 CHANNELS = 64
 EMBEDDING_SIZE = 16

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
 
 OBS = "obs"
 LSTM, EMBEDDINGS, ACTOR, VALUE = "lstm", "action_embeddings", "actor", "value_head"

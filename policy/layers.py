@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from shoal.policy.convolution import convolution_geometry, convolve
+from shoal.policy.graph import Component
+from shoal.policy.observation import Observation, TokenObservation
+from shoal.policy.precision import linear, tanh
+from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
-
-from policy.convolution import convolution_geometry, convolve
-from policy.graph import Component
-from policy.observation import Observation, TokenObservation
-from policy.precision import linear, tanh
-from policy.tokens import TokensToBox
 
 
 class TokenShaper(TokensToBox):

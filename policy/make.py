@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from policy.actions import Actions
-from policy.component import ComponentPolicy
-from policy.config import Initialization
-from policy.fast import FastPolicy
-from policy.observation import Observation
-from policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.actions import Actions
+from shoal.policy.component import ComponentPolicy
+from shoal.policy.config import Initialization
+from shoal.policy.fast import FastPolicy
+from shoal.policy.observation import Observation
+from shoal.policy.recurrent_policy import RecurrentPolicy
 
 
 def make_policy(

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from shoal.policy.actions import Actions, Continuous, Discrete
+from shoal.policy.memory import Memory
+from shoal.policy.observation import Observation, VectorObservation
+from shoal.policy.recurrent import ResetPlan, State, plan_resets, step_lstm, unroll_lstm
 from torch import Tensor, nn
-
-from policy.actions import Actions, Continuous, Discrete
-from policy.memory import Memory
-from policy.observation import Observation, VectorObservation
-from policy.recurrent import ResetPlan, State, plan_resets, step_lstm, unroll_lstm
 
 if TYPE_CHECKING:  # actors never need it, and it takes a second to import
     from tensordict import TensorDict

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import torch
+from shoal.policy.config import RegularizationConfig
 from torch import Tensor, nn
-
-from policy.config import RegularizationConfig
 
 
 class WeightRegularizer:

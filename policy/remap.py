@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from policy.actions import Actions, Discrete, actions_from_json
-from policy.config import malformed
-from policy.observation import (
+from shoal.policy.actions import Actions, Discrete, actions_from_json
+from shoal.policy.config import malformed
+from shoal.policy.observation import (
     ImageObservation,
     Observation,
     TokenObservation,

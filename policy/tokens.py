@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from shoal.policy.observation import TokenObservation
 from torch import Tensor, nn
-
-from policy.observation import TokenObservation
 
 PADDING = 0xFF
 _PLACED, _NOWHERE, _PADDING, _LEFT_OUT, _SOME_VALUES = range(5)

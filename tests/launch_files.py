@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from deploy.cli import _parser
-from deploy.config import Config, load_config
+from shoal.deploy.cli import _parser
+from shoal.deploy.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

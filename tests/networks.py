@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
-from policy import ComponentPolicy, FastPolicy, ImageObservation, TokenObservation, VectorObservation
-from policy.actions import Continuous, Discrete
+from shoal.policy import ComponentPolicy, FastPolicy, ImageObservation, TokenObservation, VectorObservation
+from shoal.policy.actions import Continuous, Discrete
 
 POLICIES = {"fast": FastPolicy, "component": ComponentPolicy}
 

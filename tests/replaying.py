@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from actors.agent import WorkerSetup
-from actors.rollout import RolloutWorker
-from policy.weights import Weights
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.rollout import RolloutWorker
+from shoal.policy.weights import Weights
 
 SCRIPT = ("own", "again", "own", "first", "late", "own", "early", "stranger", "own", "predecessor")
 """What the unrolls of an incarnation are, in turn; then they are its own."""

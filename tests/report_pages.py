@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from deploy.cli import main
+from shoal.deploy.cli import main
 
 VOID = {"meta", "link", "br", "path", "rect"}
 

@@ -6,19 +6,18 @@ import dataclasses
 
 import numpy as np
 import torch
+from shoal.actors.agent import actions_of, observation_of
+from shoal.actors.rollout import RolloutWorker
+from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpace
+from shoal.envs.recall import RecallEnvironment
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.learner import Learner
+from shoal.policy import ComponentPolicy, FastPolicy, VectorObservation
+from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes
+from shoal.policy.weights import flatten_weights
 from slow_reference import ENDS, draw_boundaries
-
-from actors.agent import actions_of, observation_of
-from actors.rollout import RolloutWorker
-from envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpace
-from envs.recall import RecallEnvironment
-from learner.batch import BatchAssembler
-from learner.config import LearnerConfig
-from learner.device_choice import make_device_path
-from learner.learner import Learner
-from policy import ComponentPolicy, FastPolicy, VectorObservation
-from policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes
-from policy.weights import flatten_weights
 
 RUN = "a-run"
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.rollout import trajectory_spec
-from envs.registry import make_env_spec, make_vector_env
-from policy.trajectory import TrajectorySpec
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.actors.rollout import trajectory_spec
+from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.policy.trajectory import TrajectorySpec
 
 SMALL = (
     "env.id=recall",
@@ -68,7 +68,7 @@ def start_shoal(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "shoal", *map(str, arguments)]
 
 
 def wait_for(

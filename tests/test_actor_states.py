@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 from service import make_setup, make_spec, wait_for
-
-from actors.config import ActorConfig
-from actors.ray_pool import RayPool
-from deploy.crew import Crew
-from learner.intake import Intake
-from learner.ledger import Ledger
-from policy.weights import Weights, flatten_weights
+from shoal.actors.config import ActorConfig
+from shoal.actors.ray_pool import RayPool
+from shoal.deploy.crew import Crew
+from shoal.learner.intake import Intake
+from shoal.learner.ledger import Ledger
+from shoal.policy.weights import Weights, flatten_weights
 
 
 @pytest.fixture

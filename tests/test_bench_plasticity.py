@@ -8,8 +8,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-
-from envs.boundary import StepRows
+from shoal.envs.boundary import StepRows
 
 BENCH = runpy.run_path(str(Path(__file__).parent / "bench" / "plasticity.py"))
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from rollouts import make_learner, random_batch, small_policy
-
-from learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint, load_checkpoint
-from policy import FastPolicy, TokenObservation
-from policy.actions import Continuous, Discrete
-from policy.config import RegularizationConfig
-from policy.weights import flatten_weights
+from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint, load_checkpoint
+from shoal.policy import FastPolicy, TokenObservation
+from shoal.policy.actions import Continuous, Discrete
+from shoal.policy.config import RegularizationConfig
+from shoal.policy.weights import flatten_weights
 
 FILES = ["weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json", "manifest.json"]
 REGULARIZATION = RegularizationConfig(l2_init_coef=1e-3, clip_scale=3.0)
@@ -250,7 +249,7 @@ import os, shutil, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from rollouts import make_learner, small_policy
-from learner.checkpoint import Checkpoints
+from shoal.learner.checkpoint import Checkpoints
 
 directory = Path({directory!r})
 learner, checkpoints = make_learner(small_policy()), Checkpoints(directory, keep=2)

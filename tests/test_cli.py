@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from service import SMALL, command, read_summary, shoal, start_shoal, wait_for
-
-from deploy.cli import main
-from learner.checkpoint import find_checkpoint
+from shoal.deploy.cli import main
+from shoal.learner.checkpoint import find_checkpoint
 
 KEYS = {"env_steps", "policy_version", "env_steps_per_second", "wall_seconds", "mean_return", "random_return"}
 KEYS |= {"max_log_prob_error", "actor_restarts", "ledger", "weights_sha256", "policy_lag"}
@@ -288,7 +287,7 @@ def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches advice that does not follow from the figures beside it; a measurement that leaves something behind."""
-    monkeypatch.setattr("deploy.measure.MEASURED_SECONDS", 1.0)
+    monkeypatch.setattr("shoal.deploy.measure.MEASURED_SECONDS", 1.0)
     monkeypatch.chdir(tmp_path)
     assert main(["doctor", "--measure", *SMALL, *settings, "run_dir=run"]) == 0
     said = capsys.readouterr().out

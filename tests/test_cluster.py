@@ -371,7 +371,7 @@ def test_an_actor_that_eats_the_memory_is_told_apart(
 def refused(*arguments: str, cwd: Path, **environment: str) -> str:
     """What is said on the way out; nothing was started."""
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "train", *SMALL, "mode=cluster", "run_dir=run", *arguments],
+        [sys.executable, "-m", "shoal", "train", *SMALL, "mode=cluster", "run_dir=run", *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
@@ -410,10 +410,10 @@ def test_time_is_up_although_no_actor_ever_came(nodes: Nodes, tmp_path: Path) ->
 
 def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a cluster of two versions: it would train with trajectories of other code."""
-    from actors.code import Code
-    from deploy.cluster import Cluster, Node
-    from deploy.config import ClusterConfig
-    from deploy.probe import probe
+    from shoal.actors.code import Code
+    from shoal.deploy.cluster import Cluster, Node
+    from shoal.deploy.config import ClusterConfig
+    from shoal.deploy.probe import probe
 
     here = probe()
     node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})

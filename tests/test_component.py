@@ -8,14 +8,13 @@ import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, assert_same, draw_is_first, make_pair, observe
 from rollouts import make_learner, random_batch
+from shoal.deploy.config import load_config, to_dict
+from shoal.policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
+from shoal.policy.config import PolicyConfig, RegularizationConfig
+from shoal.policy.graph import ComponentConfig, components_to_json, default_graph, resolve
+from shoal.policy.recurrent import plan_resets
+from shoal.policy.weights import flatten_weights, load_weights
 from tensordict import TensorDict
-
-from deploy.config import load_config, to_dict
-from policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
-from policy.config import PolicyConfig, RegularizationConfig
-from policy.graph import ComponentConfig, components_to_json, default_graph, resolve
-from policy.recurrent import plan_resets
-from policy.weights import flatten_weights, load_weights
 
 TOKENS = OBSERVATIONS["tokens"]
 NAMES = ["a", "b", "c"]

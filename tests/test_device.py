@@ -9,16 +9,15 @@ import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, assert_same, draw_is_first, draw_state, make_pair, observe
 from rollouts import SMALL, make_learner, random_batch, random_columns, small_policy
-
-from learner.batch import BatchAssembler
-from learner.canary import TOLERANCE, Canary
-from learner.config import LearnerConfig
-from learner.device import DevicePath
-from learner.device_choice import DeviceNotFound, check_device, make_device_path
-from learner.evaluation import evaluate
-from learner.learner import Learner
-from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
-from policy.weights import flatten_weights
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.canary import TOLERANCE, Canary
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device import DevicePath
+from shoal.learner.device_choice import DeviceNotFound, check_device, make_device_path
+from shoal.learner.evaluation import evaluate
+from shoal.learner.learner import Learner
+from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
+from shoal.policy.weights import flatten_weights
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -64,8 +63,9 @@ def test_the_cpu_path_copies_nothing_and_imports_no_cuda():
     assert path.describe() == "cpu"
     assert not path.pin_memory
     code = (
-        "import sys; from learner.config import LearnerConfig; from learner.device_choice import make_device_path;"
-        "import learner.train; make_device_path(LearnerConfig(device='cpu')); sys.exit('learner.cuda' in sys.modules)"
+        "import sys; from shoal.learner.config import LearnerConfig; "
+        "from shoal.learner.device_choice import make_device_path; import shoal.learner.train; "
+        "make_device_path(LearnerConfig(device='cpu')); sys.exit('shoal.learner.cuda' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from scripted_envs import Episode, choose, play_script
-
-from envs.boundary import EnvironmentFault, StepRows, VectorEnvironment
-from envs.gym import GymEnvironment
-from envs.native import NativeEnvironment
-from envs.registry import make_env_spec, make_vector_env
+from shoal.envs.boundary import EnvironmentFault, StepRows, VectorEnvironment
+from shoal.envs.gym import GymEnvironment
+from shoal.envs.native import NativeEnvironment
+from shoal.envs.registry import make_env_spec, make_vector_env
 
 ID = "scripted_envs:ScriptedLog-v0"
 MODES = [mode.name.lower() for mode in AutoresetMode]

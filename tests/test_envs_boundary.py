@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from envs.boundary import ContinuousActions, DiscreteActions, StepRows, VectorEnvironment
-from envs.reference import random_player
-from envs.registry import make_env_spec, make_vector_env
+from shoal.envs.boundary import ContinuousActions, DiscreteActions, StepRows, VectorEnvironment
+from shoal.envs.reference import random_player
+from shoal.envs.registry import make_env_spec, make_vector_env
 
 Make = Callable[..., VectorEnvironment]
 

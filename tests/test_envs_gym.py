@@ -12,8 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-
-from envs.boundary import (
+from shoal.envs.boundary import (
     ContinuousActions,
     DiscreteActions,
     EnvironmentFault,
@@ -22,9 +21,9 @@ from envs.boundary import (
     TokenSpace,
     VectorSpace,
 )
-from envs.config import EnvConfig, EnvironmentNotFound
-from envs.gym import GymEnvironment
-from envs.registry import make_vector_env
+from shoal.envs.config import EnvConfig, EnvironmentNotFound
+from shoal.envs.gym import GymEnvironment
+from shoal.envs.registry import make_vector_env
 
 
 class SpaceEnv(gymnasium.Env[Any, Any]):

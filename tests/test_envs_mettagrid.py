@@ -8,13 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-
-from envs.boundary import StepRows, TokenSpace
-from envs.config import EnvConfig, EnvironmentNotFound
-from envs.mettagrid import MettaGridEnvironment, make_game_config
-from envs.missions import AGENT, MISSIONS
-from envs.reference import random_return, scripted_return
-from envs.registry import make_env_spec, make_vector_env
+from shoal.envs.boundary import StepRows, TokenSpace
+from shoal.envs.config import EnvConfig, EnvironmentNotFound
+from shoal.envs.mettagrid import MettaGridEnvironment, make_game_config
+from shoal.envs.missions import AGENT, MISSIONS
+from shoal.envs.reference import random_return, scripted_return
+from shoal.envs.registry import make_env_spec, make_vector_env
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mettagrid") is None, reason="needs shoal[mettagrid]")
 
@@ -148,7 +147,7 @@ def test_import_leaves_the_root_logger_alone() -> None:
     """Catches mettagrid's import adding a handler and a level: every library's INFO lines would appear."""
     code = (
         "import logging; root = logging.getLogger(); before = (list(root.handlers), root.level)\n"
-        "import envs; envs.make_env_spec('mettagrid/forage')\n"
+        "from shoal import envs; envs.make_env_spec('mettagrid/forage')\n"
         "assert (list(root.handlers), root.level) == before, (root.handlers, root.level)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from scripted_envs import NUM_ACTIONS, SPACES, Episode, Script, choose, observe, play_script
+from shoal.deploy.cli import main
+from shoal.envs.boundary import DiscreteActions, EnvironmentFault, VectorEnvironment, VectorSpace
+from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.registry import make_env_spec, make_vector_env
 from test_envs_autoreset import Rows
-
-from deploy.cli import main
-from envs.boundary import DiscreteActions, EnvironmentFault, VectorEnvironment, VectorSpace
-from envs.config import EnvironmentNotFound
-from envs.registry import make_env_spec, make_vector_env
 
 pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_envs import Episode, choose, play_script
+from shoal.envs.play import Episodes, join, play
+from shoal.envs.registry import make_vector_env
 from test_envs_autoreset import MODES, make
-
-from envs.play import Episodes, join, play
-from envs.registry import make_vector_env
 
 GAME = "pettingzoo:test_envs_pettingzoo:parallel_env"
 

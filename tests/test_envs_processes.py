@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shoal.envs.boundary import EnvironmentFault
+from shoal.envs.gym import GymEnvironment
+from shoal.envs.registry import make_env_spec, make_vector_env
 from test_envs_autoreset import ID, MODES, Rows
-
-from envs.boundary import EnvironmentFault
-from envs.gym import GymEnvironment
-from envs.registry import make_env_spec, make_vector_env
 
 
 @contextlib.contextmanager
@@ -148,7 +147,7 @@ def test_an_environment_that_always_breaks_is_given_up() -> None:
 
 def test_an_environment_whose_close_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches close() waiting for ever."""
-    monkeypatch.setattr("envs.processes.ProcessVectorEnv.close_extras.__defaults__", (0.3, False))
+    monkeypatch.setattr("shoal.envs.processes.ProcessVectorEnv.close_extras.__defaults__", (0.3, False))
     with environment(how="close hangs") as env:
         rows = Rows(env).rows
         env.reset(rows.obs)
@@ -188,7 +187,7 @@ PARENT = """
 import sys, time
 import numpy as np
 from test_envs_autoreset import Rows
-from envs.registry import make_vector_env
+from shoal.envs.registry import make_vector_env
 
 kwargs = {"how": "hangs", "at": 2, "marker": sys.argv[1]}
 env = make_vector_env("scripted_envs:ScriptedLog-v0", 2, 0, vectorization="async", **kwargs)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from envs.boundary import DiscreteActions, StepRows
-from envs.play import play
-from envs.recall import RecallEnvironment
-from envs.reference import RecallPlayer, random_return
+from shoal.envs.boundary import DiscreteActions, StepRows
+from shoal.envs.play import play
+from shoal.envs.recall import RecallEnvironment
+from shoal.envs.reference import RecallPlayer, random_return
 
 
 def test_memory_earns_one() -> None:

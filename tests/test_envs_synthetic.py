@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import test_envs_boundary as contract
-
-from envs.boundary import TokenSpace, VectorEnvironment
-from envs.registry import list_env_ids, make_env_spec, make_vector_env
-from envs.synthetic import POOL_ROWS, SyntheticEnvironment
+from shoal.envs.boundary import TokenSpace, VectorEnvironment
+from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
+from shoal.envs.synthetic import POOL_ROWS, SyntheticEnvironment
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"together": True}, {"episode_length": 1}], ids=str)

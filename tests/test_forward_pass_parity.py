@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, POLICIES, assert_same, draw_is_first, draw_state, make_pair, observe
+from shoal.policy.recurrent import plan_resets
 from tensordict import TensorDict
-
-from policy.recurrent import plan_resets
 
 T, B = 9, 6
 every_policy = pytest.mark.parametrize("kind", POLICIES)

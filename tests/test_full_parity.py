@@ -11,12 +11,11 @@ import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, POLICIES, assert_same, make_pair
 from rollouts import make_learner, random_batch
-
-from learner.weight_metrics import measure_weights
-from policy import ComponentPolicy, FastPolicy, Initialization, TokenObservation, VectorObservation
-from policy.config import RegularizationConfig
-from policy.regularization import WeightRegularizer
-from policy.weights import flatten_weights
+from shoal.learner.weight_metrics import measure_weights
+from shoal.policy import ComponentPolicy, FastPolicy, Initialization, TokenObservation, VectorObservation
+from shoal.policy.config import RegularizationConfig
+from shoal.policy.regularization import WeightRegularizer
+from shoal.policy.weights import flatten_weights
 
 ORIGINAL = TokenObservation(11, 11, 200, [1.0] * 25)
 NAMES = [f"action_{i}" for i in range(19)]

@@ -7,8 +7,7 @@ import pytest
 import torch
 from golden_recipe import ACTION_NAMES, NORMALIZATIONS, ROLES, golden_state_dict
 from networks import POLICIES
-
-from policy import TokenObservation
+from shoal.policy import TokenObservation
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 every_policy = pytest.mark.parametrize("make", POLICIES.values(), ids=POLICIES)

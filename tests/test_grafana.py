@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import re
@@ -13,14 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from rollouts import RUN, SMALL
-
-from deploy import metrics_table, monitoring
-from deploy.config import Config, to_dict
-from deploy.versions import versions
-from learner.intake import Intake
-from learner.ledger import Ledger
-from learner.metrics import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
-from learner.statistics import RunStatistics
+from shoal.deploy import metrics_table, monitoring
+from shoal.deploy.config import Config, to_dict
+from shoal.deploy.versions import versions
+from shoal.learner.intake import Intake
+from shoal.learner.ledger import Ledger
+from shoal.learner.metrics import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
+from shoal.learner.statistics import RunStatistics
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -146,7 +146,7 @@ def problems(expression: str, page: dict[str, set[str]]) -> list[str]:
 
 
 def test_the_dashboard_is_what_the_generator_makes() -> None:
-    """A metric, a help text or a layout that changed, and a file that did not: `python -m deploy.monitoring`."""
+    """A metric, a help text or a layout that changed, and a file that did not: `python -m shoal.deploy.monitoring`."""
     assert monitoring.DASHBOARD.read_text(encoding="utf-8") == monitoring.rendered()
 
 
@@ -328,7 +328,7 @@ def test_the_compose_file_finds_everything() -> None:
             if source.startswith("."):
                 mounted[target] = (GRAFANA / source).resolve()
     assert mounted["/etc/prometheus"] == PROMETHEUS
-    assert mounted["/var/lib/grafana/dashboards/shoal.json"] == monitoring.DASHBOARD
+    assert mounted["/var/lib/grafana/dashboards/shoal.json"] == monitoring.DASHBOARD.resolve()
     provisioning = mounted["/etc/grafana/provisioning"]
     [provider] = yaml.safe_load((provisioning / "dashboards" / "shoal.yml").read_text())["providers"]
     assert f"{provider['options']['path']}/shoal.json" in mounted
@@ -352,13 +352,13 @@ def test_the_guide_names_what_there_is() -> None:
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (DEPLOY / path).exists()] == []
     for module in re.findall(r"python -m ([\w.]+)", text):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+        assert importlib.util.find_spec(module)
     for metric in set(re.findall(r"\bshoal_[a-z_]+\w", text)):
         assert metric in {entry.name for entry in CATALOGUE} | set(INFO)
 
 
 def test_the_table_of_metrics_is_up_to_date() -> None:
-    """Catches a metric that the guide forgets, or describes as it was: `python -m deploy.monitoring`."""
+    """Catches a metric that the guide forgets, or describes as it was: `python -m shoal.deploy.monitoring`."""
     text = GUIDE.read_text(encoding="utf-8")
     assert text == metrics_table.rendered(text)
     for entry in CATALOGUE:

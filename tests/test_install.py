@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from deploy.install import torch_choice
-from deploy.install.torch_choice import PYTORCH_CPU_PAGE, Choice, Facts, choose, satisfies
+from shoal.deploy.install import torch_choice
+from shoal.deploy.install.torch_choice import PYTORCH_CPU_PAGE, Choice, Facts, choose, satisfies
 
 ROOT = Path(__file__).resolve().parents[1]
 RANGE = "torch>=2.10"

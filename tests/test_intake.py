@@ -11,10 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollouts import RUN, SMALL, random_columns
-
-from learner.intake import Driver, Intake
-from learner.ledger import Ledger
-from policy.trajectory import TrajectoryHeader, count_valid, to_bytes
+from shoal.learner.intake import Driver, Intake
+from shoal.learner.ledger import Ledger
+from shoal.policy.trajectory import TrajectoryHeader, count_valid, to_bytes
 
 SLOTS = 2
 COLUMNS = [random_columns(SMALL, SLOTS, seed) for seed in range(5)]

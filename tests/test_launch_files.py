@@ -40,9 +40,8 @@ from launch_files import (
     runs,
     specs,
 )
-
-from deploy.cli import _parser
-from deploy.config import Config
+from shoal.deploy.cli import _parser
+from shoal.deploy.config import Config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 named = functools.partial(pytest.mark.parametrize, "file", ids=lambda file: str(file.relative_to(DEPLOY)))
@@ -450,8 +449,9 @@ def test_the_image_is_made_of_what_there_is() -> None:
     copied = {source.rstrip("/") for word, rest in instructions() if word == "COPY" for source in rest.split()[:-1]}
     assert [source for source in copied if not (ROOT / source).exists()] == []
     assert {source.split("/")[0] for source in copied} == kept
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["packages"] if "." in name}
     assert packages <= copied
+    assert {"__init__.py", "__main__.py", "py.typed"} <= copied
     assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= copied
     # `ray up` asks the image for it.
     assert any(word == "ENV" and "HOME=/home/shoal" in rest for word, rest in instructions())

@@ -13,11 +13,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from rollouts import make_learner, random_batch, small_policy
+from shoal.learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_interface
+from shoal.learner.learner import Learner, NonFiniteUpdate
+from shoal.policy.weights import flatten_weights
 from tensordict import TensorDict
-
-from learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_interface
-from learner.learner import Learner, NonFiniteUpdate
-from policy.weights import flatten_weights
 
 CPU = torch.device("cpu")
 

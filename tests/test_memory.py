@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from policy import FastPolicy, VectorObservation
-from policy.memory import Memory
+from shoal.policy import FastPolicy, VectorObservation
+from shoal.policy.memory import Memory
 
 
 @pytest.fixture

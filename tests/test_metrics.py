@@ -10,15 +10,14 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, random_columns
-
-from learner.intake import Intake
-from learner.ledger import Ledger
-from learner.metrics import CATALOGUE, Sources, make_registry
-from learner.metrics_server import MetricsServer
-from learner.statistics import Histogram, RunStatistics, reported
-from learner.verdict import Verdict
-from learner.weight_metrics import WeightMetrics
-from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
+from shoal.learner.intake import Intake
+from shoal.learner.ledger import Ledger
+from shoal.learner.metrics import CATALOGUE, Sources, make_registry
+from shoal.learner.metrics_server import MetricsServer
+from shoal.learner.statistics import Histogram, RunStatistics, reported
+from shoal.learner.verdict import Verdict
+from shoal.learner.weight_metrics import WeightMetrics
+from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
 REPORTED = {
     "episode_returns": [1.0, -3.0],

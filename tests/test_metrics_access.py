@@ -14,15 +14,14 @@ import pytest
 import trustme
 from scraping import TOKEN, ask, exchange, trusting, write_files
 from service import SMALL
-
-from deploy import endpoint
-from deploy.cli import main
-from deploy.config import MetricsConfig, load_config
-from learner.access import Access, AccessError, AccessFiles, exposed, load_context, load_token, problems
-from learner.ledger import Ledger
-from learner.metrics_server import MetricsServer
-from learner.readiness import Readiness
-from learner.statistics import RunStatistics
+from shoal.deploy import endpoint
+from shoal.deploy.cli import main
+from shoal.deploy.config import MetricsConfig, load_config
+from shoal.learner.access import Access, AccessError, AccessFiles, exposed, load_context, load_token, problems
+from shoal.learner.ledger import Ledger
+from shoal.learner.metrics_server import MetricsServer
+from shoal.learner.readiness import Readiness
+from shoal.learner.statistics import RunStatistics
 
 # Who may read
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from service import SMALL, read_summary
-
-from deploy import cli
-from learner.checkpoint import find_checkpoint, load_checkpoint
-from policy.weights import flatten_weights
+from shoal.deploy import cli
+from shoal.learner.checkpoint import find_checkpoint, load_checkpoint
+from shoal.policy.weights import flatten_weights
 
 UPDATES = 6
 # Valid steps per update: 16 segments of 8 steps, of which some are void.

@@ -12,13 +12,12 @@ import torch
 from golden_recipe import ACTION_NAMES, NORMALIZATIONS, ROLES, golden_state_dict
 from rollouts import make_learner, random_batch
 from safetensors.torch import save_file
-
-from deploy import cli
-from deploy.import_weights import DESCRIPTIONS
-from learner.checkpoint import find_checkpoint
-from policy import FastPolicy
-from policy.original import OriginalError, read_original
-from policy.trajectory import TrajectorySpec
+from shoal.deploy import cli
+from shoal.deploy.import_weights import DESCRIPTIONS
+from shoal.learner.checkpoint import find_checkpoint
+from shoal.policy import FastPolicy
+from shoal.policy.original import OriginalError, read_original
+from shoal.policy.trajectory import TrajectorySpec
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 EXPECTED = [key for key, *_ in ROLES]

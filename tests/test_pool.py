@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import ray
+import shoal.actors.seats as seats_module
 from replaying import REFUSED, REFUSED_OF_A_SUCCESSOR, ReplayingSetup
 from service import (
     SMALL,
@@ -29,19 +30,17 @@ from service import (
     start_shoal,
     wait_for,
 )
-
-import actors.seats as seats_module
-from actors.agent import WorkerSetup
-from actors.config import ActorConfig
-from actors.ray_actor import Whereabouts, whereabouts
-from actors.ray_pool import RayPool
-from actors.seats import Seats, TooManyFailures
-from deploy.cli import main
-from learner.checkpoint import find_checkpoint
-from learner.intake import Driver, Intake
-from learner.ledger import Ledger
-from policy.trajectory import Trajectory
-from policy.weights import Weights, flatten_weights
+from shoal.actors.agent import WorkerSetup
+from shoal.actors.config import ActorConfig
+from shoal.actors.ray_actor import Whereabouts, whereabouts
+from shoal.actors.ray_pool import RayPool
+from shoal.actors.seats import Seats, TooManyFailures
+from shoal.deploy.cli import main
+from shoal.learner.checkpoint import find_checkpoint
+from shoal.learner.intake import Driver, Intake
+from shoal.learner.ledger import Ledger
+from shoal.policy.trajectory import Trajectory
+from shoal.policy.weights import Weights, flatten_weights
 
 SCRIPTED = "service_envs:Scripted-v0"
 STORE = 80 * 2**20

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from service import SMALL, command
-
-from deploy.cli import main
-from deploy.progress import Curve, _sparkline, _summary_lines
+from shoal.deploy.cli import main
+from shoal.deploy.progress import Curve, _sparkline, _summary_lines
 
 LINE = re.compile(
     r"\[\d\d:\d\d\] steps [\d,]+/[\d,]+  return (-|-?[\d.]+)  sampled/s [\d,]+  trained/s [\d,]+  lag [\d.]+  "

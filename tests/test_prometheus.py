@@ -21,15 +21,14 @@ import pytest
 import trustme
 import yaml
 from service import SMALL, command, wait_for
+from shoal.deploy.config import MetricsConfig
+from shoal.deploy.endpoint import served
+from shoal.learner.access import AccessFiles
+from shoal.learner.ledger import Ledger
+from shoal.learner.readiness import Readiness
+from shoal.learner.statistics import RunStatistics
 from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read
 from test_metrics import make_sources
-
-from deploy.config import MetricsConfig
-from deploy.endpoint import served
-from learner.access import AccessFiles
-from learner.ledger import Ledger
-from learner.readiness import Readiness
-from learner.statistics import RunStatistics
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("promtool") and shutil.which("prometheus")),

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from scripted_envs import choose, play_script
-
-from envs.play import play
-from envs.recording import CannotRecord, film, replay
-from envs.reference import random_player
-from envs.registry import evaluation_kwargs, make_vector_env
+from shoal.envs.play import play
+from shoal.envs.recording import CannotRecord, film, replay
+from shoal.envs.reference import random_player
+from shoal.envs.registry import evaluation_kwargs, make_vector_env
 
 SEED = np.random.SeedSequence(3)
 

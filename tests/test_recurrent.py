@@ -8,9 +8,8 @@ import torch
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.policy.recurrent import plan_resets, step_lstm, unroll_lstm
 from torch import nn
-
-from policy.recurrent import plan_resets, step_lstm, unroll_lstm
 
 
 def step_by_step(lstm, x, is_first, state, final):

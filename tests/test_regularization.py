@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from rollouts import make_learner, random_batch, small_policy
+from shoal.deploy.config import load_config
+from shoal.learner.checkpoint import Checkpoints, load_checkpoint
+from shoal.learner.learner import NonFiniteUpdate
+from shoal.policy import FastPolicy, VectorObservation
+from shoal.policy.actions import Continuous
+from shoal.policy.config import RegularizationConfig
+from shoal.policy.regularization import WeightRegularizer
+from shoal.policy.weights import flatten_weights
 from torch import nn
-
-from deploy.config import load_config
-from learner.checkpoint import Checkpoints, load_checkpoint
-from learner.learner import NonFiniteUpdate
-from policy import FastPolicy, VectorObservation
-from policy.actions import Continuous
-from policy.config import RegularizationConfig
-from policy.regularization import WeightRegularizer
-from policy.weights import flatten_weights
 
 
 def regularizer(policy=None, **settings):

@@ -14,21 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from named_envs import ACTIONS, FEATURES, VALUES, Hills
 from rollouts import make_learner, make_policy
-
-from actors.agent import actions_of, observation_of
-from deploy import summary
-from deploy.cli import main
-from deploy.config import load_config, to_dict
-from deploy.evaluate import evaluate, evaluation_setup
-from envs.registry import make_env_spec
-from learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
-from policy import FastPolicy, ImageObservation, RecurrentPolicy, TokenObservation, VectorObservation
-from policy.actions import Actions, Continuous, Discrete
-from policy.config import Initialization
-from policy.make import make_policy as make_any_policy
-from policy.observation import Observation
-from policy.remap import NameMap, Remapping, remap
-from policy.tokens import TokensToBox
+from shoal.actors.agent import actions_of, observation_of
+from shoal.deploy import summary
+from shoal.deploy.cli import main
+from shoal.deploy.config import load_config, to_dict
+from shoal.deploy.evaluate import evaluate, evaluation_setup
+from shoal.envs.registry import make_env_spec
+from shoal.learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
+from shoal.policy import FastPolicy, ImageObservation, RecurrentPolicy, TokenObservation, VectorObservation
+from shoal.policy.actions import Actions, Continuous, Discrete
+from shoal.policy.config import Initialization
+from shoal.policy.make import make_policy as make_any_policy
+from shoal.policy.observation import Observation
+from shoal.policy.remap import NameMap, Remapping, remap
+from shoal.policy.tokens import TokensToBox
 
 
 def specification(**kwargs: Any) -> tuple[Observation, Actions]:

@@ -18,12 +18,11 @@ import pytest
 from recorded_runs import EVERY, RATE, START, Line, config, line, lines, summary, write_run
 from report_pages import Document, report
 from service import SMALL
-
-from deploy.cli import main
-from deploy.report import command, figure
-from deploy.report.history import read_history, thin
-from deploy.report.log import read_log
-from deploy.report.recorded_run import read_run
+from shoal.deploy.cli import main
+from shoal.deploy.report import command, figure
+from shoal.deploy.report.history import read_history, thin
+from shoal.deploy.report.log import read_log
+from shoal.deploy.report.recorded_run import read_run
 
 
 @pytest.fixture
@@ -396,7 +395,7 @@ def test_warnings_of_the_log(tmp_path: Path) -> None:
     text = "2026-11-22 13:00:00,123 {} learner.train: {}"
     plain = [text.format("INFO", "saved"), *(text.format("WARNING", f"actor {i} died") for i in range(500))]
     plain += [text.format("ERROR", "refused"), "Traceback (most recent call last):", "ValueError: boom"]
-    event = {"time": START, "event": "log", "level": "WARNING", "logger": "envs.gym", "message": "slow"}
+    event = {"time": START, "event": "log", "level": "WARNING", "logger": "shoal.envs.gym", "message": "slow"}
     as_json = [json.dumps(event), json.dumps(event | {"exception": "Traceback\nKeyError: 1"}), '{"event": "progress"}']
     run = write_run(tmp_path / "run", log=plain + as_json)
     found = read_log(run / "run.log")
@@ -481,7 +480,7 @@ def test_a_missing_library_is_named(
 def test_a_report_needs_neither_torch_nor_ray() -> None:
     """Catches an import that makes a report of a second take ten, or need what another machine does not have."""
     code = (
-        "import deploy.report.one_run, deploy.report.several_runs, deploy.report.command, json, sys; "
+        "import shoal.deploy.report.one_run, shoal.deploy.report.several_runs, shoal.deploy.report.command, json, sys; "
         "print(json.dumps(sorted({'torch', 'ray', 'tensordict', 'pyarrow', 'gymnasium'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from recorded_runs import RATE, config, lines, summary, write_run
 from report_pages import report
-
-from deploy.report.comparison import band, group_runs
-from deploy.report.recorded_run import read_run
+from shoal.deploy.report.comparison import band, group_runs
+from shoal.deploy.report.recorded_run import read_run
 
 T_95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 9: 2.2622}
 """Two-sided 95% points of Student's t by degrees of freedom, from the tables."""

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from rollouts import RecallWithTimeLimits, Rollouts, SameStepRecall
 from rollouts import make_policy as sharp_policy
 from service import SMALL, make_setup, read_summary
-
-from actors.episodes import EpisodeCounter
-from actors.rollout import RolloutWorker
-from deploy.cli import main
-from policy.trajectory import Trajectory, from_bytes
-from policy.weights import Weights, WeightsError, flatten_weights
+from shoal.actors.episodes import EpisodeCounter
+from shoal.actors.rollout import RolloutWorker
+from shoal.deploy.cli import main
+from shoal.policy.trajectory import Trajectory, from_bytes
+from shoal.policy.weights import Weights, WeightsError, flatten_weights
 
 SCRIPTED = "service_envs:Scripted-v0"
 

@@ -23,21 +23,20 @@ from service import (
     ups,
     wait_for,
 )
-
-from actors.rollout import RolloutWorker
-from deploy.cli import main
-from deploy.layout import Share
-from deploy.learner_actor import LearnerActor
-from deploy.learner_setup import LearnerSetup
-from envs.boundary import EnvironmentFault
-from envs.registry import make_env_spec
-from learner.config import LearnerConfig
-from learner.group import LearnerLost
-from learner.learner import NonFiniteUpdate
-from learner.ledger import Ledger
-from learner.update_loop import Turn, settle
-from policy.config import Initialization
-from policy.weights import Weights
+from shoal.actors.rollout import RolloutWorker
+from shoal.deploy.cli import main
+from shoal.deploy.layout import Share
+from shoal.deploy.learner_actor import LearnerActor
+from shoal.deploy.learner_setup import LearnerSetup
+from shoal.envs.boundary import EnvironmentFault
+from shoal.envs.registry import make_env_spec
+from shoal.learner.config import LearnerConfig
+from shoal.learner.group import LearnerLost
+from shoal.learner.learner import NonFiniteUpdate
+from shoal.learner.ledger import Ledger
+from shoal.learner.update_loop import Turn, settle
+from shoal.policy.config import Initialization
+from shoal.policy.weights import Weights
 
 
 def _weights(run: Path, *settings: str) -> str:

@@ -17,15 +17,14 @@ import torch
 from rollouts import make_policy
 from scripted_envs import NUM_ACTIONS, Script
 from service import make_setup
+from shoal.actors.agent import actions_of, observation_of
+from shoal.actors.rollout import RolloutWorker
+from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, GroupedEnvironment, StepRows, VectorSpace
+from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.policy.trajectory import Trajectory, from_bytes
+from shoal.policy.weights import flatten_weights
 from test_envs_autoreset import ID, MODES, Rows
 from test_envs_processes import environment, is_alive, process_ids, step
-
-from actors.agent import actions_of, observation_of
-from actors.rollout import RolloutWorker
-from envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, GroupedEnvironment, StepRows, VectorSpace
-from envs.registry import make_env_spec, make_vector_env
-from policy.trajectory import Trajectory, from_bytes
-from policy.weights import flatten_weights
 
 SLOTS, UNROLL = 5, 9
 

@@ -18,14 +18,13 @@ from rollouts import (
     make_policy,
     random_columns,
 )
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.canary import TOLERANCE
+from shoal.learner.device import DevicePath
+from shoal.learner.evaluation import evaluate, log_prob_error
+from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
+from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from slow_reference import start_state
-
-from learner.batch import BatchAssembler
-from learner.canary import TOLERANCE
-from learner.device import DevicePath
-from learner.evaluation import evaluate, log_prob_error
-from learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
-from policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
 CPU = DevicePath(torch.device("cpu"))
 

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from policy import FastPolicy, TokenObservation, VectorObservation
-from policy.observation import observation_from_json, observation_to_json
-from policy.tokens import TokensToBox, last_write
+from shoal.policy import FastPolicy, TokenObservation, VectorObservation
+from shoal.policy.observation import observation_from_json, observation_to_json
+from shoal.policy.tokens import TokensToBox, last_write
 
 OBSERVATION = TokenObservation(
     7,

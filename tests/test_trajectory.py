@@ -13,8 +13,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollouts import RUN, random_columns
-
-from policy.trajectory import (
+from shoal.policy.trajectory import (
     Trajectory,
     TrajectoryError,
     TrajectoryHeader,

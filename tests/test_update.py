@@ -6,6 +6,8 @@ import copy
 
 import numpy as np
 import pytest
+import shoal.learner.evaluation
+import shoal.policy.recurrent_policy
 import torch
 from fuzz import examples
 from hypothesis import Phase, given, settings
@@ -23,17 +25,14 @@ from rollouts import (
     small_policy,
     tiny_policy,
 )
+from shoal.learner.canary import TOLERANCE, Canary
+from shoal.learner.device import DevicePath
+from shoal.learner.evaluation import evaluate, log_prob_error, valid_transitions
+from shoal.learner.learner import NonFiniteUpdate
+from shoal.policy.config import RegularizationConfig
+from shoal.policy.recurrent import plan_resets, step_lstm
+from shoal.policy.weights import flatten_weights
 from slow_reference import loss_by_episode
-
-import learner.evaluation
-import policy.recurrent_policy
-from learner.canary import TOLERANCE, Canary
-from learner.device import DevicePath
-from learner.evaluation import evaluate, log_prob_error, valid_transitions
-from learner.learner import NonFiniteUpdate
-from policy.config import RegularizationConfig
-from policy.recurrent import plan_resets, step_lstm
-from policy.weights import flatten_weights
 
 CPU = DevicePath(torch.device("cpu"))
 FAULT_SEEN = 1e-2
@@ -280,7 +279,7 @@ def _early(is_first):
 def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_reset):
     """The canary is blind: resets inside an unroll that come one step off in training."""
     rollouts, learner_ = recall()
-    monkeypatch.setattr(learner.evaluation, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first)))
+    monkeypatch.setattr(shoal.learner.evaluation, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first)))
     assert learner_.update(rollouts.batch(learner_.policy, 0)).log_prob_error > FAULT_SEEN
 
 
@@ -293,7 +292,7 @@ def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
         before.append(is_first.clone())
         return step_lstm(lstm, x, before[-2], state)
 
-    monkeypatch.setattr(policy.recurrent_policy, "step_lstm", late)
+    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", late)
     assert learner.update(rollouts.batch(learner.policy, 0)).log_prob_error > FAULT_SEEN
 
 
@@ -309,7 +308,7 @@ def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
             is_first[1::2] = False  # the slots whose episodes are truncated
         return step_lstm(lstm, x, is_first, state)
 
-    monkeypatch.setattr(policy.recurrent_policy, "step_lstm", terminated_only)
+    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", terminated_only)
     batch = rollouts.batch(learner.policy, 0)
     log_prob = evaluate(learner.policy, batch, CPU).log_prob
     by_slot = [log_prob_error(log_prob, batch, [b]).item() for b in range(6)]

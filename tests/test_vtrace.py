@@ -8,9 +8,8 @@ import torch
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.learner.vtrace import vtrace
 from slow_reference import ABSENT, ENDS, FAULT, TERMINATED, TRUNCATED, draw_boundaries, episode_targets, episodes_of
-
-from learner.vtrace import vtrace
 
 CONSTANTS = {"gamma": 0.9, "lambda_": 0.8, "rho_bar": 1.1, "c_bar": 0.7}
 

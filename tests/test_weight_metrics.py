@@ -11,16 +11,15 @@ import pytest
 import torch
 from rollouts import SMALL, RecallWithTimeLimits, Rollouts, make_learner, make_policy, random_batch, small_policy
 from service import SMALL as SMALL_RUN
-
-from deploy.cli import main
-from learner.activations import SAMPLE_ROWS, ActivationSampler
-from learner.device import DevicePath
-from learner.evaluation import evaluate, valid_transitions
-from learner.weight_metrics import dormant_units_ratio, effective_rank, measure_weights
-from policy import ComponentPolicy, TokenObservation
-from policy.config import RegularizationConfig
-from policy.regularization import WeightRegularizer
-from policy.weights import flatten_weights
+from shoal.deploy.cli import main
+from shoal.learner.activations import SAMPLE_ROWS, ActivationSampler
+from shoal.learner.device import DevicePath
+from shoal.learner.evaluation import evaluate, valid_transitions
+from shoal.learner.weight_metrics import dormant_units_ratio, effective_rank, measure_weights
+from shoal.policy import ComponentPolicy, TokenObservation
+from shoal.policy.config import RegularizationConfig
+from shoal.policy.regularization import WeightRegularizer
+from shoal.policy.weights import flatten_weights
 
 LAYERS = {"cnn1", "cnn2", "fc1", "encoded_obs", "lstm", "critic_1", "actor_1"}
 
@@ -209,7 +208,9 @@ def test_reading_changes_nothing():
 def test_the_training_loop_reads_them_every_so_many_updates(every, tmp_path, monkeypatch):
     """Readings in every update, or never; a setting that is not obeyed."""
     versions = []
-    monkeypatch.setattr("learner.train.measure_weights", lambda *args: versions.append(1) or measure_weights(*args))
+    monkeypatch.setattr(
+        "shoal.learner.train.measure_weights", lambda *args: versions.append(1) or measure_weights(*args)
+    )
     arguments = [*SMALL_RUN, "mode=inline", "total_env_steps=800", f"run_dir={tmp_path / 'run'}"]
     assert main(["train", *arguments, f"learner.weight_metrics_every={every}"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from rollouts import small_policy
-
-from policy import FastPolicy, VectorObservation
-from policy.weights import WeightsError, flatten_weights, load_weights
+from shoal.policy import FastPolicy, VectorObservation
+from shoal.policy.weights import WeightsError, flatten_weights, load_weights
 
 
 def test_round_trip():

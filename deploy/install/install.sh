@@ -64,7 +64,13 @@ precompile() {
     local site
     site=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -m compileall -qq -j 0 "$site/torch" "$site/ray" || true
-    env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import actors.ray_actor, deploy.cluster, deploy.run, envs.gym'
+    env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import shoal.actors.ray_actor, shoal.deploy.cluster, shoal.deploy.run, shoal.envs.gym'
+}
+
+# The checkout as a folder named shoal, for tools that read imports without running them: mypy, pyright, editors.
+link_source() {
+    mkdir -p $venv/src
+    ln -sfn ../.. $venv/src/shoal
 }
 
 upgrade_pip() {
@@ -86,6 +92,7 @@ runtime)
     # One call, so that one resolver sees torch and everything that asks for it.
     step "installing shoal and its libraries (half a gigabyte, more with CUDA; a minute or so)" \
         pip_install ${torch[@]+"${torch[@]}"} --editable '.[mettagrid,report]'
+    link_source
     step "compiling what every process imports" precompile
     ;;
 dev)

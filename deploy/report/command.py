@@ -30,10 +30,10 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
             f"report: {' and '.join(missing)} must be installed: pip install 'shoal[report]' "
             "(in a checkout: .venv/bin/pip install -e '.[report]')"
         )
-    from deploy.report.one_run import page_of_run
-    from deploy.report.page import render
-    from deploy.report.recorded_run import read_run
-    from deploy.report.several_runs import page_of_runs
+    from shoal.deploy.report.one_run import page_of_run
+    from shoal.deploy.report.page import render
+    from shoal.deploy.report.recorded_run import read_run
+    from shoal.deploy.report.several_runs import page_of_runs
 
     runs, problems = [], []
     for index, path in enumerate(paths):
@@ -62,7 +62,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 
 def _check(out: Path) -> list[str]:
     """What is there and no report is not written over."""
-    from deploy.report.page import GENERATOR
+    from shoal.deploy.report.page import GENERATOR
 
     if out.is_dir():
         return [f"--out {out}: is a directory; name a file, e.g. {out / FILE}"]

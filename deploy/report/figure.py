@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-
-from deploy.report.history import Numbers, thin
-from deploy.report.text import clean, plotly_text
+from shoal.deploy.report.history import Numbers, thin
+from shoal.deploy.report.text import clean, plotly_text
 
 # Close to Okabe and Ito's blue, vermillion, green and purple, an olive and a violet: told apart by the colour-blind,
 # and 3:1 against both backgrounds of the page.

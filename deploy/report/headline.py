@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-
-from deploy.report.page import Fact, Note, Table
-from deploy.report.recorded_run import RecordedRun
-from deploy.report.text import count, duration, margin, moment, number, several
+from shoal.deploy.report.page import Fact, Note, Table
+from shoal.deploy.report.recorded_run import RecordedRun
+from shoal.deploy.report.text import count, duration, margin, moment, number, several
 
 TOLERANCE = 1e-4
 """``learner.canary.TOLERANCE``, without the libraries that it brings."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from deploy.report import headline, run_plots
-from deploy.report.page import Note, Page, Plain, Section, Table
-from deploy.report.recorded_run import RecordedRun
-from deploy.report.text import moment, number, several
+from shoal.deploy.report import headline, run_plots
+from shoal.deploy.report.page import Note, Page, Plain, Section, Table
+from shoal.deploy.report.recorded_run import RecordedRun
+from shoal.deploy.report.text import moment, number, several
 
 
 def page_of_run(run: RecordedRun) -> Page:

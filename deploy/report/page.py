@@ -12,9 +12,8 @@ from typing import Literal
 
 import jinja2
 from markupsafe import Markup
-
-from deploy.report.figure import DASHES, Figure, Json
-from deploy.report.text import clean
+from shoal.deploy.report.figure import DASHES, Figure, Json
+from shoal.deploy.report.text import clean
 
 HERE = Path(__file__).parent
 GENERATOR = "shoal report"

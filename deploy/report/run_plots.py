@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-
-from deploy.report.figure import COLORS, GREY, Figure, Line, style
-from deploy.report.headline import TOLERANCE, final_random_return
-from deploy.report.history import History, Numbers
-from deploy.report.page import LegendEntry
-from deploy.report.recorded_run import RecordedRun
+from shoal.deploy.report.figure import COLORS, GREY, Figure, Line, style
+from shoal.deploy.report.headline import TOLERANCE, final_random_return
+from shoal.deploy.report.history import History, Numbers
+from shoal.deploy.report.page import LegendEntry
+from shoal.deploy.report.recorded_run import RecordedRun
 
 STEPS = "environment steps"
 MOST_WINDOWS = 250

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-import deploy.run
-from deploy.cli import main
-from deploy.history import History
+import shoal.deploy.run
+from shoal.deploy.cli import main
+from shoal.deploy.history import History
 
 SWITCH = Path(os.environ["SHOAL_BENCH_SWITCH"])
 
@@ -22,5 +22,5 @@ class Switched(History):
 
 
 if __name__ == "__main__":
-    deploy.run.History = Switched  # a run makes its own
+    shoal.deploy.run.History = Switched  # a run makes its own
     sys.exit(main())

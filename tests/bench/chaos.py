@@ -95,7 +95,7 @@ def train(
 def _train(
     nodes: Nodes, directory: Path, limit: list[str], chance: random.Random | None, options: argparse.Namespace
 ) -> dict[str, Any]:
-    command = [sys.executable, "-m", "deploy.cli", "train", *SETTINGS, *options.settings, *limit]
+    command = [sys.executable, "-m", "shoal", "train", *SETTINGS, *options.settings, *limit]
     command.append(f"cluster.address={nodes.cluster.address}")
     process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -215,8 +215,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    root = Path(__file__).resolve().parents[2]
-    os.chdir(root)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    os.chdir(Path(__file__).resolve().parents[2])
     own_ray()
     main()

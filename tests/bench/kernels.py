@@ -21,12 +21,11 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from limit import Bare
+from shoal.deploy.config import load_config
+from shoal.deploy.layout import Machine, choose_layout
+from shoal.learner.device import DevicePath
+from shoal.policy.convolution import convolve
 from torch import Tensor, nn
-
-from deploy.config import load_config
-from deploy.layout import Machine, choose_layout
-from learner.device import DevicePath
-from policy.convolution import convolve
 
 SIZES = {"demo": (["forage"], []), "demo, whole batch": (["forage"], ["learner.minibatches=1"]), "default": ([], [])}
 RATES = (0.0, 0.01, 0.03, 0.1, 0.5, 1.0)
@@ -99,12 +98,12 @@ class Kernels:
             policy.value_head(torch.tanh(policy.critic_1(core)))
             return type(policy).logits(policy, core)
 
-        with mock.patch("policy.fast.convolve", conv2d), mock.patch.object(policy, "logits", with_value):
+        with mock.patch("shoal.policy.fast.convolve", conv2d), mock.patch.object(policy, "logits", with_value):
             self.bare.inference()
 
     def update_as_before(self) -> None:
         """Eager float32 over conv2d; without resets, which leaves open how they would be done."""
-        with mock.patch("policy.fast.convolve", conv2d):
+        with mock.patch("shoal.policy.fast.convolve", conv2d):
             self.update(False, 0.0, False)
 
     def steps(self, what: str) -> int:
@@ -117,7 +116,7 @@ class Kernels:
         self.bare.learner.path = DevicePath(CPU, bfloat16=bfloat16)
         # With these every plan is run as a loop over steps.
         always = {"LOOP_FROM": -1.0, "LOOP_ROWS": 0}
-        with mock.patch.multiple("policy.recurrent", **always) if loop else contextlib.nullcontext():
+        with mock.patch.multiple("shoal.policy.recurrent", **always) if loop else contextlib.nullcontext():
             self.bare.update()
 
 

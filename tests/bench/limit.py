@@ -31,21 +31,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
-from actors.agent import WorkerSetup, actions_of, observation_of
-from deploy.config import Config, load_config
-from deploy.hardware import available_cores
-from deploy.layout import Layout, Machine, choose_layout
-from envs.boundary import StepRows
-from envs.reference import random_player
-from envs.registry import make_env_spec, make_vector_env
-from learner.batch import BatchAssembler
-from learner.device_choice import make_device_path
-from learner.evaluation import valid_transitions
-from learner.learner import Learner
-from policy.allocator import keep_freed_memory
-from policy.trajectory import from_bytes
-from policy.weights import flatten_weights
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.deploy.config import Config, load_config
+from shoal.deploy.hardware import available_cores
+from shoal.deploy.layout import Layout, Machine, choose_layout
+from shoal.envs.boundary import StepRows
+from shoal.envs.reference import random_player
+from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.evaluation import valid_transitions
+from shoal.learner.learner import Learner
+from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.trajectory import from_bytes
+from shoal.policy.weights import flatten_weights
 
 
 def seconds_per_call(function: Callable[[], object], budget: float) -> float:
@@ -183,7 +182,7 @@ def service(
     seconds: float,
     warmup: float,
     watch: Callable[[str, int], contextlib.AbstractContextManager[object]] = lambda url, pid: contextlib.nullcontext(),
-    program: Sequence[str] = ("-m", "deploy.cli"),
+    program: Sequence[str] = ("-m", "shoal"),
 ) -> tuple[float, dict[str, float]]:
     """Environment steps trained per second of ``shoal train``, over ``seconds`` after ``warmup`` seconds of it; and the
     share of each stage in that time. ``watch`` is given its page's address and its process and lasts as long;

@@ -21,21 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from actors.agent import actions_of, observation_of
-from actors.rollout import RolloutWorker
-from envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
-from learner.activations import ActivationSampler
-from learner.batch import BatchAssembler
-from learner.config import LearnerConfig
-from learner.device import DevicePath
-from learner.learner import Learner
-from learner.weight_metrics import measure_weights
-from policy import FastPolicy
-from policy.allocator import keep_freed_memory
-from policy.config import Initialization, RegularizationConfig
-from policy.trajectory import from_bytes
-from policy.weights import flatten_weights
+from shoal.actors.agent import actions_of, observation_of
+from shoal.actors.rollout import RolloutWorker
+from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
+from shoal.learner.activations import ActivationSampler
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device import DevicePath
+from shoal.learner.learner import Learner
+from shoal.learner.weight_metrics import measure_weights
+from shoal.policy import FastPolicy
+from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.config import Initialization, RegularizationConfig
+from shoal.policy.trajectory import from_bytes
+from shoal.policy.weights import flatten_weights
 
 NUM_ENVS, UNROLL_LENGTH = 32, 4
 PATTERNS, SIZE, ACTIONS = 16, 16, 4

@@ -25,13 +25,12 @@ from unittest.mock import patch
 
 import numpy as np
 from _own_ray import own_ray
-
-from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.rollout import trajectory_spec
-from envs.registry import make_env_spec
-from learner.intake import Intake
-from learner.ledger import Ledger
-from policy.weights import Weights, flatten_weights
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.actors.rollout import trajectory_spec
+from shoal.envs.registry import make_env_spec
+from shoal.learner.intake import Intake
+from shoal.learner.ledger import Ledger
+from shoal.policy.weights import Weights, flatten_weights
 
 SLOTS, UNROLL, LAG = 4, 16, 2
 STEP_SECONDS = 0.25
@@ -107,10 +106,9 @@ def timed(seconds: Counter[str], part: str, owner: Any, name: str) -> Iterator[N
 def measure(num_actors: int, seconds: float) -> dict[str, Any]:
     """One pool of ``num_actors``, measured for ``seconds`` after all of them are up and have delivered."""
     import ray
-
-    from actors.config import ActorConfig
-    from actors.ray_pool import RayPool
-    from actors.seats import Seats
+    from shoal.actors.config import ActorConfig
+    from shoal.actors.ray_pool import RayPool
+    from shoal.actors.seats import Seats
 
     setup = make_setup(SLOTS, UNROLL, step_seconds=STEP_SECONDS, together=True)
     # All may be under way within the lag.

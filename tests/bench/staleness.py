@@ -22,19 +22,18 @@ from collections import defaultdict, deque
 from typing import Any
 
 import torch
+from shoal.actors.agent import WorkerSetup, actions_of, observation_of
+from shoal.actors.rollout import RolloutWorker
+from shoal.deploy.config import Config, load_config
+from shoal.envs.registry import make_env_spec
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.device import DevicePath
+from shoal.learner.learner import Learner
+from shoal.learner.start_states import final_state, stored_state, with_state
+from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.trajectory import from_bytes
+from shoal.policy.weights import Weights, flatten_weights
 from tensordict import TensorDict
-
-from actors.agent import WorkerSetup, actions_of, observation_of
-from actors.rollout import RolloutWorker
-from deploy.config import Config, load_config
-from envs.registry import make_env_spec
-from learner.batch import BatchAssembler
-from learner.device import DevicePath
-from learner.learner import Learner
-from learner.start_states import final_state, stored_state, with_state
-from policy.allocator import keep_freed_memory
-from policy.trajectory import from_bytes
-from policy.weights import Weights, flatten_weights
 
 LAGS = (1, 4, 16)
 HISTORY = 4

@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 
 from limit import service
-
-from deploy.config import load_config
-from deploy.hardware import available_cores
-from deploy.layout import LayoutError, Machine, choose_layout
-from learner.device_choice import make_device_path
+from shoal.deploy.config import load_config
+from shoal.deploy.hardware import available_cores
+from shoal.deploy.layout import LayoutError, Machine, choose_layout
+from shoal.learner.device_choice import make_device_path
 
 
 def candidates(cores: int, batch: int) -> dict[str, list[str]]:

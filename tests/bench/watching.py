@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -263,8 +262,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    root = Path(__file__).resolve().parents[2]
-    os.chdir(root)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    sys.path.append(str(root))
+    os.chdir(Path(__file__).resolve().parents[2])
     main()

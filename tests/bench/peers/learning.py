@@ -102,8 +102,8 @@ def ours(task: str, seed: int) -> tuple[list[str], dict[str, str]]:
         "run_dir": "run",
         "seed": seed,
     }
-    words = [sys.executable, "-m", "deploy.cli", "train", *(f"{name}={value}" for name, value in settings.items())]
-    return words, {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
+    words = [sys.executable, "-m", "shoal", "train", *(f"{name}={value}" for name, value in settings.items())]
+    return words, {**os.environ, "PYTHONPATH": str(HERE)}
 
 
 def try_once(name: str, task: str, seed: int, python: Path | None, limit: float) -> Trial:
