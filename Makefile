@@ -41,9 +41,9 @@ clean:  ## Remove .venv and the caches; what was trained (runs/) stays
 
 # A TORCH given on the command line is obeyed even where everything is installed.
 $(RUNTIME): pyproject.toml $(if $(findstring command,$(origin TORCH)),FORCE)
-	@bash deploy/install/install.sh runtime
+	@bash deploy/launch/install/install.sh runtime
 	@touch $@
 
 $(DEV): pyproject.toml $(RUNTIME)
-	@bash deploy/install/install.sh dev
+	@bash deploy/launch/install/install.sh dev
 	@touch $@

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from shoal.actors.agent import WorkerSetup
+from shoal.actors.worker_setup import WorkerSetup
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import ray
 import torch
-from shoal.actors.agent import WorkerSetup
 from shoal.actors.code import check_same_code
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.worker_setup import WorkerSetup
 from shoal.policy.allocator import keep_freed_memory
 from shoal.policy.weights import Weights
 

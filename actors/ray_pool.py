@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from shoal.actors.agent import WorkerSetup
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import Feed, Recoveries, State
 from shoal.actors.ray_actor import RolloutActor
-from shoal.actors.seats import Seat, Seats
+from shoal.actors.supervisor import Seat, Seats
+from shoal.actors.worker_setup import WorkerSetup
 
 
 class RayPool:
@@ -20,7 +20,7 @@ class RayPool:
 
     Args:
         actors: their indices in the run.
-        options: Ray's, of every actor: what it needs and where it may be (``deploy.ray_session``).
+        options: Ray's, of every actor: what it needs and where it may be (``deploy.cluster.ray_session``).
         first_incarnation: of every actor; higher than those of an earlier pool of the same run.
 
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.

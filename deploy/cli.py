@@ -173,22 +173,22 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from shoal.deploy.config import load_config
+    from shoal.deploy.settings.load import load_config
 
     config, problems = load_config(options.config, options.settings)
     run_dir = Path(config.run_dir or _new_run_dir(config.env.id))
-    from shoal.deploy import preflight
+    from shoal.deploy.doctor import preflight
 
     problems += preflight.check(config, run_dir)
     if problems:
         return _refuse(problems)
     if config.log.format == "json":
-        from shoal.deploy.json_lines import JsonFormatter
+        from shoal.deploy.records.json_lines import JsonFormatter
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
+    from shoal.deploy.records.run_dir import CannotStart
     from shoal.deploy.run import run
-    from shoal.deploy.run_dir import CannotStart
 
     try:
         outcome = run(config, run_dir)
@@ -200,8 +200,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from shoal.deploy.config import load_config
-    from shoal.deploy.doctor import examine
+    from shoal.deploy.doctor.examine import examine
+    from shoal.deploy.settings.load import load_config
 
     config, problems = load_config(options.config, options.settings)
     lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)), measure=options.measure)
@@ -213,9 +213,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from shoal.deploy.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
-    from shoal.deploy.evaluation_table import Played, Recorded, lines, recorded, to_json
-    from shoal.deploy.job_process import JobFailed
+    from shoal.deploy.evaluation.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
+    from shoal.deploy.evaluation.job_process import JobFailed
+    from shoal.deploy.evaluation.table import Played, Recorded, lines, recorded, to_json
     from shoal.envs.boundary import EnvironmentFault
     from shoal.learner.checkpoint import CheckpointError, find_checkpoint
     from shoal.policy.remap import NameMap, Remapping
@@ -295,7 +295,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from shoal.deploy.config import load_config, to_yaml
+    from shoal.deploy.settings.load import load_config, to_yaml
 
     config, problems = load_config(options.config, options.settings)
     if problems:
@@ -305,7 +305,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from shoal.deploy.config import load_config
+    from shoal.deploy.settings.load import load_config
 
     _, problems = load_config(options.config, options.settings)
     if problems:
@@ -315,14 +315,14 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
-    from shoal.deploy.config import json_schema
+    from shoal.deploy.settings.load import json_schema
 
     print(json.dumps(json_schema(), indent=1))
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from shoal.deploy.evaluate import evaluation_setup
+    from shoal.deploy.evaluation.evaluate import evaluation_setup
     from shoal.learner.checkpoint import CheckpointError, find_checkpoint
     from shoal.policy.weights import flatten_weights
 
@@ -340,7 +340,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from shoal.deploy.import_weights import describe, import_weights
+    from shoal.deploy.weights.import_weights import describe, import_weights
 
     try:
         imported = import_weights(

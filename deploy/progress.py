@@ -15,12 +15,12 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from shoal.deploy.json_lines import event
-from shoal.learner.canary import TOLERANCE
-from shoal.learner.evaluations import EvaluationResult, Evaluations, sentence
-from shoal.learner.intake import Intake
+from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Verdict, Watch
+from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
+from shoal.deploy.records.json_lines import event
+from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.verdict import WINDOW_SECONDS, Verdict, Watch
+from shoal.learner.trajectory_queue import Intake
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0

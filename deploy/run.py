@@ -11,43 +11,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from shoal.actors.agent import actions_of, observation_of
-from shoal.deploy.config import Config, to_dict, to_yaml
-from shoal.deploy.crew import Crew
-from shoal.deploy.endpoint import served
-from shoal.deploy.evaluator import Evaluator, Jobs, training_side
-from shoal.deploy.hardware import available_cores
-from shoal.deploy.history import History
+from shoal.actors.worker_setup import actions_of, observation_of
+from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, training_side
+from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.interruption import interruption
-from shoal.deploy.job_process import JobProcess
-from shoal.deploy.layout import Machine, choose_layout
-from shoal.deploy.learner_setup import RolloutProcesses
+from shoal.deploy.monitoring.bottleneck import Watch
+from shoal.deploy.monitoring.catalogue import Sources
+from shoal.deploy.monitoring.endpoint import served
+from shoal.deploy.monitoring.history import History
+from shoal.deploy.monitoring.metrics_server import MetricsServer
+from shoal.deploy.monitoring.readiness import Readiness
+from shoal.deploy.monitoring.sinks import make_sinks
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import Machine, choose_layout
+from shoal.deploy.placement.learner_setup import RolloutProcesses
+from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
+from shoal.deploy.placement.versions import versions
 from shoal.deploy.progress import Progress
-from shoal.deploy.run_dir import CannotStart, exclusive, log_file
-from shoal.deploy.setups import make_learner_setup, make_worker_setup
-from shoal.deploy.sinks import make_sinks
+from shoal.deploy.records.evaluations import Evaluations
+from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
+from shoal.deploy.settings.load import Config, to_dict, to_yaml
 from shoal.deploy.summary import measured_random_return, summarize, write_json
-from shoal.deploy.versions import versions
+from shoal.deploy.worker_group import Crew
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from shoal.learner.device_choice import make_device_path
-from shoal.learner.evaluations import Evaluations
-from shoal.learner.intake import Driver
 from shoal.learner.ledger import Ledger
-from shoal.learner.metrics import Sources
-from shoal.learner.metrics_server import MetricsServer
-from shoal.learner.readiness import Readiness
-from shoal.learner.train import Limits, Parts, train
-from shoal.learner.verdict import Watch
+from shoal.learner.training_loop import Limits, Parts, train
+from shoal.learner.trajectory_queue import Driver
 from shoal.policy.actions import Actions
 from shoal.policy.allocator import keep_freed_memory
 from shoal.policy.observation import Observation
 from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
 
 if TYPE_CHECKING:  # Ray is imported where it is used
-    from shoal.deploy.cluster import Cluster
-    from shoal.deploy.ray_peers import RayPeers
-    from shoal.deploy.ray_session import RaySession
+    from shoal.deploy.cluster.connect import Cluster
+    from shoal.deploy.cluster.ray_peers import RayPeers
+    from shoal.deploy.cluster.ray_session import RaySession
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def run(config: Config, run_dir: Path) -> Outcome:
         # What there is room for decides the layout, so a cluster comes first.
         cluster = None
         if config.mode == "cluster":
-            from shoal.deploy.cluster import connect
+            from shoal.deploy.cluster.connect import connect
 
             cluster = stack.enter_context(connect(config.cluster))
         try:
@@ -217,7 +217,7 @@ class _Run:
             yield Crew(actors, drive=None, peers=peers)
 
     def _peers(self, ray: RaySession) -> RayPeers:
-        from shoal.deploy.ray_peers import RayPeers
+        from shoal.deploy.cluster.ray_peers import RayPeers
 
         setup = self.setup
         if self.layout.placement == "separate":
@@ -236,7 +236,7 @@ class _Run:
         )
 
     def _ray(self) -> contextlib.AbstractContextManager[RaySession]:
-        from shoal.deploy import ray_session
+        from shoal.deploy.cluster import ray_session
 
         if self.cluster:
             return contextlib.nullcontext(self.cluster.session(self.machine))
@@ -285,7 +285,7 @@ class _Run:
         best = Checkpoints(self.run_dir / "best")
         jobs: Jobs = JobProcess(silent=True)
         if self.cluster:
-            from shoal.deploy.ray_jobs import RayJobs
+            from shoal.deploy.evaluation.ray_jobs import RayJobs
 
             jobs = RayJobs(self.cluster.session(self.machine).actor_options)
         return Evaluator(

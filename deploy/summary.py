@@ -10,14 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from shoal.actors.agent import WorkerSetup
 from shoal.actors.pool import Recoveries
-from shoal.deploy.versions import versions
+from shoal.actors.worker_setup import WorkerSetup
+from shoal.deploy.monitoring.bottleneck import Verdict
+from shoal.deploy.placement.versions import versions
+from shoal.deploy.records.evaluations import Evaluations
 from shoal.envs.reference import random_return
-from shoal.learner.evaluations import Evaluations
-from shoal.learner.intake import Intake
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.verdict import Verdict
+from shoal.learner.trajectory_queue import Intake
 from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import torch
-from shoal.learner.evaluation import valid_transitions
+from shoal.learner.forward_pass import valid_transitions
 from shoal.policy import ComponentPolicy, ImageObservation, RecurrentPolicy
 from shoal.policy.graph import VALUE
 from tensordict import TensorDict

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device import DevicePath
-from shoal.learner.evaluation import Evaluation, evaluate, log_prob_error, valid_transitions
+from shoal.learner.forward_pass import Evaluation, evaluate, log_prob_error, valid_transitions
 from shoal.learner.group import LearnerGroup, LearnerLost
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-DASHBOARD = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "shoal.json"
+DASHBOARD = Path(__file__).resolve().parents[1] / "deploy" / "monitoring" / "grafana" / "shoal.json"
 RATE_INTERVAL, POINTS, ROW_PIXELS = "20s", 150, 30
 
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import yaml
 from shoal.deploy.cli import _parser
-from shoal.deploy.config import Config, load_config
+from shoal.deploy.settings.load import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
-KUBERAY = DEPLOY / "kuberay"
-CLUSTER = DEPLOY / "ray" / "cluster.yaml"
-SBATCH = DEPLOY / "slurm" / "train.sbatch"
-DOCKERFILE = DEPLOY / "image" / "Dockerfile"
+LAUNCH = DEPLOY / "launch"
+KUBERAY = LAUNCH / "kuberay"
+CLUSTER = LAUNCH / "ray" / "cluster.yaml"
+SBATCH = LAUNCH / "slurm" / "train.sbatch"
+DOCKERFILE = LAUNCH / "image" / "Dockerfile"
 LAUNCHING = DEPLOY / "LAUNCHING.md"
 MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
 FILES = [*MANIFESTS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shoal.actors.agent import WorkerSetup
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.worker_setup import WorkerSetup
 from shoal.policy.weights import Weights
 
 SCRIPT = ("own", "again", "own", "first", "late", "own", "early", "stranger", "own", "predecessor")

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import torch
-from shoal.actors.agent import actions_of, observation_of
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpace
 from shoal.envs.recall import RecallEnvironment
 from shoal.learner.batch import BatchAssembler

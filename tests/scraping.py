@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from shoal.learner.access import AccessFiles
-from shoal.learner.metrics_server import MetricsServer
+from shoal.deploy.monitoring.access import AccessFiles
+from shoal.deploy.monitoring.metrics_server import MetricsServer
 
 HANG = 60.0
 """Ends a test that hangs; shorter than what the server grants an idle client."""

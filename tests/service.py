@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shoal.actors.agent import WorkerSetup, actions_of, observation_of
 from shoal.actors.rollout import trajectory_spec
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.policy.trajectory import TrajectorySpec
 

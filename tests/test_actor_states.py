@@ -12,9 +12,9 @@ import pytest
 from service import make_setup, make_spec, wait_for
 from shoal.actors.config import ActorConfig
 from shoal.actors.ray_pool import RayPool
-from shoal.deploy.crew import Crew
-from shoal.learner.intake import Intake
+from shoal.deploy.worker_group import Crew
 from shoal.learner.ledger import Ledger
+from shoal.learner.trajectory_queue import Intake
 from shoal.policy.weights import Weights, flatten_weights
 
 

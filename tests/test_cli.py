@@ -287,7 +287,7 @@ def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches advice that does not follow from the figures beside it; a measurement that leaves something behind."""
-    monkeypatch.setattr("shoal.deploy.measure.MEASURED_SECONDS", 1.0)
+    monkeypatch.setattr("shoal.deploy.doctor.measure.MEASURED_SECONDS", 1.0)
     monkeypatch.chdir(tmp_path)
     assert main(["doctor", "--measure", *SMALL, *settings, "run_dir=run"]) == 0
     said = capsys.readouterr().out

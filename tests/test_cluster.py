@@ -411,9 +411,9 @@ def test_time_is_up_although_no_actor_ever_came(nodes: Nodes, tmp_path: Path) ->
 def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a cluster of two versions: it would train with trajectories of other code."""
     from shoal.actors.code import Code
-    from shoal.deploy.cluster import Cluster, Node
-    from shoal.deploy.config import ClusterConfig
-    from shoal.deploy.probe import probe
+    from shoal.deploy.cluster.connect import Cluster, Node
+    from shoal.deploy.cluster.probe import probe
+    from shoal.deploy.settings.load import ClusterConfig
 
     here = probe()
     node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, assert_same, draw_is_first, make_pair, observe
 from rollouts import make_learner, random_batch
-from shoal.deploy.config import load_config, to_dict
+from shoal.deploy.settings.load import load_config, to_dict
 from shoal.policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
 from shoal.policy.config import PolicyConfig, RegularizationConfig
 from shoal.policy.graph import ComponentConfig, components_to_json, default_graph, resolve

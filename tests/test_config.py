@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.deploy.config import CONFIGS, Config, json_schema, load_config, to_dict, to_yaml
+from shoal.deploy.settings.load import CONFIGS, Config, json_schema, load_config, to_dict, to_yaml
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import LearnerConfig
 
@@ -206,7 +206,9 @@ def test_schema_is_a_json_schema() -> None:
     assert list(validator(schema).iter_errors({"mode": "remote"}))
 
 
-@pytest.mark.parametrize("module", ["shoal.deploy.cli", "shoal.deploy.config", "shoal.deploy.hardware"])
+@pytest.mark.parametrize(
+    "module", ["shoal", "shoal.deploy.cli", "shoal.deploy.settings.load", "shoal.deploy.placement.hardware"]
+)
 def test_importing_costs_nothing(module: str) -> None:
     """Catches an import at the top of a file that makes a typing error take ten seconds to be told."""
     code = f"import {module}, sys; print({{'torch', 'ray', 'mettagrid', 'gymnasium', 'pyarrow'}} & set(sys.modules))"

@@ -10,12 +10,12 @@ import torch
 from networks import ACTIONS, OBSERVATIONS, assert_same, draw_is_first, draw_state, make_pair, observe
 from rollouts import SMALL, make_learner, random_batch, random_columns, small_policy
 from shoal.learner.batch import BatchAssembler
-from shoal.learner.canary import TOLERANCE, Canary
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device import DevicePath
 from shoal.learner.device_choice import DeviceNotFound, check_device, make_device_path
-from shoal.learner.evaluation import evaluate
+from shoal.learner.forward_pass import evaluate
 from shoal.learner.learner import Learner
+from shoal.learner.parity_check import TOLERANCE, Canary
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from shoal.policy.weights import flatten_weights
 
@@ -64,7 +64,7 @@ def test_the_cpu_path_copies_nothing_and_imports_no_cuda():
     assert not path.pin_memory
     code = (
         "import sys; from shoal.learner.config import LearnerConfig; "
-        "from shoal.learner.device_choice import make_device_path; import shoal.learner.train; "
+        "from shoal.learner.device_choice import make_device_path; import shoal.learner.training_loop; "
         "make_device_path(LearnerConfig(device='cpu')); sys.exit('shoal.learner.cuda' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from service import SMALL, alive, descendants, make_setup, start_shoal, wait_for
 from shoal.deploy.cli import main
-from shoal.deploy.evaluate import PolicyPlayer, Side, blocks, compare, opponent, play_sides
+from shoal.deploy.evaluation.evaluate import PolicyPlayer, Side, blocks, compare, opponent, play_sides
 from shoal.envs.play import Episodes, play
 from shoal.envs.registry import evaluation_kwargs, make_vector_env
 from shoal.policy import FastPolicy, VectorObservation
@@ -226,7 +226,7 @@ def test_bad_options_are_refused_before_anything_is_played(
 ) -> None:
     """Catches a comparison with nothing, a film of nothing, a traceback."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shoal.deploy.evaluate.play", lambda *_, **__: pytest.fail("something was played"))
+    monkeypatch.setattr("shoal.deploy.evaluation.evaluate.play", lambda *_, **__: pytest.fail("something was played"))
     if "OTHER" in options:
         # Another environment with other actions.
         train(Path("OTHER"), "env.id=evaluated_envs:Wandering-v0")

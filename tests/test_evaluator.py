@@ -16,16 +16,16 @@ import pytest
 from jobs import end_itself, own_pid, raise_error, square
 from service import SMALL, alive, descendants, make_setup, read_summary, start_shoal, wait_for
 from shoal.deploy.cli import main
-from shoal.deploy.config import EvaluationConfig, load_config
-from shoal.deploy.evaluate import evaluate, evaluation_setup
-from shoal.deploy.evaluator import Evaluator, training_side
-from shoal.deploy.job_process import JobFailed, JobProcess
+from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
+from shoal.deploy.evaluation.evaluator import Evaluator, training_side
+from shoal.deploy.evaluation.job_process import JobFailed, JobProcess
+from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
+from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, read_evaluations
+from shoal.deploy.settings.load import EvaluationConfig, load_config
 from shoal.learner.checkpoint import find_checkpoint
-from shoal.learner.evaluations import EvaluationResult, Evaluations, read_evaluations
-from shoal.learner.intake import Intake
 from shoal.learner.ledger import Ledger
-from shoal.learner.metrics import CATALOGUE, Sources
 from shoal.learner.statistics import RunStatistics
+from shoal.learner.trajectory_queue import Intake
 from shoal.policy.trajectory import TrajectorySpec
 from shoal.policy.weights import Weights, flatten_weights
 
@@ -338,7 +338,7 @@ def test_jobs_in_the_cluster_fail_and_end_as_those_here(ray_session: None) -> No
     """Catches an actor that takes the place of a rollout actor, an error that is Ray's instead of the environment's,
     and an actor that is not replaced.
     """
-    from shoal.deploy.ray_jobs import RayJobs
+    from shoal.deploy.evaluation.ray_jobs import RayJobs
 
     jobs = RayJobs({"num_cpus": 64, "resources": {"none": 1}, "scheduling_strategy": "SPREAD"})
     try:

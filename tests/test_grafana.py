@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from rollouts import RUN, SMALL
-from shoal.deploy import metrics_table, monitoring
-from shoal.deploy.config import Config, to_dict
-from shoal.deploy.versions import versions
-from shoal.learner.intake import Intake
+from shoal.deploy.monitoring import dashboard as monitoring
+from shoal.deploy.monitoring import metrics_table
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
+from shoal.deploy.placement.versions import versions
+from shoal.deploy.settings.load import Config, to_dict
 from shoal.learner.ledger import Ledger
-from shoal.learner.metrics import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
 from shoal.learner.statistics import RunStatistics
+from shoal.learner.trajectory_queue import Intake
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 GUIDE = DEPLOY / "MONITORING.md"
-GRAFANA, PROMETHEUS = DEPLOY / "grafana", DEPLOY / "prometheus"
+GRAFANA, PROMETHEUS = DEPLOY / "monitoring" / "grafana", DEPLOY / "monitoring" / "prometheus"
 # What Prometheus adds to every scrape, the client library to the page, and other exporters have: with their own labels.
 OTHERS: dict[str, set[str]] = {
     **{f"process_{name}": set() for name in ("cpu_seconds_total", "resident_memory_bytes", "start_time_seconds")},
@@ -348,7 +349,7 @@ def test_the_guide_names_what_there_is() -> None:
     assert re.findall(r"^\| `(Shoal\w+)`", text, re.MULTILINE) == list(ALERTS)
     for name, severity in re.findall(r"^\| `(Shoal\w+)` \| (\w+)", text, re.MULTILINE):
         assert ALERTS[name]["labels"]["severity"] == severity
-    paths = set(re.findall(r"\b(?:deploy|tests)/[\w./]+\w", text)) - {"deploy/prometheus/targets/runs.json"}
+    paths = set(re.findall(r"\b(?:deploy|tests)/[\w./]+\w", text)) - {"deploy/monitoring/prometheus/targets/runs.json"}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (DEPLOY / path).exists()] == []
     for module in re.findall(r"python -m ([\w.]+)", text):

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 import pytest
 from service import SMALL, read_summary, shoal, wait_for
-from shoal.deploy import sinks as sinks_module
-from shoal.deploy.config import LogConfig
-from shoal.deploy.history import CatalogueReader, History
-from shoal.deploy.sinks import Sink, make_sinks
-from shoal.learner.metrics import CATALOGUE
+from shoal.deploy.monitoring import sinks as sinks_module
+from shoal.deploy.monitoring.catalogue import CATALOGUE
+from shoal.deploy.monitoring.history import CatalogueReader, History
+from shoal.deploy.monitoring.sinks import Sink, make_sinks
+from shoal.deploy.settings.load import LogConfig
 
 INLINE = (*SMALL, "mode=inline", "run_dir=run", "learner.weight_metrics_every=5", "log.every_seconds=0.2")
 

@@ -30,7 +30,7 @@ LIBRARIES = {
         "actors/ray_actor.py",
         "actors/ray_nodes.py",
         "actors/ray_pool.py",
-        "actors/seats.py",
+        "actors/supervisor.py",
         "deploy/",
     ),  # only at a process boundary
     "gymnasium": ("envs/",),

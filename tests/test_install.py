@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoal.deploy.install import torch_choice
-from shoal.deploy.install.torch_choice import PYTORCH_CPU_PAGE, Choice, Facts, choose, satisfies
+from shoal.deploy.launch.install import torch_choice
+from shoal.deploy.launch.install.torch_choice import PYTORCH_CPU_PAGE, Choice, Facts, choose, satisfies
 
 ROOT = Path(__file__).resolve().parents[1]
 RANGE = "torch>=2.10"
@@ -184,9 +184,9 @@ def test_a_pip_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install_with(python: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    script = folder / "deploy" / "install" / "install.sh"
+    script = folder / "deploy" / "launch" / "install" / "install.sh"
     script.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "deploy" / "install" / "install.sh", script)
+    shutil.copy(ROOT / "deploy" / "launch" / "install" / "install.sh", script)
     environment = {**os.environ, "PYTHON": python}
     return subprocess.run(["bash", script, "runtime"], env=environment, capture_output=True, text=True, timeout=60)
 

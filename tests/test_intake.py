@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollouts import RUN, SMALL, random_columns
-from shoal.learner.intake import Driver, Intake
 from shoal.learner.ledger import Ledger
+from shoal.learner.trajectory_queue import Driver, Intake
 from shoal.policy.trajectory import TrajectoryHeader, count_valid, to_bytes
 
 SLOTS = 2

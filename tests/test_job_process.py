@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from jobs import end_itself, is_null, own_pid, raise_error, square, with_a_child
 from service import alive, descendants, wait_for
-from shoal.deploy.job_process import JobFailed, JobProcess, _how_many_pay, run_jobs
+from shoal.deploy.evaluation.job_process import JobFailed, JobProcess, _how_many_pay, run_jobs
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:
@@ -105,7 +105,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
     code = (
         "import functools, jobs\n"
-        "from shoal.deploy.job_process import JobProcess\n"
+        "from shoal.deploy.evaluation.job_process import JobProcess\n"
         "process = JobProcess()\n"
         f"process.submit(functools.partial(jobs.with_a_child, {str(marker)!r}))\n"
         "process.result()\n"

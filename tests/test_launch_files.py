@@ -1,4 +1,4 @@
-"""What launches shoal on clusters, checked without one: deploy/kuberay, deploy/ray, deploy/slurm, deploy/image."""
+"""What launches shoal on clusters, checked without one: deploy/launch/."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from launch_files import (
     specs,
 )
 from shoal.deploy.cli import _parser
-from shoal.deploy.config import Config
+from shoal.deploy.settings.load import Config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 named = functools.partial(pytest.mark.parametrize, "file", ids=lambda file: str(file.relative_to(DEPLOY)))
@@ -105,7 +105,7 @@ def test_images_and_versions_agree() -> None:
     [config] = documents(CLUSTER)
     assert config["docker"]["image"] == image
     assert "worker_image" not in str(config)
-    # deploy/cluster.py refuses a torch of another build, and only one of them has a GPU's.
+    # deploy/cluster/connect.py refuses a torch of another build, and only one of them has a GPU's.
     assert all("nvidia.com/gpu" in str(spec) for spec in specs().values())
     for file in (LAUNCHING, DOCKERFILE):
         for words in (words for words in commands(file, "docker") if words[1] == "build"):
@@ -353,11 +353,11 @@ def test_the_guide_names_what_there_is() -> None:
     """Catches a file, an object or a make target in the guide that is not there."""
     text = LAUNCHING.read_text(encoding="utf-8")
     paths = {word for line in lines(LAUNCHING) for word in line.split() if word.startswith("deploy/")}
-    paths |= {f"deploy/{path}" for path in re.findall(r"`((?:kuberay|ray|slurm|image)/[\w.]+)`", text)}
+    paths |= {f"deploy/{path}" for path in re.findall(r"`(launch/(?:kuberay|ray|slurm|image)/[\w.]+)`", text)}
     paths |= {f"deploy/{path}" for path in re.findall(r"\]\(([^):]+)\)", text)} | {*re.findall(r"tests/\w+\.py", text)}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     assert {str(file.relative_to(ROOT)) for file in FILES if file not in (LAUNCHING, DOCKERFILE)} <= paths | {
-        f"deploy/kuberay/{name}" for name in re.findall(r"`(\w+\.yaml)`", text)
+        f"deploy/launch/kuberay/{name}" for name in re.findall(r"`(\w+\.yaml)`", text)
     }
     for kind, name in re.findall(r"\b(job|rayjob|service)[ /](shoal-[\w-]+)", text):
         owner = ("RayCluster", name.removesuffix("-head-svc")) if kind == "service" else ("RayJob", name)
@@ -466,7 +466,7 @@ def test_the_image_is_made_of_what_there_is() -> None:
 )
 def test_the_image_installs(tmp_path: Path, variant: str, torch: str, expected: str) -> None:
     """Catches a shell error in the step that installs, a CPU build for the learner, developers' tools, a plain Ray."""
-    for name in ("pyproject.toml", "deploy/install/torch_choice.py"):
+    for name in ("pyproject.toml", "deploy/launch/install/torch_choice.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.deploy.config import Config, load_config
-from shoal.deploy.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.settings.load import Config, load_config
 
 
 def config_of(*arguments: str) -> Config:

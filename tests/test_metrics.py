@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, random_columns
-from shoal.learner.intake import Intake
+from shoal.deploy.monitoring.bottleneck import Verdict
+from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
+from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
-from shoal.learner.metrics import CATALOGUE, Sources, make_registry
-from shoal.learner.metrics_server import MetricsServer
 from shoal.learner.statistics import Histogram, RunStatistics, reported
-from shoal.learner.verdict import Verdict
+from shoal.learner.trajectory_queue import Intake
 from shoal.learner.weight_metrics import WeightMetrics
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 

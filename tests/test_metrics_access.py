@@ -14,13 +14,13 @@ import pytest
 import trustme
 from scraping import TOKEN, ask, exchange, trusting, write_files
 from service import SMALL
-from shoal.deploy import endpoint
 from shoal.deploy.cli import main
-from shoal.deploy.config import MetricsConfig, load_config
-from shoal.learner.access import Access, AccessError, AccessFiles, exposed, load_context, load_token, problems
+from shoal.deploy.monitoring import endpoint
+from shoal.deploy.monitoring.access import Access, AccessError, AccessFiles, exposed, load_context, load_token, problems
+from shoal.deploy.monitoring.metrics_server import MetricsServer
+from shoal.deploy.monitoring.readiness import Readiness
+from shoal.deploy.settings.load import MetricsConfig, load_config
 from shoal.learner.ledger import Ledger
-from shoal.learner.metrics_server import MetricsServer
-from shoal.learner.readiness import Readiness
 from shoal.learner.statistics import RunStatistics
 
 # Who may read

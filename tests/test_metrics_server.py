@@ -23,9 +23,9 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from scraping import HANG, TOKEN, Counting, ask, connect, dribble, ends, exchange, readings, received, trusting
 from service import SMALL, read_summary, start_shoal, wait_for
-from shoal.learner import metrics_server
-from shoal.learner.access import Access, AccessFiles
-from shoal.learner.metrics_server import MAX_CONNECTIONS, REUSE_SECONDS, MetricsServer
+from shoal.deploy.monitoring import metrics_server
+from shoal.deploy.monitoring.access import Access, AccessFiles
+from shoal.deploy.monitoring.metrics_server import MAX_CONNECTIONS, REUSE_SECONDS, MetricsServer
 
 # What it says
 

@@ -13,10 +13,10 @@ from golden_recipe import ACTION_NAMES, NORMALIZATIONS, ROLES, golden_state_dict
 from rollouts import make_learner, random_batch
 from safetensors.torch import save_file
 from shoal.deploy import cli
-from shoal.deploy.import_weights import DESCRIPTIONS
+from shoal.deploy.weights.import_weights import DESCRIPTIONS
+from shoal.deploy.weights.original import OriginalError, read_original
 from shoal.learner.checkpoint import find_checkpoint
 from shoal.policy import FastPolicy
-from shoal.policy.original import OriginalError, read_original
 from shoal.policy.trajectory import TrajectorySpec
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

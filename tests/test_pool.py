@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import ray
-import shoal.actors.seats as seats_module
+import shoal.actors.supervisor as seats_module
 from replaying import REFUSED, REFUSED_OF_A_SUCCESSOR, ReplayingSetup
 from service import (
     SMALL,
@@ -30,15 +30,15 @@ from service import (
     start_shoal,
     wait_for,
 )
-from shoal.actors.agent import WorkerSetup
 from shoal.actors.config import ActorConfig
 from shoal.actors.ray_actor import Whereabouts, whereabouts
 from shoal.actors.ray_pool import RayPool
-from shoal.actors.seats import Seats, TooManyFailures
+from shoal.actors.supervisor import Seats, TooManyFailures
+from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint
-from shoal.learner.intake import Driver, Intake
 from shoal.learner.ledger import Ledger
+from shoal.learner.trajectory_queue import Driver, Intake
 from shoal.policy.trajectory import Trajectory
 from shoal.policy.weights import Weights, flatten_weights
 

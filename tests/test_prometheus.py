@@ -21,11 +21,11 @@ import pytest
 import trustme
 import yaml
 from service import SMALL, command, wait_for
-from shoal.deploy.config import MetricsConfig
-from shoal.deploy.endpoint import served
-from shoal.learner.access import AccessFiles
+from shoal.deploy.monitoring.access import AccessFiles
+from shoal.deploy.monitoring.endpoint import served
+from shoal.deploy.monitoring.readiness import Readiness
+from shoal.deploy.settings.load import MetricsConfig
 from shoal.learner.ledger import Ledger
-from shoal.learner.readiness import Readiness
 from shoal.learner.statistics import RunStatistics
 from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read
 from test_metrics import make_sources

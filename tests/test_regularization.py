@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rollouts import make_learner, random_batch, small_policy
-from shoal.deploy.config import load_config
+from shoal.deploy.settings.load import load_config
 from shoal.learner.checkpoint import Checkpoints, load_checkpoint
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.policy import FastPolicy, VectorObservation

@@ -20,8 +20,8 @@ from report_pages import Document, report
 from service import SMALL
 from shoal.deploy.cli import main
 from shoal.deploy.report import command, figure
-from shoal.deploy.report.history import read_history, thin
 from shoal.deploy.report.log import read_log
+from shoal.deploy.report.recorded_metrics import read_history, thin
 from shoal.deploy.report.recorded_run import read_run
 
 
@@ -491,8 +491,8 @@ def test_everything_a_page_is_made_of_is_installed() -> None:
     """Catches a template that lies in a checkout and not in the wheel."""
     root = Path(command.__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["deploy"]
-    packed = {path for pattern in patterns for path in (root / "deploy").glob(pattern)}
+    patterns = project["tool"]["setuptools"]["package-data"]["shoal.deploy.report"]
+    packed = {path for pattern in patterns for path in (root / "deploy" / "report").glob(pattern)}
     parts = {path for path in (root / "deploy" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
     assert len(parts) >= 3
     assert parts <= packed

@@ -25,16 +25,16 @@ from service import (
 )
 from shoal.actors.rollout import RolloutWorker
 from shoal.deploy.cli import main
-from shoal.deploy.layout import Share
-from shoal.deploy.learner_actor import LearnerActor
-from shoal.deploy.learner_setup import LearnerSetup
+from shoal.deploy.cluster.learner_actor import LearnerActor
+from shoal.deploy.placement.layout import Share
+from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.envs.boundary import EnvironmentFault
 from shoal.envs.registry import make_env_spec
 from shoal.learner.config import LearnerConfig
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.ledger import Ledger
-from shoal.learner.update_loop import Turn, settle
+from shoal.learner.update_step import Turn, settle
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
 

@@ -17,8 +17,8 @@ import torch
 from rollouts import make_policy
 from scripted_envs import NUM_ACTIONS, Script
 from service import make_setup
-from shoal.actors.agent import actions_of, observation_of
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, GroupedEnvironment, StepRows, VectorSpace
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.policy.trajectory import Trajectory, from_bytes

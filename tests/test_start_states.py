@@ -19,9 +19,9 @@ from rollouts import (
     random_columns,
 )
 from shoal.learner.batch import BatchAssembler
-from shoal.learner.canary import TOLERANCE
 from shoal.learner.device import DevicePath
-from shoal.learner.evaluation import evaluate, log_prob_error
+from shoal.learner.forward_pass import evaluate, log_prob_error
+from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from slow_reference import start_state

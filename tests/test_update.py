@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 import pytest
-import shoal.learner.evaluation
+import shoal.learner.forward_pass
 import shoal.policy.recurrent_policy
 import torch
 from fuzz import examples
@@ -25,10 +25,10 @@ from rollouts import (
     small_policy,
     tiny_policy,
 )
-from shoal.learner.canary import TOLERANCE, Canary
 from shoal.learner.device import DevicePath
-from shoal.learner.evaluation import evaluate, log_prob_error, valid_transitions
+from shoal.learner.forward_pass import evaluate, log_prob_error, valid_transitions
 from shoal.learner.learner import NonFiniteUpdate
+from shoal.learner.parity_check import TOLERANCE, Canary
 from shoal.policy.config import RegularizationConfig
 from shoal.policy.recurrent import plan_resets, step_lstm
 from shoal.policy.weights import flatten_weights
@@ -279,7 +279,9 @@ def _early(is_first):
 def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_reset):
     """The canary is blind: resets inside an unroll that come one step off in training."""
     rollouts, learner_ = recall()
-    monkeypatch.setattr(shoal.learner.evaluation, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first)))
+    monkeypatch.setattr(
+        shoal.learner.forward_pass, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first))
+    )
     assert learner_.update(rollouts.batch(learner_.policy, 0)).log_prob_error > FAULT_SEEN
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from shoal.learner import verdict
+from shoal.deploy.monitoring import bottleneck as verdict
+from shoal.deploy.monitoring.bottleneck import Watch, judge
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.verdict import Watch, judge
 
 FED = {"wait": 0.05, "assemble": 0.02, "update": 0.9, "publish": 0.03, "actor_env": 0.6, "actor_policy": 1.2}
 STARVED = {"wait": 0.6, "update": 0.38, "publish": 0.02}

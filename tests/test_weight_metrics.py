@@ -14,7 +14,7 @@ from service import SMALL as SMALL_RUN
 from shoal.deploy.cli import main
 from shoal.learner.activations import SAMPLE_ROWS, ActivationSampler
 from shoal.learner.device import DevicePath
-from shoal.learner.evaluation import evaluate, valid_transitions
+from shoal.learner.forward_pass import evaluate, valid_transitions
 from shoal.learner.weight_metrics import dormant_units_ratio, effective_rank, measure_weights
 from shoal.policy import ComponentPolicy, TokenObservation
 from shoal.policy.config import RegularizationConfig
@@ -209,7 +209,7 @@ def test_the_training_loop_reads_them_every_so_many_updates(every, tmp_path, mon
     """Readings in every update, or never; a setting that is not obeyed."""
     versions = []
     monkeypatch.setattr(
-        "shoal.learner.train.measure_weights", lambda *args: versions.append(1) or measure_weights(*args)
+        "shoal.learner.training_loop.measure_weights", lambda *args: versions.append(1) or measure_weights(*args)
     )
     arguments = [*SMALL_RUN, "mode=inline", "total_env_steps=800", f"run_dir={tmp_path / 'run'}"]
     assert main(["train", *arguments, f"learner.weight_metrics_every={every}"]) == 0

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.deploy.report.history import Numbers
+from shoal.deploy.evaluation.intervals import t_quantile
+from shoal.deploy.report.recorded_metrics import Numbers
 from shoal.deploy.report.recorded_run import RecordedRun
-from shoal.learner.intervals import t_quantile
 
 POINTS = 300
 WITHOUT_INFLUENCE = ("seed", "run_dir", "resume", "metrics", "log")

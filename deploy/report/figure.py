@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from shoal.deploy.report.history import Numbers, thin
+from shoal.deploy.report.recorded_metrics import Numbers, thin
 from shoal.deploy.report.text import clean, plotly_text
 
 # Close to Okabe and Ito's blue, vermillion, green and purple, an olive and a violet: told apart by the colour-blind,

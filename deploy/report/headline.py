@@ -11,7 +11,7 @@ from shoal.deploy.report.recorded_run import RecordedRun
 from shoal.deploy.report.text import count, duration, margin, moment, number, several
 
 TOLERANCE = 1e-4
-"""``learner.canary.TOLERANCE``, without the libraries that it brings."""
+"""``learner.parity_check.TOLERANCE``, without the libraries that it brings."""
 POLICIES = {"fast": "Fast", "component": "ComponentPolicy"}
 _LIMITS = {
     "environment": "stepping environments",

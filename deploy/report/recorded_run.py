@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from shoal.deploy.report.history import History, read_history, read_json_lines
 from shoal.deploy.report.log import Complaints, read_log
+from shoal.deploy.report.recorded_metrics import History, read_history, read_json_lines
 
 
 class Evaluation(NamedTuple):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from shoal.deploy.report.figure import COLORS, GREY, Figure, Line, style
 from shoal.deploy.report.headline import TOLERANCE, final_random_return
-from shoal.deploy.report.history import History, Numbers
 from shoal.deploy.report.page import LegendEntry
+from shoal.deploy.report.recorded_metrics import History, Numbers
 from shoal.deploy.report.recorded_run import RecordedRun
 
 STEPS = "environment steps"

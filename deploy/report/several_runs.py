@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from shoal.deploy.evaluation.intervals import confidence_interval, difference
 from shoal.deploy.report import headline
 from shoal.deploy.report.comparison import Band, Curve, Group, band, common_end, group_runs, rate_curve, value_at
 from shoal.deploy.report.figure import GREY, Figure, Line, style
-from shoal.deploy.report.history import Numbers, thin
 from shoal.deploy.report.page import LegendEntry, Note, Page, Section, Table
+from shoal.deploy.report.recorded_metrics import Numbers, thin
 from shoal.deploy.report.recorded_run import RecordedRun
 from shoal.deploy.report.run_plots import STEPS
 from shoal.deploy.report.text import count, margin, moment, number, several
-from shoal.learner.intervals import confidence_interval, difference
 
 
 def page_of_runs(runs: Sequence[RecordedRun]) -> Page:

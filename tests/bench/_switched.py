@@ -8,7 +8,7 @@ from pathlib import Path
 
 import shoal.deploy.run
 from shoal.deploy.cli import main
-from shoal.deploy.history import History
+from shoal.deploy.monitoring.history import History
 
 SWITCH = Path(os.environ["SHOAL_BENCH_SWITCH"])
 

@@ -21,8 +21,8 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from limit import Bare
-from shoal.deploy.config import load_config
-from shoal.deploy.layout import Machine, choose_layout
+from shoal.deploy.placement.layout import Machine, choose_layout
+from shoal.deploy.settings.load import load_config
 from shoal.learner.device import DevicePath
 from shoal.policy.convolution import convolve
 from torch import Tensor, nn

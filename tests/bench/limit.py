@@ -31,16 +31,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from shoal.actors.agent import WorkerSetup, actions_of, observation_of
-from shoal.deploy.config import Config, load_config
-from shoal.deploy.hardware import available_cores
-from shoal.deploy.layout import Layout, Machine, choose_layout
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import Layout, Machine, choose_layout
+from shoal.deploy.settings.load import Config, load_config
 from shoal.envs.boundary import StepRows
 from shoal.envs.reference import random_player
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.device_choice import make_device_path
-from shoal.learner.evaluation import valid_transitions
+from shoal.learner.forward_pass import valid_transitions
 from shoal.learner.learner import Learner
 from shoal.policy.allocator import keep_freed_memory
 from shoal.policy.trajectory import from_bytes

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from shoal.actors.agent import actions_of, observation_of
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
 from shoal.learner.activations import ActivationSampler
 from shoal.learner.batch import BatchAssembler

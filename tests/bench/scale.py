@@ -25,11 +25,11 @@ from unittest.mock import patch
 
 import numpy as np
 from _own_ray import own_ray
-from shoal.actors.agent import WorkerSetup, actions_of, observation_of
 from shoal.actors.rollout import trajectory_spec
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.envs.registry import make_env_spec
-from shoal.learner.intake import Intake
 from shoal.learner.ledger import Ledger
+from shoal.learner.trajectory_queue import Intake
 from shoal.policy.weights import Weights, flatten_weights
 
 SLOTS, UNROLL, LAG = 4, 16, 2
@@ -108,7 +108,7 @@ def measure(num_actors: int, seconds: float) -> dict[str, Any]:
     import ray
     from shoal.actors.config import ActorConfig
     from shoal.actors.ray_pool import RayPool
-    from shoal.actors.seats import Seats
+    from shoal.actors.supervisor import Seats
 
     setup = make_setup(SLOTS, UNROLL, step_seconds=STEP_SECONDS, together=True)
     # All may be under way within the lag.

@@ -22,9 +22,9 @@ from collections import defaultdict, deque
 from typing import Any
 
 import torch
-from shoal.actors.agent import WorkerSetup, actions_of, observation_of
 from shoal.actors.rollout import RolloutWorker
-from shoal.deploy.config import Config, load_config
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.deploy.settings.load import Config, load_config
 from shoal.envs.registry import make_env_spec
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.device import DevicePath

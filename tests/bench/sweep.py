@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from limit import service
-from shoal.deploy.config import load_config
-from shoal.deploy.hardware import available_cores
-from shoal.deploy.layout import LayoutError, Machine, choose_layout
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
+from shoal.deploy.settings.load import load_config
 from shoal.learner.device_choice import make_device_path
 
 

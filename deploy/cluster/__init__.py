@@ -1,0 +1,1 @@
+"""Ray: sessions, the running cluster, and learners in processes of their own."""

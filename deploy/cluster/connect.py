@@ -1,0 +1,352 @@
+"""A running Ray cluster: connecting to it, what it has room for, and what on its nodes would keep a run from it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from shoal.actors.code import packaged, this_code
+from shoal.actors.ray_nodes import draining_nodes
+from shoal.actors.ray_pool import describe
+from shoal.deploy.cluster.probe import Probe, probe
+from shoal.deploy.cluster.ray_session import RaySession, configure
+from shoal.deploy.placement.layout import Machine
+from shoal.deploy.placement.versions import versions
+from shoal.deploy.records.run_dir import CannotStart
+from shoal.deploy.settings.load import ClusterConfig, Config
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 120.0
+"""A node may have to fetch this code, or to build an environment, before it answers."""
+NODE_ID = "ray.io/node-id"
+"""The label that Ray gives every node."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One living machine of the cluster."""
+
+    node_id: str
+    address: str
+    is_here: bool
+    """This process runs there."""
+    is_draining: bool
+    resources: Mapping[str, float]
+    available: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """For messages: nodes may share an address."""
+        return f"{self.address} ({self.node_id[:8]})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Room:
+    """Who fits where."""
+
+    here: int
+    """Rollout actors on this machine, beside the learner."""
+    elsewhere: int
+    """Rollout actors on the other nodes."""
+    autoscaling: bool
+    """Nodes may still come."""
+
+
+class Cluster:
+    """A cluster that this process is connected to."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self.address = ray.util.get_node_ip_address()
+
+    def nodes(self) -> list[Node]:
+        """Those that are alive."""
+        from ray._private.state import available_resources_per_node  # a developer API without a public path
+
+        here, draining, available = (
+            ray.get_runtime_context().get_node_id(),
+            draining_nodes(),
+            available_resources_per_node(),
+        )
+        return [
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                node["NodeID"] == here,
+                node["NodeID"] in draining,
+                node["Resources"],
+                available.get(node["NodeID"], {}),
+                node["Labels"],
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    @property
+    def autoscaling(self) -> bool:
+        """Whether nodes may still come."""
+        if self.config.autoscaling != "auto":
+            return self.config.autoscaling
+        from ray._private.state import state
+
+        return state.get_cluster_config() is not None
+
+    def needs(self) -> dict[str, float]:
+        """Resources of one rollout actor."""
+        return {"CPU": self.config.actor_cpus, **self.config.actor_resources}
+
+    def room(self, nodes: Sequence[Node]) -> Room:
+        """Actors that fit on what is free now. On this machine the learner keeps at least half of the cores."""
+        here = elsewhere = 0
+        for node in nodes:
+            if node.is_draining or not matches(node.labels, self.config.actor_labels):
+                continue
+            free = dict(node.available)
+            if node.is_here:
+                free["CPU"] = min(free.get("CPU", 0.0), node.resources.get("CPU", 0.0) // 2)
+            places = min(
+                (math.floor(free.get(name, 0.0) / need) for name, need in self.needs().items() if need), default=0
+            )
+            if node.is_here:
+                here += places
+            else:
+                elsewhere += places
+        return Room(here, elsewhere, self.autoscaling)
+
+    def machine(self, config: Config, here: Machine) -> Machine:
+        """What a run has to work with, ``here`` being the machine that the learner is on.
+
+        Raises:
+            CannotStart: the actors have no place and no node can be expected, or a node runs something else.
+        """
+        nodes = self.nodes()
+        room = self.room(nodes)
+        problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes))
+        if problems:
+            raise CannotStart("\n".join(problems))
+        return self.place(config, room, here)
+
+    def place(self, config: Config, room: Room, here: Machine) -> Machine:
+        """``here`` with the actors that ``room`` has places for."""
+        wanted = config.actor.num_actors
+        # The learner's machine is its own as long as the others have room.
+        apart = room.elsewhere > 0 if wanted == "auto" else wanted <= room.elsewhere
+        if room.autoscaling and not apart:
+            apart = wanted != "auto" or not room.here
+        places = (room.elsewhere if apart else room.here + room.elsewhere) or 1
+        return dataclasses.replace(here, actor_places=places, actors_here=0 if apart else room.here)
+
+    def problems(self, config: Config, nodes: Sequence[Node], room: Room, here: Machine) -> list[str]:
+        """What keeps actors and learners from finding a place, each with its setting."""
+        found = []
+        labels = self.config.actor_labels
+        learners = config.learner.num_learners
+        if learners != "auto" and learners > 1:
+            if problem := self._learners_problem(learners, nodes, room, here):
+                found.append(problem)
+            if config.placement == "shared" or (config.placement == "auto" and not here.accelerator):
+                return found  # they act, nobody else does
+        if labels and not room.autoscaling and not any(matches(node.labels, labels) for node in nodes):
+            own = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/")})
+            found.append(
+                f"cluster.actor_labels: no node carries {_labels(labels)}; the nodes carry "
+                f"{', '.join(own) or 'no labels'} (ray start --labels)"
+            )
+            return found
+        wanted = 1 if config.actor.num_actors == "auto" else config.actor.num_actors
+        have = room.here + room.elsewhere
+        if wanted > have and not room.autoscaling:
+            listed = "; ".join(f"{node.name}: {_amounts(node.available)}" for node in nodes)
+            found.append(
+                f"actor.num_actors: {wanted} actors of {describe(self.actor_options())} do not fit, there is room for "
+                f"{have} (half of this machine's cores are the learner's). Free are: {listed}. Lower it, add nodes, or "
+                "say cluster.autoscaling=true if nodes are still to come"
+            )
+        return found
+
+    def _learners_problem(self, learners: int, nodes: Sequence[Node], room: Room, here: Machine) -> str | None:
+        labels, resource = self.config.learner_labels, "GPU" if here.accelerator else "CPU"
+        fitting = [node for node in nodes if not node.is_draining and matches(node.labels, labels)]
+        have = sum(math.floor(node.available.get(resource, 0.0)) for node in fitting)
+        if learners - 1 <= have or room.autoscaling:
+            return None
+        where = f" on nodes with {_labels(labels)}" if labels else ""
+        return (
+            f"learner.num_learners: {learners - 1} learners beside this one need a {resource} each{where}, {have} are "
+            "free; lower it, or say cluster.autoscaling=true if nodes are still to come"
+        )
+
+    def actor_options(self, *, keep_off_this_machine: bool = False) -> dict[str, Any]:
+        """Ray's options of a rollout actor."""
+        labels = dict(self.config.actor_labels)
+        if keep_off_this_machine:
+            labels[NODE_ID] = f"!{ray.get_runtime_context().get_node_id()}"
+        options: dict[str, Any] = {"num_cpus": self.config.actor_cpus, "scheduling_strategy": "SPREAD"}
+        if self.config.actor_resources:
+            options["resources"] = dict(self.config.actor_resources)
+        if labels:
+            options["label_selector"] = labels
+        return options
+
+    def session(self, machine: Machine) -> RaySession:
+        """For a run that ``machine`` was made for."""
+        learner: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+        if machine.accelerator:
+            learner["num_gpus"] = 1
+        if self.config.learner_labels:
+            learner["label_selector"] = dict(self.config.learner_labels)
+        return RaySession(
+            address=self.address,
+            actor_options=self.actor_options(keep_off_this_machine=machine.actors_here == 0),
+            learner_options=learner,
+        )
+
+    def probe(self, nodes: Sequence[Node]) -> dict[Node, Probe | None]:
+        """What every node says of itself; None where it does not answer, nothing of those that died meanwhile."""
+        task = ray.remote(num_cpus=0, max_retries=0)(probe)
+        asked = {
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(): node
+            for node in nodes
+        }
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        answers: dict[Node, Probe | None] = dict.fromkeys(nodes)
+        for ref in ready:
+            try:
+                answers[asked[ref]] = ray.get(ref)
+            except RayError as error:
+                log.warning("node %s cannot be asked: %s", asked[ref].name, error)
+        # Ray takes a while to notice that a machine is gone; it is no reason not to start.
+        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
+
+    def mismatches(self, answers: Mapping[Node, Probe | None]) -> list[str]:
+        """Nodes that cannot take part: silent ones, and those that run something else."""
+        found = []
+        own_code, own = this_code(), versions()
+        for node, answer in answers.items():
+            if answer is None:
+                found.append(f"cluster.address: node {node.name} did not answer within {PROBE_SECONDS:.0f} s")
+                continue
+            if answer.code.sha256 != own_code.sha256:
+                found.append(
+                    f"cluster.address: node {node.name} runs other code than this process ({answer.code.root}, "
+                    f"{answer.code.sha256[:12]}; here {own_code.root}, {own_code.sha256[:12]}): use the same image or "
+                    "checkout on every node"
+                )
+            # That of this project says less than its code, and there is none where nothing was installed.
+            theirs = answer.versions
+            different = [
+                f"{name} {theirs.get(name)} (here {version})"
+                for name, version in own.items()
+                if name != "shoal" and _release(theirs.get(name)) != _release(version)
+            ]
+            if different:
+                found.append(
+                    f"cluster.address: node {node.name} has {', '.join(different)}: use one image for all nodes"
+                )
+        return found
+
+
+@contextlib.contextmanager
+def connect(config: ClusterConfig) -> Iterator[Cluster]:
+    """The cluster at ``cluster.address``, for the length of the block.
+
+    Raises:
+        CannotStart: nobody answers there, or it refuses this process.
+    """
+    configure()
+    if config.address != "auto":
+        _check_address(config.address)
+    runtime_env: dict[str, Any] = dict(config.runtime_env)
+    try:
+        with contextlib.ExitStack() as stack:
+            # A Ray job brings its own; its processes have the job's working directory.
+            if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+                # Every node runs this very code, whatever is installed there. Ray uploads it before init returns.
+                code = str(stack.enter_context(packaged()))
+                runtime_env["py_modules"] = [*runtime_env.get("py_modules", ()), code]
+            ray.init(
+                address=config.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env or None,
+            )
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
+    try:
+        yield Cluster(config)
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself retries for minutes where nobody answers."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or not host or "/" in host:
+        raise CannotStart(
+            f"cluster.address: {address!r} must be host:port of the cluster's head (ray start prints it), or auto"
+        )
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        raise CannotStart(
+            f"cluster.address: nobody answers at {address} ({error}); is the head running (ray start --head), and may "
+            "this machine reach it?"
+        ) from error
+
+
+def _explain(config: ClusterConfig, error: BaseException) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    token = (
+        "Give this process the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+        "~/.ray/auth_token"
+    )
+    if isinstance(error, AuthenticationError):
+        return f"the cluster asks for another token ({text}). {token}"
+    if isinstance(error, ConnectionError) and config.address != "auto":
+        # Ray says no more: what it was refused for it only prints.
+        return (
+            f"somebody answers, but does not let this process in ({text}): the cluster's token or its version of Ray "
+            f"(here {ray.__version__}) is another, or it is no Ray head. {token}"
+        )
+    if isinstance(error, ConnectionError):
+        return f"{text} Start one with `ray start --head`, or name its head: cluster.address=host:port"
+    return text
+
+
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node of ``labels`` meets a Ray label selector: ``v``, ``!v``, ``in(a,b)`` or ``!in(a,b)``."""
+    for name, condition in selector.items():
+        negated = condition.startswith("!")
+        wanted = condition.removeprefix("!")
+        values = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
+        if (labels.get(name) in [value.strip() for value in values]) == negated:
+            return False
+    return True
+
+
+def _release(version: str | None) -> str | None:
+    """Without the build: actors need no CUDA."""
+    return version and version.partition("+")[0]
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    shown = {k: v for k, v in resources.items() if k not in ("memory", "object_store_memory") and ":" not in k}
+    return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"

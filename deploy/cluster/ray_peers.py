@@ -1,0 +1,220 @@
+"""The learners beside the run's own, as Ray actors: started, grouped, called for every update, replaced when they fail.
+
+A group is made anew at an update's boundary whenever somebody came or went. Meanwhile the others go on without them:
+an update is then smaller by their part.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+
+import ray
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import Recoveries
+from shoal.actors.ray_pool import describe, state_of
+from shoal.actors.supervisor import BUILD_TIMEOUT_SECONDS, Seat, Seats
+from shoal.deploy.cluster.learner_actor import LearnerActor
+from shoal.deploy.cluster.ray_session import RaySession
+from shoal.deploy.placement.layout import Layout
+from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
+from shoal.learner.learner import Learner
+from shoal.learner.update_step import Turn
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 10.0
+"""For a learner that is well to say that it lost the others: they hang together, and one of them is to blame."""
+
+
+class RayPeers:
+    """``learner.peer_learners.Peers``. Rank 0 is the run's own learner; the others hold the seats 1, 2, ...
+
+    Not thread-safe: only the training loop calls it, and ``close`` whoever comes after.
+    """
+
+    def __init__(
+        self,
+        setup: LearnerSetup,
+        layout: Layout,
+        config: ActorConfig,
+        session: RaySession,
+        *,
+        on_lost_turn: Callable[[], None],
+        on_lost_steps: Callable[[int, str], None],
+    ) -> None:
+        self._address = session.address
+        use_interface(self._address)
+        remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
+        self._on_lost_steps = on_lost_steps
+        self._in_flight: Counter[tuple[int, int]] = Counter()
+        """Steps that wait for a turn of theirs, by learner and incarnation."""
+        self._actors_alive: dict[tuple[int, int], int] = {}
+        """Rollout workers of each learner, as of its last turn."""
+        self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._num_actors = {rank: len(layout.share(rank).actors) for rank in range(1, layout.num_learners)}
+        fed = setup.rollout_processes is not None
+        self._restarts: Counter[str] = Counter()
+        self._timeout = config.unroll_timeout_seconds
+        self._members: list[tuple[Seat, int]] = []
+        """Seats of the group with their incarnations, in the order of their ranks."""
+        self._group: LearnerGroup | None = None
+        self._generation = -1
+        self._seats = Seats(
+            range(1, layout.num_learners),
+            title="learner",
+            make=lambda rank, incarnation: remote.remote(setup, layout.share(rank), incarnation),
+            needs=describe(session.learner_options),
+            call_timeout_seconds=self._timeout + GRACE_SECONDS,
+            max_consecutive_failures=config.max_consecutive_failures,
+            on_lost=lambda seat: on_lost_turn() if seat.work == "turn" else None,
+            # One that is fed waits for its first rollout actor, which waits for a place.
+            build_timeout_seconds=math.inf if fed else BUILD_TIMEOUT_SECONDS,
+        )
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """Learners, and rollout workers in their processes, replaced by reason."""
+        return self._seats.restarts + self._restarts
+
+    @property
+    def recoveries(self) -> Recoveries:
+        """How long replacements of learners took."""
+        return self._seats.recoveries
+
+    @property
+    def num_actors_alive(self) -> int:
+        """Rollout workers that can make unrolls, as of the last update."""
+        return sum(self._actors_alive.values())
+
+    @property
+    def actor_states(self) -> Counter[str]:
+        """Rollout workers by ``actors.pool.State``, as of the last update."""
+        states: Counter[str] = Counter()
+        alive = dict(self._actors_alive)
+        for seat in self._seats.all:
+            up = alive.get((seat.actor, seat.incarnation), 0)
+            states["up"] += up
+            # What a learner that is up has besides them it does not say.
+            states["starting" if seat.built else state_of(seat)] += self._num_actors[seat.actor] - up
+        return states
+
+    @property
+    def lags(self) -> list[int]:
+        """Of the unrolls under way at the last update: versions made since they began."""
+        return [lag for lags in list(self._lags.values()) for lag in lags]
+
+    def process_ids(self) -> list[int]:
+        """Process ids of the learners that are up."""
+        return self._seats.process_ids()
+
+    def begin(self, learner: Learner, stop: threading.Event) -> None:
+        """Start everybody's part in the next update; before it, whoever came or went, the group is made anew.
+
+        waits for: at the run's start all learners, later nobody     unblocked by: a start, a death, ``stop``
+
+        Raises:
+            TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
+        """
+        self._seats.start_due()
+        while self._take_in_started() and self._generation < 0 and not stop.is_set():
+            time.sleep(0.02)
+            self._seats.start_due()
+        present = [(seat, seat.incarnation) for seat in self._seats.up()]
+        self._write_off("learner_lost", {(seat.actor, incarnation) for seat, incarnation in present})
+        if self._group is None or present != self._members:
+            self._regroup(learner, present)
+        for seat, _ in self._members:
+            self._seats.call(seat, "turn")
+
+    def end(self) -> Sequence[Turn]:
+        """What the others did in the update that was begun; nothing of those who failed in it.
+
+        Raises:
+            TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
+        """
+        turns = []
+        for seat, _ in self._members:
+            turn = self._answer(seat)
+            if isinstance(turn, Turn):
+                turns.append(turn)
+                who = (seat.actor, seat.incarnation)
+                self._in_flight[who] += turn.beside.in_flight
+                self._actors_alive[who] = turn.num_alive
+                self._lags[who] = turn.lags
+                for reason, message in turn.replaced:
+                    self._restarts[reason] += 1
+                    log.warning("of learner %d, %s", seat.actor, message)
+        return turns
+
+    def separate(self, learner: Learner) -> None:
+        """Leave the group, so that nobody waits for what will not come; the next update makes another."""
+        if self._group is not None:
+            self._group.close()
+        self._group = learner.group = None
+
+    def close(self) -> None:
+        """Kill all; their work under way is lost."""
+        self._seats.close()
+        self._write_off("shutdown", set())
+        if self._group is not None:
+            self._group.close()
+
+    def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:
+        """Drop what waited for its turn at learners that are no more."""
+        for who in set(self._in_flight) - present:
+            if steps := self._in_flight.pop(who):
+                self._on_lost_steps(steps, reason)
+        for who in set(self._actors_alive) - present:
+            del self._actors_alive[who]
+            del self._lags[who]
+
+    def _take_in_started(self) -> bool:
+        """Whether somebody is still starting."""
+        starting = {seat.call: seat for seat in self._seats.all if not seat.built and seat.call is not None}
+        if starting:
+            ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
+            for ref in ready:
+                self._seats.collect(starting[ref])
+            self._seats.fail_overdue()
+        return len(self._seats.up()) < len(self._seats.all)
+
+    def _regroup(self, learner: Learner, members: list[tuple[Seat, int]]) -> None:
+        """Make a group of all members that can be brought into one."""
+        while members:
+            self.separate(learner)
+            self._generation += 1
+            store = open_store(self._address, self._timeout)
+            for rank, (seat, _) in enumerate(members, 1):
+                self._seats.call(
+                    seat, "join", self._address, store.port, self._generation, rank, len(members) + 1, self._timeout
+                )
+            try:
+                self._group = LearnerGroup(
+                    store,
+                    device=learner.path.device,
+                    generation=self._generation,
+                    rank=0,
+                    size=len(members) + 1,
+                    timeout_seconds=self._timeout,
+                )
+                learner.synchronize(self._group)
+            except LearnerLost:
+                self.separate(learner)
+            joined = [member for member in members if self._answer(member[0]) is not None]
+            if joined == members and self._group is not None:
+                break
+            members = joined
+        self._members = members
+
+    def _answer(self, seat: Seat) -> Turn | int | None:
+        """What a call under way gives; None where the seat failed."""
+        if seat.call is None:
+            return None
+        return self._seats.answer(seat)

@@ -1,0 +1,222 @@
+"""``shoal doctor``: what a run would find here, how it would be laid out and why; nothing is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.deploy.doctor import preflight
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.placement.versions import versions
+from shoal.deploy.records.run_dir import CannotStart
+from shoal.deploy.settings.load import Config
+
+if TYPE_CHECKING:  # Ray and torch are imported where they are used
+    from shoal.deploy.cluster.connect import Cluster
+    from shoal.deploy.doctor.measure import Measured
+
+GIB = 2**30
+
+
+def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str], list[str]]:
+    """(lines to read, problems that keep a run with this configuration from starting); ``measure`` takes seconds."""
+    problems = preflight.check(config, run_dir)
+    lines = _machine(run_dir)
+    if config.mode == "cluster" and not problems:
+        from shoal.deploy.cluster.connect import connect
+
+        try:
+            with connect(config.cluster) as cluster:
+                lines += _cluster(config, cluster, problems, measure)
+        except CannotStart as error:
+            problems += str(error).splitlines()
+    elif config.mode != "cluster":
+        machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
+        lines += _layout(config, machine, measure=measure and not problems)
+    lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
+    return lines, problems
+
+
+def _machine(run_dir: Path) -> list[str]:
+    import torch
+
+    cores, all_cores = available_cores(), os.cpu_count() or 1
+    limited = f" of {all_cores}, as this process may use no others" if cores < all_cores else ""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    accelerators = gpus or (["Apple MPS"] if torch.backends.mps.is_available() else [])
+    lines = [
+        "machine",
+        f"  cores          {cores}{limited}",
+        f"  accelerators   {', '.join(accelerators) or 'none'}",
+    ]
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        lines.append(f"  memory         {free / GIB:.1f} GiB free")
+    places = {"run directory": next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())}
+    if Path("/dev/shm").is_dir():
+        places["shared memory"] = Path("/dev/shm")
+    lines += [f"  {name:<14} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for name, path in places.items()]
+    return lines
+
+
+def _accelerator(config: Config) -> bool:
+    from shoal.learner.device_choice import DeviceNotFound, make_device_path
+
+    try:
+        return make_device_path(config.learner).device.type != "cpu"
+    except DeviceNotFound:
+        return False  # among the problems
+
+
+def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
+    """The nodes, who has room for whom, and the layout; adds what is wrong to ``problems``."""
+    from shoal.actors.ray_pool import describe
+
+    nodes = cluster.nodes()
+    answers = cluster.probe(nodes)
+    room = cluster.room(nodes)
+    lines = [f"cluster at {cluster.address}, {len(nodes)} nodes" + (", autoscaling" if room.autoscaling else "")]
+    for node in nodes:
+        labels = [f"{name}={value}" for name, value in node.labels.items() if not name.startswith("ray.io/")]
+        amounts = {
+            k: v for k, v in node.resources.items() if k not in ("memory", "object_store_memory") and ":" not in k
+        }
+        parts = [
+            ", ".join(f"{node.available.get(name, 0):g} of {amount:g} {name} free" for name, amount in amounts.items()),
+            *labels,
+            *(["draining"] if node.is_draining else []),
+            *(["the learner is here"] if node.is_here else []),
+        ]
+        if answer := answers.get(node):
+            if answer.shared_memory_bytes is not None:
+                parts.append(f"{answer.shared_memory_bytes / GIB:.1f} GiB shared memory free")
+            parts.append(f"{answer.disk_bytes / GIB:.1f} GiB disk free")
+        else:
+            parts.append("does not answer")
+        lines.append(f"  {node.name:<26} " + "; ".join(part for part in parts if part))
+    needs = describe(cluster.actor_options())
+    lines.append(
+        f"  room           for {room.elsewhere} actors of {needs} on other nodes, {room.here} beside the learner"
+    )
+    here = Machine(cores=available_cores(), accelerator=_accelerator(config))
+    found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers)
+    problems += found
+    if not found:
+        machine = cluster.place(config, room, here)
+        try:
+            choose_layout(config, machine)
+        except LayoutError as error:
+            problems += str(error).splitlines()
+        lines += _layout(config, machine, measure=measure and not problems)
+    return lines
+
+
+def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
+    from shoal.learner.device_choice import DeviceNotFound, make_device_path
+
+    try:
+        path = make_device_path(config.learner)
+        layout = choose_layout(config, machine)
+    except (DeviceNotFound, LayoutError):
+        return []  # among the problems
+    steps = layout.batch_size * config.actor.unroll_length
+    lines = [
+        f"layout (mode {config.mode})",
+        f"  placement      {layout.placement}: {layout.why}",
+        *_processes(config, layout),
+        f"  update         {layout.batch_size} segments x {config.actor.unroll_length} steps = {steps:,} environment "
+        f"steps, in {config.learner.minibatches * config.learner.epochs} optimizer steps",
+        f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
+        f"  arithmetic     {path.describe()}; acting is always float32, so that log-probabilities can be compared",
+    ]
+    if layout.placement == "shared":
+        idle = layout.cores - layout.num_learners
+        if idle > 0 and config.mode != "inline":
+            lines.append(
+                f"  idle           {idle} cores: learner.batch_size must be a multiple of learners x env.num_envs x "
+                "learner.minibatches; auto sizes it to the machine"
+            )
+    if measure:
+        from shoal.deploy.doctor import measure as measuring
+
+        lines += _feeding(config, layout, measuring.measure(config, layout))
+    else:
+        lines.append("  feeding        not measured: --measure says in seconds how many actors the learner can feed")
+    return lines
+
+
+def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
+    acting, learning = measured.acting, measured.learning
+    actor, learner = 1 / acting, 1 / learning
+    lines = [
+        "measured (in one process while the others rest: cores that all work are slower)",
+        f"  acting         {actor:,.0f} environment steps/s, {measured.environment / acting:.0%} of the time in the "
+        "environment",
+        f"  learning       {learner:,.0f} environment steps/s",
+    ]
+    if layout.placement == "shared" or config.mode == "inline":
+        learners = 1 if config.mode == "inline" else layout.num_learners
+        rate = learners / (acting + learning)
+        each = f", {learners} learners of {rate / learners:,.0f}" if learners > 1 else ""
+        share = acting / (acting + learning)
+        return [*lines, f"  together       {rate:,.0f} environment steps/s{each}; acting takes {share:.0%} of the time"]
+    actors = layout.num_actors // layout.num_learners
+    enough = learner / actor
+    whose = "a learner" if layout.num_learners > 1 else "the learner"
+    lines.append(f"  feeding        {enough:.1f} actors of this speed keep {whose} busy; it has {actors}")
+    if actors > enough:
+        lines.append(
+            f"  expect         {layout.num_learners * learner:,.0f} environment steps/s and a lag of up to "
+            f"{config.actor.max_policy_lag} versions: actors wait {1 - enough / actors:.0%} of their time"
+        )
+    else:
+        # Versions made during an unroll, and on average while the rest of its batch comes in.
+        unrolls = max(1.0, layout.batch_size / layout.num_learners / config.env.num_envs)
+        lag = min(config.actor.max_policy_lag, actors / unrolls + (unrolls - 1) / (2 * unrolls))
+        lines.append(
+            f"  expect         {layout.num_actors * actor:,.0f} environment steps/s and a lag of about {lag:.1f} "
+            f"versions: {whose} waits {1 - actors / enough:.0%} of its time; more actors (actor.num_actors) help"
+        )
+    return lines
+
+
+def _lag(config: Config, layout: Layout) -> str:
+    if layout.placement == "shared" or config.actor.max_policy_lag == 0:
+        return "the version it acts with (lag 0)"
+    most = config.actor.max_policy_lag
+    unrolls = max(1, layout.batch_size // config.env.num_envs)
+    # An actor is admitted while at most so many unrolls are ahead of it (learner.intake).
+    at_once = most * unrolls
+    text = (
+        f"{most} versions (actor.max_policy_lag): at most {at_once} unrolls are under way while an update is computed"
+    )
+    if layout.num_actors > at_once:
+        idle = layout.num_actors - at_once
+        text += f"; {idle} of {layout.num_actors} actors then wait: raise learner.batch_size or the lag"
+    return text
+
+
+def _processes(config: Config, layout: Layout) -> list[str]:
+    slots = f"{config.env.num_envs} slots"
+    if config.mode == "inline":
+        return [
+            f"  processes      1, which runs {layout.num_actors} rollout workers of {slots} and all updates in turn"
+        ]
+    threads = "one torch thread each: threads of several processes that wait for each other spin"
+    if layout.placement == "shared":
+        actors = layout.num_actors // layout.num_learners
+        workers = f"{actors} rollout workers of {slots}" if actors > 1 else slots
+        return [
+            f"  learners       {layout.num_learners}, each acting on {workers} and learning from them",
+            f"  threads        {threads}",
+        ]
+    return [
+        f"  actors         {layout.num_actors} processes of {slots}",
+        f"  learners       {layout.num_learners}, gradient threads of each: {layout.num_threads}"
+        if layout.num_learners > 1
+        else f"  learner        1, gradient threads: {layout.num_threads}",
+        f"  threads        {threads}",
+    ]

@@ -1,0 +1,71 @@
+"""A few seconds of the run's own acting and learning in this process: what an actor makes, and a learner takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from shoal.actors.pool import InlinePool
+from shoal.deploy.placement.layout import Layout
+from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
+from shoal.deploy.settings.load import Config
+from shoal.envs.registry import make_env_spec
+from shoal.learner.update_step import NEVER, UpdateLoop
+from shoal.policy.allocator import keep_freed_memory
+
+MEASURED_SECONDS = 8.0
+_ACTING = ("actor_env", "actor_policy", "actor_pack")
+_LEARNING = ("assemble", "canary", "update", "publish")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of one process, the others at rest."""
+
+    acting: float
+    """Per environment step: environment, inference, packing."""
+    environment: float
+    """Of these, the environment's."""
+    learning: float
+    """Per environment step: assembling, updating, publishing."""
+
+
+def measure(config: Config, layout: Layout) -> Measured:
+    """One learner's share of the batch, made by one rollout worker and trained, over and over; nothing is kept."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    spec = make_env_spec(config.env.id, **config.env.kwargs)
+    share = dataclasses.replace(layout.share(0), actors=range(1))
+    with tempfile.TemporaryDirectory() as scratch:
+        worker = make_worker_setup(config, spec, run_id="measured")
+        setup = make_learner_setup(config, layout, worker, spec, Path(scratch))
+        loop = setup.make_loop(share)
+        pool = setup.make_pool(share, loop)
+        try:
+            loop.publish()
+            _turn(loop, pool)  # which compiles and allocates
+            stages, trained = dict(loop.statistics.stage_seconds), loop.intake.ledger.trained
+            end = time.perf_counter() + MEASURED_SECONDS
+            while time.perf_counter() < end:
+                _turn(loop, pool)
+        finally:
+            pool.close()
+            loop.learner.close()
+    steps = loop.intake.ledger.trained - trained
+    spent = {
+        stage: (seconds - stages.get(stage, 0.0)) / steps for stage, seconds in loop.statistics.stage_seconds.items()
+    }
+    return Measured(
+        acting=sum(spent[stage] for stage in _ACTING),
+        environment=spent["actor_env"],
+        learning=sum(spent[stage] for stage in _LEARNING),
+    )
+
+
+def _turn(loop: UpdateLoop, pool: InlinePool) -> None:
+    turn = loop.turn(pool.pump, NEVER)
+    assert turn is not None
+    loop.statistics.add_batch(turn.trajectories)

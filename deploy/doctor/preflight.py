@@ -1,0 +1,128 @@
+"""Everything that can be known to be wrong before a process is started."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
+from shoal.deploy.settings.load import Config
+
+
+def check(config: Config, run_dir: Path) -> list[str]:
+    """All problems, each with the setting it comes from."""
+    return [
+        *_environment(config),
+        *_layout(config),
+        *_metrics(config),
+        *_sinks(config),
+        *_run_dir(config, run_dir),
+        *_resume(config, run_dir),
+    ]
+
+
+def _environment(config: Config) -> list[str]:
+    from shoal.envs.registry import make_env_spec
+
+    try:
+        agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
+    except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
+        text = str(error) or repr(error)
+        return [
+            f"env.id: {text}"
+            if isinstance(error, ValueError)
+            else f"env.id: {config.env.id}: {type(error).__name__}: {text}"
+        ]
+    if config.env.num_envs % agents:
+        return [f"env.num_envs: {config.env.num_envs} must be a multiple of the {agents} agents of {config.env.id}"]
+    return []
+
+
+def _layout(config: Config) -> list[str]:
+    from shoal.learner.device_choice import check_device, make_device_path
+
+    if problem := check_device(config.learner):
+        return [f"learner.device: {problem}"]
+    device = make_device_path(config.learner).device
+    if device.type == "mps" and config.learner.num_learners not in ("auto", 1):
+        return ["learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"]
+    if config.mode == "cluster":
+        return []  # it depends on what the cluster has
+    try:
+        choose_layout(config, Machine(cores=available_cores(), accelerator=device.type != "cpu"))
+    except LayoutError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _metrics(config: Config) -> list[str]:
+    from shoal.deploy.monitoring.access import problems
+    from shoal.deploy.monitoring.endpoint import access_files
+
+    if config.metrics.port < 0:
+        return []
+    found = _listen(config.metrics.address, config.metrics.port)
+    if files := access_files(config.metrics):
+        settings = {"token": "token_file", "certificate": "tls_certificate"}
+        found += [f"metrics.{settings[field]}: {problem}" for field, problem in problems(files).items()]
+    if config.metrics.file_sd:
+        folder = Path(config.metrics.file_sd).absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            found.append(f"metrics.file_sd: {folder} is no directory that can be written to; make it first")
+    return found
+
+
+def _listen(address: str, port: int) -> list[str]:
+    from shoal.deploy.monitoring.metrics_server import listen
+
+    try:
+        listen(address, port).close()
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return [f"metrics.port: {port} on {address} is in use; choose another, or metrics.port=0 for a free one"]
+        return [f"metrics.address: cannot listen on {address}:{port}: {error}"]
+    return []
+
+
+def _sinks(config: Config) -> list[str]:
+    from shoal.deploy.monitoring.sinks import missing
+
+    return missing(config.log)
+
+
+def _run_dir(config: Config, run_dir: Path) -> list[str]:
+    try:
+        if run_dir.exists() and not run_dir.is_dir():
+            return [f"run_dir: {run_dir} is a file"]
+        existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        return [f"run_dir: cannot write to {run_dir}: {why}; choose another run_dir"]
+    return []
+
+
+def _resume(config: Config, run_dir: Path) -> list[str]:
+    from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint
+
+    try:
+        newest = Checkpoints(run_dir / "checkpoints").latest()
+        if config.resume == "auto" or (newest is None and config.resume == "never"):
+            return []
+        if config.resume == "never":
+            return [
+                f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"
+            ]
+        chosen = find_checkpoint(Path(config.resume))
+    except (CheckpointError, OSError) as error:
+        return [f"resume: {error}"]
+    if newest is not None and newest.policy_version > chosen.policy_version:
+        return [
+            f"resume: {config.resume} has policy version {chosen.policy_version}, but run_dir {run_dir} already holds "
+            f"version {newest.policy_version}, which would be taken for the newest; choose another run_dir"
+        ]
+    return []

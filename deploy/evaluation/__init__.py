@@ -1,0 +1,1 @@
+"""Playing episodes with trained weights: on request, against others, and during training."""

@@ -1,0 +1,337 @@
+"""Playing episodes with a trained policy, alone or against others in the same environments with the same seeds.
+
+Who plays is a ``Side``. Its episodes come in blocks, each with environments and random streams of its own, so that
+numbers do not depend on which process plays which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.deploy.evaluation.intervals import Difference, difference
+from shoal.deploy.evaluation.job_process import run_jobs
+from shoal.envs.boundary import EnvSpec
+from shoal.envs.config import EnvConfig
+from shoal.envs.play import Episodes, Player, join, play
+from shoal.envs.recording import film, replay
+from shoal.envs.reference import random_player
+from shoal.envs.registry import evaluation_kwargs, make_env_spec
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from shoal.policy import RecurrentPolicy
+from shoal.policy.remap import NameMap, Remapping, remap
+from shoal.policy.weights import Weights, flatten_weights, load_weights
+
+EPISODES_IN_A_ROW = 2
+"""Of each slot in a block: with more, less time is lost where some slots are done before others; with fewer, more
+processes can take part."""
+MOST_BLOCKS = 64
+_RECORDED = 2**32 - 1
+"""Spawn key of the random streams of recorded episodes; blocks count from 0."""
+
+
+class PolicyPlayer:
+    """A policy as a player of ``envs.play``: one memory per slot, sampled actions unless ``greedy``.
+
+    ``zero_memory`` forgets before every step: how well does the policy play without its memory?
+    """
+
+    def __init__(self, policy: RecurrentPolicy, *, seed: int, greedy: bool = False, zero_memory: bool = False) -> None:
+        self._policy = policy.eval()
+        self._greedy, self._zero_memory = greedy, zero_memory
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.inference_mode()
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Action [B, ...] for obs [B, ...] and is_first bool [B]."""
+        if self._zero_memory:
+            self._policy.reset_memory()
+        output = self._policy.act(torch.from_numpy(obs), range(len(obs)), torch.from_numpy(is_first))
+        actions = self._policy.actions
+        if self._greedy:
+            return actions.mode(output.logits).numpy()
+        uniform = 1 - torch.rand((len(obs), actions.num_uniform), generator=self._generator)
+        return actions.sample(output.logits, uniform)[0].numpy()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """Who plays, and how; plain data that crosses to other processes."""
+
+    label: str
+    setup: WorkerSetup
+    """Its ``seed`` determines environments and actions; equal ones give two sides the same of both."""
+    weights: Weights | None
+    """None: actions are uniformly random."""
+    greedy: bool = False
+    zero_memory: bool = False
+    checkpoint: Checkpoint | None = None
+    """Where the weights come from, if from a file."""
+
+    @property
+    def manner(self) -> str:
+        """How actions are chosen, in words."""
+        if self.weights is None:
+            return "uniformly random"
+        return ("greedy" if self.greedy else "sampled") + (", memory zeroed at every step" if self.zero_memory else "")
+
+    def make_player(self, spec: EnvSpec, seed: np.random.SeedSequence) -> Player:
+        """The player of one vector environment."""
+        if self.weights is None:
+            return random_player(spec, np.random.default_rng(seed))
+        policy = self.setup.make_policy()
+        load_weights(policy, self.weights)
+        return PolicyPlayer(
+            policy,
+            seed=int(seed.generate_state(1, np.uint64)[0] >> 1),
+            greedy=self.greedy,
+            zero_memory=self.zero_memory,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """A job: the episodes of some environments, ``rounds`` of every slot."""
+
+    side: Side
+    index: int
+    rounds: int
+
+    def __call__(self) -> Episodes:
+        """Play them.
+
+        Raises:
+            EnvironmentFault: the environments are beyond repair.
+        """
+        # Sums of several threads depend on their number.
+        torch.set_num_threads(1)
+        setup = self.side.setup
+        env_seed, action_seed = _seeds(setup, self.index)
+        env = dataclasses.replace(setup, env_kwargs=evaluation_kwargs(setup.env_id, **setup.env_kwargs)).make_env(
+            env_seed
+        )
+        try:
+            return play(env, self.side.make_player(env.spec, action_seed), self.rounds * env.num_envs)
+        finally:
+            env.close()
+
+
+def _seeds(setup: WorkerSetup, key: int) -> list[np.random.SeedSequence]:
+    """Of environments and of actions."""
+    return np.random.SeedSequence(setup.seed, spawn_key=(key,)).spawn(2)
+
+
+def evaluation_setup(
+    checkpoint: Checkpoint,
+    *,
+    num_envs: int | None,
+    seed: int,
+    env_id: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    remapping: Remapping | None = None,
+) -> WorkerSetup:
+    """The checkpoint's policy in an environment with ``num_envs`` slots, features and actions matched by name.
+
+    Args:
+        checkpoint: what to play.
+        num_envs: None takes as many as it was trained with.
+        seed: of environments and actions.
+        env_id: None takes the environment it was trained in.
+        env_kwargs: added to those it was trained with, where the environment is the same.
+        remapping: what stands for what. None takes that of the run in its own environment, elsewhere an empty one.
+
+    Raises:
+        ValueError: the environment cannot be made, does not take so many slots, or has other features or actions
+            (``policy.remap``).
+    """
+    state = checkpoint.state
+    config = state["config"]
+    if remapping is None:
+        remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
+    if not (env_id or state["env_id"]):
+        raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
+    env = EnvConfig(
+        id=env_id or state["env_id"],
+        num_envs=num_envs or config["env"]["num_envs"],
+        kwargs={**({} if env_id else state["env_kwargs"]), **(env_kwargs or {})},
+    )
+    try:
+        spec = make_env_spec(env.id, **env.kwargs)
+    except ValueError:
+        raise
+    except Exception as error:  # other people's code: it raises anything
+        raise ValueError(f"environment {env.id} cannot be made: {type(error).__name__}: {error}") from error
+    if env.num_envs % spec.num_agents:
+        raise ValueError(
+            f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
+        )
+    presented = (observation_of(spec), actions_of(spec))
+    interface = remap(state["policy"], *presented, remapping)
+    return WorkerSetup(
+        env_id=env.id,
+        env_kwargs=env.kwargs,
+        num_envs=env.num_envs,
+        unroll_length=config["actor"]["unroll_length"],
+        run_id="evaluation",
+        seed=seed,
+        observation=interface.observation,
+        actions=interface.actions,
+        policy_kind=state["policy"]["kind"],
+        components=state["policy"].get("components") or {},
+        embedding_rows=state["policy"]["embedding_rows"],
+        action_rows=interface.action_rows,
+        trained_observation=interface.trained_observation,
+        presented=presented,
+    )
+
+
+def _remapping(settings: Mapping[str, Any]) -> Remapping:
+    return Remapping(
+        NameMap(settings.get("map_features", ()), "--map-feature"),
+        NameMap(settings.get("map_actions", ()), "--map-action"),
+    )
+
+
+def _own_remapping(checkpoint: Checkpoint) -> Remapping:
+    """With which it was trained."""
+    return _remapping(checkpoint.state["config"]["policy"])
+
+
+def checkpoint_side(
+    checkpoint: Checkpoint, setup: WorkerSetup, *, label: str = "", greedy: bool = False, zero_memory: bool = False
+) -> Side:
+    """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
+    with torch.random.fork_rng(devices=()):
+        policy = setup.make_policy()
+    policy.load_state_dict(checkpoint.load_weights())
+    return Side(
+        label=label or str(checkpoint.path),
+        setup=setup,
+        weights=flatten_weights(policy, checkpoint.policy_version),
+        greedy=greedy,
+        zero_memory=zero_memory,
+        checkpoint=checkpoint,
+    )
+
+
+def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
+    """Who plays beside ``side``, in the same environments with the same seeds.
+
+    Args:
+        word: ``random``; ``greedy``, ``sampled`` or ``zero-memory`` for the same policy played in another way; else a
+            run directory or a checkpoint, played in the way of ``side``.
+        side: what it is compared with.
+        remapping: for another checkpoint, as in ``evaluation_setup``.
+
+    Raises:
+        ValueError: it is none of these, or does not fit the environment.
+    """
+    if word == "random":
+        return dataclasses.replace(side, label=word, weights=None, checkpoint=None)
+    ways: dict[str, dict[str, Any]] = {
+        "greedy": {"greedy": True},
+        "sampled": {"greedy": False},
+        "zero-memory": {"zero_memory": True},
+    }
+    if word in ways:
+        other = dataclasses.replace(side, label=word, **ways[word])
+        if (other.greedy, other.zero_memory) == (side.greedy, side.zero_memory):
+            raise ValueError(f"--vs {word}: {side.label} is played in that way already")
+        return other
+    try:
+        checkpoint = find_checkpoint(Path(word))
+        setup = side.setup
+        if remapping is None and checkpoint.state["env_id"] == setup.env_id:
+            remapping = _own_remapping(checkpoint)
+        theirs = evaluation_setup(
+            checkpoint,
+            num_envs=setup.num_envs,
+            seed=setup.seed,
+            env_id=setup.env_id,
+            env_kwargs=setup.env_kwargs,
+            remapping=remapping,
+        )
+        return checkpoint_side(checkpoint, theirs, label=word, greedy=side.greedy, zero_memory=side.zero_memory)
+    except CheckpointError as error:
+        raise ValueError(
+            f"--vs {word}: {error} (or one of the words random, greedy, sampled and zero-memory)"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"--vs {word}: {error}") from error
+
+
+def blocks(side: Side, episodes: int) -> list[Block]:
+    """Jobs that play at least ``episodes`` of a side, as many in every slot of a block."""
+    rounds = -(-episodes // side.setup.num_envs)
+    number = min(MOST_BLOCKS, -(-rounds // EPISODES_IN_A_ROW))
+    return [Block(side, index, rounds // number + (index < rounds % number)) for index in range(number)]
+
+
+def play_sides(sides: Sequence[Side], episodes: int, processes: int | None = None) -> list[Episodes]:
+    """At least ``episodes`` whole episodes of each side (one per agent counts one), the same for any number of
+    processes; None takes as many as pay.
+
+    Raises:
+        EnvironmentFault: the environments of a side are beyond repair.
+        JobFailed: the same in another process, or that process ended.
+    """
+    jobs = [blocks(side, episodes) for side in sides]
+    played = iter(run_jobs([block for side in jobs for block in side], processes))
+    return [join([next(played) for _ in side]) for side in jobs]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    setup: WorkerSetup,
+    *,
+    episodes: int,
+    greedy: bool = False,
+    zero_memory: bool = False,
+    processes: int | None = 1,
+) -> Episodes:
+    """``play_sides`` for one checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
+    side = checkpoint_side(checkpoint, setup, greedy=greedy, zero_memory=zero_memory)
+    return play_sides([side], episodes, processes)[0]
+
+
+def compare(a: Episodes, b: Episodes) -> Difference:
+    """Mean return of ``a`` minus that of ``b``: paired where every two of their episodes began alike."""
+    starts = a.starts(), b.starts()
+    return difference(a.by_environment(a.returns), b.by_environment(b.returns), paired=bool(np.array_equal(*starts)))
+
+
+class Recorder:
+    """Records whole episodes of one environment: ``kind`` is ``video`` or ``replay``."""
+
+    def __init__(self, kind: str, side: Side, directory: Path) -> None:
+        """Make the environment.
+
+        Raises:
+            CannotRecord: it leaves nothing of this kind to look at, or the directory or a package is missing.
+        """
+        setup = side.setup
+        env_seed, self._action_seed = _seeds(setup, _RECORDED)
+        version = side.weights.policy_version if side.weights else 0
+        make = {"video": film, "replay": replay}[kind]
+        self._env = make(setup.env_id, env_seed, directory, f"version-{version:09d}-episode", setup.env_kwargs)
+        self._side = side
+
+    def record(self, episodes: int) -> tuple[list[Path], Episodes]:
+        """Play so many episodes of the environment; the file of each, and what its agents earned.
+
+        Raises:
+            EnvironmentFault: the environment is beyond repair.
+        """
+        torch.set_num_threads(1)
+        player = self._side.make_player(self._env.spec, self._action_seed)
+        played = play(self._env, player, episodes * self._env.num_envs)
+        return self._env.files, played
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()

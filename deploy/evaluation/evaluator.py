@@ -1,0 +1,175 @@
+"""Evaluation during training: whole episodes with the newest weights, in a process of its own.
+
+A thread looks now and then whether one is due, and hands the weights that were published last to the process. The
+training loop does nothing for it and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from shoal.actors.worker_setup import WorkerSetup
+from shoal.deploy.evaluation.evaluate import Side, play_sides
+from shoal.deploy.evaluation.intervals import confidence_interval
+from shoal.deploy.evaluation.job_process import JobFailed
+from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
+from shoal.deploy.settings.load import EvaluationConfig
+from shoal.envs.play import Episodes
+from shoal.policy.weights import Weights
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+_STREAM = 2**32 - 2
+"""Spawn key of the random streams of evaluation; the sessions of a run count from 0."""
+
+
+class Jobs(Protocol):
+    """Does one job at a time: ``deploy.evaluation.job_process`` or ``deploy.evaluation.ray_jobs``.
+
+    All methods may raise ``JobFailed``, except those that end jobs.
+    """
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        """Hand over a job."""
+
+    def poll(self, seconds: float) -> bool:
+        """Whether it is done, after waiting for that at most so long."""
+
+    def result(self) -> Any:
+        """What it returned."""
+
+    def end(self) -> None:
+        """Give up the job; the next one is done all the same."""
+
+    def kill(self) -> None:
+        """End everything at once, from any thread; there is no next one."""
+
+
+def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: int, seed: int) -> Side:
+    """How a run's own policy is evaluated, but for its weights: every time with the same seeds, so that evaluations
+    differ by their weights alone. ``num_agents`` share an environment.
+    """
+    stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]
+    kwargs = dict(setup.env_kwargs)
+    if kwargs.get("vectorization") == "async":
+        # One process is enough beside those that train.
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("vectorization", "slot_groups")}
+    num_envs = min(setup.num_envs, -(-config.episodes // num_agents) * num_agents)
+    return Side(
+        label="evaluation",
+        setup=dataclasses.replace(setup, env_kwargs=kwargs, num_envs=num_envs, seed=int(stream >> 1)),
+        weights=None,
+        greedy=config.greedy,
+    )
+
+
+def _play(side: Side, episodes: int, niceness: int) -> Episodes:
+    # Not before: at a low priority a process may take minutes to import what it needs.
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+    return play_sides([side], episodes, processes=1)[0]
+
+
+class Evaluator:
+    """The thread; leaving its block ends an evaluation that is under way at once."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        side: Side,
+        jobs: Jobs,
+        evaluations: Evaluations,
+        *,
+        session: int,
+        newest: Callable[[], Weights | None],
+        env_steps: Callable[[], int],
+        describe: Callable[[], Mapping[str, Any]],
+        keep_best: Callable[[Weights, Mapping[str, Any]], object] | None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: when and how.
+            side: who plays, but for the weights.
+            jobs: where it is played.
+            evaluations: what takes the results.
+            session: of a resumed run.
+            newest: the weights that were published last.
+            env_steps: trained so far in the whole run.
+            describe: the run's state beside its weights, for ``keep_best``.
+            keep_best: saves weights that are better than all before, with the state when they were taken.
+        """
+        self._config, self._side, self._jobs, self._evaluations = config, side, jobs, evaluations
+        self._session, self._newest, self._env_steps = session, newest, env_steps
+        self._describe, self._keep_best = describe, keep_best
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep_evaluating, name="evaluator", daemon=True)
+        self._due = self._next_due(env_steps())
+
+    def __enter__(self) -> Evaluator:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._jobs.kill()
+        self._thread.join()
+
+    def _next_due(self, env_steps: int) -> int:
+        every = self._config.every_env_steps
+        return (env_steps // every + 1) * every
+
+    def _keep_evaluating(self) -> None:
+        while not self._stopped.wait(_LOOK_SECONDS):
+            env_steps = self._env_steps()
+            weights = self._newest()
+            if weights is None or env_steps < self._due:
+                continue
+            self._due = self._next_due(env_steps)
+            try:
+                self._evaluate(weights, env_steps)
+            except Exception as error:  # noqa: BLE001  (training goes on whatever fails here)
+                if self._stopped.is_set():
+                    return
+                self._evaluations.failed += 1
+                log.warning("evaluation of policy version %d failed: %s", weights.policy_version, error)
+
+    def _evaluate(self, weights: Weights, env_steps: int) -> None:
+        state = self._describe() if self._keep_best else {}
+        side = dataclasses.replace(self._side, weights=weights)
+        self._jobs.submit(functools.partial(_play, side, self._config.episodes, self._config.niceness))
+        deadline = time.monotonic() + self._config.max_seconds
+        while not self._jobs.poll(_LOOK_SECONDS):
+            if self._stopped.is_set():
+                return
+            if time.monotonic() > deadline:
+                self._jobs.end()
+                raise JobFailed(f"it took longer than evaluation.max_seconds={self._config.max_seconds:g}")
+        played: Episodes = self._jobs.result()
+        mean, half_width = confidence_interval(played.by_environment(played.returns))
+        result = EvaluationResult(
+            time=time.time(),
+            session=self._session,
+            policy_version=weights.policy_version,
+            env_steps=env_steps,
+            episodes=played.episodes,
+            mean_return=mean,
+            return_ci95=None if math.isnan(half_width) else half_width,
+            mean_length=played.mean_length,
+        )
+        is_best = self._evaluations.add(result)
+        log.info("evaluation: %s", sentence(result))
+        if is_best and self._keep_best:
+            try:
+                self._keep_best(weights, state)
+            except OSError as error:
+                log.warning("the best weights so far could not be kept: %s", error)

@@ -1,0 +1,190 @@
+"""What ``shoal evaluate`` says: a table for people, or one JSON object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from shoal.deploy.evaluation.evaluate import Side, compare
+from shoal.deploy.evaluation.intervals import Difference, confidence_interval
+from shoal.envs.play import Episodes
+
+
+class Played(NamedTuple):
+    """A side and its episodes."""
+
+    side: Side
+    episodes: Episodes
+
+
+class Recorded(NamedTuple):
+    """A film or replay."""
+
+    file: Path
+    returned: float
+    """Mean of its agents."""
+    length: float
+
+
+def recorded(files: Sequence[Path], episodes: Episodes) -> list[Recorded]:
+    """Each file with what was played in it."""
+    returns, lengths = episodes.by_environment(episodes.returns), episodes.by_environment(episodes.lengths)
+    return [Recorded(*one) for one in zip(files, returns.tolist(), lengths.tolist(), strict=True)]
+
+
+def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded]) -> list[str]:
+    """For people."""
+    side, episodes = own
+    checkpoint = side.checkpoint
+    assert checkpoint is not None
+    together = len(episodes.starts())
+    shared = "" if together == episodes.episodes else f", {together} of all agents of an environment together"
+    said = [
+        f"{side.setup.env_id}, policy version {checkpoint.policy_version}, actions {side.manner}",
+        f"  episodes  {episodes.episodes} (one per agent{shared}), seed {side.setup.seed}",
+        "",
+        *_columns(
+            ["", "return", "95% of the mean", "lowest", "median", "highest", "steps", "terminated"],
+            [_row(played) for played in (own, *others)],
+        ),
+    ]
+    if (trained := checkpoint.state["mean_return"]) is not None:
+        where = "" if side.setup.env_id == checkpoint.state["env_id"] else f" in {checkpoint.state['env_id']}"
+        said += ["", f"  training  {trained:.3f} over its last episodes{where}"]
+    if others:
+        found = [(played.side, compare(episodes, played.episodes)) for played in others]
+        rows = [
+            [
+                f"{side.label} - {other.label}",
+                f"{difference.mean:+.3f}",
+                _interval(difference.mean, difference.half_width, "+.3f"),
+                "same starts" if difference.paired else "independent",
+                _verdict(difference),
+            ]
+            for other, difference in found
+        ]
+        said += ["", *_columns(["", "difference", "95% of it", "episodes", ""], rows)]
+        said += [
+            f"  {other.label} was trained in {trained_in}"
+            for other, _ in found
+            if (trained_in := _other_environment(other))
+        ]
+    if recordings:
+        said += ["", *(f"  {one.file}  return {one.returned:.3f}, {one.length:g} steps" for one in recordings)]
+    return said
+
+
+def to_json(own: Played, others: Sequence[Played], recordings: Sequence[Recorded]) -> dict[str, Any]:
+    """One object of plain data; None for what there is no number for."""
+    checkpoint = own.side.checkpoint
+    assert checkpoint is not None
+    versus = []
+    for played in others:
+        found = compare(own.episodes, played.episodes)
+        theirs = played.side.checkpoint
+        versus.append(
+            {
+                "versus": played.side.label,
+                "checkpoint": str(theirs.path) if theirs else None,
+                "policy_version": theirs.policy_version if theirs else None,
+                **_numbers(played),
+                "difference": found.mean,
+                "difference_ci95": _number(found.half_width),
+                "paired": found.paired,
+                "beyond_noise": found.is_beyond_noise,
+            }
+        )
+    return {
+        "checkpoint": str(checkpoint.path),
+        "policy_version": checkpoint.policy_version,
+        "env_id": own.side.setup.env_id,
+        "seed": own.side.setup.seed,
+        **_numbers(own),
+        "training_mean_return": checkpoint.state["mean_return"],
+        "versus": versus,
+        "recordings": [{"file": str(one.file), "return": one.returned, "length": one.length} for one in recordings],
+    }
+
+
+def _numbers(played: Played) -> dict[str, Any]:
+    side, episodes = played
+    returns, lengths = episodes.returns, episodes.lengths
+    return {
+        "actions": side.manner,
+        "episodes": episodes.episodes,
+        "mean_return": episodes.mean,
+        "standard_error": _number(episodes.standard_error),
+        "return_ci95": _number(_mean_interval(episodes)[1]),
+        "min_return": float(returns.min()),
+        "median_return": float(np.median(returns)),
+        "max_return": float(returns.max()),
+        "mean_length": episodes.mean_length,
+        "min_length": int(lengths.min()),
+        "max_length": int(lengths.max()),
+        "terminated": float(episodes.terminated.mean()),
+    }
+
+
+def _mean_interval(episodes: Episodes) -> tuple[float, float]:
+    return confidence_interval(episodes.by_environment(episodes.returns))
+
+
+def _row(played: Played) -> list[str]:
+    side, episodes = played
+    mean, half_width = _mean_interval(episodes)
+    lengths = episodes.lengths
+    low, high = int(lengths.min()), int(lengths.max())
+    return [
+        side.label,
+        f"{mean:.3f}",
+        _interval(mean, half_width, ".3f"),
+        f"{episodes.returns.min():.6g}",
+        f"{np.median(episodes.returns):.6g}",
+        f"{episodes.returns.max():.6g}",
+        f"{low}" if low == high else f"{episodes.mean_length:.1f} ({low}..{high})",
+        f"{episodes.terminated.mean():.0%}",
+    ]
+
+
+def _interval(mean: float, half_width: float, form: str) -> str:
+    if math.isnan(half_width):
+        return "one episode gives none"
+    return f"{mean - half_width:{form}} .. {mean + half_width:{form}}"
+
+
+def _verdict(found: Difference) -> str:
+    if math.isnan(found.half_width):
+        return "too few episodes to tell"
+    if not found.is_beyond_noise:
+        return "within noise"
+    return f"{'better' if found.mean > 0 else 'worse'}, beyond noise"
+
+
+def _other_environment(side: Side) -> str:
+    """Where a checkpoint was trained, if elsewhere than it was played."""
+    if side.checkpoint is None:
+        return ""
+    state: Mapping[str, Any] = side.checkpoint.state
+    if (state["env_id"], state["env_kwargs"]) == (side.setup.env_id, side.setup.env_kwargs):
+        return ""
+    arguments = ", ".join(f"{name}={value}" for name, value in state["env_kwargs"].items())
+    return f"{state['env_id'] or 'no environment in particular'}" + (f" with {arguments}" if arguments else "")
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""Metrics: the catalogue, the endpoint, the history, trackers, and the bottleneck."""

@@ -1,0 +1,584 @@
+"""The Grafana dashboard, made from the metrics catalogue.
+
+``python -m shoal.deploy.monitoring`` writes it, and the guide's table of metrics.
+
+``ROWS`` says what stands where. The rest follows: which run is shown, what a panel's description says of its metrics,
+and a last row for those that no panel shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from shoal.deploy.monitoring import metrics_table
+from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry
+from shoal.learner.parity_check import TOLERANCE
+
+DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
+SELECTION = 'job="$job", instance="$instance"'
+"""Added to whatever an expression reads: the run that the variables name."""
+COLUMNS = 24
+_SAMPLES = re.compile(r"\b(shoal_\w+|process_\w+|scrape_\w+|up|ALERTS)\b(?:\{([^}]*)\})?")
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel: expressions by their legends, without the run that they are asked of."""
+
+    title: str
+    queries: Mapping[str, str]
+    unit: str = "short"
+    """One of Grafana's: short, none, sci, s, bytes, Bps, percentunit."""
+    _: dataclasses.KW_ONLY
+    kind: Literal["timeseries", "stat", "bargauge", "heatmap", "table"] = "timeseries"
+    width: int = 8
+    height: int = 8
+    decimals: int | None = None
+    log: bool = False
+    stacked: bool = False
+    share: bool = False
+    """From 0 to 1."""
+    bad_above: float | None = None
+    """Red from there on."""
+    when_empty: str = ""
+    """Shown where there is nothing to show, and that is well."""
+    note: str = ""
+    """What to look for; the catalogue's help follows it."""
+
+
+def rate(metric: str) -> str:
+    """Per second, over as much as the zoom asks for."""
+    return f"rate({metric}[$__rate_interval])"
+
+
+def mean(histogram: str) -> str:
+    """Of what was observed lately."""
+    return f"{rate(f'{histogram}_sum')} / ({rate(f'{histogram}_count')} > 0)"
+
+
+def buckets(histogram: str) -> str:
+    """Observations by bucket."""
+    return f"sum by (le) (increase({histogram}_bucket[$__rate_interval]))"
+
+
+def _number(title: str, expression: str, unit: str = "short", **more: Any) -> Panel:
+    return Panel(title, {"": expression}, unit, kind="stat", width=3, height=4, **more)
+
+
+def term(*names: str) -> dict[str, str]:
+    """Those of the losses."""
+    return {"{{term}}": f'shoal_loss{{term=~"{"|".join(names)}"}}'}
+
+
+_OF_LEARNER = 'shoal_stage_seconds_total{stage!~"actor_.+"}'
+_OF_LEARNER_ONCE = 'shoal_stage_seconds_total{stage!~"actor_.+|reduce"}'
+_OF_ACTORS = 'shoal_stage_seconds_total{stage=~"actor_.+"}'
+_SINCE_UPDATE = "time() - (shoal_last_update_timestamp_seconds > 0)"
+_SINCE_CHECKPOINT = "time() - (shoal_last_checkpoint_timestamp_seconds > 0)"
+_TIME_LEFT = (
+    f"clamp_min(shoal_target_env_steps - shoal_run_env_steps, 0) / ({rate('shoal_trained_env_steps_total')} > 0)"
+)
+_STAGES = rate(_OF_LEARNER_ONCE)
+_ACTOR_STAGES = f"{rate(_OF_ACTORS)} / ignoring (stage) group_left () (shoal_actors_alive > 0)"
+_STAGES_OF_UPDATE = f"{rate(_OF_LEARNER)} / ignoring (stage) group_left () ({rate('shoal_updates_total')} > 0)"
+# Lags are whole numbers; what is interpolated within a bucket would lie below the mean.
+_LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')})))"
+_TIME_OF_AN_ACTOR = {"{{stage}}": _ACTOR_STAGES, "waiting": f"clamp_min(1 - sum without (stage) ({_ACTOR_STAGES}), 0)"}
+_ACTORS_NOTE = (
+    "Of one actor on average; the rest of the time it waits for the learner, or for others in the same process."
+)
+_LEARNER_NOTE = "Of the run's training loop. Much of wait: acting is the limit (where learners also act, it is acting)."
+_BY_COMPONENT = "{{component}}"
+
+ROWS: Mapping[str, Sequence[Panel]] = {
+    "Overview": (
+        _number("Return", "shoal_mean_return", decimals=3),
+        _number("Trained steps per second", rate("shoal_trained_env_steps_total")),
+        _number("Trained steps", "shoal_run_env_steps", note="Of the whole run."),
+        _number("Actors alive", "shoal_actors_alive", "none"),
+        _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
+        _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
+        _number("Canary, highest", "shoal_log_prob_error_max", "sci", bad_above=TOLERANCE),
+        _number("Steps not in the books", "abs(shoal_ledger_imbalance_env_steps)", "none", bad_above=1),
+        Panel("Return of the last 256 episodes", {"return": "shoal_mean_return"}, width=12),
+        Panel(
+            "Environment steps per second",
+            {
+                "sampled": rate("shoal_sampled_env_steps_total"),
+                "trained": rate("shoal_trained_env_steps_total"),
+            },
+            width=12,
+        ),
+        Panel(
+            "Where the learner's time goes",
+            {"{{stage}}": _STAGES},
+            "percentunit",
+            kind="bargauge",
+            width=12,
+            share=True,
+            note=_LEARNER_NOTE,
+        ),
+        Panel(
+            "Where the actors' time goes",
+            _TIME_OF_AN_ACTOR,
+            "percentunit",
+            kind="bargauge",
+            width=12,
+            share=True,
+            note=_ACTORS_NOTE,
+        ),
+        Panel(
+            "What limits the run",
+            {"{{stage}}": "shoal_limit"},
+            "none",
+            width=16,
+            height=6,
+            stacked=True,
+            share=True,
+            note="The run's own verdict, which the live view and summary.json give in a sentence.",
+        ),
+        Panel(
+            "Alerts",
+            {"": 'ALERTS{alertname=~"Shoal.+"}'},
+            "none",
+            kind="table",
+            height=6,
+            when_empty="none",
+            note="Firing or about to; they come with deploy/monitoring/prometheus/alerts.yml. Empty is well.",
+        ),
+    ),
+    "Books": (
+        Panel(
+            "Steps of the whole run",
+            {"trained": "shoal_run_env_steps", "to train": "shoal_target_env_steps"},
+            width=16,
+        ),
+        Panel("Time left", {"seconds": _TIME_LEFT}, "s", note="At the present speed; max_seconds may end it earlier."),
+        Panel(
+            "Steps by what became of them",
+            {
+                "trained": rate("shoal_trained_env_steps_total"),
+                "dropped: {{reason}}": rate("shoal_dropped_env_steps_total"),
+            },
+            stacked=True,
+            note="Per second. What is dropped should be nothing until the end (shutdown).",
+        ),
+        Panel(
+            "Steps in flight, and not in the books",
+            {"in flight": "shoal_in_flight_env_steps", "not in the books": "shoal_ledger_imbalance_env_steps"},
+        ),
+        Panel(
+            "Dropped so far",
+            {"{{reason}}": "shoal_dropped_env_steps_total"},
+            when_empty="nothing",
+            note="By this process; the summary has the whole run's.",
+        ),
+        Panel(
+            "Deliveries refused, unrolls lost",
+            {"refused: {{reason}}": "shoal_refused_trajectories_total", "lost": "shoal_lost_unrolls_total"},
+            "none",
+        ),
+        Panel("Updates", {"updates of the run": "shoal_policy_version", "of this process": "shoal_updates_total"}),
+        Panel("Updates refused", {"refused": "shoal_refused_updates_total"}, "none", bad_above=1),
+    ),
+    "Speed by stage": (
+        Panel(
+            "The learner's time", {"{{stage}}": _STAGES}, "percentunit", stacked=True, share=True, note=_LEARNER_NOTE
+        ),
+        Panel("An actor's time", _TIME_OF_AN_ACTOR, "percentunit", stacked=True, share=True, note=_ACTORS_NOTE),
+        Panel("Seconds per update", {"{{stage}}": _STAGES_OF_UPDATE}, "s", note="reduce is a part of update."),
+        Panel("Updates per second", {"updates": rate("shoal_updates_total")}, width=12),
+        Panel(
+            "Bytes per second",
+            {
+                "trajectories received": rate("shoal_received_bytes_total"),
+                "weights published": rate("shoal_published_bytes_total"),
+            },
+            "Bps",
+            width=12,
+        ),
+    ),
+    "Policy lag and queue": (
+        Panel(
+            "Policy lag",
+            {"{{le}}": buckets("shoal_policy_lag_versions")},
+            "none",
+            kind="heatmap",
+            note="Trajectories by the versions between acting and training; actor.max_policy_lag bounds it.",
+        ),
+        Panel(
+            "Policy lag, mean and 95th percentile",
+            {"mean": mean("shoal_policy_lag_versions"), "95th percentile": _LAG_QUANTILE},
+            "none",
+            decimals=1,
+        ),
+        Panel(
+            "Unrolls under way",
+            {"lag of the oldest": "shoal_slowest_actor_lag_versions", "too late already": "shoal_stale_actors"},
+            "none",
+            note="Actors that are slower than the others, or hang.",
+        ),
+        Panel("Segments waiting for their update", {"segments": "shoal_queued_segments"}, width=4),
+        Panel("Bytes waiting for their update", {"bytes": "shoal_queued_bytes"}, "bytes", width=4),
+    ),
+    "Losses": (
+        Panel("Loss", term("loss", "policy_loss", "l2_init_loss")),
+        Panel("Value loss", term("value_loss")),
+        Panel(
+            "Explained variance",
+            term("explained_variance"),
+            "none",
+            note="Of the returns by the value function: towards 1 as it learns, below 0 it is worse than a constant.",
+        ),
+        Panel("Entropy", term("entropy"), note="A fast fall to 0 is a policy that stopped exploring."),
+        Panel(
+            "How far an update moves the policy",
+            term("approx_kl", "clip_fraction"),
+            "none",
+            note="approx_kl to the policy that acted, and the share of transitions whose ratio was clipped.",
+        ),
+        Panel("Gradient norm before clipping", term("grad_norm"), log=True),
+    ),
+    "Memory": (
+        Panel(
+            "Canary",
+            {"last check": "shoal_log_prob_error", "highest": "shoal_log_prob_error_max"},
+            "sci",
+            log=True,
+            bad_above=TOLERANCE,
+        ),
+        Panel("Checks per second", {"checks": rate("shoal_log_prob_checks_total")}, note="Nobody looks where it is 0."),
+        Panel(
+            "Stale memory",
+            {"{{state}}": "shoal_memory_staleness_ratio"},
+            "percentunit",
+            note="Freshened by actor.burn_in or learner.refresh_states.",
+        ),
+    ),
+    "Episodes": (
+        Panel("Returns", {"{{le}}": buckets("shoal_episode_return")}, kind="heatmap"),
+        Panel("Lengths", {"{{le}}": buckets("shoal_episode_length_steps")}, kind="heatmap"),
+        Panel(
+            "Evaluation",
+            {"last": "shoal_evaluation_return", "best": "shoal_evaluation_best_return"},
+            note="None unless evaluation.every_env_steps asks for it.",
+        ),
+        Panel("Evaluated after so many steps", {"steps": "shoal_evaluation_env_steps"}),
+        Panel(
+            "Evaluations",
+            {"made": "shoal_evaluations_total", "given up": "shoal_failed_evaluations_total"},
+            "none",
+        ),
+        Panel("Mean length", {"steps": mean("shoal_episode_length_steps")}),
+        Panel(
+            "Episodes per second",
+            {"acted": rate("shoal_sampled_episodes_total"), "taken into updates": rate("shoal_episodes_total")},
+        ),
+        Panel(
+            "Environment faults",
+            {"faults": "shoal_env_faults_total"},
+            "none",
+            note="run.log names environment, slot, step and field of each.",
+        ),
+        Panel(
+            "Tokens without a place, per second",
+            {"tokens": rate("shoal_ignored_tokens_total")},
+            note="Of token observations: features that the policy has no row for.",
+        ),
+    ),
+    "Weights": (
+        Panel("Norm", {_BY_COMPONENT: "shoal_weight_norm"}, width=6),
+        Panel("Distance to init", {_BY_COMPONENT: "shoal_weight_distance_to_init"}, width=6),
+        Panel(
+            "Relative distance to init",
+            {_BY_COMPONENT: "shoal_weight_relative_distance_to_init"},
+            "percentunit",
+            width=6,
+        ),
+        Panel("Effective rank", {_BY_COMPONENT: "shoal_weight_effective_rank"}, "none", width=6),
+        Panel("Condition number", {_BY_COMPONENT: "shoal_weight_condition_number"}, log=True),
+        Panel(
+            "On their bound",
+            {_BY_COMPONENT: "shoal_weight_clipped_fraction"},
+            "percentunit",
+            note="Only with learner.regularization.clip_scale.",
+        ),
+        Panel(
+            "Dormant units",
+            {_BY_COMPONENT: "shoal_dormant_units_ratio"},
+            "percentunit",
+            note="Growing, while the return falls: the network loses its ability to learn (README, weight features).",
+        ),
+    ),
+    "Process": (
+        Panel("Actors", {"{{state}}": "shoal_actors"}, "none", stacked=True),
+        Panel("Actors replaced", {"{{reason}}": "shoal_actor_restarts_total"}, "none"),
+        Panel(
+            "Time to replace an actor",
+            {"seconds": "shoal_actor_recovery_seconds_total / (shoal_actor_recoveries_total > 0)"},
+            "s",
+            when_empty="none was replaced",
+            note="From noticing the failure; mean of this process.",
+        ),
+        Panel("Since the last checkpoint", {"seconds": _SINCE_CHECKPOINT}, "s", bad_above=3600),
+        Panel("Checkpoints not written", {"failed": "shoal_failed_checkpoints_total"}, "none", width=6, bad_above=1),
+        Panel(
+            "Cores used by the run's own process",
+            {"cores": rate("process_cpu_seconds_total")},
+            "none",
+            width=6,
+            decimals=1,
+            note="Actors and other learners are processes of their own.",
+        ),
+        Panel(
+            "Memory of the run's own process",
+            {"resident": "process_resident_memory_bytes"},
+            "bytes",
+            width=6,
+            note="It should be flat.",
+        ),
+        Panel(
+            "Disk of the run directory",
+            {"free": "shoal_run_dir_free_bytes", "size": "shoal_run_dir_size_bytes"},
+            "bytes",
+            width=6,
+        ),
+        Panel("Accelerator memory", {"{{part}}": "shoal_accelerator_memory_bytes"}, "bytes", width=6),
+        Panel(
+            "Metrics that were not read", {"{{metric}}": "shoal_failed_readings_total"}, "none", width=6, bad_above=1
+        ),
+        Panel("Open files", {"open": "process_open_fds", "limit": "process_max_fds"}, "none", width=6, log=True),
+        Panel("Running since", {"seconds": "time() - process_start_time_seconds"}, "s", kind="stat", width=6, height=4),
+        Panel("A scrape takes", {"seconds": "scrape_duration_seconds"}, "s", width=6, height=4),
+        Panel("Answers (1) or not (0)", {"up": "up"}, "none", width=6, height=4),
+        Panel("Versions", {"": "shoal_build_info"}, "none", kind="table", width=6, height=4),
+        Panel("The run", {"": "shoal_run_info"}, "none", kind="table", width=24, height=4),
+    ),
+}
+
+
+def dashboard() -> Json:
+    """All of it, as Grafana imports it."""
+    shown = set(_shown(ROWS))
+    rows = {**ROWS, "More": tuple(_panel_of(entry) for entry in CATALOGUE if entry not in shown)}
+    return {
+        "uid": "shoal",
+        "title": "shoal",
+        "description": "Made by `python -m shoal.deploy.monitoring`: change deploy/monitoring/dashboard.py, not this.",
+        "tags": ["shoal"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": [_annotation()]},
+        "templating": {"list": list(_variables())},
+        "panels": list(_placed({title: panels for title, panels in rows.items() if panels})),
+    }
+
+
+def catalogued(expression: str) -> set[CatalogueEntry]:
+    """The metrics of the catalogue that an expression reads."""
+    names = {name for name, _ in _SAMPLES.findall(expression)}
+    return {entry for entry in CATALOGUE if names & _sample_names(entry)}
+
+
+def _sample_names(entry: CatalogueEntry) -> set[str]:
+    if entry.kind == "histogram":
+        return {f"{entry.name}_{part}" for part in ("bucket", "sum", "count")}
+    return {entry.name}
+
+
+def _shown(rows: Mapping[str, Sequence[Panel]]) -> Iterator[CatalogueEntry]:
+    for panels in rows.values():
+        for panel in panels:
+            for expression in panel.queries.values():
+                yield from catalogued(expression)
+
+
+def _panel_of(entry: CatalogueEntry) -> Panel:
+    """For a metric that has no place in ``ROWS`` yet."""
+    title = entry.name.removeprefix("shoal_").removesuffix("_total").replace("_", " ").capitalize()
+    legend = f"{{{{{entry.label}}}}}" if entry.label else ""
+    unit = "s" if "_seconds" in entry.name else "bytes" if "_bytes" in entry.name else "short"
+    if entry.kind == "histogram":
+        return Panel(title, {"{{le}}": buckets(entry.name)}, unit, kind="heatmap")
+    if entry.kind == "counter":
+        return Panel(
+            f"{title} per second", {legend: rate(entry.name)}, {"bytes": "Bps", "s": "percentunit"}.get(unit, unit)
+        )
+    if entry.name.endswith("_timestamp_seconds"):
+        return Panel(f"Since {title.lower()}", {legend: f"time() - ({entry.name} > 0)"}, unit)
+    return Panel(title, {legend: entry.name}, "percentunit" if entry.name.endswith("_ratio") else unit)
+
+
+def _placed(rows: Mapping[str, Sequence[Panel]]) -> Iterator[Json]:
+    """Every row's title, and its panels from left to right."""
+    number, top = 0, 0
+    for title, panels in rows.items():
+        number += 1
+        yield {
+            "id": number,
+            "type": "row",
+            "title": title,
+            "collapsed": False,
+            "gridPos": {"x": 0, "y": top, "w": COLUMNS, "h": 1},
+            "panels": [],
+        }
+        top += 1
+        left = height = 0
+        for panel in panels:
+            number += 1
+            if left + panel.width > COLUMNS:
+                left, top, height = 0, top + height, 0
+            yield {"id": number, "gridPos": {"x": left, "y": top, "w": panel.width, "h": panel.height}, **_json(panel)}
+            left, height = left + panel.width, max(height, panel.height)
+        top += height
+
+
+def _json(panel: Panel) -> Json:
+    shown = set(_shown({"": [panel]}))
+    helps = [f"`{entry.name}`: {entry.help}" for entry in CATALOGUE if entry in shown]
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": "\n\n".join(filter(None, (panel.note, *helps))),
+        "datasource": _SOURCE,
+        "targets": [
+            _target(panel, reference, legend, expression)
+            for reference, (legend, expression) in zip("ABCDEFGH", panel.queries.items(), strict=False)
+        ],
+        "fieldConfig": {"defaults": _field(panel), "overrides": []},
+        "options": _options(panel),
+        **({"transformations": [_labels_only()]} if panel.kind == "table" else {}),
+    }
+
+
+def _target(panel: Panel, reference: str, legend: str, expression: str) -> Json:
+    now = panel.kind in ("table", "bargauge")
+    return {
+        "refId": reference,
+        "datasource": _SOURCE,
+        "expr": _of_the_run(expression),
+        "legendFormat": legend or panel.title,
+        "format": {"table": "table", "heatmap": "heatmap"}.get(panel.kind, "time_series"),
+        "editorMode": "code",
+        "instant": now,
+        "range": not now,
+    }
+
+
+def _of_the_run(expression: str) -> str:
+    return _SAMPLES.sub(lambda found: f"{found[1]}{{{', '.join(filter(None, (SELECTION, found[2])))}}}", expression)
+
+
+def _field(panel: Panel) -> Json:
+    steps: list[Json] = [{"color": "green", "value": None}]
+    if panel.bad_above is not None:
+        steps.append({"color": "red", "value": panel.bad_above})
+    field: Json = {
+        "unit": panel.unit,
+        "color": {"mode": "thresholds" if panel.kind == "stat" else "palette-classic"},
+        "thresholds": {"mode": "absolute", "steps": steps},
+    }
+    if panel.decimals is not None:
+        field["decimals"] = panel.decimals
+    if panel.when_empty:
+        field["noValue"] = panel.when_empty
+    if panel.share:
+        field |= {"min": 0, "max": 1}
+    if panel.kind == "timeseries":
+        field["custom"] = {
+            "lineWidth": 1,
+            "fillOpacity": 30 if panel.stacked else 5,
+            "showPoints": "auto",
+            "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
+            "scaleDistribution": {"type": "log", "log": 10} if panel.log else {"type": "linear"},
+            "thresholdsStyle": {"mode": "off" if panel.bad_above is None else "dashed"},
+        }
+    return field
+
+
+def _options(panel: Panel) -> Json:
+    last = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+    match panel.kind:
+        case "stat":
+            return {"reduceOptions": last, "colorMode": "value", "graphMode": "area", "textMode": "value"}
+        case "bargauge":
+            return {"reduceOptions": last, "orientation": "horizontal", "displayMode": "basic", "showUnfilled": True}
+        case "heatmap":
+            return {
+                "calculate": False,
+                "cellGap": 1,
+                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+                "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
+                "tooltip": {"mode": "single", "yHistogram": True},
+                "legend": {"show": True},
+            }
+        case "table":
+            return {"showHeader": True, "cellHeight": "sm"}
+    return {
+        "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+
+
+def _labels_only() -> Json:
+    hidden = ("Time", "Value", "__name__", "job", "instance")
+    return {"id": "organize", "options": {"excludeByName": dict.fromkeys(hidden, True)}}
+
+
+def _annotation() -> Json:
+    firing = _of_the_run('ALERTS{alertname=~"Shoal.+", alertstate="firing"}')
+    return {
+        "name": "Alerts",
+        "datasource": _SOURCE,
+        "enable": True,
+        "iconColor": "red",
+        "target": {"refId": "Anno", "expr": firing, "interval": "15s"},
+        "titleFormat": "{{alertname}}",
+        "textFormat": "{{severity}}",
+    }
+
+
+def _variables() -> Iterator[Json]:
+    yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
+    for name, label, query in (
+        ("job", "Job", "label_values(shoal_policy_version, job)"),
+        ("instance", "Run", 'label_values(shoal_policy_version{job="$job"}, instance)'),
+    ):
+        yield {
+            "name": name,
+            "label": label,
+            "type": "query",
+            "datasource": _SOURCE,
+            "query": {"query": query, "refId": name},
+            "definition": query,
+            # With the time range: a run that ended is still to be found.
+            "refresh": 2,
+            "sort": 1,
+            "multi": False,
+            "includeAll": False,
+        }
+
+
+def rendered() -> str:
+    """The dashboard's file."""
+    return json.dumps(dashboard(), indent=2) + "\n"
+
+
+def main() -> None:
+    """Write both."""
+    guide = metrics_table.GUIDE
+    guide.write_text(metrics_table.rendered(guide.read_text(encoding="utf-8")), encoding="utf-8")
+    DASHBOARD.write_text(rendered(), encoding="utf-8")
+    print(f"{DASHBOARD}: {sum(panel['type'] != 'row' for panel in dashboard()['panels'])} panels")

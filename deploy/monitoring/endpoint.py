@@ -1,0 +1,104 @@
+"""The metrics endpoint of one run: served as ``metrics`` says, and announced to Prometheus in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from shoal.deploy.monitoring.access import Access, AccessFiles, exposed
+from shoal.deploy.monitoring.catalogue import Sources, make_registry
+from shoal.deploy.monitoring.metrics_server import MetricsServer
+from shoal.deploy.monitoring.readiness import Readiness
+from shoal.deploy.settings.load import MetricsConfig
+
+log = logging.getLogger(__name__)
+
+
+def access_files(config: MetricsConfig) -> AccessFiles | None:
+    """Where certificate, key and token are; None where everybody may read."""
+    if not config.token_file:
+        return None
+    return AccessFiles(
+        certificate=Path(config.tls_certificate), key=Path(config.tls_key), token=Path(config.token_file)
+    )
+
+
+@contextlib.contextmanager
+def served(
+    config: MetricsConfig, sources: Sources, readiness: Readiness, *, run: str
+) -> Iterator[MetricsServer | None]:
+    """The endpoint for as long as the block lasts; None where there shall be none.
+
+    Args:
+        run: what Prometheus calls the run (label ``run``, with ``metrics.file_sd``).
+
+    Raises:
+        OSError: the port is taken or the address is not this machine's.
+        AccessError: a file cannot be used.
+    """
+    if config.port < 0:
+        yield None
+        return
+    files = access_files(config)
+    server = MetricsServer(
+        make_registry(sources),
+        address=config.address,
+        port=config.port,
+        why_not_ready=readiness.why_not,
+        access=Access(files) if files else None,
+    )
+    if files is None and exposed(config.address):
+        log.warning(
+            "metrics: whoever reaches port %d of this machine may read what is trained, how far it is, and which "
+            "versions run here (metrics.address=%s); let only Prometheus reach it, or set metrics.tls_certificate, "
+            "metrics.tls_key and metrics.token_file",
+            server.port,
+            config.address,
+        )
+    with contextlib.closing(server), _announced(config, server.port, run, encrypted=files is not None):
+        yield server
+
+
+@contextlib.contextmanager
+def _announced(config: MetricsConfig, port: int, run: str, *, encrypted: bool) -> Iterator[None]:
+    """The file of ``metrics.file_sd``, there for as long as the block lasts."""
+    if not config.file_sd:
+        yield
+        return
+    path = Path(config.file_sd)
+    host = reachable(config.address)
+    labels = {"run": run} | ({"__scheme__": "https"} if encrypted else {})
+    target = {"targets": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"], "labels": labels}
+    # Prometheus reads at any moment: the whole file, or none. Its name is no *.json until then.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps([target]) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("metrics.file_sd: %s cannot be written, Prometheus will not find this run: %s", path, error)
+    try:
+        yield
+    finally:
+        # Another run may have announced itself here meanwhile.
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text()) == [target]:
+                path.unlink()
+
+
+def reachable(address: str) -> str:
+    """Where others find a server that listens on ``address``: this machine's own address for all of them."""
+    if address not in ("0.0.0.0", "::"):
+        return address
+    family, elsewhere = (
+        (socket.AF_INET6, "2001:db8::1") if address == "::" and socket.has_ipv6 else (socket.AF_INET, "192.0.2.1")
+    )
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Sends nothing: it asks for the way to an address that nobody has.
+        probe.connect((elsewhere, 9))
+        return str(probe.getsockname()[0])
+    return socket.gethostname()

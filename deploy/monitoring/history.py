@@ -1,0 +1,124 @@
+"""``RUN/metrics.jsonl``: every metric of the catalogue over time, one JSON object a line, for whoever reads it later.
+
+A line has ``time`` (Unix seconds), ``session`` (0, 1, .. of a resumed run), ``seconds`` (of training in this session),
+``env_steps`` (trained in the whole run) and ``policy_version``; then every metric by its name without ``shoal_`` and
+``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of what
+came since the line before; null if nothing did) and ``name/max`` (of the session). Counters begin with the session.
+What is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``: of the earlier
+sessions only what lies before that counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
+from shoal.deploy.monitoring.sinks import Sink
+from shoal.deploy.records.jsonl import append
+from shoal.learner.statistics import Histogram
+
+log = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+Line = dict[str, float | int | None]
+
+
+class History:
+    """Reads the catalogue every ``every_seconds`` from a thread of its own; the training loop does nothing for it."""
+
+    def __init__(
+        self, sources: Sources, run_dir: Path, *, session: int, every_seconds: float, sinks: Sequence[Sink] = ()
+    ) -> None:
+        self._sources, self._path, self._session = sources, run_dir / FILE, session
+        self._every, self._sinks = every_seconds, sinks
+        self._reader = CatalogueReader()
+        self._failed = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, name="history", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write the last line, of what is final now."""
+        self._stopped.set()
+        self._thread.join()
+        self._write()
+        for sink in self._sinks:
+            sink.close()
+
+    def _keep_writing(self) -> None:
+        while not self._stopped.wait(self._every):
+            self._write()
+
+    def _write(self) -> None:
+        line = self._line()
+        try:
+            append(self._path, line)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s cannot be written, training goes on without: %s", self._path, error)
+            self._failed = True
+        for sink in self._sinks:
+            sink.put(line)
+
+    def _line(self) -> Line:
+        statistics = self._sources.statistics
+        head: Line = {
+            "time": round(time.time(), 3),
+            "session": self._session,
+            "seconds": round(statistics.seconds, 3),
+            "env_steps": self._sources.ledger.trained,
+            "policy_version": statistics.policy_version,
+        }
+        return head | self._reader.read(self._sources)
+
+
+class CatalogueReader:
+    """The catalogue as plain numbers; remembers what histograms held when they were read last."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[int, float]] = {}
+
+    def read(self, sources: Sources) -> Line:
+        """One number, or None, for every name; an entry that fails is left out."""
+        line: Line = {}
+        for entry in CATALOGUE:
+            name = entry.name.removeprefix("shoal_").removesuffix("_total")
+            try:
+                value = entry.read(sources)
+                if isinstance(value, Histogram):
+                    line |= self._since(name, value)
+                elif entry.label:
+                    # dict: a copy, because the training loop may add a label meanwhile.
+                    line |= {f"{name}/{label}": _finite(number) for label, number in dict(value).items()}
+                else:
+                    line[name] = _finite(value)
+            except Exception:
+                sources.failed_readings[entry.name] += 1
+                if sources.failed_readings[entry.name] == 1:
+                    log.exception("metric %s cannot be read", entry.name)
+        return line
+
+    def _since(self, name: str, histogram: Histogram) -> Line:
+        count, total = histogram.count, histogram.sum
+        count_before, total_before = self._before.get(name, (0, 0.0))
+        self._before[name] = count, total
+        new = count - count_before
+        return {
+            f"{name}/count": count,
+            f"{name}/mean": _finite((total - total_before) / new) if new else None,
+            f"{name}/max": _finite(histogram.max),
+        }
+
+
+def _finite(value: Any) -> float | int | None:
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number

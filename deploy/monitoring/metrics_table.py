@@ -1,0 +1,37 @@
+"""The table of metrics in deploy/MONITORING.md, written by ``python -m shoal.deploy.monitoring``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO
+
+GUIDE = Path(__file__).parents[1] / "MONITORING.md"
+BEGIN, END = "<!-- begin: made by python -m shoal.deploy.monitoring -->", "<!-- end -->"
+
+
+def rendered(guide: str) -> str:
+    """The guide with the table as it is now.
+
+    Raises:
+        ValueError: it has no place for one.
+    """
+    before, begin, rest = guide.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"expected {BEGIN} and {END} in the guide")
+    return before + begin + "\n" + "\n".join(_rows()) + "\n" + end + after
+
+
+def _rows() -> Iterator[str]:
+    yield "| metric | type | label | |"
+    yield "|---|---|---|---|"
+    for entry in CATALOGUE:
+        yield _row(entry.name, entry.kind, f"`{entry.label}`" if entry.label else "", entry.help)
+    for name, (help, _) in INFO.items():
+        yield _row(name, "gauge", "several", help)
+
+
+def _row(name: str, kind: str, label: str, help: str) -> str:
+    return f"| `{name}` | {kind} | {label} | {help.replace('|', chr(92) + '|')} |"

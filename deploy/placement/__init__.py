@@ -1,0 +1,1 @@
+"""Who acts and who learns, and where, on the hardware there is."""

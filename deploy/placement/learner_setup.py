@@ -1,0 +1,103 @@
+"""What builds a learner and its rollout workers, in the run's own process and in every other learner's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import InlinePool
+from shoal.actors.rollout import trajectory_spec
+from shoal.actors.worker_setup import WorkerSetup
+from shoal.deploy.placement.layout import Share
+from shoal.envs.boundary import EnvSpec
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.config import LearnerConfig
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.learner import Learner
+from shoal.learner.ledger import Ledger
+from shoal.learner.parity_check import Canary
+from shoal.learner.statistics import RunStatistics
+from shoal.learner.trajectory_queue import Intake
+from shoal.learner.update_step import UpdateLoop
+from shoal.policy.config import Initialization
+from shoal.policy.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutProcesses:
+    """Rollout actors in processes of their own, for every learner."""
+
+    config: ActorConfig
+    options: Mapping[str, Any]
+    """Ray's, of each actor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerSetup:
+    """Everything that builds one learner, as plain data: it crosses to learner processes."""
+
+    worker: WorkerSetup
+    learner: LearnerConfig
+    initialization: Initialization
+    env: EnvSpec
+    max_policy_lag: int
+    max_consecutive_failures: int
+    """Of a rollout worker in the learner's own process."""
+    seed: int
+    refused_dir: Path
+    rollout_processes: RolloutProcesses | None = None
+    """What feeds a learner beside the run's own; None: workers in its own process."""
+
+    def make_loop(self, share: Share) -> UpdateLoop:
+        """A learner with fresh weights and the intake that feeds it; equal in every process."""
+        torch.manual_seed(self.seed)
+        path = make_device_path(self.learner)
+        policy = self.worker.make_policy(self.initialization).to(path.device)
+        contract = trajectory_spec(self.env, self.worker.unroll_length, self.worker.burn_in, policy.lstm.hidden_size)
+        learner = Learner(
+            policy,
+            self.learner,
+            path,
+            num_shards=share.num_shards,
+            first_shard=share.first_shard,
+            num_threads=share.num_threads,
+            seed=self.seed,
+        )
+        ledger = Ledger()
+        loop = UpdateLoop(
+            learner=learner,
+            intake=Intake(
+                contract,
+                run_id=self.worker.run_id,
+                num_actors=len(share.actors),
+                num_envs=self.worker.num_envs,
+                batch_size=share.batch_size,
+                max_policy_lag=self.max_policy_lag,
+                ledger=ledger,
+            ),
+            assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
+            publish_to=_as_it_is,
+            canary=Canary(policy, path, max_policy_lag=self.max_policy_lag),
+            statistics=RunStatistics(ledger),
+            refused_dir=self.refused_dir,
+        )
+        path.prepare(policy)
+        return loop
+
+    def make_pool(self, share: Share, loop: UpdateLoop, incarnation: int = 0) -> InlinePool:
+        """The share's rollout workers, in this process."""
+        return InlinePool(
+            self.worker,
+            share.actors,
+            loop.intake,
+            incarnation=incarnation,
+            max_consecutive_failures=self.max_consecutive_failures,
+        )
+
+
+def _as_it_is(weights: Weights) -> Weights:
+    return weights

@@ -1,0 +1,66 @@
+"""From a configuration to what builds its rollout workers and learners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from shoal.actors.code import this_code
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.deploy.placement.layout import Layout
+from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.deploy.settings.load import Config
+from shoal.envs.boundary import EnvSpec
+from shoal.policy.graph import components_to_json
+from shoal.policy.remap import PolicyInterface
+
+
+def make_worker_setup(
+    config: Config, spec: EnvSpec, *, run_id: str, session: int = 0, interface: PolicyInterface | None = None
+) -> WorkerSetup:
+    """Of every rollout worker.
+
+    Args:
+        spec: of the environment.
+        run_id: of the run; ``session`` counts how often it was resumed.
+        interface: how weights that exist read the environment; None for fresh ones, which take its order.
+    """
+    presented = (observation_of(spec), actions_of(spec))
+    # Every session of a resumed run has random streams of its own.
+    streams = np.random.SeedSequence(config.seed, spawn_key=(session,))
+    return WorkerSetup(
+        env_id=config.env.id,
+        env_kwargs=config.env.kwargs,
+        num_envs=config.env.num_envs,
+        unroll_length=config.actor.unroll_length,
+        run_id=f"{run_id}-{session}",
+        seed=int(streams.generate_state(1, np.uint64)[0] >> 1),
+        observation=interface.observation if interface else presented[0],
+        actions=interface.actions if interface else presented[1],
+        policy_kind=config.policy.kind,
+        components=components_to_json(config.policy.components),
+        embedding_rows=config.policy.embedding_rows,
+        action_rows=interface.action_rows if interface else None,
+        trained_observation=interface.trained_observation if interface else None,
+        presented=presented,
+        burn_in=config.actor.burn_in,
+        num_threads=config.actor.num_threads,
+        code=this_code(),
+    )
+
+
+def make_learner_setup(
+    config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec, refused_dir: Path
+) -> LearnerSetup:
+    """Of every learner; batches whose update is refused are kept in ``refused_dir``."""
+    return LearnerSetup(
+        worker=worker,
+        learner=config.learner,
+        initialization=config.policy.initialization,
+        env=spec,
+        # Who acts and learns in turns acts with the newest weights.
+        max_policy_lag=0 if layout.placement == "shared" else config.actor.max_policy_lag,
+        max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
+        seed=config.seed,
+        refused_dir=refused_dir,
+    )

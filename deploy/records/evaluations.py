@@ -1,0 +1,92 @@
+"""What evaluations during training found: ``RUN/evaluation.jsonl``, its last line and its best."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shoal.deploy.records.jsonl import append
+
+log = logging.getLogger(__name__)
+
+
+class EvaluationResult(NamedTuple):
+    """One evaluation; a line of the file."""
+
+    time: float
+    """Unix seconds."""
+    session: int
+    """Of a resumed run, from 0."""
+    policy_version: int
+    env_steps: int
+    """Trained in the whole run when the weights were taken."""
+    episodes: int
+    mean_return: float
+    return_ci95: float | None
+    """Half the width of the mean's 95% interval; None where there were too few episodes for one."""
+    mean_length: float
+
+
+def sentence(result: EvaluationResult) -> str:
+    """A result in words."""
+    interval = "" if result.return_ci95 is None else f" +- {result.return_ci95:.3f}"
+    return (
+        f"return {result.mean_return:.3f}{interval} of {result.episodes} episodes at {result.env_steps:,} steps "
+        f"(policy version {result.policy_version})"
+    )
+
+
+class Evaluations:
+    """Written by the thread that evaluates, read by others."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        """Read what earlier sessions of a resumed run wrote to ``file``; lines that were torn are passed over."""
+        self._file = file
+        self.count = 0
+        """Made by this process."""
+        self.failed = 0
+        """Begun by this process, and given up."""
+        self.last: EvaluationResult | None = None
+        self.best: EvaluationResult | None = None
+        """With the highest mean return; of equal ones the latest."""
+        for result in read_evaluations(file) if file else []:
+            self._take_in(result)
+
+    def add(self, result: EvaluationResult) -> bool:
+        """Take in a result and append it to the file; whether it is the best so far."""
+        self.count += 1
+        is_best = self._take_in(result)
+        if self._file:
+            try:
+                append(self._file, result._asdict())
+            except (OSError, ValueError) as error:
+                log.warning("an evaluation could not be written to %s: %s", self._file, error)
+        return is_best
+
+    def _take_in(self, result: EvaluationResult) -> bool:
+        self.last = result
+        if self.best is not None and not result.mean_return >= self.best.mean_return:
+            return False
+        self.best = result
+        return True
+
+
+def read_evaluations(file: Path) -> list[EvaluationResult]:
+    """All lines of ``RUN/evaluation.jsonl``; none where there is no such file."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [result for line in text.splitlines() if (result := _parse(line))]
+
+
+def _parse(line: str) -> EvaluationResult | None:
+    try:
+        found: Any = json.loads(line)
+        result = EvaluationResult(**found)
+    except (ValueError, TypeError):
+        return None
+    return result if isinstance(result.mean_return, int | float) and math.isfinite(result.mean_return) else None

@@ -1,0 +1,1 @@
+"""The root configuration: its sections, and how it is read."""

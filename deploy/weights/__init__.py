@@ -1,0 +1,1 @@
+"""Weights that the original policies were saved with."""
