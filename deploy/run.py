@@ -30,7 +30,8 @@ from shoal.deploy.placement.versions import versions
 from shoal.deploy.progress import Progress
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
-from shoal.deploy.settings.load import Config, to_dict, to_yaml
+from shoal.deploy.settings.load import to_dict, to_yaml
+from shoal.deploy.settings.sections import Config
 from shoal.deploy.summary import measured_random_return, summarize, write_json
 from shoal.deploy.worker_group import Crew
 from shoal.envs.registry import make_env_spec

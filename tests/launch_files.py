@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 from shoal.deploy.cli import _parser
-from shoal.deploy.settings.load import Config, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

@@ -413,7 +413,7 @@ def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None
     from shoal.actors.code import Code
     from shoal.deploy.cluster.connect import Cluster, Node
     from shoal.deploy.cluster.probe import probe
-    from shoal.deploy.settings.load import ClusterConfig
+    from shoal.deploy.settings.sections import ClusterConfig
 
     here = probe()
     node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shoal.deploy.settings.load import CONFIGS, Config, json_schema, load_config, to_dict, to_yaml
+from shoal.deploy.settings.load import CONFIGS, json_schema, load_config, to_dict, to_yaml
+from shoal.deploy.settings.sections import Config
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import LearnerConfig
 

@@ -21,7 +21,8 @@ from shoal.deploy.evaluation.evaluator import Evaluator, training_side
 from shoal.deploy.evaluation.job_process import JobFailed, JobProcess
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, read_evaluations
-from shoal.deploy.settings.load import EvaluationConfig, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics

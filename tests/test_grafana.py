@@ -18,7 +18,8 @@ from shoal.deploy.monitoring import dashboard as monitoring
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.settings.load import Config, to_dict
+from shoal.deploy.settings.load import to_dict
+from shoal.deploy.settings.sections import Config
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import Intake

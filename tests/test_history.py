@@ -19,7 +19,7 @@ from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.catalogue import CATALOGUE
 from shoal.deploy.monitoring.history import CatalogueReader, History
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
-from shoal.deploy.settings.load import LogConfig
+from shoal.deploy.settings.sections import LogConfig
 
 INLINE = (*SMALL, "mode=inline", "run_dir=run", "learner.weight_metrics_every=5", "log.every_seconds=0.2")
 

@@ -41,7 +41,7 @@ from launch_files import (
     specs,
 )
 from shoal.deploy.cli import _parser
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 named = functools.partial(pytest.mark.parametrize, "file", ids=lambda file: str(file.relative_to(DEPLOY)))

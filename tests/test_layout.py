@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
-from shoal.deploy.settings.load import Config, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
 
 
 def config_of(*arguments: str) -> Config:

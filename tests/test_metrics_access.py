@@ -19,7 +19,8 @@ from shoal.deploy.monitoring import endpoint
 from shoal.deploy.monitoring.access import Access, AccessError, AccessFiles, exposed, load_context, load_token, problems
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.settings.load import MetricsConfig, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 

@@ -24,7 +24,7 @@ from service import SMALL, command, wait_for
 from shoal.deploy.monitoring.access import AccessFiles
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.settings.load import MetricsConfig
+from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read

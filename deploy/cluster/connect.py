@@ -22,7 +22,7 @@ from shoal.deploy.cluster.ray_session import RaySession, configure
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
-from shoal.deploy.settings.load import ClusterConfig, Config
+from shoal.deploy.settings.sections import ClusterConfig, Config
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 
 if TYPE_CHECKING:  # Ray and torch are imported where they are used
     from shoal.deploy.cluster.connect import Cluster

@@ -11,7 +11,7 @@ import torch
 from shoal.actors.pool import InlinePool
 from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 from shoal.envs.registry import make_env_spec
 from shoal.learner.update_step import NEVER, UpdateLoop
 from shoal.policy.allocator import keep_freed_memory

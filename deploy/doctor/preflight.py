@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 
 
 def check(config: Config, run_dir: Path) -> list[str]:

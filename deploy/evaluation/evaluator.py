@@ -22,7 +22,7 @@ from shoal.deploy.evaluation.evaluate import Side, play_sides
 from shoal.deploy.evaluation.intervals import confidence_interval
 from shoal.deploy.evaluation.job_process import JobFailed
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
-from shoal.deploy.settings.load import EvaluationConfig
+from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.envs.play import Episodes
 from shoal.policy.weights import Weights
 

@@ -14,7 +14,7 @@ from shoal.deploy.monitoring.access import Access, AccessFiles, exposed
 from shoal.deploy.monitoring.catalogue import Sources, make_registry
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.settings.load import MetricsConfig
+from shoal.deploy.settings.sections import MetricsConfig
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
 from shoal.deploy.monitoring.sinks import Sink
-from shoal.deploy.records.jsonl import append
+from shoal.deploy.records.json_lines import append
 from shoal.learner.statistics import Histogram
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from shoal.deploy.settings.load import LogConfig
+from shoal.deploy.settings.sections import LogConfig
 
 log = logging.getLogger(__name__)
 

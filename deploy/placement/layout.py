@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 
 SMALLEST_BATCH = 64
 """Segments per update that ``auto`` does not go below."""

@@ -9,7 +9,7 @@ from shoal.actors.code import this_code
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.settings.load import Config
+from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.policy.graph import components_to_json
 from shoal.policy.remap import PolicyInterface

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shoal.deploy.records.jsonl import append
+from shoal.deploy.records.json_lines import append
 
 log = logging.getLogger(__name__)
 

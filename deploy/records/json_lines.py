@@ -1,4 +1,4 @@
-"""What is said as JSON, one object a line (``log.format=json``): for Loki, Elastic and other readers of containers."""
+"""JSON lines: files that a run appends to, and its output with ``log.format=json``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line; half a line that a killed process left behind stays a line of its own.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: a number is not finite, which JSON does not know.
+    """
+    text = json.dumps(line, allow_nan=False).encode() + b"\n"
+    with path.open("a+b") as file:
+        torn = file.tell() and (file.seek(-1, 2), file.read())[1] != b"\n"
+        file.write((b"\n" if torn else b"") + text)
 
 
 def event(kind: str, fields: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.settings.load import Config, to_dict
+from shoal.deploy.settings.load import to_dict
+from shoal.deploy.settings.sections import Config
 from shoal.deploy.weights.original import OriginalError, read_original
 from shoal.envs.config import EnvConfig
 from shoal.envs.registry import make_env_spec

@@ -34,7 +34,8 @@ import torch
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, choose_layout
-from shoal.deploy.settings.load import Config, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import StepRows
 from shoal.envs.reference import random_player
 from shoal.envs.registry import make_env_spec, make_vector_env

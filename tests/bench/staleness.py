@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
-from shoal.deploy.settings.load import Config, load_config
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
 from shoal.envs.registry import make_env_spec
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.device import DevicePath
