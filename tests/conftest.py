@@ -25,15 +25,16 @@ RAY_TEMP.mkdir()
 SOURCE = SCRATCH / "source"
 SOURCE.mkdir()
 (SOURCE / "shoal").symlink_to(ROOT)
-sys.path.insert(0, str(SOURCE))
+HELPERS = ROOT / "tests" / "helpers"
+sys.path[:0] = [str(SOURCE), str(HELPERS)]
 os.environ.update(
     HOME=str(SCRATCH),  # Ray writes its token to ~/.ray
     RAY_TMPDIR=str(SCRATCH),  # Ray itself appends "ray"
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",  # at Ray's own 15 a worker gets next to nothing beside a test that is busy
     OMP_NUM_THREADS="1",
-    # Ray's workers and our own subprocesses import this checkout and the tests' own environments.
-    PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCE), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
+    # Ray's workers and our own subprocesses import this checkout and the environments of tests.
+    PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCE), str(HELPERS), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))),
 )
 # A token or an address of the developer's own cluster must not reach the tests.
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):

@@ -28,7 +28,7 @@ from typing import Any
 
 from _own_ray import own_ray
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
 from service import actor_processes
 
 STORE = 100 * 2**20

@@ -1,6 +1,6 @@
 """The Grafana dashboard as a page, drawn from a live Prometheus without Grafana, to look at while it is changed:
 
-    python tests/draw_dashboard.py --prometheus http://127.0.0.1:9090 --out dashboard.html [--minutes 5]
+    python tests/helpers/draw_dashboard.py --prometheus http://127.0.0.1:9090 --out dashboard.html [--minutes 5]
 
 Panels lie where Grafana puts them, with its titles, legends, units and thresholds. It needs ``pip install
 'shoal[report]'``.
@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-DASHBOARD = Path(__file__).resolve().parents[1] / "deploy" / "monitoring" / "grafana" / "shoal.json"
+DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "monitoring" / "grafana" / "shoal.json"
 RATE_INTERVAL, POINTS, ROW_PIXELS = "20s", 150, 30
 
 

@@ -16,7 +16,7 @@ from shoal.deploy.cli import _parser
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.settings.sections import Config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 LAUNCH = DEPLOY / "launch"
 KUBERAY = LAUNCH / "kuberay"
