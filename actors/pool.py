@@ -1,7 +1,7 @@
 """Who runs the rollout workers: what a pool needs of the learner's side, and the pool that runs them in this process.
 
-A pool is a producer that never ends by itself. It asks its ``Feed`` before every unroll, so that a slow learner makes
-actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the workers as Ray actors.
+A pool is a producer that never ends by itself. It asks its ``TrajectorySink`` before every unroll, so that a slow
+learner makes actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the workers as Ray actors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shoal.actors.worker_setup import WorkerSetup
 
 log = logging.getLogger(__name__)
 
-_INCARNATION_BITS = 16
+_RESTART_INDEX_BITS = 16
 MOST_TOLD = 100
 """Replacements that are kept for whoever tells them."""
 
@@ -43,7 +43,7 @@ class Recoveries:
         self.slowest = max(self.slowest, seconds)
 
 
-class Feed(Protocol):
+class TrajectorySink(Protocol):
     """What a pool needs of the learner's side."""
 
     def admit(self, actor: int) -> Any | None:
@@ -61,7 +61,7 @@ class InlinePool:
 
     Args:
         actors: their indices in the run.
-        incarnation: how often the process that they live in was replaced before.
+        restart index: how often the process that they live in was replaced before.
         max_consecutive_failures: of one worker, after which its error is raised; up to then it is replaced.
     """
 
@@ -69,16 +69,16 @@ class InlinePool:
         self,
         setup: WorkerSetup,
         actors: range,
-        feed: Feed,
+        sink: TrajectorySink,
         *,
-        incarnation: int = 0,
+        restart_index: int = 0,
         max_consecutive_failures: int = 1,
     ) -> None:
-        self._setup, self._feed, self._max_failures = setup, feed, max_consecutive_failures
+        self._setup, self._sink, self._max_failures = setup, sink, max_consecutive_failures
         # Replacements in this process count on from those of the process.
-        self._incarnations = dict.fromkeys(actors, incarnation << _INCARNATION_BITS)
+        self._restart_indices = dict.fromkeys(actors, restart_index << _RESTART_INDEX_BITS)
         self._failures: Counter[int] = Counter()
-        self._workers = {actor: setup.make_worker(actor, self._incarnations[actor]) for actor in actors}
+        self._workers = {actor: setup.make_worker(actor, self._restart_indices[actor]) for actor in actors}
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
         """The last workers replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
         self.restarts: Counter[str] = Counter()
@@ -101,13 +101,13 @@ class InlinePool:
             Exception: what a worker raised ``max_consecutive_failures`` times in a row.
         """
         for actor in list(self._workers):
-            weights = self._feed.admit(actor)
+            weights = self._sink.admit(actor)
             if weights is None:
                 continue
             try:
                 payload = self._workers[actor].rollout(weights)
             except Exception as error:
-                self._feed.abandon(actor)
+                self._sink.abandon(actor)
                 self._failures[actor] += 1
                 if self._failures[actor] >= self._max_failures:
                     raise
@@ -117,15 +117,15 @@ class InlinePool:
                 self._replace(actor)
             else:
                 self._failures[actor] = 0
-                self._feed.deliver(payload)
+                self._sink.deliver(payload)
 
     def _replace(self, actor: int) -> None:
         failed_at = time.monotonic()
         self.restarts["error"] += 1
-        self._incarnations[actor] += 1
+        self._restart_indices[actor] += 1
         with contextlib.suppress(Exception):  # what failed may not even be closable
             self._workers[actor].close()
-        self._workers[actor] = self._setup.make_worker(actor, self._incarnations[actor])
+        self._workers[actor] = self._setup.make_worker(actor, self._restart_indices[actor])
         self.recoveries.add(time.monotonic() - failed_at)
 
     def close(self) -> None:

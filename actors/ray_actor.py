@@ -15,7 +15,7 @@ from shoal.policy.allocator import keep_freed_memory
 from shoal.policy.weights import Weights
 
 
-class Whereabouts(NamedTuple):
+class ProcessLocation(NamedTuple):
     """A process in the cluster."""
 
     node_id: str
@@ -25,9 +25,9 @@ class Whereabouts(NamedTuple):
         return f"process {self.process_id} on node {self.node_id[:8]}"
 
 
-def whereabouts() -> Whereabouts:
+def process_location() -> ProcessLocation:
     """This process."""
-    return Whereabouts(ray.get_runtime_context().get_node_id(), os.getpid())
+    return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid())
 
 
 class RolloutActor:
@@ -37,20 +37,20 @@ class RolloutActor:
     A trajectory is *returned*, not put: the pool then owns it, and it survives this process.
     """
 
-    def __init__(self, setup: WorkerSetup, actor: int, incarnation: int) -> None:
-        self._setup, self._actor, self._incarnation = setup, actor, incarnation
+    def __init__(self, setup: WorkerSetup, actor: int, restart_index: int) -> None:
+        self._setup, self._actor, self._restart_index = setup, actor, restart_index
         self._worker: RolloutWorker | None = None
 
-    def whereabouts(self) -> Whereabouts:
+    def process_location(self) -> ProcessLocation:
         """This process."""
-        return whereabouts()
+        return process_location()
 
     def build(self) -> None:
         """Make policy and environments."""
         check_same_code(self._setup.code)
         keep_freed_memory()
         torch.set_num_threads(self._setup.num_threads)
-        self._worker = self._setup.make_worker(self._actor, self._incarnation)
+        self._worker = self._setup.make_worker(self._actor, self._restart_index)
 
     def rollout(self, weights: Weights) -> np.ndarray:
         """One unroll as Arrow bytes."""

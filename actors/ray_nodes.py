@@ -8,7 +8,7 @@ import signal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from shoal.actors.ray_actor import Whereabouts
+from shoal.actors.ray_actor import ProcessLocation
 
 
 def draining_nodes() -> frozenset[str]:
@@ -19,7 +19,7 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
-def starting_processes() -> dict[str, Whereabouts]:
+def starting_processes() -> dict[str, ProcessLocation]:
     """By actor id: the processes of this job's actors that have a place, and have not finished their start."""
     # Nothing public tells it without a dashboard (Ray 2.60). A process id comes with the place.
     from ray._private.state import state
@@ -27,11 +27,11 @@ def starting_processes() -> dict[str, Whereabouts]:
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     pending = state.actor_table(None, job, "PENDING_CREATION")
     return {
-        actor: Whereabouts(info["Address"]["NodeID"], info["Pid"]) for actor, info in pending.items() if info["Pid"]
+        actor: ProcessLocation(info["Address"]["NodeID"], info["Pid"]) for actor, info in pending.items() if info["Pid"]
     }
 
 
-def end_process(place: Whereabouts) -> None:
+def end_process(place: ProcessLocation) -> None:
     """SIGKILL: a process that hangs may not hear Ray asking, and would keep its core."""
     if place.node_id == ray.get_runtime_context().get_node_id():
         _sigkill(place.process_id)

@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 from shoal.actors.config import ActorConfig
-from shoal.actors.pool import Feed, Recoveries, State
+from shoal.actors.pool import Recoveries, State, TrajectorySink
 from shoal.actors.ray_actor import RolloutActor
-from shoal.actors.supervisor import Seat, Seats
+from shoal.actors.supervisor import ActorSlot, Supervisor
 from shoal.actors.worker_setup import WorkerSetup
 
 
@@ -21,7 +21,7 @@ class RayPool:
     Args:
         actors: their indices in the run.
         options: Ray's, of every actor: what it needs and where it may be (``deploy.cluster.ray_session``).
-        first_incarnation: of every actor; higher than those of an earlier pool of the same run.
+        first_restart_index: of every actor; higher than those of an earlier pool of the same run.
 
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.
     """
@@ -31,52 +31,52 @@ class RayPool:
         setup: WorkerSetup,
         actors: range,
         config: ActorConfig,
-        feed: Feed,
+        sink: TrajectorySink,
         options: Mapping[str, Any],
         *,
-        first_incarnation: int = 0,
+        first_restart_index: int = 0,
     ) -> None:
-        self._feed = feed
-        # max_restarts 0: a replacement is made here, where it is counted and gets an incarnation of its own.
+        self._sink = sink
+        # max_restarts 0: a replacement is made here, where it is counted and gets an restart index of its own.
         remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(RolloutActor)
-        self._seats = Seats(
+        self._supervisor = Supervisor(
             actors,
             title="actor",
-            make=lambda actor, incarnation: remote.remote(setup, actor, first_incarnation + incarnation),
+            make=lambda actor, restart_index: remote.remote(setup, actor, first_restart_index + restart_index),
             needs=describe(options),
             call_timeout_seconds=config.unroll_timeout_seconds,
             max_consecutive_failures=config.max_consecutive_failures,
-            on_lost=lambda seat: feed.abandon(seat.actor),
+            on_lost=lambda slot: sink.abandon(slot.actor),
         )
 
     @property
     def restarts(self) -> Counter[str]:
         """Actors replaced, by reason."""
-        return self._seats.restarts
+        return self._supervisor.restarts
 
     @property
     def num_alive(self) -> int:
         """Actors that are up."""
-        return len(self._seats.up())
+        return len(self._supervisor.up())
 
     @property
     def states(self) -> Counter[State]:
         """Actors by what they are at."""
-        return Counter(state_of(seat) for seat in self._seats.all)
+        return Counter(state_of(slot) for slot in self._supervisor.all)
 
     @property
     def recoveries(self) -> Recoveries:
         """How long replacements took."""
-        return self._seats.recoveries
+        return self._supervisor.recoveries
 
     @property
     def replaced(self) -> deque[tuple[str, str]]:
-        """The last that were replaced (``Seats``)."""
-        return self._seats.replaced
+        """The last that were replaced (``Supervisor``)."""
+        return self._supervisor.replaced
 
     def process_ids(self) -> list[int]:
         """Process ids of the actors that are up."""
-        return self._seats.process_ids()
+        return self._supervisor.process_ids()
 
     def pump(self, timeout: float) -> None:
         """Replace who is due, start admitted unrolls, deliver finished ones.
@@ -86,17 +86,17 @@ class RayPool:
         Raises:
             TooManyFailures: an actor failed ``max_consecutive_failures`` times in a row.
         """
-        seats = self._seats
-        seats.start_due()
-        for seat in seats.up():
+        supervisor = self._supervisor
+        supervisor.start_due()
+        for slot in supervisor.up():
             # An actor that is still starting would act with weights that are old when it is up.
             if (
-                seat.call is None
-                and not seats.must_leave(seat)
-                and (weights := self._feed.admit(seat.actor)) is not None
+                slot.call is None
+                and not supervisor.must_leave(slot)
+                and (weights := self._sink.admit(slot.actor)) is not None
             ):
-                seats.call(seat, "rollout", weights)
-        under_way = {seat.call: seat for seat in seats.all if seat.call is not None}
+                supervisor.call(slot, "rollout", weights)
+        under_way = {slot.call: slot for slot in supervisor.all if slot.call is not None}
         if not under_way:
             time.sleep(min(timeout, 0.01))
             return
@@ -105,22 +105,22 @@ class RayPool:
             # Whatever else finished meanwhile comes along without a wait of its own.
             ready, _ = ray.wait(list(under_way), num_returns=len(under_way), timeout=0)
         for ref in ready:
-            if (payload := seats.collect(under_way[ref])) is not None:
-                self._feed.deliver(payload)
-        seats.fail_overdue()
+            if (payload := supervisor.collect(under_way[ref])) is not None:
+                self._sink.deliver(payload)
+        supervisor.fail_overdue()
 
     def close(self) -> None:
         """Kill all actors; unrolls under way are dropped unseen."""
-        self._seats.close()
+        self._supervisor.close()
 
 
-def state_of(seat: Seat) -> State:
-    """What the actor of a seat is at; from any thread."""
-    if seat.built:
+def state_of(slot: ActorSlot) -> State:
+    """What the actor of a actor slot is at; from any thread."""
+    if slot.built:
         return "up"
-    if seat.handle is None:
+    if slot.handle is None:
         return "pausing"
-    return "starting" if seat.whereabouts else "unplaced"
+    return "starting" if slot.process_location else "unplaced"
 
 
 def describe(options: Mapping[str, Any]) -> str:

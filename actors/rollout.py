@@ -35,13 +35,13 @@ class RolloutWorker:
         *,
         run_id: str,
         actor: int,
-        incarnation: int,
+        restart_index: int,
         seed: int,
         burn_in: int = 0,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
         self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.lstm.hidden_size)
-        self._identity = (run_id, actor, incarnation)
+        self._identity = (run_id, actor, restart_index)
         self._sequence = 0
         self._pack_seconds = 0.0
         """Of the unroll before: this one's are over only when it has been written."""
@@ -185,7 +185,7 @@ class RolloutWorker:
         return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
 
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
-        run_id, actor, incarnation = self._identity
+        run_id, actor, restart_index = self._identity
         faults, self.envs.faults = list(self.envs.faults), []
         statistics = {
             **seconds,
@@ -198,7 +198,7 @@ class RolloutWorker:
         header = TrajectoryHeader(
             run_id=run_id,
             actor=actor,
-            incarnation=incarnation,
+            restart_index=restart_index,
             sequence=self._sequence,
             policy_version=self._policy_version,
             statistics=statistics,

@@ -1,4 +1,4 @@
-"""Seats: numbered places that Ray actors hold, and what happens when one of them fails."""
+"""Actor slots: numbered places that Ray actors hold, and what happens when one of them fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 from shoal.actors.pool import MOST_TOLD, Recoveries
-from shoal.actors.ray_actor import Whereabouts
+from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
 
 log = logging.getLogger(__name__)
@@ -44,20 +44,20 @@ class TooManyFailures(RuntimeError):
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Seat:
+class ActorSlot:
     """One actor index and whoever holds it now."""
 
     actor: int
-    incarnation: int = -1
+    restart_index: int = -1
     handle: Any = None
-    whereabouts: Whereabouts | None = None
+    process_location: ProcessLocation | None = None
     """Known once the actor has a place."""
     built: bool = False
     """Only then it is given work."""
     call: ray.ObjectRef | None = None
     """Its start or its work, whichever is under way."""
     work: str = ""
-    """The method last called: ``whereabouts`` and ``build`` are its start."""
+    """The method last called: ``process_location`` and ``build`` are its start."""
     since: float = 0.0
     """When it was started."""
     deadline: float = 0.0
@@ -68,16 +68,16 @@ class Seat:
     """When the one before failed, until this one is up."""
 
 
-class Seats:
+class Supervisor:
     """Starts, calls, collects, kills and replaces; whoever uses it decides what the actors do.
 
     Args:
         title: what the actors are called in messages.
-        make: starts the actor of (index, incarnation); it has methods ``whereabouts`` and ``build``.
+        make: starts the actor of (index, restart index); it has methods ``process_location`` and ``build``.
         needs: what an actor needs to find a place, in words.
         call_timeout_seconds: a call that takes longer counts as hung.
-        max_consecutive_failures: of one seat, after which the run ends.
-        on_lost: told of a seat whose work under way will never be answered.
+        max_consecutive_failures: of one actor slot, after which the run ends.
+        on_lost: told of a actor slot whose work under way will never be answered.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class Seats:
         needs: str,
         call_timeout_seconds: float,
         max_consecutive_failures: int,
-        on_lost: Callable[[Seat], None],
+        on_lost: Callable[[ActorSlot], None],
         build_timeout_seconds: float = BUILD_TIMEOUT_SECONDS,
     ) -> None:
         self._title, self._make, self._needs, self._on_lost = title, make, needs, on_lost
         self._call_timeout, self._max_failures = call_timeout_seconds, max_consecutive_failures
         self._build_timeout = build_timeout_seconds
-        self.all = [Seat(index) for index in indices]
+        self.all = [ActorSlot(index) for index in indices]
         self.restarts: Counter[str] = Counter()
         self.recoveries = Recoveries()
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
@@ -103,65 +103,67 @@ class Seats:
         self._draining: frozenset[str] = frozenset()
         self._look_at = 0.0
         self._told_at = -math.inf
-        for seat in self.all:
-            self.start(seat)
+        for slot in self.all:
+            self.start(slot)
 
-    def up(self) -> list[Seat]:
-        """Seats whose actors are up."""
-        return [seat for seat in self.all if seat.built]
+    def up(self) -> list[ActorSlot]:
+        """Actor slots whose actors are up."""
+        return [slot for slot in self.all if slot.built]
 
     def process_ids(self) -> list[int]:
         """Process ids of the actors that have a place."""
-        return [seat.whereabouts.process_id for seat in self.all if seat.whereabouts is not None]
+        return [slot.process_location.process_id for slot in self.all if slot.process_location is not None]
 
-    def start(self, seat: Seat) -> None:
-        """Put a new actor into the seat."""
-        seat.incarnation += 1
-        seat.handle = self._make(seat.actor, seat.incarnation)
-        seat.work = "whereabouts"
-        seat.call = seat.handle.whereabouts.remote()
-        seat.since = time.monotonic()
+    def start(self, slot: ActorSlot) -> None:
+        """Put a new actor into the actor slot."""
+        slot.restart_index += 1
+        slot.handle = self._make(slot.actor, slot.restart_index)
+        slot.work = "process_location"
+        slot.call = slot.handle.process_location.remote()
+        slot.since = time.monotonic()
         # A cluster may have to start a machine first, or has none to spare for now: that is waiting, not hanging.
         # Once there is a process (``_look_for_waiting``), it has as long as for building.
-        seat.deadline = math.inf
+        slot.deadline = math.inf
 
     def start_due(self) -> None:
         """Start whoever's time to come back is there; move whoever sits on a node that will end soon."""
         now = time.monotonic()
-        for seat in self.all:
-            if seat.handle is None and now >= seat.back_at:
-                self.start(seat)
+        for slot in self.all:
+            if slot.handle is None and now >= slot.back_at:
+                self.start(slot)
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._draining = draining_nodes()
             self._look_for_waiting(now)
-        for seat in self.up() if self._draining else ():
+        for slot in self.up() if self._draining else ():
             # What it is at is finished first, and handed over.
-            if seat.call is None and self.must_leave(seat):
-                self._move(seat)
+            if slot.call is None and self.must_leave(slot):
+                self._move(slot)
 
-    def must_leave(self, seat: Seat) -> bool:
-        """Whether the seat's node will end soon: it gets no new work there."""
-        return seat.whereabouts is not None and seat.whereabouts.node_id in self._draining
+    def must_leave(self, slot: ActorSlot) -> bool:
+        """Whether the actor slot's node will end soon: it gets no new work there."""
+        return slot.process_location is not None and slot.process_location.node_id in self._draining
 
-    def _move(self, seat: Seat) -> None:
-        told = f"{self._title} {seat.actor} leaves its node, which is draining; it starts on another one"
+    def _move(self, slot: ActorSlot) -> None:
+        told = f"{self._title} {slot.actor} leaves its node, which is draining; it starts on another one"
         self._tell("preempted", told)
-        seat.failed_at = time.monotonic()
-        self.kill(seat)
-        self.start(seat)
+        slot.failed_at = time.monotonic()
+        self.kill(slot)
+        self.start(slot)
 
     def _look_for_waiting(self, now: float) -> None:
-        waiting = [s for s in self.all if s.handle and s.work == "whereabouts" and now - s.since > TELL_AFTER_SECONDS]
+        waiting = [
+            s for s in self.all if s.handle and s.work == "process_location" and now - s.since > TELL_AFTER_SECONDS
+        ]
         if not waiting or now - self._told_at <= TELL_AGAIN_SECONDS:
             return
         self._told_at = now
         processes = starting_processes()
-        for seat in waiting:
-            if seat.whereabouts is None and (place := processes.get(seat.handle._actor_id.hex())):
-                seat.whereabouts = place
-                seat.deadline = now + self._build_timeout
-        no_place = sum(seat.whereabouts is None for seat in waiting)
+        for slot in waiting:
+            if slot.process_location is None and (place := processes.get(slot.handle._actor_id.hex())):
+                slot.process_location = place
+                slot.deadline = now + self._build_timeout
+        no_place = sum(slot.process_location is None for slot in waiting)
         starting = len(waiting) - no_place
         told = [f"{no_place} wait for a place (each needs {self._needs})"] if no_place else []
         told += [f"the processes of {starting} are still starting"] if starting else []
@@ -173,76 +175,76 @@ class Seats:
             ", ".join(told),
         )
 
-    def call(self, seat: Seat, method: str, *arguments: Any) -> None:
+    def call(self, slot: ActorSlot, method: str, *arguments: Any) -> None:
         """Begin a piece of work; ``collect`` gives the answer."""
-        seat.work = method
-        seat.call = getattr(seat.handle, method).remote(*arguments)
-        seat.deadline = time.monotonic() + self._call_timeout
+        slot.work = method
+        slot.call = getattr(slot.handle, method).remote(*arguments)
+        slot.deadline = time.monotonic() + self._call_timeout
 
-    def collect(self, seat: Seat) -> Any | None:
+    def collect(self, slot: ActorSlot) -> Any | None:
         """The answer of a finished call; None where the actor just started, or failed and will be replaced.
 
         Raises:
             TooManyFailures: this was one failure too many.
         """
         try:
-            answer = ray.get(seat.call, timeout=self._call_timeout)
+            answer = ray.get(slot.call, timeout=self._call_timeout)
         except GetTimeoutError as error:
-            self.fail(seat, "timeout", error)
+            self.fail(slot, "timeout", error)
         except RayTaskError as error:
             # What the actor raised, without the frames of Ray around it.
             full = isinstance(error.cause, ObjectStoreFullError | OutOfDiskError)
-            self.fail(seat, "object_store" if full else "error", error.cause)
+            self.fail(slot, "object_store" if full else "error", error.cause)
         except RayError as error:
-            self.fail(seat, _reason(error), error)
+            self.fail(slot, _reason(error), error)
         else:
-            seat.call = None
-            if seat.built:
-                seat.failures = 0
+            slot.call = None
+            if slot.built:
+                slot.failures = 0
                 return answer
-            if seat.work == "whereabouts":
-                seat.whereabouts = answer
-                seat.work = "build"
-                seat.call = seat.handle.build.remote()
-                seat.deadline = time.monotonic() + self._build_timeout
+            if slot.work == "process_location":
+                slot.process_location = answer
+                slot.work = "build"
+                slot.call = slot.handle.build.remote()
+                slot.deadline = time.monotonic() + self._build_timeout
             else:
-                seat.built = True
-                if seat.failed_at is not None:
-                    self.recoveries.add(time.monotonic() - seat.failed_at)
-                    seat.failed_at = None
-                log.info("%s is up: %s", self._name(seat), seat.whereabouts)
+                slot.built = True
+                if slot.failed_at is not None:
+                    self.recoveries.add(time.monotonic() - slot.failed_at)
+                    slot.failed_at = None
+                log.info("%s is up: %s", self._name(slot), slot.process_location)
         return None
 
-    def answer(self, seat: Seat) -> Any | None:
-        """Wait for this seat's answer, at most until its deadline; None as ``collect``."""
-        ready, _ = ray.wait([seat.call], timeout=max(0.0, seat.deadline - time.monotonic()))
+    def answer(self, slot: ActorSlot) -> Any | None:
+        """Wait for this actor slot's answer, at most until its deadline; None as ``collect``."""
+        ready, _ = ray.wait([slot.call], timeout=max(0.0, slot.deadline - time.monotonic()))
         if ready:
-            return self.collect(seat)
+            return self.collect(slot)
         # Of this one alone: another may have answered long ago, and just not been asked yet.
-        self._fail_late(seat)
+        self._fail_late(slot)
         return None
 
     def fail_overdue(self) -> None:
         """Fail whoever has not answered in time."""
         now = time.monotonic()
-        for seat in self.all:
-            if seat.call is not None and now > seat.deadline:
-                self._fail_late(seat)
+        for slot in self.all:
+            if slot.call is not None and now > slot.deadline:
+                self._fail_late(slot)
 
-    def _fail_late(self, seat: Seat) -> None:
+    def _fail_late(self, slot: ActorSlot) -> None:
         why = "an environment that hangs, or too small a time limit"
-        if seat.work == "whereabouts":
+        if slot.work == "process_location":
             why = (
                 "its process hangs in its start: a library that is never loaded, or a file system that does not answer"
             )
-        self.fail(seat, "timeout", TimeoutError(why))
+        self.fail(slot, "timeout", TimeoutError(why))
 
-    def fail(self, seat: Seat, reason: str, error: Exception) -> None:
-        """End the seat's actor; another will come after a pause that grows with every failure."""
-        if seat.failed_at is None:
-            seat.failed_at = time.monotonic()
-        self.kill(seat, at_once=reason == "timeout")
-        seat.failures += reason not in BLAMELESS
+    def fail(self, slot: ActorSlot, reason: str, error: Exception) -> None:
+        """End the actor slot's actor; another will come after a pause that grows with every failure."""
+        if slot.failed_at is None:
+            slot.failed_at = time.monotonic()
+        self.kill(slot, at_once=reason == "timeout")
+        slot.failures += reason not in BLAMELESS
         text = f"{type(error).__name__}: {error}"
         if reason == "oom":
             text = f"its node ran out of memory: use fewer slots (env.num_envs) or actors per node; {text}"
@@ -251,41 +253,41 @@ class Seats:
                 "its node's object store is full and has no disk to spill to: free some there, give it more "
                 f"(ray start --object-store-memory), or make unrolls smaller (env.num_envs); {text}"
             )
-        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(seat.failures - 1, 0), LAST_BACKOFF_SECONDS)
-        if seat.failures >= self._max_failures:
+        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(slot.failures - 1, 0), LAST_BACKOFF_SECONDS)
+        if slot.failures >= self._max_failures:
             self.restarts[reason] += 1
             raise TooManyFailures(
-                f"{self._title} {seat.actor} failed {seat.failures} times in a row ({reason}); the last error: {text}"
+                f"{self._title} {slot.actor} failed {slot.failures} times in a row ({reason}); the last error: {text}"
             ) from error
-        seat.back_at = time.monotonic() + wait
-        self._tell(reason, f"{self._name(seat)} will be replaced in {wait:.1f} s ({reason}): {text}")
+        slot.back_at = time.monotonic() + wait
+        self._tell(reason, f"{self._name(slot)} will be replaced in {wait:.1f} s ({reason}): {text}")
 
-    def _name(self, seat: Seat) -> str:
-        return f"{self._title} {seat.actor} (incarnation {seat.incarnation})"
+    def _name(self, slot: ActorSlot) -> str:
+        return f"{self._title} {slot.actor} (restart index {slot.restart_index})"
 
     def _tell(self, reason: str, told: str) -> None:
         self.restarts[reason] += 1
         self.replaced.append((reason, told))
         log.warning("%s", told)
 
-    def kill(self, seat: Seat, *, at_once: bool = False) -> None:
-        """End the seat's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""
-        if seat.built and seat.call is not None:
-            self._on_lost(seat)
-        self._end(seat, at_once=at_once)
+    def kill(self, slot: ActorSlot, *, at_once: bool = False) -> None:
+        """End the actor slot's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""
+        if slot.built and slot.call is not None:
+            self._on_lost(slot)
+        self._end(slot, at_once=at_once)
 
     def close(self) -> None:
         """Kill all actors. Nobody waits for their work under way any more: it does not count as lost."""
-        for seat in self.all:
-            self._end(seat)
+        for slot in self.all:
+            self._end(slot)
 
-    def _end(self, seat: Seat, *, at_once: bool = False) -> None:
-        if seat.handle is not None:
-            ray.kill(seat.handle, no_restart=True)
-            if at_once and seat.whereabouts is not None:
-                end_process(seat.whereabouts)
-        seat.handle = seat.whereabouts = seat.call = None
-        seat.built = False
+    def _end(self, slot: ActorSlot, *, at_once: bool = False) -> None:
+        if slot.handle is not None:
+            ray.kill(slot.handle, no_restart=True)
+            if at_once and slot.process_location is not None:
+                end_process(slot.process_location)
+        slot.handle = slot.process_location = slot.call = None
+        slot.built = False
 
 
 def _reason(error: RayError) -> str:

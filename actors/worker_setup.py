@@ -106,10 +106,10 @@ class WorkerSetup:
             )
         return env
 
-    def make_worker(self, actor: int, incarnation: int) -> RolloutWorker:
-        """The worker of one actor; every (actor, incarnation) has random streams of its own."""
-        # Spawn keys rather than offsets: seeds of different slots, actors and incarnations never overlap.
-        env_seed, action_seed = np.random.SeedSequence(self.seed, spawn_key=(actor, incarnation)).spawn(2)
+    def make_worker(self, actor: int, restart_index: int) -> RolloutWorker:
+        """The worker of one actor; every (actor, restart index) has random streams of its own."""
+        # Spawn keys rather than offsets: seeds of different slots, actors and restart indices never overlap.
+        env_seed, action_seed = np.random.SeedSequence(self.seed, spawn_key=(actor, restart_index)).spawn(2)
         with torch.random.fork_rng():
             policy = self.make_policy()
         return RolloutWorker(
@@ -118,7 +118,7 @@ class WorkerSetup:
             self.unroll_length,
             run_id=self.run_id,
             actor=actor,
-            incarnation=incarnation,
+            restart_index=restart_index,
             seed=int(action_seed.generate_state(1, np.uint64)[0] >> 1),
             burn_in=self.burn_in,
         )

@@ -15,12 +15,12 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Verdict, Watch
+from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Bottleneck, BottleneckMonitor
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.records.json_lines import event
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0
@@ -63,20 +63,25 @@ class Progress:
     def __init__(
         self,
         statistics: RunStatistics,
-        intake: Intake,
+        trajectory_queue: TrajectoryQueue,
         pool: _Pool,
-        watch: Watch,
+        monitor: BottleneckMonitor,
         *,
         total_env_steps: int,
         time_is_up_at: float = math.inf,
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
     ) -> None:
-        self._statistics, self._intake, self._pool, self._total = statistics, intake, pool, total_env_steps
+        self._statistics, self._trajectory_queue, self._pool, self._total = (
+            statistics,
+            trajectory_queue,
+            pool,
+            total_env_steps,
+        )
         self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
-        self._watch = watch
-        self._verdict: Verdict | None = None
+        self._monitor = monitor
+        self._bottleneck: Bottleneck | None = None
         self._told_limit = ""
         self._evaluations = evaluations or Evaluations()
         self._told_evaluation = self._evaluations.last
@@ -137,9 +142,13 @@ class Progress:
 
     def _tell_limit(self) -> None:
         """When it is another one than was told."""
-        if self._verdict and self._statistics.seconds > WINDOW_SECONDS and self._verdict.stage != self._told_limit:
-            self._told_limit = self._verdict.stage
-            self._tell(f"limit: {self._verdict.sentence}", "limit", self._verdict._asdict())
+        if (
+            self._bottleneck
+            and self._statistics.seconds > WINDOW_SECONDS
+            and self._bottleneck.stage != self._told_limit
+        ):
+            self._told_limit = self._bottleneck.stage
+            self._tell(f"limit: {self._bottleneck.sentence}", "limit", self._bottleneck._asdict())
 
     def _tell_evaluation(self) -> None:
         last = self._evaluations.last
@@ -148,9 +157,9 @@ class Progress:
             self._tell(f"evaluation: {sentence(last)}", "evaluation", last._asdict())
 
     def _sample(self) -> None:
-        self._verdict = self._watch.now()
+        self._bottleneck = self._monitor.now()
         with self._lock:
-            ledger = self._intake.ledger
+            ledger = self._trajectory_queue.ledger
             self._samples.append((time.monotonic(), ledger.sampled, ledger.trained))
             while self._samples[-1][0] - self._samples[0][0] > RATE_WINDOW_SECONDS:
                 self._samples.popleft()
@@ -166,7 +175,7 @@ class Progress:
 
     def _eta(self, trained_rate: float) -> str:
         """Until the last step or the end of the time, whichever comes first."""
-        steps = self._total - self._intake.ledger.trained
+        steps = self._total - self._trajectory_queue.ledger.trained
         seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
         return _clock(seconds) if seconds < math.inf else "--:--"
 
@@ -174,10 +183,10 @@ class Progress:
         """The share of the run that is over, by steps or by time."""
         now, begun = time.monotonic(), self._begun_at
         by_time = (now - begun) / (self._time_is_up_at - begun) if self._time_is_up_at > begun else 1.0
-        return min(1.0, max(self._intake.ledger.trained / self._total, by_time))
+        return min(1.0, max(self._trajectory_queue.ledger.trained / self._total, by_time))
 
     def _facts(self) -> dict[str, str]:
-        statistics, ledger = self._statistics, self._intake.ledger
+        statistics, ledger = self._statistics, self._trajectory_queue.ledger
         sampled, trained = self._rates()
         mean = statistics.mean_return
         terms = statistics.terms
@@ -194,7 +203,7 @@ class Progress:
             "memory": self._memory(),
             "actors": self._actors(),
             **({"evaluation": sentence(last)} if (last := self._evaluations.last) else {}),
-            "limit": self._verdict.sentence if self._verdict else "-",
+            "limit": self._bottleneck.sentence if self._bottleneck else "-",
         }
 
     def _memory(self) -> str:
@@ -205,7 +214,7 @@ class Progress:
         return f"{self._pool.num_alive} alive" + (f", {restarts} replaced" if restarts else "")
 
     def _tell_line(self) -> None:
-        statistics, ledger = self._statistics, self._intake.ledger
+        statistics, ledger = self._statistics, self._trajectory_queue.ledger
         sampled, trained = self._rates()
         fields = {
             "seconds": round(statistics.seconds, 3),
@@ -222,7 +231,7 @@ class Progress:
 
     def _line(self, sampled: float, trained: float) -> str:
         """One plain line, always the same numbers in the same order."""
-        statistics, ledger = self._statistics, self._intake.ledger
+        statistics, ledger = self._statistics, self._trajectory_queue.ledger
         mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
         terms = statistics.terms
         lag = f"{statistics.policy_lag.mean:.1f}" if statistics.policy_lag.count else "-"
@@ -300,9 +309,9 @@ def _memory_line(error: float | None, checks: int) -> str:
     """``error`` None is one that was no number."""
     if not checks:
         return "not checked yet"
-    verdict = "right" if error is not None and error <= TOLERANCE else "MEMORY IS WRONG"
+    bottleneck = "right" if error is not None and error <= TOLERANCE else "MEMORY IS WRONG"
     size = "not a number" if error is None else f"{error:.1e} at most"
-    return f"{verdict}: actors' and learner's log-probabilities differ by {size} ({checks:,} checks)"
+    return f"{bottleneck}: actors' and learner's log-probabilities differ by {size} ({checks:,} checks)"
 
 
 def _clock(seconds: float) -> str:

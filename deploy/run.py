@@ -15,7 +15,7 @@ from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.interruption import interruption
-from shoal.deploy.monitoring.bottleneck import Watch
+from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import History
@@ -33,7 +33,7 @@ from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.summary import measured_random_return, summarize, write_json
-from shoal.deploy.worker_group import Crew
+from shoal.deploy.worker_group import WorkerGroup
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
 from shoal.learner.device_choice import make_device_path
@@ -108,20 +108,24 @@ class _Run:
         self.session = 1 + int(resumed.state["session"]) if resumed else 0
         interface = self._match_names(resumed, observation_of(spec), actions_of(spec))
         worker = make_worker_setup(config, spec, run_id=self.run_id, session=self.session, interface=interface)
-        self.setup = make_learner_setup(config, self.layout, worker, spec, run_dir / "refused")
+        self.setup = make_learner_setup(config, self.layout, worker, spec, run_dir / "skipped")
         in_one_process = config.mode == "inline" or self.layout.num_learners == 1
         self.share = self.layout.whole() if in_one_process else self.layout.share(0)
         self.loop = self.setup.make_loop(self.share)
-        self.learner, self.intake, self.statistics = self.loop.learner, self.loop.intake, self.loop.statistics
-        self.ledger = self.intake.ledger
+        self.learner, self.trajectory_queue, self.statistics = (
+            self.loop.learner,
+            self.loop.trajectory_queue,
+            self.loop.statistics,
+        )
+        self.ledger = self.trajectory_queue.ledger
         if resumed:
             resumed.restore(self.learner)
             self._restore_books(resumed)
         self.statistics.policy_version = self.learner.policy_version
-        acting = config.mode == "inline" or self.layout.placement == "shared"
+        acting = config.mode == "inline" or self.layout.placement == "colocated"
         processes = 1 if config.mode == "inline" else self.layout.num_learners if acting else self.layout.num_actors
-        self.watch = Watch(self.statistics, acting=acting, num_processes=processes)
-        self.books_before = self.intake.books()
+        self.bottleneck = BottleneckMonitor(self.statistics, acting=acting, num_processes=processes)
+        self.books_before = self.trajectory_queue.books()
         self.sinks = make_sinks(config.log, run_dir, self.run_id, to_dict(config))
         self.evaluations = Evaluations(run_dir / "evaluation.jsonl")
         self.limits = Limits(total_env_steps=config.total_env_steps, checkpoint_every=config.checkpoint.every_updates)
@@ -130,22 +134,22 @@ class _Run:
         """Start the pool, train, stop everything, write the summary."""
         config = self.config
         with contextlib.ExitStack() as stack:
-            crew = stack.enter_context(self._crew())
+            worker_group = stack.enter_context(self._worker_group())
             # After Ray, which sets handlers of its own.
             asked = stack.enter_context(interruption(config.max_seconds))
-            sources = self._sources(crew)
+            sources = self._sources(worker_group)
             ready = Readiness(
                 statistics=self.statistics,
-                actors_alive=lambda: crew.num_alive,
+                actors_alive=lambda: worker_group.num_alive,
                 stopping=asked.requested.is_set,
                 max_update_age_seconds=config.metrics.max_update_age_seconds,
             )
             server = stack.enter_context(served(config.metrics, sources, ready, run=self.run_dir.name))
             progress = Progress(
                 self.statistics,
-                self.intake,
-                crew,
-                self.watch,
+                self.trajectory_queue,
+                worker_group,
+                self.bottleneck,
                 total_env_steps=config.total_env_steps,
                 time_is_up_at=asked.time_is_up_at,
                 json_lines=config.log.format == "json",
@@ -160,36 +164,38 @@ class _Run:
                 sinks=self.sinks,
             )
             stack.callback(self.learner.close)
-            parts = Parts(loop=self.loop, checkpoints=self.checkpoints, describe=self._describe, peers=crew.peers)
+            parts = Parts(
+                loop=self.loop, checkpoints=self.checkpoints, describe=self._describe, peers=worker_group.peers
+            )
             weights = None
             driver = None
             completed = False
             try:
                 with progress, self._evaluator():
-                    if crew.drive is None:
-                        driver = Driver(crew.pool.pump, self.intake)
+                    if worker_group.drive is None:
+                        driver = Driver(worker_group.pool.pump, self.trajectory_queue)
                         driver.start()
-                    weights = train(parts, self.limits, crew.drive, asked.requested)
+                    weights = train(parts, self.limits, worker_group.drive, asked.requested)
                 completed = True
             finally:
                 self.statistics.end()
                 if driver:
                     driver.stop()
-                crew.close()
-                self.intake.close()
+                worker_group.close()
+                self.trajectory_queue.close()
                 history.close()
                 # A failed run's environment may be what failed: it is not played again.
                 random = measured_random_return(self.setup.worker) if completed else None
                 summary = summarize(
                     self.statistics,
-                    self.intake,
-                    actor_restarts=sum(crew.restarts.values()),
-                    recoveries=crew.recoveries,
+                    self.trajectory_queue,
+                    actor_restarts=sum(worker_group.restarts.values()),
+                    recoveries=worker_group.recoveries,
                     weights=weights,
                     trained_before=self.books_before.trained,
                     random=random,
                     interrupted_by=asked.signal_number,
-                    limit=self.watch.whole(),
+                    limit=self.bottleneck.whole(),
                     evaluations=self.evaluations,
                     about={"env_id": config.env.id, "seed": config.seed, "policy_kind": config.policy.kind},
                 )
@@ -198,30 +204,32 @@ class _Run:
             return Outcome(summary, asked.signal_number)
 
     @contextlib.contextmanager
-    def _crew(self) -> Iterator[Crew]:
+    def _worker_group(self) -> Iterator[WorkerGroup]:
         config, layout = self.config, self.layout
-        fed = layout.placement == "separate"
+        fed = layout.placement == "disaggregated"
         if config.mode == "inline" or (layout.num_learners == 1 and not fed):
             pool = self.setup.make_pool(self.share, self.loop)
-            yield Crew(pool, drive=pool.pump)
+            yield WorkerGroup(pool, drive=pool.pump)
             return
         with self._ray() as ray:
             peers = self._peers(ray) if layout.num_learners > 1 else None
             if not fed:
                 pool = self.setup.make_pool(self.share, self.loop)
-                yield Crew(pool, drive=pool.pump, peers=peers)
+                yield WorkerGroup(pool, drive=pool.pump, peers=peers)
                 return
             from shoal.actors.ray_pool import RayPool
 
             self.loop.publish_to = ray.put
-            actors = RayPool(self.setup.worker, self.share.actors, config.actor, self.intake, ray.actor_options)
-            yield Crew(actors, drive=None, peers=peers)
+            actors = RayPool(
+                self.setup.worker, self.share.actors, config.actor, self.trajectory_queue, ray.actor_options
+            )
+            yield WorkerGroup(actors, drive=None, peers=peers)
 
     def _peers(self, ray: RaySession) -> RayPeers:
         from shoal.deploy.cluster.ray_peers import RayPeers
 
         setup = self.setup
-        if self.layout.placement == "separate":
+        if self.layout.placement == "disaggregated":
             feeding = RolloutProcesses(config=self.config.actor, options=ray.actor_options)
             setup = dataclasses.replace(setup, rollout_processes=feeding)
         unrolls = self.share.batch_size // self.config.env.num_envs
@@ -230,8 +238,8 @@ class _Run:
             self.layout,
             self.config.actor,
             ray,
-            on_lost_turn=lambda: self.intake.count_lost(unrolls),
-            on_lost_steps=lambda steps, reason: self.intake.add_books(
+            on_lost_turn=lambda: self.trajectory_queue.count_lost(unrolls),
+            on_lost_steps=lambda steps, reason: self.trajectory_queue.add_books(
                 Ledger(in_flight=-steps, dropped=Counter({reason: steps}))
             ),
         )
@@ -244,7 +252,7 @@ class _Run:
         layout = self.layout
         arrays = self.loop.assembler.arrays.values()
         unroll = sum(array.nbytes for array in arrays) / self.share.batch_size * self.config.env.num_envs
-        actors = layout.num_actors if layout.placement == "separate" else 0
+        actors = layout.num_actors if layout.placement == "disaggregated" else 0
         return ray_session.local(
             num_actors=actors,
             num_learners=layout.num_learners - 1,
@@ -252,13 +260,13 @@ class _Run:
             accelerator=self.machine.accelerator,
         )
 
-    def _sources(self, crew: Crew) -> Sources:
+    def _sources(self, worker_group: WorkerGroup) -> Sources:
         return Sources(
             statistics=self.statistics,
-            intake=self.intake,
-            actors_alive=lambda: crew.num_alive,
-            actor_restarts=lambda: crew.restarts,
-            limit=self.watch.now,
+            trajectory_queue=self.trajectory_queue,
+            actors_alive=lambda: worker_group.num_alive,
+            actor_restarts=lambda: worker_group.restarts,
+            limit=self.bottleneck.now,
             before=self.books_before,
             build=versions(),
             about={
@@ -269,10 +277,10 @@ class _Run:
                 "device": self.learner.path.device.type,
                 "session": str(self.session),
             },
-            actor_states=lambda: crew.states,
-            recoveries=lambda: crew.recoveries.count,
-            recovery_seconds=lambda: crew.recoveries.seconds,
-            lags=lambda: [*self.intake.lags(), *(crew.peers.lags if crew.peers else ())],
+            actor_states=lambda: worker_group.states,
+            recoveries=lambda: worker_group.recoveries.count,
+            recovery_seconds=lambda: worker_group.recoveries.seconds,
+            lags=lambda: [*self.trajectory_queue.lags(), *(worker_group.peers.lags if worker_group.peers else ())],
             accelerator_memory=self.learner.path.memory_bytes,
             target_env_steps=self.config.total_env_steps,
             run_dir=self.run_dir,
@@ -298,7 +306,7 @@ class _Run:
             newest=lambda: self.loop.weights,
             env_steps=lambda: self.ledger.trained,
             # Between two bookings: what a resumed run starts with has to balance.
-            describe=lambda: {**self._describe(), "ledger": self.intake.books().to_json()},
+            describe=lambda: {**self._describe(), "ledger": self.trajectory_queue.books().to_json()},
             keep_best=(lambda weights, state: best.save(self.learner, state, weights)) if config.best else None,
         )
 
@@ -310,10 +318,10 @@ class _Run:
         layout, path = self.layout, self.learner.path
         who = f"{path.describe()}, {layout.batch_size} segments per update"
         if layout.num_learners > 1:
-            apart = "which also act" if layout.placement == "shared" else "each fed by its own actors"
+            apart = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
             where = "in one process" if config.mode == "inline" else apart
             who = f"{layout.num_learners}, {where}; {who}"
-        elif layout.placement == "separate" and path.device.type == "cpu":
+        elif layout.placement == "disaggregated" and path.device.type == "cpu":
             who += f", gradient threads: {layout.num_threads}"
         return "\n".join(
             [
@@ -365,7 +373,7 @@ class _Run:
             "env_id": self.config.env.id,
             "env_kwargs": self.config.env.kwargs,
             # Between two bookings: whoever keeps the best weights asks from a thread of its own.
-            "ledger": self.intake.books().to_json(),
+            "ledger": self.trajectory_queue.books().to_json(),
             "mean_return": self.statistics.mean_return,
             "config": to_dict(self.config),
             "versions": versions(),

@@ -12,12 +12,12 @@ from typing import Any
 
 from shoal.actors.pool import Recoveries
 from shoal.actors.worker_setup import WorkerSetup
-from shoal.deploy.monitoring.bottleneck import Verdict
+from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.envs.reference import random_return
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ RANDOM_RETURN_SECONDS = 60.0
 
 def summarize(
     statistics: RunStatistics,
-    intake: Intake,
+    trajectory_queue: TrajectoryQueue,
     *,
     actor_restarts: int,
     recoveries: Recoveries,
@@ -38,12 +38,12 @@ def summarize(
     trained_before: int,
     random: float | None,
     interrupted_by: int | None,
-    limit: Verdict | None,
+    limit: Bottleneck | None,
     evaluations: Evaluations,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that is over; ``about`` says which it was, ``trained_before`` what it resumed from."""
-    ledger, seconds, lag = intake.ledger, statistics.seconds, statistics.policy_lag
+    ledger, seconds, lag = trajectory_queue.ledger, statistics.seconds, statistics.policy_lag
     return {
         **about,
         "env_steps": ledger.trained,
@@ -63,9 +63,9 @@ def summarize(
             "max": recoveries.slowest if recoveries.count else None,
         },
         "env_faults": statistics.env_faults,
-        "refused_updates": statistics.refused_updates,
-        "lost_unrolls": intake.lost_unrolls,
-        "refused_trajectories": dict(intake.refused),
+        "skipped_updates": statistics.skipped_updates,
+        "lost_unrolls": trajectory_queue.lost_unrolls,
+        "refused_trajectories": dict(trajectory_queue.refused),
         "ledger": ledger.to_json(),
         "books_balance": ledger.balance() == 0,
         "weights_sha256": weights.sha256 if weights else None,

@@ -40,7 +40,7 @@ class Pool(Protocol):
 
 
 @dataclasses.dataclass(slots=True)
-class Crew:
+class WorkerGroup:
     """The rollout workers that feed the run's own learner, and the learners beside it with theirs."""
 
     pool: Pool

@@ -32,7 +32,7 @@ class BatchAssembler:
 
     def assemble(self, trajectories: Sequence[Trajectory]) -> TensorDict:
         """A TensorDict [B] of all slots in order: the trajectory's columns, ``policy_version`` [B] int64, and
-        ``unroll_index`` [B] int64, which is one more for the next unroll of the same slot by the same incarnation.
+        ``unroll_index`` [B] int64, which is one more for the next unroll of the same slot by the same restart index.
         """
         begin = 0
         for trajectory in trajectories:
@@ -41,7 +41,7 @@ class BatchAssembler:
                 self.arrays[name][begin:end] = column
             header = trajectory.header
             self.arrays["policy_version"][begin:end] = header.policy_version
-            self.arrays["unroll_index"][begin:end] = header.incarnation << 32 | header.sequence
+            self.arrays["unroll_index"][begin:end] = header.restart_index << 32 | header.sequence
             begin = end
         if begin != self._batch.shape[0]:
             raise ValueError(f"expected {self._batch.shape[0]} segments in a batch, got {begin}")

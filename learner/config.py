@@ -19,14 +19,14 @@ class LearnerConfig:
     slot that acts, at least 64."""
     num_learners: int | Literal["auto"] = "auto"
     """Processes that make every update together, each on its part of the batch, and add up their gradients. With
-    placement=shared each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with
-    placement=separate each is fed by its part of the actors, and ``auto`` is one."""
+    placement=colocated each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with
+    placement=disaggregated each is fed by its part of the actors, and ``auto`` is one."""
     epochs: int = 1
     """Passes over each batch."""
     minibatches: int = 1
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: int | Literal["auto"] = "auto"
-    """Where rollout processes feed one learner on the CPU (placement=separate): gradient threads, each of which
+    """Where rollout processes feed one learner on the CPU (placement=disaggregated): gradient threads, each of which
     computes its share of the batch; ``auto`` takes the cores that do not act."""
     learning_rate: float = 0.000457
     adam_eps: float = 1e-12
@@ -47,7 +47,7 @@ class LearnerConfig:
     entropy_coef: float = 0.0021
     normalize_advantage: bool = True
     max_grad_norm: float = 0.5
-    max_refused_updates: int = 3
+    max_skipped_updates: int = 3
     """Non-finite losses or gradients in a row after which the run ends; each is refused and its batch saved."""
     refresh_states: bool = False
     """Start segments from states that the learner recomputed after the update before, instead of from the actors'
@@ -65,7 +65,7 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         problems = [
             f"{name}={getattr(self, name)} must be at least 1"
-            for name in ("epochs", "minibatches", "max_refused_updates")
+            for name in ("epochs", "minibatches", "max_skipped_updates")
             if getattr(self, name) < 1
         ]
         problems += [

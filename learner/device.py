@@ -39,7 +39,7 @@ class DevicePath:
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """float32 throughout for the block, whatever updates use: for the canary."""
+        """float32 throughout for the block, whatever updates use: for the parity check."""
         before, self._bfloat16 = self._bfloat16, False
         try:
             yield

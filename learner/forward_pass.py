@@ -1,4 +1,4 @@
-"""A batch under the weights there are now: what updates, the canary and benchmarks ask of a policy."""
+"""A batch under the weights there are now: what updates, the parity check and benchmarks ask of a policy."""
 
 # T time, B segments
 
@@ -65,7 +65,7 @@ def valid_transitions(batch: TensorDict) -> Tensor:
 
 
 def log_prob_error(log_prob: Tensor, batch: TensorDict, rows: Tensor | slice = slice(None)) -> Tensor:
-    """max |recomputed - behavior| log-probability over segments ``rows``: the canary (policy.memory, 1e-4 in float32).
+    """max |recomputed - behavior| log-probability over segments ``rows``: the parity check's reading.
 
     Void transitions count too: their rows went through the same memory.
     """

@@ -89,8 +89,8 @@ class UpdateResult:
     """Those of all learners' batches, as the loss counted them."""
     terms: dict[str, float]
     log_prob_error: float | None
-    """The canary, over the segments that the very weights before the update acted; None where there were none, or where
-    training did not start from the stored states."""
+    """The parity check, over the segments that the very weights before the update acted; None where there were none, or
+    where training did not start from the stored states."""
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of the memory that segments start from (``learner.start_states``); empty where it was not measured."""
 
@@ -336,7 +336,7 @@ class Learner:
         )
 
     def _compare(self, shards: list[TensorDict], prepared: list[Prepared]) -> float | None:
-        """The canary's reading of a first step, over the segments that the weights before it acted."""
+        """The parity check's reading of a first step, over the segments that the weights before it acted."""
         errors = [
             log_prob_error(p.evaluation.log_prob.detach(), shard, current)
             for shard, p in zip(shards, prepared, strict=True)

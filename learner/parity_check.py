@@ -1,4 +1,4 @@
-"""The canary: the learner recomputes log-probabilities that an actor reported; with the memory right they are equal.
+"""The log-prob parity check, the canary of the memory: the learner recomputes the actors' log-probabilities.
 
 At lag 0 the update itself gives the comparison, in float32. Under lag, and for updates in bfloat16, it is made with the
 weights that acted, which are kept for as long as they can still come back. It catches every fault of the memory: a
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 only while the policy is still nearly uniform."""
 
 
-class Canary:
+class LogProbParityCheck:
     """Checks ``segments`` of a lagged batch, each time others, every ``every`` updates; where updates are in bfloat16,
     whose rounding hides what it looks for, a share of them in every batch, lagged or not."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shoal.learner.learner import Learner
-from shoal.learner.update_step import Turn
+from shoal.learner.update_step import StepResult
 
 
 class Peers(Protocol):
@@ -20,7 +20,7 @@ class Peers(Protocol):
         waits for: at the run's start all of them     unblocked by: ``stop``
         """
 
-    def end(self) -> Sequence[Turn]:
+    def end(self) -> Sequence[StepResult]:
         """What they did in the update that was begun.
 
         waits for: their answers     unblocked by: an answer, a death, or the time limit of an unroll

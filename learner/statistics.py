@@ -67,7 +67,7 @@ class RunStatistics:
         self._last_update: float | None = None
         self.policy_version = 0
         self.updates = 0
-        self.refused_updates = 0
+        self.skipped_updates = 0
         self.failed_checkpoints = 0
         self.episodes = 0
         self.env_faults = 0
@@ -148,7 +148,7 @@ class RunStatistics:
         return messages
 
     def add_log_prob_error(self, error: float | None) -> None:
-        """A canary's reading."""
+        """A parity check's reading."""
         if error is not None:
             self.log_prob_checks += 1
             self.last_log_prob_error = error

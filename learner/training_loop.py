@@ -14,7 +14,7 @@ from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.ledger import Ledger
 from shoal.learner.peer_learners import Peers
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.update_step import NEVER, Turn, UpdateLoop, settle
+from shoal.learner.update_step import NEVER, StepResult, UpdateLoop, reconcile
 from shoal.learner.weight_metrics import measure_weights
 from shoal.policy.weights import Weights
 
@@ -46,15 +46,15 @@ class Parts:
 def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, stop: threading.Event) -> Weights:
     """Update the policy until total_env_steps or ``stop``; the last published weights.
 
-    consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the intake, ``stop``
+    consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the queue, ``stop``
     produces: a new policy version every update
 
     Raises:
-        NonFiniteUpdate: ``max_refused_updates`` in a row.
+        NonFiniteUpdate: ``max_skipped_updates`` in a row.
         RuntimeError: the pool ended before the loop did.
     """
     loop = parts.loop
-    learner, statistics, ledger = loop.learner, loop.statistics, loop.intake.ledger
+    learner, statistics, ledger = loop.learner, loop.statistics, loop.trajectory_queue.ledger
     weights = loop.publish()  # actors cannot start without one
     activations = ActivationSampler(learner.policy)
     refused = 0
@@ -74,8 +74,8 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
             continue
         if turn.refused:
             refused += 1
-            statistics.refused_updates += 1
-            if refused >= learner.config.max_refused_updates:
+            statistics.skipped_updates += 1
+            if refused >= learner.config.max_skipped_updates:
                 raise turn.refused
             continue
         refused = 0
@@ -94,14 +94,14 @@ def train(parts: Parts, limits: Limits, drive: Callable[[float], None] | None, s
     return weights
 
 
-def _take_in(statistics: RunStatistics, turn: Turn) -> None:
+def _take_in(statistics: RunStatistics, turn: StepResult) -> None:
     for message in statistics.add_batch(turn.trajectories):
         log.warning("%s", message)
     for error in turn.log_prob_errors:
         statistics.add_log_prob_error(error)
 
 
-def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
+def _add_peers(parts: Parts, peers: Peers, own: StepResult) -> None:
     """Enter what the other learners did in this turn."""
     loop = parts.loop
     if own.lost:
@@ -109,11 +109,11 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
     trained = own.books.trained
     for turn in peers.end():
         _take_in(loop.statistics, turn)
-        books = settle(own, turn)
-        loop.intake.add_books(books)
-        loop.intake.add_books(turn.beside)
-        loop.intake.count_episodes(turn.trajectories)
-        loop.intake.count_lost(turn.lost_unrolls)
+        books = reconcile(own, turn)
+        loop.trajectory_queue.add_books(books)
+        loop.trajectory_queue.add_books(turn.beside)
+        loop.trajectory_queue.count_episodes(turn.trajectories)
+        loop.trajectory_queue.count_lost(turn.lost_unrolls)
         trained += books.trained
         if not own.lost and (turn.lost or turn.weights_hash != own.weights_hash):
             if not turn.lost:
@@ -121,7 +121,7 @@ def _add_peers(parts: Parts, peers: Peers, own: Turn) -> None:
             peers.separate(loop.learner)
     if missing := own.all_env_steps - trained:
         # A learner that ended between the update and its answer: its steps were trained all the same.
-        loop.intake.add_books(Ledger(sampled=missing, trained=missing))
+        loop.trajectory_queue.add_books(Ledger(sampled=missing, trained=missing))
 
 
 def _measure_weights(loop: UpdateLoop, activations: ActivationSampler) -> None:

@@ -1,4 +1,4 @@
-"""The intake: admits unrolls, checks and books what comes back, and hands out batches. Shared by all launch modes.
+"""The trajectory queue: admits unrolls, checks and books what comes back, and hands out batches; the same in all modes.
 
 Admission keeps data fresh: an unroll may start only if, with everything that is ahead of it, it will be trained within
 ``max_policy_lag`` versions. So nothing is thrown away to go faster; a slow learner makes actors wait.
@@ -21,7 +21,7 @@ from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec,
 log = logging.getLogger(__name__)
 
 
-class Intake:
+class TrajectoryQueue:
     """Between a pool (one thread) and the training loop (another).
 
     Args:
@@ -105,11 +105,11 @@ class Intake:
         header = trajectory.header
         with self._changed:
             self._begun.pop(header.actor, None)
-            expected = self._next_sequence.get((header.actor, header.incarnation), 0)
+            expected = self._next_sequence.get((header.actor, header.restart_index), 0)
             if header.sequence < expected:
                 self.refused["duplicate"] += 1
                 return
-            self._next_sequence[header.actor, header.incarnation] = header.sequence + 1
+            self._next_sequence[header.actor, header.restart_index] = header.sequence + 1
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
@@ -246,13 +246,13 @@ class Intake:
 class Driver(threading.Thread):
     """Pumps a pool from a thread of its own, so that actors get new work while the learner updates.
 
-    consumes: nothing     waits for: the pool's unrolls     produces: deliveries into the intake
+    consumes: nothing     waits for: the pool's unrolls     produces: deliveries into the trajectory queue
     Ends with ``stop``; an error of the pool ends it too and reaches whoever waits for a batch.
     """
 
-    def __init__(self, pump: Callable[[float], None], intake: Intake) -> None:
+    def __init__(self, pump: Callable[[float], None], trajectory_queue: TrajectoryQueue) -> None:
         super().__init__(name="rollout-driver", daemon=True)
-        self._pump, self._intake, self._stopped = pump, intake, threading.Event()
+        self._pump, self._trajectory_queue, self._stopped = pump, trajectory_queue, threading.Event()
 
     def run(self) -> None:
         """Pump until stopped."""
@@ -260,7 +260,7 @@ class Driver(threading.Thread):
             while not self._stopped.is_set():
                 self._pump(0.02)
         except BaseException as error:  # noqa: BLE001  (handed to the training loop, which raises it)
-            self._intake.fail(error)
+            self._trajectory_queue.fail(error)
 
     def stop(self) -> None:
         """Stop after the current pump; the pool may be closed then."""

@@ -21,9 +21,9 @@ from shoal.learner.batch import BatchAssembler
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate
 from shoal.learner.ledger import Ledger
-from shoal.learner.parity_check import Canary
+from shoal.learner.parity_check import LogProbParityCheck
 from shoal.learner.statistics import Reported, RunStatistics, reported
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import Trajectory
 from shoal.policy.weights import Weights, flatten_weights
 from tensordict import TensorDict
@@ -35,7 +35,7 @@ NEVER = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
+class StepResult:
     """What one learner did in one turn; plain data that may cross processes."""
 
     books: Ledger
@@ -44,7 +44,7 @@ class Turn:
     """Environment steps that this update trained, over all learners; 0 where there was none."""
     trajectories: tuple[Reported, ...]
     log_prob_errors: tuple[float, ...]
-    """Readings of the canary."""
+    """Readings of the parity check."""
     weights_hash: str
     """Of the weights after the turn."""
     beside: Ledger = dataclasses.field(default_factory=Ledger)
@@ -65,7 +65,7 @@ class Turn:
     """Why there was no update."""
 
 
-def settle(own: Turn, other: Turn) -> Ledger:
+def reconcile(own: StepResult, other: StepResult) -> Ledger:
     """The books of another learner's part in an update, as it ended for the run's own learner.
 
     One of them may have made the step when the other lost it. The own weights are those that training goes on with:
@@ -84,25 +84,25 @@ class UpdateLoop:
     """A learner with what feeds it; each part is owned by whoever built it."""
 
     learner: Learner
-    intake: Intake
+    trajectory_queue: TrajectoryQueue
     assembler: BatchAssembler
     publish_to: Callable[[Weights], Any]
     """Turns weights into what the pool passes to its workers."""
-    canary: Canary
+    parity_check: LogProbParityCheck
     statistics: RunStatistics
     """Its stages are timed here."""
-    refused_dir: Path
+    skipped_dir: Path
     """Where batches whose update was refused are kept for inspection."""
     weights: Weights | None = None
     """The last published ones."""
     batch: TensorDict | None = None
     """The last one trained."""
 
-    def turn(self, drive: Callable[[float], None] | None, stop: threading.Event) -> Turn | None:
+    def turn(self, drive: Callable[[float], None] | None, stop: threading.Event) -> StepResult | None:
         """One update with one batch; None where ``stop`` was set while waiting for it.
 
         consumes: batch_size segments     waits for: the actors, and the other learners of the group
-        produces: a new policy version     unblocked by: the intake, ``stop``
+        produces: a new policy version     unblocked by: the trajectory queue, ``stop``
 
         Raises:
             NonFiniteUpdate: weights that are not finite came out of it.
@@ -111,18 +111,18 @@ class UpdateLoop:
         learner, statistics = self.learner, self.statistics
         version = learner.policy_version
         with statistics.time("wait"):
-            trajectories = self.intake.next_batch(drive, stop)
+            trajectories = self.trajectory_queue.next_batch(drive, stop)
         if trajectories is None:
             return None
         with statistics.time("assemble"):
             batch = learner.path.to_device(self.assembler.assemble(trajectories))
-        with statistics.time("canary"):
-            errors = [self.canary.check(batch)]
+        with statistics.time("parity_check"):
+            errors = [self.parity_check.check(batch)]
         try:
             with statistics.time("update"):
                 result = learner.update(batch)
         except NonFiniteUpdate as error:
-            self._keep_refused(batch, error)
+            self._keep_skipped(batch, error)
             return self._without_update(trajectories, errors, "non_finite", refused=error)
         except LearnerLost as error:
             return self._without_update(trajectories, errors, "learner_lost", lost=error)
@@ -130,10 +130,10 @@ class UpdateLoop:
             statistics.stage_seconds["reduce"] += learner.group.seconds
             learner.group.seconds = 0.0
         self.batch = batch
-        books = self.intake.book(trajectories, trained=result.env_steps)
+        books = self.trajectory_queue.book(trajectories, trained=result.env_steps)
         with statistics.time("publish"):
             weights = self.publish()
-        return Turn(
+        return StepResult(
             books=books,
             all_env_steps=result.all_env_steps,
             trajectories=reported(trajectories, version),
@@ -154,23 +154,23 @@ class UpdateLoop:
             raise NonFiniteUpdate(
                 f"the weights of policy version {weights.policy_version} are not finite; they are not published"
             )
-        self.canary.remember(weights)
+        self.parity_check.remember(weights)
         self._publish(weights)
         return weights
 
     def _publish(self, weights: Weights) -> None:
         self.weights = weights
         self.statistics.published_bytes += weights.flat.nbytes
-        self.intake.publish(weights.policy_version, self.publish_to(weights))
+        self.trajectory_queue.publish(weights.policy_version, self.publish_to(weights))
 
     def _without_update(
         self, trajectories: list[Trajectory], errors: list[float | None], reason: str, **why: Any
-    ) -> Turn:
+    ) -> StepResult:
         """Weights and optimizer are as before; the actors go on with the weights they have."""
         assert self.weights is not None
-        books = self.intake.book(trajectories, trained=0, dropped=reason)
+        books = self.trajectory_queue.book(trajectories, trained=0, dropped=reason)
         self._publish(self.weights)
-        return Turn(
+        return StepResult(
             books=books,
             all_env_steps=0,
             trajectories=reported(trajectories, self.weights.policy_version),
@@ -179,11 +179,11 @@ class UpdateLoop:
             **why,
         )
 
-    def _keep_refused(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
+    def _keep_skipped(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
         """Save the batch of a refused update."""
-        self.refused_dir.mkdir(parents=True, exist_ok=True)
+        self.skipped_dir.mkdir(parents=True, exist_ok=True)
         stem = f"batch-{self.learner.policy_version:09d}-{time.time_ns()}"
-        path = self.refused_dir / f"{stem}.pt"
+        path = self.skipped_dir / f"{stem}.pt"
         torch.save(dict(batch.cpu().items()), path)
         log.error("an update was refused and its batch saved to %s: %s", path, error)
 

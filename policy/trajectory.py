@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _SCALAR_COLUMNS = ("training_env_id",)
 
 
@@ -108,10 +108,10 @@ class TrajectoryHeader:
 
     run_id: str
     actor: int
-    incarnation: int
+    restart_index: int
     """How often this actor was replaced before."""
     sequence: int
-    """Number of this unroll within (actor, incarnation), from 0."""
+    """Number of this unroll within (actor, restart index), from 0."""
     policy_version: int
     """The version that acted."""
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -166,7 +166,7 @@ def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[st
         "format_version": str(FORMAT_VERSION),
         "run_id": header.run_id,
         "actor": str(header.actor),
-        "incarnation": str(header.incarnation),
+        "restart_index": str(header.restart_index),
         "sequence": str(header.sequence),
         "policy_version": str(header.policy_version),
         "spaces_hash": spec.spaces_hash(),
@@ -227,7 +227,7 @@ def from_bytes(
 
 def _header(metadata: Mapping[str, str]) -> TrajectoryHeader:
     try:
-        numbers = {name: int(metadata[name]) for name in ("actor", "incarnation", "sequence", "policy_version")}
+        numbers = {name: int(metadata[name]) for name in ("actor", "restart_index", "sequence", "policy_version")}
         statistics = json.loads(metadata["statistics"])
     except (ValueError, RecursionError) as error:
         raise TrajectoryError(f"metadata that cannot be read: {error}") from error
@@ -241,7 +241,7 @@ _METADATA_KEYS = frozenset(
         "format_version",
         "run_id",
         "actor",
-        "incarnation",
+        "restart_index",
         "sequence",
         "policy_version",
         "spaces_hash",

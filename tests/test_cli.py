@@ -282,7 +282,7 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("settings", [["placement=shared", "learner.num_learners=1"], ["actor.num_actors=2"]])
+@pytest.mark.parametrize("settings", [["placement=colocated", "learner.num_learners=1"], ["actor.num_actors=2"]])
 def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,7 +295,7 @@ def test_doctor_measures_what_an_actor_makes_and_a_learner_takes(
         float(re.search(rf"{name} +([\d,]+) environment steps/s", said)[1].replace(",", ""))
         for name in ("acting", "learning")
     )
-    if "placement=shared" in settings:
+    if "placement=colocated" in settings:
         together = float(re.search(r"together +([\d,]+)", said)[1].replace(",", ""))
         assert together == pytest.approx(1 / (1 / acting + 1 / learning), rel=0.01)
     else:
@@ -311,7 +311,7 @@ def test_doctor_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.Captu
     run = tmp_path / "run"
     assert main(["doctor", f"run_dir={run}", "env.id=recall", "learner.num_learners=3", "metrics.port=0"]) == 0
     said = capsys.readouterr().out
-    assert "shared: learner.num_learners=3" in said
+    assert "colocated: learner.num_learners=3" in said
     assert "3, each acting on 64 slots" in said
     assert "192 segments x 64 steps = 12,288 environment steps" in said
     assert said.endswith("ready\n")

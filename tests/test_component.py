@@ -252,7 +252,7 @@ def test_clipping_and_l2_init_by_component():
 
 
 def test_copies_are_independent():
-    """A copy that runs the original's components (closures over self): the canary's copy would follow training."""
+    """A copy that runs the original's components (closures over self): the check's copy would follow training."""
     policy, _ = make_pair(TOKENS, ACTIONS["discrete"])[::-1]
     copied = copy.deepcopy(policy)
     obs, is_first = observe(TOKENS, 3), torch.ones(3, dtype=torch.bool)

@@ -15,7 +15,7 @@ from shoal.learner.device import DevicePath
 from shoal.learner.device_choice import DeviceNotFound, check_device, make_device_path
 from shoal.learner.forward_pass import evaluate
 from shoal.learner.learner import Learner
-from shoal.learner.parity_check import TOLERANCE, Canary
+from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from shoal.policy.weights import flatten_weights
 
@@ -24,7 +24,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def trajectory(seed, num_slots=7, policy_version=0):
-    header = TrajectoryHeader(run_id="r", actor=0, incarnation=0, sequence=seed, policy_version=policy_version)
+    header = TrajectoryHeader(run_id="r", actor=0, restart_index=0, sequence=seed, policy_version=policy_version)
     return from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, num_slots, seed)))
 
 
@@ -84,7 +84,7 @@ def test_precision_is_the_hardwares_unless_it_is_set(monkeypatch, precision, nat
 
 
 def test_bfloat16_is_near_and_exact_is_exact():
-    """A loss in bfloat16: probabilities and values must come back as float32. A canary that reads rounding."""
+    """A loss in bfloat16: probabilities and values must come back as float32. A parity check that reads rounding."""
     batch, policy = random_batch(0), small_policy()
     path = DevicePath(CPU, bfloat16=True)
     with torch.no_grad():
@@ -103,13 +103,13 @@ def test_bfloat16_is_near_and_exact_is_exact():
 def test_the_canary_reads_rounding_though_updates_are_bfloat16():
     """False alarms on every machine with bfloat16."""
     learner = make_learner(small_policy(), precision="bfloat16")
-    canary = Canary(learner.policy, learner.path, max_policy_lag=1, every=1)
-    canary.remember(flatten_weights(learner.policy, 0))
+    parity_check = LogProbParityCheck(learner.policy, learner.path, max_policy_lag=1, every=1)
+    parity_check.remember(flatten_weights(learner.policy, 0))
     batch = random_batch(0).clone()
     with torch.no_grad():
         batch["behavior_log_prob"] = evaluate(learner.policy, batch, DevicePath(CPU)).log_prob.T.contiguous()
     assert learner.update(batch).log_prob_error is None
-    assert canary.check(batch) <= TOLERANCE
+    assert parity_check.check(batch) <= TOLERANCE
 
 
 @pytest.mark.parametrize("sort", OBSERVATIONS)

@@ -152,7 +152,7 @@ def test_other_ways_to_play_are_sides() -> None:
 
 
 def test_evaluate_compares(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a side that is missing from the table, numbers that differ between table and JSON, and a verdict that
+    """Catches a side that is missing from the table, numbers that differ between table and JSON, and a bottleneck that
     does not follow from the interval.
     """
     other = train(tmp_path / "other", "seed=5")
@@ -186,7 +186,7 @@ def test_evaluate_compares(trained: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_difference_beyond_noise_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a verdict with the wrong sign: greedy play in this environment earns all that there is."""
+    """Catches a bottleneck with the wrong sign: greedy play in this environment earns all that there is."""
     run = train(tmp_path / "run", "env.id=evaluated_envs:Fragile-v0")
     capsys.readouterr()
     assert main(["evaluate", str(run), "--json", "--episodes", "64", "--vs", "greedy"]) == 0

@@ -26,7 +26,7 @@ from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import TrajectorySpec
 from shoal.policy.weights import Weights, flatten_weights
 
@@ -198,12 +198,12 @@ def test_metrics_read_the_last_and_the_best() -> None:
     evaluations = Evaluations()
     setup = make_setup("recall")
     spec = TrajectorySpec(8, (5,), "float32", (), "int64", num_actions=(4,))
-    intake = Intake(
+    trajectory_queue = TrajectoryQueue(
         spec, run_id=setup.run_id, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=0, ledger=Ledger()
     )
     sources = Sources(
-        statistics=RunStatistics(intake.ledger),
-        intake=intake,
+        statistics=RunStatistics(trajectory_queue.ledger),
+        trajectory_queue=trajectory_queue,
         actors_alive=lambda: 1,
         actor_restarts=dict,
         limit=lambda: None,

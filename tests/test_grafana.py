@@ -22,7 +22,7 @@ from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -112,10 +112,12 @@ EVERYWHERE = [*expressions(), *RECORDED.items(), *((name, rule["expr"]) for name
 def page() -> dict[str, set[str]]:
     """Names of samples that a run's page can have, with their labels."""
     ledger = Ledger()
-    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
+    trajectory_queue = TrajectoryQueue(
+        SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
+    )
     sources = Sources(
         statistics=RunStatistics(ledger),
-        intake=intake,
+        trajectory_queue=trajectory_queue,
         actors_alive=lambda: 0,
         actor_restarts=dict,
         limit=lambda: None,

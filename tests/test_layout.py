@@ -26,7 +26,7 @@ def layout_of(*arguments: str, cores: int, accelerator: bool = False) -> Layout:
 def test_without_an_accelerator_every_core_acts_and_learns(cores: int) -> None:
     """Catches a default that leaves cores idle."""
     layout = layout_of(cores=cores)
-    assert (layout.placement, layout.num_learners, layout.num_actors) == ("shared", cores, cores)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("colocated", cores, cores)
     assert layout.batch_size == 64 * cores
     assert layout.share(cores - 1).batch_size == 64
 
@@ -34,7 +34,7 @@ def test_without_an_accelerator_every_core_acts_and_learns(cores: int) -> None:
 def test_one_core_does_both_in_one_process() -> None:
     """Catches processes that take turns on one core."""
     layout = layout_of(cores=1)
-    assert (layout.placement, layout.num_learners, layout.num_actors, layout.batch_size) == ("shared", 1, 1, 64)
+    assert (layout.placement, layout.num_learners, layout.num_actors, layout.batch_size) == ("colocated", 1, 1, 64)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_one_core_does_both_in_one_process() -> None:
         (["learner.num_threads=3"], 4, 2, 3),
         (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
         (["env.kwargs={vectorization: async}"], 4, 2, 2),
-        (["placement=separate"], 2, 1, 1),
+        (["placement=disaggregated"], 2, 1, 1),
         (["learner.num_learners=1"], 2, 1, 1),
         (["learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step
     ],
@@ -52,34 +52,34 @@ def test_one_core_does_both_in_one_process() -> None:
 def test_where_rollout_processes_feed_one_learner(arguments: list[str], cores: int, actors: int, threads: int) -> None:
     """Catches a choice that ignores what was asked for."""
     layout = layout_of(*arguments, cores=cores)
-    assert (layout.placement, layout.num_learners) == ("separate", 1)
+    assert (layout.placement, layout.num_learners) == ("disaggregated", 1)
     assert (layout.num_actors, layout.num_threads) == (actors, threads)
 
 
 def test_an_accelerator_is_fed_by_all_cores_but_one() -> None:
     """Catches a batch too small for all actors to be under way within the lag: some would never be admitted."""
     layout = layout_of(cores=100, accelerator=True)
-    assert (layout.placement, layout.num_actors) == ("separate", 99)
+    assert (layout.placement, layout.num_actors) == ("disaggregated", 99)
     assert layout.batch_size * 2 >= 99 * 64
 
 
 def test_several_learners_with_accelerators_are_each_fed() -> None:
     """Catches learners that act on CPUs while their GPUs wait, and shares that are no whole unrolls."""
     layout = layout_of("learner.num_learners=2", cores=9, accelerator=True)
-    assert (layout.placement, layout.num_learners, layout.num_actors) == ("separate", 2, 8)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("disaggregated", 2, 8)
     assert layout.share(1).actors == range(4, 8)
     assert layout.share(1).batch_size * 2 >= 4 * 64
     with pytest.raises(LayoutError, match="2 learners that act on CPUs would leave their accelerators idle"):
-        layout_of("learner.num_learners=2", "placement=shared", cores=4, accelerator=True)
+        layout_of("learner.num_learners=2", "placement=colocated", cores=4, accelerator=True)
 
 
 def test_a_cluster_is_laid_out_by_its_room() -> None:
     """Catches actors counted by the cores of the learner's machine."""
     room = Machine(cores=4, accelerator=False, actor_places=12)
     layout = choose_layout(config_of("mode=cluster"), room)
-    assert (layout.placement, layout.num_learners, layout.num_actors, layout.num_threads) == ("separate", 1, 12, 4)
+    assert (layout.placement, layout.num_learners, layout.num_actors, layout.num_threads) == ("disaggregated", 1, 12, 4)
     layout = choose_layout(config_of("mode=cluster", "learner.num_learners=13"), room)
-    assert (layout.placement, layout.num_learners, layout.num_actors) == ("shared", 13, 13)
+    assert (layout.placement, layout.num_learners, layout.num_actors) == ("colocated", 13, 13)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_a_cluster_is_laid_out_by_its_room() -> None:
             "learner.batch_size: each learner's 8 segments must be a multiple of learner.minibatches=16",
         ),
         (
-            ["learner.num_learners=2", "placement=separate", "actor.num_actors=3"],
+            ["learner.num_learners=2", "placement=disaggregated", "actor.num_actors=3"],
             "actor.num_actors: 3 must be a multiple of learner.num_learners=2",
         ),
         (
-            ["learner.num_learners=2", "placement=separate", "learner.batch_size=64"],
+            ["learner.num_learners=2", "placement=disaggregated", "learner.batch_size=64"],
             "learner.batch_size: 64 segments must be a multiple of 2 learners x 64 slots",
         ),
     ],
@@ -119,7 +119,7 @@ SETTINGS = st.fixed_dictionaries(
         "learner.num_learners": st.integers(1, 6),
         "actor.num_actors": st.integers(1, 6),
         "actor.max_policy_lag": st.integers(0, 3),
-        "placement": st.sampled_from(["auto", "shared", "separate"]),
+        "placement": st.sampled_from(["auto", "colocated", "disaggregated"]),
     },
 )
 
@@ -144,10 +144,10 @@ def test_shares_cover_batch_and_actors_exactly(settings: dict[str, Any], cores: 
     assert layout.batch_size % config.learner.minibatches == 0
     assert layout.whole().batch_size == layout.batch_size
     for share in shares:
-        if layout.placement == "shared" or config.actor.max_policy_lag == 0:
+        if layout.placement == "colocated" or config.actor.max_policy_lag == 0:
             # In turns every actor makes the same number of unrolls.
             assert share.batch_size % (len(share.actors) * config.env.num_envs) == 0
-        if layout.placement == "shared":
+        if layout.placement == "colocated":
             assert share.batch_size % config.learner.minibatches == 0
             assert share.num_shards == 1
     assert layout.whole().num_shards == sum(share.num_shards for share in shares)

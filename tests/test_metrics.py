@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, random_columns
-from shoal.deploy.monitoring.bottleneck import Verdict
+from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import Histogram, RunStatistics, reported
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
@@ -38,10 +38,12 @@ def sources():
 def make_sources():
     """A run that has something to say of everything."""
     ledger = Ledger(sampled=100, trained=60, in_flight=30, dropped=Counter(stale=7, non_finite=3))
-    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
-    intake.refused["duplicate"] += 2
+    trajectory_queue = TrajectoryQueue(
+        SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
+    )
+    trajectory_queue.refused["duplicate"] += 2
     statistics = RunStatistics(ledger)
-    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=3, statistics=REPORTED)
+    header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=3, statistics=REPORTED)
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
     assert statistics.add_batch(reported([trajectory], 5)) == ["slot 1 was restarted"]
@@ -52,12 +54,12 @@ def make_sources():
     statistics.add_log_prob_error(1e-6)
     return Sources(
         statistics=statistics,
-        intake=intake,
+        trajectory_queue=trajectory_queue,
         actors_alive=lambda: 3,
         actor_restarts=lambda: {"died": 1},
-        limit=lambda: Verdict("learner", "updates take all of it"),
+        limit=lambda: Bottleneck("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
-        about={"mode": "inline", "placement": "shared"},
+        about={"mode": "inline", "placement": "colocated"},
         actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
         lags=lambda: [0, 1, 2, 5],
         accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
@@ -103,7 +105,7 @@ def test_every_entry_is_on_the_page(sources, serve):
         labels = {entry.label, "le" if entry.kind == "histogram" else None} - {None}
         assert {label for s in family.samples for label in s.labels} == labels
     assert values(families, "shoal_build_info") == {("3", "0.1"): 1}
-    assert values(families, "shoal_run_info") == {("inline", "shared"): 1}
+    assert values(families, "shoal_run_info") == {("inline", "colocated"): 1}
     assert "process_resident_memory_bytes" in families
 
 
@@ -158,7 +160,7 @@ def test_values_are_those_of_the_run(sources, serve):
         ("actor_env",): 0.5,
         ("actor_pack",): 0.125,
     }
-    sources.intake.ledger.sampled += 1
+    sources.trajectory_queue.ledger.sampled += 1
     families = scrape(serve(sources))
     assert values(families, "shoal_sampled_env_steps_total") == {(): 101}
     assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 1}
@@ -201,12 +203,14 @@ def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
 def test_before_the_first_batch_the_page_is_whole(serve):
     """A division by zero episodes, a maximum of nothing."""
     ledger = Ledger()
-    intake = Intake(SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger)
+    trajectory_queue = TrajectoryQueue(
+        SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
+    )
     families = scrape(
         serve(
             Sources(
                 statistics=RunStatistics(ledger),
-                intake=intake,
+                trajectory_queue=trajectory_queue,
                 actors_alive=lambda: 0,
                 actor_restarts=dict,
                 limit=lambda: None,
@@ -258,7 +262,7 @@ def test_histogram():
 
 
 def test_a_nan_of_the_canary_stays_seen():
-    """A canary that read NaN once and then looks healthy."""
+    """A parity check that read NaN once and then looks healthy."""
     statistics = RunStatistics(Ledger())
     for error in (1e-6, float("nan"), None, 1e-5):
         statistics.add_log_prob_error(error)
@@ -269,20 +273,20 @@ def test_a_nan_of_the_canary_stays_seen():
 
 def test_who_lags_is_seen_while_it_does(sources):
     """Catches a straggler that nobody sees before its unroll is thrown away, and one that is blamed for waiting."""
-    intake, spec = sources.intake, SMALL
-    intake.publish(1, "weights")
-    assert intake.lags() == []
-    intake._quota = None
-    assert intake.admit(0) == "weights"
-    assert intake.lags() == [0]
+    trajectory_queue, spec = sources.trajectory_queue, SMALL
+    trajectory_queue.publish(1, "weights")
+    assert trajectory_queue.lags() == []
+    trajectory_queue._quota = None
+    assert trajectory_queue.admit(0) == "weights"
+    assert trajectory_queue.lags() == [0]
     for version in (2, 3):
-        intake.publish(version, "weights")
-    assert intake.lags() == [2]
-    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=1, sequence=0, policy_version=1, statistics=REPORTED)
-    intake.deliver(to_bytes(spec, header, random_columns(spec, 4, 0)))
-    assert intake.lags() == []
-    assert intake.sampled_episodes == 2
-    intake.publish(9, "weights")
-    assert intake.admit(1) == "weights"
-    intake.abandon(1)
-    assert intake.lags() == []
+        trajectory_queue.publish(version, "weights")
+    assert trajectory_queue.lags() == [2]
+    header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=1, sequence=0, policy_version=1, statistics=REPORTED)
+    trajectory_queue.deliver(to_bytes(spec, header, random_columns(spec, 4, 0)))
+    assert trajectory_queue.lags() == []
+    assert trajectory_queue.sampled_episodes == 2
+    trajectory_queue.publish(9, "weights")
+    assert trajectory_queue.admit(1) == "weights"
+    trajectory_queue.abandon(1)
+    assert trajectory_queue.lags() == []

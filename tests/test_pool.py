@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import ray
-import shoal.actors.supervisor as seats_module
+import shoal.actors.supervisor as supervisor_module
 from replaying import REFUSED, REFUSED_OF_A_SUCCESSOR, ReplayingSetup
 from service import (
     SMALL,
@@ -31,14 +31,14 @@ from service import (
     wait_for,
 )
 from shoal.actors.config import ActorConfig
-from shoal.actors.ray_actor import Whereabouts, whereabouts
+from shoal.actors.ray_actor import ProcessLocation, process_location
 from shoal.actors.ray_pool import RayPool
-from shoal.actors.supervisor import Seats, TooManyFailures
+from shoal.actors.supervisor import Supervisor, TooManyFailures
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.ledger import Ledger
-from shoal.learner.trajectory_queue import Driver, Intake
+from shoal.learner.trajectory_queue import Driver, TrajectoryQueue
 from shoal.policy.trajectory import Trajectory
 from shoal.policy.weights import Weights, flatten_weights
 
@@ -78,7 +78,7 @@ def cluster(_cluster: str) -> None:
 
 
 class Run:
-    """A pool and its intake, with a loop in place of a learner: every batch is one more version."""
+    """A pool and its trajectory queue, with a loop in place of a learner: every batch is one more version."""
 
     may_hold: ClassVar[int]
     """Descriptors of this process when all is closed, after any number of faults."""
@@ -86,7 +86,7 @@ class Run:
     def __init__(self, setup: WorkerSetup, num_actors: int = 2, **config: Any) -> None:
         self._memory = shared_memory()
         self.weights = flatten_weights(setup.make_policy(), 0)
-        self.intake = Intake(
+        self.trajectory_queue = TrajectoryQueue(
             make_spec(setup),
             run_id=setup.run_id,
             num_actors=num_actors,
@@ -97,20 +97,20 @@ class Run:
         )
         self.version = 0
         self.trained: set[tuple[int, int, int]] = set()
-        self.intake.publish(0, self.weights)
-        self.pool = RayPool(setup, range(num_actors), ActorConfig(**config), self.intake, PLACED)
+        self.trajectory_queue.publish(0, self.weights)
+        self.pool = RayPool(setup, range(num_actors), ActorConfig(**config), self.trajectory_queue, PLACED)
 
     def update(self) -> Trajectory:
-        [trajectory] = self.intake.next_batch(self.pool.pump, threading.Event()) or []
-        self.intake.book([trajectory], trained=trajectory.env_steps)
+        [trajectory] = self.trajectory_queue.next_batch(self.pool.pump, threading.Event()) or []
+        self.trajectory_queue.book([trajectory], trained=trajectory.env_steps)
         header = trajectory.header
-        unroll = header.actor, header.incarnation, header.sequence
+        unroll = header.actor, header.restart_index, header.sequence
         assert unroll not in self.trained
         self.trained.add(unroll)
         assert 0 <= self.version - header.policy_version <= 2
         self.version += 1
-        self.intake.publish(self.version, Weights(self.version, self.weights.flat, self.weights.content_hash))
-        assert self.intake.ledger.balance() == 0
+        self.trajectory_queue.publish(self.version, Weights(self.version, self.weights.flat, self.weights.content_hash))
+        assert self.trajectory_queue.ledger.balance() == 0
         return trajectory
 
     def update_until(self, condition: Any, seconds: float = 200) -> Trajectory:
@@ -123,11 +123,11 @@ class Run:
     def close(self) -> None:
         """Nothing is left behind: no step, no process, no descriptor, no shared memory."""
         processes = self.pool.process_ids()
-        back, lost = self.pool.recoveries, self.intake.lost_unrolls
+        back, lost = self.pool.recoveries, self.trajectory_queue.lost_unrolls
         self.pool.close()
-        assert self.intake.lost_unrolls == lost  # what is under way at the end is nobody's loss
-        self.intake.close()
-        assert self.intake.ledger.balance() == self.intake.ledger.in_flight == 0
+        assert self.trajectory_queue.lost_unrolls == lost  # what is under way at the end is nobody's loss
+        self.trajectory_queue.close()
+        assert self.trajectory_queue.ledger.balance() == self.trajectory_queue.ledger.in_flight == 0
         assert back.count <= sum(self.pool.restarts.values())
         assert back.seconds >= 0.5 * back.count  # the shortest pause before a successor
         assert shared_memory() <= self._memory
@@ -143,29 +143,29 @@ def test_a_killed_actor_is_replaced() -> None:
     run.update_until(lambda _: run.pool.num_alive == 2)
     before = run.pool.process_ids()
     os.kill(before[0], signal.SIGKILL)
-    back = run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    back = run.update_until(lambda trajectory: trajectory.header.restart_index == 1)
     # Its very first unroll may be as slow as several of the other actor's and come too late: dropped, and in the books.
     assert back.header.actor == 0
     assert run.version - 1 - back.header.policy_version <= 2
     assert run.pool.restarts == {"died": 1}
     assert run.pool.recoveries.count == 1
-    assert run.intake.lost_unrolls <= 1
-    assert set(run.intake.ledger.dropped) <= {"stale"}
-    assert not run.intake.refused
+    assert run.trajectory_queue.lost_unrolls <= 1
+    assert set(run.trajectory_queue.ledger.dropped) <= {"stale"}
+    assert not run.trajectory_queue.refused
     assert run.pool.num_alive == 2
     assert len(set(run.pool.process_ids()) - set(before)) == 1
     run.close()
 
 
 class StopsInItsStart:
-    """An actor whose first incarnation hangs before it can answer anything."""
+    """An actor whose first restart index hangs before it can answer anything."""
 
-    def __init__(self, incarnation: int) -> None:
-        if incarnation == 0:
+    def __init__(self, restart_index: int) -> None:
+        if restart_index == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def whereabouts(self) -> Whereabouts:
-        return whereabouts()
+    def process_location(self) -> ProcessLocation:
+        return process_location()
 
     def build(self) -> None:
         pass
@@ -176,35 +176,35 @@ def test_an_actor_that_hangs_in_its_start_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Catches a process that hangs before it said where it is, taken for one that waits for a place: for ever."""
-    monkeypatch.setattr(seats_module, "TELL_AFTER_SECONDS", 1.0)
-    monkeypatch.setattr(seats_module, "TELL_AGAIN_SECONDS", 1.0)
-    seats = Seats(
+    monkeypatch.setattr(supervisor_module, "TELL_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor_module, "TELL_AGAIN_SECONDS", 1.0)
+    supervisor = Supervisor(
         range(1),
         title="actor",
-        make=lambda _, incarnation: ray.remote(StopsInItsStart).options(**PLACED).remote(incarnation),
+        make=lambda _, restart_index: ray.remote(StopsInItsStart).options(**PLACED).remote(restart_index),
         needs="1 CPU",
         call_timeout_seconds=60.0,
         max_consecutive_failures=100,
-        on_lost=lambda seat: None,
+        on_lost=lambda slot: None,
         build_timeout_seconds=20.0,
     )
-    [seat] = seats.all
+    [slot] = supervisor.all
 
     def up() -> bool:
-        seats.start_due()
-        seats.fail_overdue()
-        if seat.call is not None and ray.wait([seat.call], timeout=0)[0]:
-            seats.collect(seat)
-        return bool(seats.up())
+        supervisor.start_due()
+        supervisor.fail_overdue()
+        if slot.call is not None and ray.wait([slot.call], timeout=0)[0]:
+            supervisor.collect(slot)
+        return bool(supervisor.up())
 
-    wait_for(lambda: up() or seat.whereabouts)
-    assert seat.whereabouts
-    hung = seat.whereabouts.process_id
+    wait_for(lambda: up() or slot.process_location)
+    assert slot.process_location
+    hung = slot.process_location.process_id
     wait_for(up)
-    assert seat.incarnation == seats.restarts["timeout"] >= 1
+    assert slot.restart_index == supervisor.restarts["timeout"] >= 1
     assert "the processes of 1 are still starting" in caplog.text
     wait_for(lambda: not alive(hung))
-    seats.close()
+    supervisor.close()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -212,10 +212,10 @@ def test_an_unroll_under_way_is_lost_and_counted(tmp_path: Path) -> None:
     """Catches an admission that is never given back: in the end nobody would be admitted any more."""
     setup = make_setup(SCRIPTED, how="exits", at=30, marker=str(tmp_path / "marker"))
     run = Run(setup)
-    run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    run.update_until(lambda trajectory: trajectory.header.restart_index == 1)
     assert run.pool.restarts == {"died": 1}
     assert run.pool.recoveries.count == 1
-    assert run.intake.lost_unrolls == 1
+    assert run.trajectory_queue.lost_unrolls == 1
     run.close()
 
 
@@ -224,10 +224,10 @@ def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
     """Catches one environment that sleeps for ever and takes its actor, or everybody, with it."""
     setup = make_setup(SCRIPTED, how="hangs", at=30, marker=str(tmp_path / "marker"))
     run = Run(setup, unroll_timeout_seconds=2.0)
-    run.update_until(lambda trajectory: trajectory.header.incarnation == 1)
+    run.update_until(lambda trajectory: trajectory.header.restart_index == 1)
     assert run.pool.restarts == {"timeout": 1}
     assert run.pool.recoveries.count == 1
-    assert run.intake.lost_unrolls == 1
+    assert run.trajectory_queue.lost_unrolls == 1
     run.close()
 
 
@@ -238,14 +238,14 @@ def test_what_comes_twice_or_from_another_run_is_not_trained(tmp_path: Path) -> 
     setup = ReplayingSetup(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, folder=tmp_path)
     run = Run(setup)
     expected = REFUSED + REFUSED
-    run.update_until(lambda _: run.intake.refused == expected)
+    run.update_until(lambda _: run.trajectory_queue.refused == expected)
     [victim, _] = run.pool.process_ids()
     os.kill(victim, signal.SIGKILL)
     expected += REFUSED_OF_A_SUCCESSOR
-    run.update_until(lambda _: run.intake.refused == expected)
+    run.update_until(lambda _: run.trajectory_queue.refused == expected)
     at = run.version
-    run.update_until(lambda trajectory: run.version >= at + 20 and trajectory.header.incarnation == 1)
-    assert run.intake.refused == expected
+    run.update_until(lambda trajectory: run.version >= at + 20 and trajectory.header.restart_index == 1)
+    assert run.trajectory_queue.refused == expected
     assert run.pool.restarts == {"died": 1}
     # Not each of their first ones: a successor's may come too late.
     assert {unroll[:2] for unroll in run.trained} == {(0, 0), (0, 1), (1, 0)}
@@ -261,8 +261,8 @@ def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
     start = run.version
     run.update_until(lambda _: run.version == start + 50)
     # Until the straggler is back, whose unroll takes 0.8 s: the other one went on for dozens of versions.
-    run.update_until(lambda _: bool(run.intake.ledger.dropped))
-    assert set(run.intake.ledger.dropped) == {"stale"}
+    run.update_until(lambda _: bool(run.trajectory_queue.ledger.dropped))
+    assert set(run.trajectory_queue.ledger.dropped) == {"stale"}
     assert run.pool.restarts == {}
     run.close()
 
@@ -272,12 +272,12 @@ def test_actors_wait_for_a_learner_that_stalls() -> None:
     """Catches a queue that grows while the learner is busy with something else, until memory is gone; fault 11."""
     run = Run(make_setup("recall", num_envs=8, unroll_length=32))
     run.update_until(lambda _: run.pool.num_alive == 2)
-    driver = Driver(run.pool.pump, run.intake)
+    driver = Driver(run.pool.pump, run.trajectory_queue)
     driver.start()
     time.sleep(3)
-    waiting, held = run.intake.queued_segments, run.intake.queued_bytes
+    waiting, held = run.trajectory_queue.queued_segments, run.trajectory_queue.queued_bytes
     time.sleep(1)
-    assert (run.intake.queued_segments, run.intake.queued_bytes) == (waiting, held)
+    assert (run.trajectory_queue.queued_segments, run.trajectory_queue.queued_bytes) == (waiting, held)
     assert waiting <= 3 * 8  # the batch that may be trained now, and max_policy_lag=2 more
     driver.stop()
     run.update_until(lambda _: run.version > 20)
@@ -302,7 +302,7 @@ def test_an_environment_that_always_fails_ends_the_run() -> None:
 def test_an_actor_refuses_other_weights_than_were_published() -> None:
     """Catches an actor that plays on with weights which were damaged on their way."""
     run = Run(make_setup("recall"), num_actors=1, max_consecutive_failures=1)
-    run.intake.publish(1, Weights(1, run.weights.flat + 1, run.weights.content_hash))
+    run.trajectory_queue.publish(1, Weights(1, run.weights.flat + 1, run.weights.content_hash))
     with pytest.raises(TooManyFailures, match="WeightsError: weights of version 1: expected content hash"):
         run.update()
     run.close()
@@ -368,7 +368,7 @@ def test_a_bad_answer_costs_one_slot_an_episode(tmp_path: Path) -> None:
     assert main(["train", *SMALL, *env, "mode=inline", "total_env_steps=2000", f"run_dir={tmp_path / 'run'}"]) == 0
     summary = read_summary(tmp_path / "run")
     assert summary["env_faults"] >= 8
-    assert summary["refused_updates"] == summary["actor_restarts"] == 0
+    assert summary["skipped_updates"] == summary["actor_restarts"] == 0
     log = (tmp_path / "run" / "run.log").read_text()
     assert log.count("WARNING") == summary["env_faults"]
     for slot in range(8):

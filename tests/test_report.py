@@ -46,7 +46,7 @@ def test_curves_are_those_of_the_file(ended: tuple[Path, list[Line]]) -> None:
         ("policy-loss", "policy loss", "loss/policy_loss"),
         ("explained-variance", "explained variance", "loss/explained_variance"),
         ("gradient", "gradient norm", "loss/grad_norm"),
-        ("canary", "actors' against learner's log-probabilities", "log_prob_error"),
+        ("parity_check", "actors' against learner's log-probabilities", "log_prob_error"),
         ("staleness", "as the actors stored them", "memory_staleness_ratio/stored"),
         ("lag", "mean", "policy_lag_versions/mean"),
         ("weight-norm", "lstm", "weight_norm/lstm"),
@@ -83,7 +83,7 @@ def test_speed_and_shares_are_differences(ended: tuple[Path, list[Line]]) -> Non
 
 
 def test_the_headline_is_the_summary(ended: tuple[Path, list[Line]]) -> None:
-    """Catches a headline that says other numbers than summary.json, or forgets the verdict."""
+    """Catches a headline that says other numbers than summary.json, or forgets the bottleneck."""
     run, written = ended
     text = report(run).text
     said = summary(written[-1])
@@ -110,7 +110,17 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert y == pytest.approx([e["mean_return"] for e in written if e["mean_return"] is not None], rel=1e-5)
     assert y[-1] == pytest.approx(said["mean_return"], rel=1e-5)
     assert x[-1] == said["env_steps"]
-    for key in ("speed", "learner-time", "actor-time", "lag", "canary", "entropy", "gradient", "weight-norm", "actors"):
+    for key in (
+        "speed",
+        "learner-time",
+        "actor-time",
+        "lag",
+        "parity_check",
+        "entropy",
+        "gradient",
+        "weight-norm",
+        "actors",
+    ):
         assert key in page.figures, sorted(page.figures)
     for moment in zip(*(trace["y"] for trace in page.figures["learner-time"]["data"]), strict=True):
         assert sum(moment) == pytest.approx(1, abs=1e-4)
@@ -372,7 +382,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
 
 
 def test_a_memory_or_books_that_are_wrong_are_shouted(tmp_path: Path) -> None:
-    """Catches alarms that look like everything else, also where the canary's reading is no number."""
+    """Catches alarms that look like everything else, also where the parity check's reading is no number."""
     written = lines()
     bad = summary(written[-1], max_log_prob_error=None)
     bad["ledger"]["trained"] -= 7

@@ -59,7 +59,7 @@ def test_shapes_and_nothing_unwritten(env_id: str, kwargs: dict[str, Any], obs: 
             assert (columns["behavior_log_prob"] <= 0).all()
         assert columns["training_env_id"].tolist() == [2 * 2**32 + slot for slot in range(4)]
         header = trajectory.header
-        assert (header.actor, header.incarnation, header.sequence, header.policy_version) == (2, 0, sequence, 0)
+        assert (header.actor, header.restart_index, header.sequence, header.policy_version) == (2, 0, sequence, 0)
         assert header.statistics["env_steps"] == trajectory.env_steps
 
 
@@ -118,7 +118,7 @@ def test_the_learner_can_recompute_what_the_actor_did() -> None:
 
 
 def test_slots_share_nothing() -> None:
-    """Catches two slots, actors or incarnations that play the same episodes, or write into one memory."""
+    """Catches two slots, actors or restart indices that play the same episodes, or write into one memory."""
     setup = make_setup(SCRIPTED, num_envs=3)
     workers = [setup.make_worker(*identity) for identity in ((0, 0), (1, 0), (2, 0), (0, 1))]
     columns = [unroll(worker).columns for worker in workers]

@@ -102,7 +102,7 @@ class ScriptedGroup:
 
 def make_worker(env: Any, *, unroll_length: int = UNROLL, burn_in: int = 0) -> RolloutWorker:
     policy = make_policy(observation_of(env.spec), actions_of(env.spec))
-    identity: Any = {"run_id": "test", "actor": 3, "incarnation": 0}
+    identity: Any = {"run_id": "test", "actor": 3, "restart_index": 0}
     return RolloutWorker(env, policy, unroll_length, seed=4, burn_in=burn_in, **identity)
 
 

@@ -77,7 +77,7 @@ def test_burn_in_of_other_weights_equals_stepping_through_it():
 
 
 def test_the_canary_compares_with_the_stored_state_whatever_training_starts_from():
-    """A false alarm, or a blind canary, where training starts from another state than acting did."""
+    """A false alarm, or a blind parity check, where training starts from another state than acting did."""
     rollouts, policy = make(burn_in=5)
     learner = make_learner(policy, learning_rate=1e-2)
     for version in range(2):
@@ -169,7 +169,7 @@ def test_staleness_of_refreshed_states_is_less_than_of_stored_ones():
 def test_an_unroll_follows_the_one_before_of_the_same_incarnation():
     """The state of an actor that died taken for its successor's, whose sequence numbers begin anew."""
     payload = [
-        to_bytes(SMALL, TrajectoryHeader(run_id=RUN, actor=0, incarnation=i, sequence=s, policy_version=0), columns)
+        to_bytes(SMALL, TrajectoryHeader(run_id=RUN, actor=0, restart_index=i, sequence=s, policy_version=0), columns)
         for columns in [random_columns(SMALL, 2, 0)]
         for i, s in ((0, 3), (0, 4), (1, 4))
     ]

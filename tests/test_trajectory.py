@@ -33,7 +33,7 @@ SPECS = {
     "burn-in": TrajectorySpec(5, (4, 3), "uint8", (), "int64", 2, 3, burn_in=2),
 }
 HEADER = TrajectoryHeader(
-    run_id=RUN, actor=3, incarnation=1, sequence=7, policy_version=42, statistics={"episode_returns": [0.5, 1]}
+    run_id=RUN, actor=3, restart_index=1, sequence=7, policy_version=42, statistics={"episode_returns": [0.5, 1]}
 )
 
 

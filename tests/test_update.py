@@ -1,4 +1,4 @@
-"""The whole update against the same episodes trained one by one, and the canary that watches the memory."""
+"""The whole update against the same episodes trained one by one, and the parity check that watches the memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rollouts import (
 from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import evaluate, log_prob_error, valid_transitions
 from shoal.learner.learner import NonFiniteUpdate
-from shoal.learner.parity_check import TOLERANCE, Canary
+from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.config import RegularizationConfig
 from shoal.policy.recurrent import plan_resets, step_lstm
 from shoal.policy.weights import flatten_weights
@@ -230,7 +230,7 @@ def test_a_batch_without_valid_transitions_is_survived():
     assert all(p.isfinite().all() for p in learner.policy.parameters())
 
 
-# The canary
+# The parity check
 
 
 def recall(num_envs=6, seed=0, **settings):
@@ -277,7 +277,7 @@ def _early(is_first):
 
 @pytest.mark.parametrize("break_reset", [_late, _early, np.zeros_like], ids=["late", "early", "never"])
 def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_reset):
-    """The canary is blind: resets inside an unroll that come one step off in training."""
+    """The parity check is blind: resets inside an unroll that come one step off in training."""
     rollouts, learner_ = recall()
     monkeypatch.setattr(
         shoal.learner.forward_pass, "plan_resets", lambda is_first, _: plan_resets(break_reset(is_first))
@@ -286,7 +286,7 @@ def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_res
 
 
 def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
-    """The canary is blind: an actor that zeroes the state after the first observation was consumed."""
+    """The parity check is blind: an actor that zeroes the state after the first observation was consumed."""
     rollouts, learner = recall()
     before = [torch.zeros(6, dtype=torch.bool)]
 
@@ -299,7 +299,7 @@ def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
 
 
 def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
-    """The canary is blind: an actor that resets its memory on terminated only."""
+    """The parity check is blind: an actor that resets its memory on terminated only."""
     rollouts, learner = recall()
     calls = []
 
@@ -321,7 +321,7 @@ def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["no stored state", "another slot's state", "h and c exchanged", "shifted actions"])
 def test_the_canary_jumps_when_the_batch_is_wrong(fault):
-    """The canary is blind: faults of the way from the actor's memory to the learner's."""
+    """The parity check is blind: faults of the way from the actor's memory to the learner's."""
     rollouts, learner = recall()
     rollouts.batch(learner.policy, 0)
     batch = rollouts.batch(learner.policy, 0).clone()
@@ -340,26 +340,26 @@ def test_the_canary_jumps_when_the_batch_is_wrong(fault):
 def test_the_lagged_canary_compares_with_the_weights_that_acted():
     """A check against the newest weights, of versions that are forgotten, or that never sees a fault under lag."""
     rollouts, learner = recall(learning_rate=1e-2)
-    canary = Canary(learner.policy, CPU, max_policy_lag=2, every=2, segments=4)
+    parity_check = LogProbParityCheck(learner.policy, CPU, max_policy_lag=2, every=2, segments=4)
     for version in range(3):
-        canary.remember(flatten_weights(learner.policy, version))
+        parity_check.remember(flatten_weights(learner.policy, version))
         batch = rollouts.batch(learner.policy, version)
         if version == 1:
             old = batch.clone()
         if version < 2:
             learner.update(batch)
     assert log_prob_error(evaluate(learner.policy, old, CPU).log_prob, old).item() > FAULT_SEEN
-    assert canary.check(old) is None  # every second batch
-    assert canary.check(old) <= TOLERANCE
+    assert parity_check.check(old) is None  # every second batch
+    assert parity_check.check(old) <= TOLERANCE
     # Another share of the segments every time: a fault in one slot is found within a round.
     old["behavior_log_prob"][1] -= 0.5
-    readings = [canary.check(old) for _ in range(4)]
+    readings = [parity_check.check(old) for _ in range(4)]
     assert readings[0] is readings[2] is None
     assert max(readings[1], readings[3]) > 0.4
     for version in (3, 4):
-        canary.remember(flatten_weights(learner.policy, version))
-    assert canary.check(old) is None
-    assert canary.check(old) is None  # version 1 is out of reach, and its weights gone
+        parity_check.remember(flatten_weights(learner.policy, version))
+    assert parity_check.check(old) is None
+    assert parity_check.check(old) is None  # version 1 is out of reach, and its weights gone
 
 
 @pytest.mark.parametrize("kind", ACTIONS)

@@ -156,7 +156,7 @@ class Cluster:
         if learners != "auto" and learners > 1:
             if problem := self._learners_problem(learners, nodes, room, here):
                 found.append(problem)
-            if config.placement == "shared" or (config.placement == "auto" and not here.accelerator):
+            if config.placement == "colocated" or (config.placement == "auto" and not here.accelerator):
                 return found  # they act, nobody else does
         if labels and not room.autoscaling and not any(matches(node.labels, labels) for node in nodes):
             own = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/")})

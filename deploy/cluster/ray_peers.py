@@ -18,14 +18,14 @@ import ray
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import Recoveries
 from shoal.actors.ray_pool import describe, state_of
-from shoal.actors.supervisor import BUILD_TIMEOUT_SECONDS, Seat, Seats
+from shoal.actors.supervisor import BUILD_TIMEOUT_SECONDS, ActorSlot, Supervisor
 from shoal.deploy.cluster.learner_actor import LearnerActor
 from shoal.deploy.cluster.ray_session import RaySession
 from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
 from shoal.learner.learner import Learner
-from shoal.learner.update_step import Turn
+from shoal.learner.update_step import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ GRACE_SECONDS = 10.0
 
 
 class RayPeers:
-    """``learner.peer_learners.Peers``. Rank 0 is the run's own learner; the others hold the seats 1, 2, ...
+    """``learner.peer_learners.Peers``. Rank 0 is the run's own learner; the others hold the actor slots 1, 2, ...
 
     Not thread-safe: only the training loop calls it, and ``close`` whoever comes after.
     """
@@ -54,7 +54,7 @@ class RayPeers:
         remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
         self._on_lost_steps = on_lost_steps
         self._in_flight: Counter[tuple[int, int]] = Counter()
-        """Steps that wait for a turn of theirs, by learner and incarnation."""
+        """Steps that wait for a turn of theirs, by learner and restart index."""
         self._actors_alive: dict[tuple[int, int], int] = {}
         """Rollout workers of each learner, as of its last turn."""
         self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -62,18 +62,18 @@ class RayPeers:
         fed = setup.rollout_processes is not None
         self._restarts: Counter[str] = Counter()
         self._timeout = config.unroll_timeout_seconds
-        self._members: list[tuple[Seat, int]] = []
-        """Seats of the group with their incarnations, in the order of their ranks."""
+        self._members: list[tuple[ActorSlot, int]] = []
+        """Actor slots of the group with their restart indices, in the order of their ranks."""
         self._group: LearnerGroup | None = None
         self._generation = -1
-        self._seats = Seats(
+        self._supervisor = Supervisor(
             range(1, layout.num_learners),
             title="learner",
-            make=lambda rank, incarnation: remote.remote(setup, layout.share(rank), incarnation),
+            make=lambda rank, restart_index: remote.remote(setup, layout.share(rank), restart_index),
             needs=describe(session.learner_options),
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,
-            on_lost=lambda seat: on_lost_turn() if seat.work == "turn" else None,
+            on_lost=lambda slot: on_lost_turn() if slot.work == "turn" else None,
             # One that is fed waits for its first rollout actor, which waits for a place.
             build_timeout_seconds=math.inf if fed else BUILD_TIMEOUT_SECONDS,
         )
@@ -81,12 +81,12 @@ class RayPeers:
     @property
     def restarts(self) -> Counter[str]:
         """Learners, and rollout workers in their processes, replaced by reason."""
-        return self._seats.restarts + self._restarts
+        return self._supervisor.restarts + self._restarts
 
     @property
     def recoveries(self) -> Recoveries:
         """How long replacements of learners took."""
-        return self._seats.recoveries
+        return self._supervisor.recoveries
 
     @property
     def num_actors_alive(self) -> int:
@@ -98,11 +98,11 @@ class RayPeers:
         """Rollout workers by ``actors.pool.State``, as of the last update."""
         states: Counter[str] = Counter()
         alive = dict(self._actors_alive)
-        for seat in self._seats.all:
-            up = alive.get((seat.actor, seat.incarnation), 0)
+        for slot in self._supervisor.all:
+            up = alive.get((slot.actor, slot.restart_index), 0)
             states["up"] += up
             # What a learner that is up has besides them it does not say.
-            states["starting" if seat.built else state_of(seat)] += self._num_actors[seat.actor] - up
+            states["starting" if slot.built else state_of(slot)] += self._num_actors[slot.actor] - up
         return states
 
     @property
@@ -112,7 +112,7 @@ class RayPeers:
 
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
-        return self._seats.process_ids()
+        return self._supervisor.process_ids()
 
     def begin(self, learner: Learner, stop: threading.Event) -> None:
         """Start everybody's part in the next update; before it, whoever came or went, the group is made anew.
@@ -122,35 +122,35 @@ class RayPeers:
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
-        self._seats.start_due()
+        self._supervisor.start_due()
         while self._take_in_started() and self._generation < 0 and not stop.is_set():
             time.sleep(0.02)
-            self._seats.start_due()
-        present = [(seat, seat.incarnation) for seat in self._seats.up()]
-        self._write_off("learner_lost", {(seat.actor, incarnation) for seat, incarnation in present})
+            self._supervisor.start_due()
+        present = [(slot, slot.restart_index) for slot in self._supervisor.up()]
+        self._write_off("learner_lost", {(slot.actor, restart_index) for slot, restart_index in present})
         if self._group is None or present != self._members:
             self._regroup(learner, present)
-        for seat, _ in self._members:
-            self._seats.call(seat, "turn")
+        for slot, _ in self._members:
+            self._supervisor.call(slot, "turn")
 
-    def end(self) -> Sequence[Turn]:
+    def end(self) -> Sequence[StepResult]:
         """What the others did in the update that was begun; nothing of those who failed in it.
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
         turns = []
-        for seat, _ in self._members:
-            turn = self._answer(seat)
-            if isinstance(turn, Turn):
+        for slot, _ in self._members:
+            turn = self._answer(slot)
+            if isinstance(turn, StepResult):
                 turns.append(turn)
-                who = (seat.actor, seat.incarnation)
+                who = (slot.actor, slot.restart_index)
                 self._in_flight[who] += turn.beside.in_flight
                 self._actors_alive[who] = turn.num_alive
                 self._lags[who] = turn.lags
                 for reason, message in turn.replaced:
                     self._restarts[reason] += 1
-                    log.warning("of learner %d, %s", seat.actor, message)
+                    log.warning("of learner %d, %s", slot.actor, message)
         return turns
 
     def separate(self, learner: Learner) -> None:
@@ -161,7 +161,7 @@ class RayPeers:
 
     def close(self) -> None:
         """Kill all; their work under way is lost."""
-        self._seats.close()
+        self._supervisor.close()
         self._write_off("shutdown", set())
         if self._group is not None:
             self._group.close()
@@ -177,23 +177,30 @@ class RayPeers:
 
     def _take_in_started(self) -> bool:
         """Whether somebody is still starting."""
-        starting = {seat.call: seat for seat in self._seats.all if not seat.built and seat.call is not None}
+        starting = {slot.call: slot for slot in self._supervisor.all if not slot.built and slot.call is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
             for ref in ready:
-                self._seats.collect(starting[ref])
-            self._seats.fail_overdue()
-        return len(self._seats.up()) < len(self._seats.all)
+                self._supervisor.collect(starting[ref])
+            self._supervisor.fail_overdue()
+        return len(self._supervisor.up()) < len(self._supervisor.all)
 
-    def _regroup(self, learner: Learner, members: list[tuple[Seat, int]]) -> None:
+    def _regroup(self, learner: Learner, members: list[tuple[ActorSlot, int]]) -> None:
         """Make a group of all members that can be brought into one."""
         while members:
             self.separate(learner)
             self._generation += 1
             store = open_store(self._address, self._timeout)
-            for rank, (seat, _) in enumerate(members, 1):
-                self._seats.call(
-                    seat, "join", self._address, store.port, self._generation, rank, len(members) + 1, self._timeout
+            for rank, (slot, _) in enumerate(members, 1):
+                self._supervisor.call(
+                    slot,
+                    "join",
+                    self._address,
+                    store.port,
+                    self._generation,
+                    rank,
+                    len(members) + 1,
+                    self._timeout,
                 )
             try:
                 self._group = LearnerGroup(
@@ -213,8 +220,8 @@ class RayPeers:
             members = joined
         self._members = members
 
-    def _answer(self, seat: Seat) -> Turn | int | None:
-        """What a call under way gives; None where the seat failed."""
-        if seat.call is None:
+    def _answer(self, slot: ActorSlot) -> StepResult | int | None:
+        """What a call under way gives; None where the actor slot failed."""
+        if slot.call is None:
             return None
-        return self._seats.answer(seat)
+        return self._supervisor.answer(slot)

@@ -132,7 +132,7 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
         f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
         f"  arithmetic     {path.describe()}; acting is always float32, so that log-probabilities can be compared",
     ]
-    if layout.placement == "shared":
+    if layout.placement == "colocated":
         idle = layout.cores - layout.num_learners
         if idle > 0 and config.mode != "inline":
             lines.append(
@@ -157,7 +157,7 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
         "environment",
         f"  learning       {learner:,.0f} environment steps/s",
     ]
-    if layout.placement == "shared" or config.mode == "inline":
+    if layout.placement == "colocated" or config.mode == "inline":
         learners = 1 if config.mode == "inline" else layout.num_learners
         rate = learners / (acting + learning)
         each = f", {learners} learners of {rate / learners:,.0f}" if learners > 1 else ""
@@ -184,7 +184,7 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
 
 
 def _lag(config: Config, layout: Layout) -> str:
-    if layout.placement == "shared" or config.actor.max_policy_lag == 0:
+    if layout.placement == "colocated" or config.actor.max_policy_lag == 0:
         return "the version it acts with (lag 0)"
     most = config.actor.max_policy_lag
     unrolls = max(1, layout.batch_size // config.env.num_envs)
@@ -206,7 +206,7 @@ def _processes(config: Config, layout: Layout) -> list[str]:
             f"  processes      1, which runs {layout.num_actors} rollout workers of {slots} and all updates in turn"
         ]
     threads = "one torch thread each: threads of several processes that wait for each other spin"
-    if layout.placement == "shared":
+    if layout.placement == "colocated":
         actors = layout.num_actors // layout.num_learners
         workers = f"{actors} rollout workers of {slots}" if actors > 1 else slots
         return [

@@ -18,7 +18,7 @@ from shoal.policy.allocator import keep_freed_memory
 
 MEASURED_SECONDS = 8.0
 _ACTING = ("actor_env", "actor_policy", "actor_pack")
-_LEARNING = ("assemble", "canary", "update", "publish")
+_LEARNING = ("assemble", "parity_check", "update", "publish")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ def measure(config: Config, layout: Layout) -> Measured:
         try:
             loop.publish()
             _turn(loop, pool)  # which compiles and allocates
-            stages, trained = dict(loop.statistics.stage_seconds), loop.intake.ledger.trained
+            stages, trained = dict(loop.statistics.stage_seconds), loop.trajectory_queue.ledger.trained
             end = time.perf_counter() + MEASURED_SECONDS
             while time.perf_counter() < end:
                 _turn(loop, pool)
         finally:
             pool.close()
             loop.learner.close()
-    steps = loop.intake.ledger.trained - trained
+    steps = loop.trajectory_queue.ledger.trained - trained
     spent = {
         stage: (seconds - stages.get(stage, 0.0)) / steps for stage, seconds in loop.statistics.stage_seconds.items()
     }

@@ -62,7 +62,7 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
                 f"{difference.mean:+.3f}",
                 _interval(difference.mean, difference.half_width, "+.3f"),
                 "same starts" if difference.paired else "independent",
-                _verdict(difference),
+                _bottleneck(difference),
             ]
             for other, difference in found
         ]
@@ -155,7 +155,7 @@ def _interval(mean: float, half_width: float, form: str) -> str:
     return f"{mean - half_width:{form}} .. {mean + half_width:{form}}"
 
 
-def _verdict(found: Difference) -> str:
+def _bottleneck(found: Difference) -> str:
     if math.isnan(found.half_width):
         return "too few episodes to tell"
     if not found.is_beyond_noise:

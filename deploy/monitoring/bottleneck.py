@@ -17,10 +17,10 @@ STARVING = 0.2
 """Share of its time that a learner waits for rollouts, from which the actors are what limits."""
 TOO_LATE = 0.1
 """Share of the steps that came too late to be trained, from which that is what limits."""
-_TRANSFER = ("assemble", "publish", "canary", "checkpoint", "weight_metrics")
+_TRANSFER = ("assemble", "publish", "parity_check", "checkpoint", "weight_metrics")
 
 
-class Verdict(NamedTuple):
+class Bottleneck(NamedTuple):
     """What limits."""
 
     stage: Stage
@@ -34,7 +34,7 @@ class _Moment(NamedTuple):
     stale: int
 
 
-class Watch:
+class BottleneckMonitor:
     """Judges the last ``WINDOW_SECONDS`` of a run, or all of it.
 
     Args:
@@ -47,7 +47,7 @@ class Watch:
         self._moments: deque[_Moment] = deque([self._moment()])
         self._lock = threading.Lock()
 
-    def now(self) -> Verdict | None:
+    def now(self) -> Bottleneck | None:
         """Of the last seconds; None before there was an update."""
         moment = self._moment()
         with self._lock:  # scrapes and the progress view ask from threads of their own
@@ -59,7 +59,7 @@ class Watch:
             first = moments[0]
         return self._between(first, moment)
 
-    def whole(self) -> Verdict | None:
+    def whole(self) -> Bottleneck | None:
         """Of the run so far; None before there was an update."""
         nothing = _Moment(self._moment().at - self._statistics.seconds, {}, 0, 0)
         return self._between(nothing, self._moment())
@@ -69,7 +69,7 @@ class Watch:
         ledger = statistics.ledger
         return _Moment(time.monotonic(), dict(statistics.stage_seconds), ledger.sampled, ledger.dropped["stale"])
 
-    def _between(self, first: _Moment, last: _Moment) -> Verdict | None:
+    def _between(self, first: _Moment, last: _Moment) -> Bottleneck | None:
         seconds = {stage: spent - first.stages.get(stage, 0.0) for stage, spent in last.stages.items()}
         loop = sum(spent for stage, spent in seconds.items() if not stage.startswith("actor_") and stage != "reduce")
         if not seconds.get("update") or loop <= 0:
@@ -81,7 +81,7 @@ class Watch:
         return judge(shares, acting=self._acting, num_processes=self._num_processes, too_late=too_late)
 
 
-def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_late: float) -> Verdict:
+def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_late: float) -> Bottleneck:
     """From seconds by stage (``RunStatistics.stage_seconds``) per second of the training loop.
 
     Args:
@@ -95,7 +95,7 @@ def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_
     transfer = sum(shares.get(stage, 0.0) for stage in _TRANSFER)
     wait = 0.0 if acting else shares.get("wait", 0.0)
     if too_late > TOO_LATE:
-        return Verdict(
+        return Bottleneck(
             "staleness",
             f"{too_late:.0%} of the steps came too late to be trained: raise actor.max_policy_lag, shorten "
             "actor.unroll_length, or find the actors that are slower than the others",
@@ -118,29 +118,29 @@ def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_
     more = "more cores" if acting else "more actors (actor.num_actors)"
     match stage:
         case "environment":
-            return Verdict(
+            return Bottleneck(
                 stage,
                 f"stepping environments takes {share} of the actors' time{starving}: {more}, or an environment that "
                 "steps all slots at once",
             )
         case "inference":
-            return Verdict(
+            return Bottleneck(
                 stage,
                 f"acting takes {share} of the actors' time{starving}: more slots per call (env.num_envs), or {more}",
             )
         case "transfer":
-            return Verdict(
+            return Bottleneck(
                 stage,
                 f"assembling, checking, publishing and saving take {share} of the learner's time: larger batches "
                 "(learner.batch_size), or fewer checkpoints (checkpoint.every_updates)",
             )
         case "waiting":
-            return Verdict(
+            return Bottleneck(
                 stage,
                 f"learners wait for each other {share} of their time: larger minibatches (learner.minibatches, "
                 "env.num_envs), or cores that nobody else uses",
             )
-    return Verdict(
+    return Bottleneck(
         "learner",
         f"updates take {share} of the learner's time: fewer optimizer steps (learner.epochs, learner.minibatches), "
         + ("more cores" if acting else "more gradient threads (learner.num_threads)")

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from shoal.deploy.monitoring.bottleneck import STAGES, Verdict
+from shoal.deploy.monitoring.bottleneck import STAGES, Bottleneck
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import Histogram, RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ class Sources:
     """What metrics are read from."""
 
     statistics: RunStatistics
-    intake: Intake
+    trajectory_queue: TrajectoryQueue
     actors_alive: Callable[[], int]
     actor_restarts: Callable[[], Mapping[str, int]]
-    limit: Callable[[], Verdict | None]
+    limit: Callable[[], Bottleneck | None]
     build: Mapping[str, str]
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What is run, and how, in words: few, and of bounded length."""
@@ -61,12 +61,12 @@ class Sources:
     @property
     def ledger(self) -> Ledger:
         """The books."""
-        return self.intake.ledger
+        return self.trajectory_queue.ledger
 
     @property
     def booked(self) -> Ledger:
         """What this process entered into them."""
-        return self.intake.books().since(self.before)
+        return self.trajectory_queue.books().since(self.before)
 
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -102,7 +102,7 @@ def _histogram(name: str, help: str, read: Read) -> CatalogueEntry:
 
 
 _ERROR = (
-    "The canary: largest difference between an actor's log-probabilities and the learner's for the same weights; "
+    "The parity check: largest difference between an actor's log-probabilities and the learner's for the same weights; "
     "above 1e-4 the memory is wrong"
 )
 _STALENESS = (
@@ -155,20 +155,28 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("run_env_steps", "Environment steps trained in the whole run.", lambda s: s.ledger.trained),
     _gauge("target_env_steps", "Environment steps the whole run is to train.", lambda s: s.target_env_steps),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
-    _gauge("ledger_imbalance_env_steps", "sampled - trained - in flight - dropped: 0.", lambda s: s.intake.imbalance()),
+    _gauge(
+        "ledger_imbalance_env_steps",
+        "sampled - trained - in flight - dropped: 0.",
+        lambda s: s.trajectory_queue.imbalance(),
+    ),
     # Trajectories
-    _counter("refused_trajectories_total", "Deliveries not in the books.", lambda s: s.intake.refused, "reason"),
-    _counter("lost_unrolls_total", "Unrolls that ended with their actor.", lambda s: s.intake.lost_unrolls),
-    _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.intake.queued_segments),
-    _gauge("queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.intake.queued_bytes),
+    _counter(
+        "refused_trajectories_total", "Deliveries not in the books.", lambda s: s.trajectory_queue.refused, "reason"
+    ),
+    _counter("lost_unrolls_total", "Unrolls that ended with their actor.", lambda s: s.trajectory_queue.lost_unrolls),
+    _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.trajectory_queue.queued_segments),
+    _gauge(
+        "queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.trajectory_queue.queued_bytes
+    ),
     _counter("received_bytes_total", "Bytes taken into updates.", lambda s: s.statistics.received_bytes),
-    _gauge("stale_actors", _STALE, lambda s: sum(lag > s.intake.max_policy_lag for lag in s.lags())),
+    _gauge("stale_actors", _STALE, lambda s: sum(lag > s.trajectory_queue.max_policy_lag for lag in s.lags())),
     _gauge("slowest_actor_lag_versions", _SLOWEST, lambda s: max(s.lags(), default=0)),
     _histogram("policy_lag_versions", "Versions from acting to training.", lambda s: s.statistics.policy_lag),
     # Updates
     _gauge("policy_version", "Updates in the whole run.", lambda s: s.statistics.policy_version),
     _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),
-    _counter("refused_updates_total", "Updates that were not finite.", lambda s: s.statistics.refused_updates),
+    _counter("skipped_updates_total", "Updates that were not finite.", lambda s: s.statistics.skipped_updates),
     _gauge(
         "last_update_timestamp_seconds", "Unix time of the last update.", lambda s: s.statistics.last_update_timestamp
     ),
@@ -187,10 +195,14 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     # Memory
     _gauge("log_prob_error", f"{_ERROR}. At the last check.", lambda s: s.statistics.last_log_prob_error),
     _gauge("log_prob_error_max", f"{_ERROR}. In this run.", lambda s: s.statistics.max_log_prob_error),
-    _counter("log_prob_checks_total", "Readings of the canary.", lambda s: s.statistics.log_prob_checks),
+    _counter("log_prob_checks_total", "Readings of the parity check.", lambda s: s.statistics.log_prob_checks),
     _gauge("memory_staleness_ratio", _STALENESS, lambda s: s.statistics.staleness, "state"),
     # Episodes, one per agent
-    _counter("sampled_episodes_total", "Episodes ended in what actors delivered.", lambda s: s.intake.sampled_episodes),
+    _counter(
+        "sampled_episodes_total",
+        "Episodes ended in what actors delivered.",
+        lambda s: s.trajectory_queue.sampled_episodes,
+    ),
     _counter("episodes_total", "Episodes ended in what updates took in.", lambda s: s.statistics.episodes),
     _histogram("episode_return", "Undiscounted returns of finished episodes.", lambda s: s.statistics.episode_return),
     _histogram("episode_length_steps", "Lengths of finished episodes.", lambda s: s.statistics.episode_length),
@@ -211,7 +223,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("actor_recovery_seconds_total", _RECOVERY, lambda s: s.recovery_seconds()),
     _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
     _counter("ignored_tokens_total", "Tokens that have no place.", lambda s: s.statistics.ignored_tokens),
-    # The verdict
+    # The bottleneck
     _gauge("limit", "1 for what limits the run now, 0 for the others.", lambda s: _limit(s), "stage"),
     # The process
     _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
@@ -275,8 +287,8 @@ def _family(entry: CatalogueEntry, value: Any) -> Metric:
 
 
 def _limit(sources: Sources) -> dict[str, int]:
-    verdict = sources.limit()
-    return {stage: int(verdict is not None and verdict.stage == stage) for stage in STAGES}
+    bottleneck = sources.limit()
+    return {stage: int(bottleneck is not None and bottleneck.stage == stage) for stage in STAGES}
 
 
 def _evaluated(result: EvaluationResult | None) -> float:

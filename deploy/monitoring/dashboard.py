@@ -106,7 +106,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         _number("Actors alive", "shoal_actors_alive", "none"),
         _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
         _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
-        _number("Canary, highest", "shoal_log_prob_error_max", "sci", bad_above=TOLERANCE),
+        _number("Parity check, highest", "shoal_log_prob_error_max", "sci", bad_above=TOLERANCE),
         _number("Steps not in the books", "abs(shoal_ledger_imbalance_env_steps)", "none", bad_above=1),
         Panel("Return of the last 256 episodes", {"return": "shoal_mean_return"}, width=12),
         Panel(
@@ -143,7 +143,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             height=6,
             stacked=True,
             share=True,
-            note="The run's own verdict, which the live view and summary.json give in a sentence.",
+            note="The run's own bottleneck, which the live view and summary.json give in a sentence.",
         ),
         Panel(
             "Alerts",
@@ -187,7 +187,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "none",
         ),
         Panel("Updates", {"updates of the run": "shoal_policy_version", "of this process": "shoal_updates_total"}),
-        Panel("Updates refused", {"refused": "shoal_refused_updates_total"}, "none", bad_above=1),
+        Panel("Updates skipped", {"skipped": "shoal_skipped_updates_total"}, "none", bad_above=1),
     ),
     "Speed by stage": (
         Panel(
@@ -249,7 +249,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     ),
     "Memory": (
         Panel(
-            "Canary",
+            "LogProbParityCheck",
             {"last check": "shoal_log_prob_error", "highest": "shoal_log_prob_error_max"},
             "sci",
             log=True,

@@ -1,8 +1,8 @@
 """Who acts and who learns, and how many of each: chosen from the settings and the machine.
 
-*shared*: every learner also acts. Each has slots of its own, a part of every batch and one core; their gradients are
+*colocated*: every learner also acts. Each has slots of its own, a part of every batch and one core; their gradients are
 added up. All cores are busy whatever acting costs beside learning, and no trajectory leaves its process.
-*separate*: rollout processes feed the learner, or each of several. Right where learners have accelerators, or
+*disaggregated*: rollout processes feed the learner, or each of several. Right where learners have accelerators, or
 environments wait.
 
 The layout does not depend on ``mode``: inline mode runs the same parts one after the other in one process, which is
@@ -55,7 +55,7 @@ class Share:
 class Layout:
     """Numbers of everything."""
 
-    placement: Literal["shared", "separate"]
+    placement: Literal["colocated", "disaggregated"]
     why: str
     """The reason for the placement."""
     num_learners: int
@@ -99,39 +99,39 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
         LayoutError: numbers that were set do not divide into each other.
     """
     placement, why = _placement(config, machine)
-    if placement == "shared":
+    if placement == "colocated":
         cores = machine.cores if machine.actor_places is None else 1 + machine.actor_places
         layout = _shared(config, cores, why)
         if machine.accelerator and layout.num_learners > 1:
             raise LayoutError(
                 f"placement: {layout.num_learners} learners that act on CPUs would leave their accelerators idle; "
-                "choose placement=separate or learner.device=cpu"
+                "choose placement=disaggregated or learner.device=cpu"
             )
         return layout
     return _separate(config, machine, why)
 
 
-def _placement(config: Config, machine: Machine) -> tuple[Literal["shared", "separate"], str]:
+def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "disaggregated"], str]:
     if config.placement != "auto":
         return config.placement, f"placement={config.placement}"
     if config.learner.num_learners != "auto":
         acting = config.learner.num_learners > 1 and not machine.accelerator
-        return "shared" if acting else "separate", f"learner.num_learners={config.learner.num_learners}"
+        return "colocated" if acting else "disaggregated", f"learner.num_learners={config.learner.num_learners}"
     for name, value in (
         ("actor.num_actors", config.actor.num_actors),
         ("learner.num_threads", config.learner.num_threads),
     ):
         if value != "auto":
-            return "separate", f"{name} is set: rollout processes feed one learner"
+            return "disaggregated", f"{name} is set: rollout processes feed one learner"
     if machine.accelerator:
-        return "separate", "the learner has an accelerator"
+        return "disaggregated", "the learner has an accelerator"
     if machine.actor_places is not None:
-        return "separate", "a cluster's rollout actors come and go; learner.num_learners shares updates, too"
+        return "disaggregated", "a cluster's rollout actors come and go; learner.num_learners shares updates, too"
     cores = machine.cores
     if config.env.kwargs.get("vectorization") == "async":
-        return "separate", "the environments run in processes of their own, and acting waits for them"
+        return "disaggregated", "the environments run in processes of their own, and acting waits for them"
     if cores > 1 and _num_learners(config, cores) < 2:
-        return "separate", (
+        return "disaggregated", (
             f"learner.batch_size={config.learner.batch_size} cannot be shared out equally among learners that act on "
             f"env.num_envs={config.env.num_envs} slots and make learner.minibatches={config.learner.minibatches} of it"
         )
@@ -139,11 +139,11 @@ def _placement(config: Config, machine: Machine) -> tuple[Literal["shared", "sep
     segments = layout.share(0).batch_size // config.learner.minibatches
     steps = segments * config.actor.unroll_length
     if cores > 1 and steps < SMALLEST_SHARED_STEPS:
-        return "separate", (
+        return "disaggregated", (
             f"{layout.num_learners} learners would have {steps} environment steps each in an optimizer step, too few "
             f"to be worth sharing (from {SMALLEST_SHARED_STEPS})"
         )
-    return "shared", layout.why
+    return "colocated", layout.why
 
 
 def _num_learners(config: Config, cores: int) -> int:
@@ -182,9 +182,9 @@ def _shared(config: Config, cores: int, why: str) -> Layout:
     else:
         batch = learner.batch_size
         if problem := _share_problem(batch, learners, slots, learner.minibatches):
-            raise LayoutError(f"learner.batch_size: {problem} (placement=shared)")
+            raise LayoutError(f"learner.batch_size: {problem} (placement=colocated)")
     return Layout(
-        placement="shared",
+        placement="colocated",
         why=why,
         num_learners=learners,
         num_actors=actors,
@@ -232,7 +232,7 @@ def _separate(config: Config, machine: Machine, why: str) -> Layout:
         here = learners if machine.actor_places is None else 1
         threads = 1 if accelerator else max(1, (cores - acting_here) // here)
     return Layout(
-        placement="separate",
+        placement="disaggregated",
         why=why,
         num_learners=learners,
         num_actors=actors,

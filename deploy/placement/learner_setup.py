@@ -19,9 +19,9 @@ from shoal.learner.config import LearnerConfig
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner
 from shoal.learner.ledger import Ledger
-from shoal.learner.parity_check import Canary
+from shoal.learner.parity_check import LogProbParityCheck
 from shoal.learner.statistics import RunStatistics
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.update_step import UpdateLoop
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
@@ -48,12 +48,12 @@ class LearnerSetup:
     max_consecutive_failures: int
     """Of a rollout worker in the learner's own process."""
     seed: int
-    refused_dir: Path
+    skipped_dir: Path
     rollout_processes: RolloutProcesses | None = None
     """What feeds a learner beside the run's own; None: workers in its own process."""
 
     def make_loop(self, share: Share) -> UpdateLoop:
-        """A learner with fresh weights and the intake that feeds it; equal in every process."""
+        """A learner with fresh weights and the trajectory queue that feeds it; equal in every process."""
         torch.manual_seed(self.seed)
         path = make_device_path(self.learner)
         policy = self.worker.make_policy(self.initialization).to(path.device)
@@ -70,7 +70,7 @@ class LearnerSetup:
         ledger = Ledger()
         loop = UpdateLoop(
             learner=learner,
-            intake=Intake(
+            trajectory_queue=TrajectoryQueue(
                 contract,
                 run_id=self.worker.run_id,
                 num_actors=len(share.actors),
@@ -81,20 +81,20 @@ class LearnerSetup:
             ),
             assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,
-            canary=Canary(policy, path, max_policy_lag=self.max_policy_lag),
+            parity_check=LogProbParityCheck(policy, path, max_policy_lag=self.max_policy_lag),
             statistics=RunStatistics(ledger),
-            refused_dir=self.refused_dir,
+            skipped_dir=self.skipped_dir,
         )
         path.prepare(policy)
         return loop
 
-    def make_pool(self, share: Share, loop: UpdateLoop, incarnation: int = 0) -> InlinePool:
+    def make_pool(self, share: Share, loop: UpdateLoop, restart_index: int = 0) -> InlinePool:
         """The share's rollout workers, in this process."""
         return InlinePool(
             self.worker,
             share.actors,
-            loop.intake,
-            incarnation=incarnation,
+            loop.trajectory_queue,
+            restart_index=restart_index,
             max_consecutive_failures=self.max_consecutive_failures,
         )
 

@@ -50,17 +50,17 @@ def make_worker_setup(
 
 
 def make_learner_setup(
-    config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec, refused_dir: Path
+    config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec, skipped_dir: Path
 ) -> LearnerSetup:
-    """Of every learner; batches whose update is refused are kept in ``refused_dir``."""
+    """Of every learner; batches whose update is refused are kept in ``skipped_dir``."""
     return LearnerSetup(
         worker=worker,
         learner=config.learner,
         initialization=config.policy.initialization,
         env=spec,
         # Who acts and learns in turns acts with the newest weights.
-        max_policy_lag=0 if layout.placement == "shared" else config.actor.max_policy_lag,
+        max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
-        refused_dir=refused_dir,
+        skipped_dir=skipped_dir,
     )

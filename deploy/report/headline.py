@@ -179,20 +179,20 @@ def _speed(run: RecordedRun) -> Fact:
 
 def _memory(run: RecordedRun) -> Fact:
     checks, worst = 0.0, 0.0
-    for checked, error in _canary(run):
+    for checked, error in _parity_check(run):
         if checked:
             checks += checked
             # What was no number is null in the files; it must not hide behind a comparison.
             worst = math.nan if error is None or math.isnan(worst) else max(worst, error)
     if not checks:
-        return Fact("Memory", "not checked", "the canary made no reading", "open")
+        return Fact("Memory", "not checked", "the parity check made no reading", "open")
     size = "by no number" if math.isnan(worst) else f"by {worst:.1e} at most"
     right = worst <= TOLERANCE
     note = f"actors and learner differ {size} in log-probabilities ({several(checks, 'check')}); alarm above 1e-4"
     return Fact("Memory", "right" if right else "WRONG", note, "good" if right else "bad")
 
 
-def _canary(run: RecordedRun) -> list[tuple[float, float | None]]:
+def _parity_check(run: RecordedRun) -> list[tuple[float, float | None]]:
     """Checks and the highest error of every session."""
     checks, errors = (run.history.column(name) for name in ("log_prob_checks", "log_prob_error_max"))
     found = [(float(np.nan_to_num(checks[s.stop - 1])), _float(errors[s.stop - 1])) for s in run.history.sessions]
@@ -215,7 +215,7 @@ def _balance(run: RecordedRun) -> Fact:
 
 def _faults(run: RecordedRun) -> Fact:
     restarts = sum(run.total(f"actor_restarts/{reason}") for reason in run.history.labels("actor_restarts"))
-    faults, refused = run.total("env_faults"), run.total("refused_updates")
+    faults, refused = run.total("env_faults"), run.total("skipped_updates")
     if not restarts and not faults and not refused:
         return Fact("Faults", "none", "no actor replaced, no environment restarted, no update refused", "good")
     parts = [f"{several(restarts, 'actor')} replaced"] if restarts else []

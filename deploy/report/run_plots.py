@@ -18,7 +18,7 @@ _STAGES = {
     "reduce": "waiting for other learners",
     "wait": "waiting for rollouts, or making them",
     "assemble": "assembling batches",
-    "canary": "checking the memory",
+    "parity_check": "checking the memory",
     "publish": "publishing weights",
     "weight_metrics": "measuring weights",
     "checkpoint": "saving",
@@ -278,8 +278,8 @@ def memory(run: RecordedRun) -> list[Figure]:
     return _present(
         run,
         Figure(
-            key="canary",
-            title="The canary: is the memory right?",
+            key="parity_check",
+            title="The parity check: is the memory right?",
             caption="Good: below the line, usually near 1e-6, which is rounding (0 is drawn as 1e-8). Above it actors "
             "and learner disagree on what the policy remembered.",
             x_label=STEPS,
@@ -340,7 +340,7 @@ def actors(run: RecordedRun) -> list[Figure]:
     faults += [
         (f"refused_trajectories/{r}", f"deliveries refused: {r}") for r in history.labels("refused_trajectories")
     ]
-    faults += [("refused_updates", "updates refused"), ("failed_checkpoints", "checkpoints not written")]
+    faults += [("skipped_updates", "updates skipped"), ("failed_checkpoints", "checkpoints not written")]
     happened = [(key, name) for key, name in faults if run.total(key)]
     unit, label = _time_unit(history)
     alive = history.column("actors_alive")

@@ -164,11 +164,11 @@ class Config:
     mode: Literal["inline", "local", "cluster"] = "local"
     """``inline``: one process, no Ray, deterministic. ``local``: Ray started and stopped on this machine. ``cluster``:
     a Ray cluster that is running already."""
-    placement: Literal["auto", "shared", "separate"] = "auto"
-    """``shared``: every learner also acts on slots of its own, one process per core. ``separate``: rollout processes
-    feed the learner, or each of learner.num_learners. ``auto``: separate where the learner has an accelerator, in a
-    cluster, where actor.num_actors or learner.num_threads is set, where environments run in processes of their own, or
-    where minibatches are small; else shared."""
+    placement: Literal["auto", "colocated", "disaggregated"] = "auto"
+    """``colocated``: every learner also acts on slots of its own, one process per core. ``disaggregated``: rollout
+    processes feed the learner, or each of learner.num_learners. ``auto``: disaggregated where the learner has an
+    accelerator, in a cluster, where actor.num_actors or learner.num_threads is set, where environments run in
+    processes of their own, or where minibatches are small; else colocated."""
     seed: int = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""

@@ -242,13 +242,13 @@ def profile(shares: dict[str, float], layout: Layout) -> dict[str, float]:
     acting = {name: shares.get(f"actor_{name}", 0.0) / layout.num_actors for name in ("env", "policy", "pack")}
     learning = {
         "assembling": shares["assemble"],
-        "canary": shares["canary"],
+        "parity_check": shares["parity_check"],
         "update": shares["update"] - shares.get("reduce", 0.0),
         "adding up, waiting for slower learners": shares.get("reduce", 0.0),
         "publication": shares["publish"],
     }
     named = {"environment": acting["env"], "inference": acting["policy"], "packing": acting["pack"]}
-    if layout.placement == "shared":
+    if layout.placement == "colocated":
         whole = {**named, "between acting and assembling": shares["wait"] - sum(named.values()), **learning}
         return {**whole, "anything else": 1 - sum(whole.values())}
     actors = {f"actor: {name}": share for name, share in named.items()}

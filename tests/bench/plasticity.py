@@ -98,7 +98,7 @@ def train(regularization: RegularizationConfig, *, seed: int, phases: int, updat
     )
     learner = Learner(policy, config, DevicePath(torch.device("cpu")), num_threads=1, seed=seed)
     worker = RolloutWorker(
-        envs, FastPolicy(observation, actions), UNROLL_LENGTH, run_id="bench", actor=0, incarnation=0, seed=seed
+        envs, FastPolicy(observation, actions), UNROLL_LENGTH, run_id="bench", actor=0, restart_index=0, seed=seed
     )
     assembler = BatchAssembler(worker.spec, NUM_ENVS)
     activations = ActivationSampler(policy)

@@ -29,7 +29,7 @@ from shoal.actors.rollout import trajectory_spec
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.envs.registry import make_env_spec
 from shoal.learner.ledger import Ledger
-from shoal.learner.trajectory_queue import Intake
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import Weights, flatten_weights
 
 SLOTS, UNROLL, LAG = 4, 16, 2
@@ -51,9 +51,9 @@ def make_setup(num_envs: int, unroll_length: int, **kwargs: Any) -> WorkerSetup:
     )
 
 
-def make_intake(setup: WorkerSetup, num_actors: int, batch_size: int) -> Intake:
+def make_trajectory_queue(setup: WorkerSetup, num_actors: int, batch_size: int) -> TrajectoryQueue:
     spec = make_env_spec(setup.env_id, **setup.env_kwargs)
-    return Intake(
+    return TrajectoryQueue(
         trajectory_spec(spec, setup.unroll_length),
         run_id=setup.run_id,
         num_actors=num_actors,
@@ -108,28 +108,28 @@ def measure(num_actors: int, seconds: float) -> dict[str, Any]:
     import ray
     from shoal.actors.config import ActorConfig
     from shoal.actors.ray_pool import RayPool
-    from shoal.actors.supervisor import Seats
+    from shoal.actors.supervisor import Supervisor
 
     setup = make_setup(SLOTS, UNROLL, step_seconds=STEP_SECONDS, together=True)
     # All may be under way within the lag.
-    intake = make_intake(setup, num_actors, SLOTS * max(1, num_actors // LAG))
+    trajectory_queue = make_trajectory_queue(setup, num_actors, SLOTS * max(1, num_actors // LAG))
     weights = flatten_weights(setup.make_policy(), 0)
     published: list[float] = []
     parts: Counter[str] = Counter()
 
     def publish(version: int) -> None:
         start, begun = time.perf_counter(), time.thread_time()
-        intake.publish(version, ray.put(Weights(version, weights.flat, weights.content_hash)))
+        trajectory_queue.publish(version, ray.put(Weights(version, weights.flat, weights.content_hash)))
         published.append(time.perf_counter() - start)
         parts["publish"] += time.thread_time() - begun
 
     with cluster(num_actors), ExitStack() as stack:
-        stack.enter_context(timed(parts, "deliver", intake, "deliver"))
-        stack.enter_context(timed(parts, "call", Seats, "call"))
+        stack.enter_context(timed(parts, "deliver", trajectory_queue, "deliver"))
+        stack.enter_context(timed(parts, "call", Supervisor, "call"))
         stack.enter_context(timed(parts, "get", ray, "get"))
         stack.enter_context(timed(parts, "wait", ray, "wait"))
         pool = RayPool(
-            setup, range(num_actors), ActorConfig(), intake, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+            setup, range(num_actors), ActorConfig(), trajectory_queue, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
         )
         publish(0)
         stop = threading.Event()
@@ -137,8 +137,8 @@ def measure(num_actors: int, seconds: float) -> dict[str, Any]:
         begin, busy, first = 0.0, 0.0, 0
         try:
             while not begin or time.perf_counter() < begin + seconds:
-                batch = intake.next_batch(pool.pump, stop) or []
-                intake.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
+                batch = trajectory_queue.next_batch(pool.pump, stop) or []
+                trajectory_queue.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
                 delivered += len(batch)
                 version += 1
                 publish(version)
@@ -146,26 +146,26 @@ def measure(num_actors: int, seconds: float) -> dict[str, Any]:
                 if not begin and len(seen) == num_actors:
                     # This thread does nothing but coordinate: what it waits for costs no processor.
                     begin, busy, first = time.perf_counter(), time.thread_time(), delivered
-                    steps = intake.ledger.trained
+                    steps = trajectory_queue.ledger.trained
                     published.clear()
                     parts.clear()
             elapsed = time.perf_counter() - begin
             unrolls, busy = delivered - first, time.thread_time() - busy
             return {
                 "actors": num_actors,
-                "steps_per_second": (intake.ledger.trained - steps) / elapsed,
+                "steps_per_second": (trajectory_queue.ledger.trained - steps) / elapsed,
                 "ideal": num_actors * SLOTS / STEP_SECONDS,
                 "unrolls_per_second": unrolls / elapsed,
                 "coordinator_share": busy / elapsed,
                 "coordinator_microseconds": 1e6 * busy / unrolls,
                 "parts_microseconds": {part: 1e6 * parts[part] / unrolls for part in PARTS},
                 "publish_milliseconds": 1e3 * statistics.median(published),
-                "stale": sum(intake.ledger.dropped.values()),
+                "stale": sum(trajectory_queue.ledger.dropped.values()),
                 "rss_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
         finally:
             pool.close()
-            intake.close()
+            trajectory_queue.close()
 
 
 def ingest(rounds: int) -> dict[str, float]:
@@ -178,16 +178,16 @@ def ingest(rounds: int) -> dict[str, float]:
     target = np.empty(max(payload.nbytes for payload in payloads), np.uint8)
     taken, copied = [], []
     for _ in range(rounds):
-        intake = make_intake(setup, 1, 64 * len(payloads))
-        intake.publish(0, weights)
+        trajectory_queue = make_trajectory_queue(setup, 1, 64 * len(payloads))
+        trajectory_queue.publish(0, weights)
         for payload in payloads:
             start = time.perf_counter()
-            intake.deliver(payload)
+            trajectory_queue.deliver(payload)
             middle = time.perf_counter()
             np.copyto(target[: payload.nbytes], payload)
             taken.append(middle - start)
             copied.append(time.perf_counter() - middle)
-    assert not intake.refused
+    assert not trajectory_queue.refused
     return {
         "mebibytes": payloads[0].nbytes / 2**20,
         "deliver_milliseconds": 1e3 * statistics.median(taken),

@@ -26,14 +26,14 @@ def candidates(cores: int, batch: int) -> dict[str, list[str]]:
     for learners in sorted({max(1, cores // 2), cores, cores + 1, 2 * cores}):
         for slots in sorted({batch // learners, batch // (2 * learners)}):
             found[f"{learners} learners that act on {slots}"] = [
-                "placement=shared",
+                "placement=colocated",
                 f"learner.num_learners={learners}",
                 f"env.num_envs={slots}",
             ]
     for actors in sorted({max(1, cores // 2), cores}):
         for threads in sorted({max(1, cores - actors), cores}):
             found[f"{actors} actors of {batch // actors}, {threads} gradient threads"] = [
-                "placement=separate",
+                "placement=disaggregated",
                 f"actor.num_actors={actors}",
                 f"learner.num_threads={threads}",
                 f"env.num_envs={batch // actors}",

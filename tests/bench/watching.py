@@ -36,7 +36,7 @@ from typing import Any
 
 from limit import measure, service
 
-Watch = Callable[[str, int], contextlib.AbstractContextManager[Any]]
+BottleneckMonitor = Callable[[str, int], contextlib.AbstractContextManager[Any]]
 """Of a page's address and a process: looks as long as it lasts."""
 SETTINGS = {
     "alone": ["log.every_seconds=1e9"],
@@ -74,7 +74,7 @@ def scraped(url: str, pid: int) -> Iterator[None]:
 class Alternating:
     """Watches a run (``_switched.py``) in every other window; steps per second of each."""
 
-    def __init__(self, switch: Path, seconds: float, watch: Watch) -> None:
+    def __init__(self, switch: Path, seconds: float, watch: BottleneckMonitor) -> None:
         self._switch, self._seconds, self._watch = switch, seconds, watch
         self.speeds: list[float] = []
 
@@ -181,7 +181,7 @@ def _flood(url: str, rate: float, stop: Event, pipe: Connection) -> None:
 class OtherThreads:
     """What of a core all threads of a process but its first took while ``watch`` lasted, of each run; Linux only."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: BottleneckMonitor) -> None:
         self._watch = watch
         self.shares: list[float] = []
 
@@ -227,7 +227,7 @@ def main() -> None:
         alternate(arguments, options.windows, options.seconds, options.warmup)
         return
     flood = Flood(options.flood)
-    watches: dict[str, Watch] = {"alone": alone, "watched": scraped}
+    watches: dict[str, BottleneckMonitor] = {"alone": alone, "watched": scraped}
     if options.flood:
         watches["flooded"] = flood
     if options.evaluate:

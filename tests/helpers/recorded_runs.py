@@ -13,7 +13,7 @@ import yaml
 
 Line = dict[str, Any]
 COMPONENTS = ("actor_1", "actor_head", "cnn1", "cnn2", "critic_1", "fc1", "lstm", "self_encoder")
-STAGES = {"wait": 0.1, "assemble": 0.01, "canary": 0.02, "update": 0.8, "publish": 0.02, "reduce": 0.1}
+STAGES = {"wait": 0.1, "assemble": 0.01, "parity_check": 0.02, "update": 0.8, "publish": 0.02, "reduce": 0.1}
 RATE, EVERY, START = 9000, 10.0, 1_795_000_000.0
 
 
@@ -58,7 +58,7 @@ def line(
         "mean_return": mean,
         "actors_alive": 2,
         "env_faults": 0,
-        "refused_updates": 0,
+        "skipped_updates": 0,
         "limit/learner": 1,
         "limit/inference": 0,
     }

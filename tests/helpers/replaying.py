@@ -13,9 +13,9 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.policy.weights import Weights
 
 SCRIPT = ("own", "again", "own", "first", "late", "own", "early", "stranger", "own", "predecessor")
-"""What the unrolls of an incarnation are, in turn; then they are its own."""
+"""What the unrolls of an restart index are, in turn; then they are its own."""
 REFUSED = Counter(duplicate=3, malformed=1)
-"""Why unrolls of a first incarnation are refused, and how many."""
+"""Why unrolls of a first restart index are refused, and how many."""
 REFUSED_OF_A_SUCCESSOR = Counter(duplicate=4, malformed=1)
 
 
@@ -63,18 +63,18 @@ class Replaying:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayingSetup(WorkerSetup):
-    """``folder``: where incarnations leave their first unroll to the next."""
+    """``folder``: where restart indices leave their first unroll to the next."""
 
     folder: Path
 
-    def make_worker(self, actor: int, incarnation: int) -> Any:
+    def make_worker(self, actor: int, restart_index: int) -> Any:
         """Not a RolloutWorker, but what an actor uses of one."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerSetup)}
         ours, other = WorkerSetup(**plain), WorkerSetup(**plain | {"run_id": "yesterday"})
-        before = self.folder / f"{actor}-{incarnation - 1}"
+        before = self.folder / f"{actor}-{restart_index - 1}"
         return Replaying(
-            ours.make_worker(actor, incarnation),
-            other.make_worker(actor, incarnation),
+            ours.make_worker(actor, restart_index),
+            other.make_worker(actor, restart_index),
             before if before.exists() else None,
-            self.folder / f"{actor}-{incarnation}",
+            self.folder / f"{actor}-{restart_index}",
         )

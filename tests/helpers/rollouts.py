@@ -123,7 +123,7 @@ class Rollouts:
             unroll_length,
             run_id=RUN,
             actor=0,
-            incarnation=0,
+            restart_index=0,
             seed=seed,
             burn_in=burn_in,
         )
@@ -163,7 +163,7 @@ SMALL = TrajectorySpec(12, (3,), "float32", (), "int64")
 def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0, **changes):
     """The columns above as a batch, by way of the wire; ``changes`` are those of ``spec``."""
     spec = dataclasses.replace(spec, **changes)
-    header = TrajectoryHeader(run_id=RUN, actor=0, incarnation=0, sequence=0, policy_version=policy_version)
+    header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=policy_version)
     payload = to_bytes(spec, header, random_columns(spec, num_slots, seed))
     return BatchAssembler(spec, num_slots).assemble([from_bytes(spec, payload)])
 

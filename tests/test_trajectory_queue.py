@@ -1,4 +1,4 @@
-"""The intake: books that balance to the step after every event, and data that is never older than promised."""
+"""The queue: books that balance to the step after every event, and data that is never older than promised."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollouts import RUN, SMALL, random_columns
 from shoal.learner.ledger import Ledger
-from shoal.learner.trajectory_queue import Driver, Intake
+from shoal.learner.trajectory_queue import Driver, TrajectoryQueue
 from shoal.policy.trajectory import TrajectoryHeader, count_valid, to_bytes
 
 SLOTS = 2
@@ -20,8 +20,8 @@ COLUMNS = [random_columns(SMALL, SLOTS, seed) for seed in range(5)]
 STEPS = [count_valid(columns) for columns in COLUMNS]
 
 
-def make_intake(*, max_policy_lag, batch_size=4, num_actors=2):
-    return Intake(
+def make_trajectory_queue(*, max_policy_lag, batch_size=4, num_actors=2):
+    return TrajectoryQueue(
         SMALL,
         run_id=RUN,
         num_actors=num_actors,
@@ -32,29 +32,29 @@ def make_intake(*, max_policy_lag, batch_size=4, num_actors=2):
     )
 
 
-def unroll(actor, sequence, policy_version, *, which=0, incarnation=0, run_id=RUN, num_slots=SLOTS):
+def unroll(actor, sequence, policy_version, *, which=0, restart_index=0, run_id=RUN, num_slots=SLOTS):
     columns = {name: column[:num_slots] for name, column in COLUMNS[which].items()}
     header = TrajectoryHeader(
-        run_id=run_id, actor=actor, incarnation=incarnation, sequence=sequence, policy_version=policy_version
+        run_id=run_id, actor=actor, restart_index=restart_index, sequence=sequence, policy_version=policy_version
     )
     return to_bytes(SMALL, header, columns)
 
 
-def take(intake):
+def take(trajectory_queue):
     """The next batch if there is one already."""
     stop = threading.Event()
-    return intake.next_batch(lambda _: stop.set(), stop)
+    return trajectory_queue.next_batch(lambda _: stop.set(), stop)
 
 
 class Books(RuleBasedStateMachine):
-    """Every event that the intake can meet, in any order, against books kept by hand."""
+    """Every event that the trajectory queue can meet, in any order, against books kept by hand."""
 
     @initialize(max_policy_lag=st.integers(0, 3), batches=st.integers(1, 3), in_order=st.booleans())
     def start(self, max_policy_lag, batches, in_order):
         """Two actors; in lock step a batch is a whole number of unrolls of each."""
         self.lag, self.in_order = max_policy_lag, in_order
         self.size = 2 * batches if max_policy_lag == 0 else batches
-        self.intake = make_intake(max_policy_lag=max_policy_lag, batch_size=self.size * SLOTS)
+        self.trajectory_queue = make_trajectory_queue(max_policy_lag=max_policy_lag, batch_size=self.size * SLOTS)
         self.version = -1
         self.under_way = []
         self.next_sequence = Counter()
@@ -65,12 +65,12 @@ class Books(RuleBasedStateMachine):
 
     def publish(self, advance):
         self.version += advance
-        self.intake.publish(self.version, f"weights {self.version}")
+        self.trajectory_queue.publish(self.version, f"weights {self.version}")
 
     @rule(actor=st.integers(0, 1))
     def admit(self, actor):
         """Weights are those of the newest version, and no unroll is admitted that would be trained too late."""
-        weights = self.intake.admit(actor)
+        weights = self.trajectory_queue.admit(actor)
         if weights is not None:
             assert weights == f"weights {self.version}"
             self.under_way.append((actor, self.version))
@@ -86,7 +86,7 @@ class Books(RuleBasedStateMachine):
         payload = unroll(actor, self.next_sequence[actor], version, which=which)
         self.next_sequence[actor] += 1
         self.sent.append(payload)
-        self.intake.deliver(payload)
+        self.trajectory_queue.deliver(payload)
         self.delivered += STEPS[which]
         self.waiting += 1
 
@@ -116,32 +116,32 @@ class Books(RuleBasedStateMachine):
         self._refused("malformed", payload)
 
     def _refused(self, reason, payload):
-        before = self.intake.refused[reason]
-        self.intake.deliver(payload)
-        assert self.intake.refused[reason] == before + 1
+        before = self.trajectory_queue.refused[reason]
+        self.trajectory_queue.deliver(payload)
+        assert self.trajectory_queue.refused[reason] == before + 1
 
     @precondition(lambda self: self.under_way)
     @rule(choice=st.integers(0, 9))
     def abandon(self, choice):
         """The actor died."""
         actor, _ = self._next(choice)
-        before = self.intake.lost_unrolls
-        self.intake.abandon(actor)
-        assert self.intake.lost_unrolls == before + 1
+        before = self.trajectory_queue.lost_unrolls
+        self.trajectory_queue.abandon(actor)
+        assert self.trajectory_queue.lost_unrolls == before + 1
 
     @precondition(lambda self: self.batch is None)
     @rule()
     def next_batch(self):
         """A batch as soon as there is enough that is fresh; what is stale is dropped, never trained."""
-        stale = self.intake.ledger.dropped["stale"]
-        self.batch = take(self.intake)
+        stale = self.trajectory_queue.ledger.dropped["stale"]
+        self.batch = take(self.trajectory_queue)
         if self.batch is None:
             return
         assert len(self.batch) == self.size
         for trajectory in self.batch:
             assert 0 <= self.version - trajectory.header.policy_version <= self.lag
         if self.in_order:
-            assert self.intake.ledger.dropped["stale"] == stale == 0
+            assert self.trajectory_queue.ledger.dropped["stale"] == stale == 0
         if self.lag == 0:
             actors = [trajectory.header.actor for trajectory in self.batch]
             assert actors == sorted(actors)
@@ -154,35 +154,35 @@ class Books(RuleBasedStateMachine):
         steps = sum(trajectory.env_steps for trajectory in self.batch)
         if finite:
             self.trained += steps
-            self.intake.book(self.batch, trained=steps)
+            self.trajectory_queue.book(self.batch, trained=steps)
         else:
             self.non_finite += steps
-            self.intake.book(self.batch, trained=0, dropped="non_finite")
+            self.trajectory_queue.book(self.batch, trained=0, dropped="non_finite")
         self.batch = None
         self.publish(advance=finite)
 
     @rule()
     def close(self):
         """What waits is dropped as shutdown."""
-        before = self.intake.queued_bytes
-        self.intake.close()
-        assert self.intake.queued_bytes == self.intake.queued_segments == 0
-        assert (self.intake.ledger.dropped["shutdown"] > self.shut_down) == (before > 0)
-        self.shut_down = self.intake.ledger.dropped["shutdown"]
+        before = self.trajectory_queue.queued_bytes
+        self.trajectory_queue.close()
+        assert self.trajectory_queue.queued_bytes == self.trajectory_queue.queued_segments == 0
+        assert (self.trajectory_queue.ledger.dropped["shutdown"] > self.shut_down) == (before > 0)
+        self.shut_down = self.trajectory_queue.ledger.dropped["shutdown"]
 
     @invariant()
     def balanced(self):
         """To the step, against the books kept here."""
-        if not hasattr(self, "intake"):
+        if not hasattr(self, "trajectory_queue"):
             return
-        ledger = self.intake.ledger
+        ledger = self.trajectory_queue.ledger
         assert ledger.balance() == 0
         assert (ledger.sampled, ledger.trained) == (self.delivered, self.trained)
         assert ledger.dropped["non_finite"] == self.non_finite
         in_batch = sum(trajectory.env_steps for trajectory in self.batch or [])
-        queued = list(self.intake._queue)
+        queued = list(self.trajectory_queue._queue)
         assert ledger.in_flight == in_batch + sum(trajectory.env_steps for trajectory in queued)
-        assert self.intake.queued_bytes == sum(trajectory.num_bytes for trajectory in queued)
+        assert self.trajectory_queue.queued_bytes == sum(trajectory.num_bytes for trajectory in queued)
         assert set(ledger.dropped) <= {"stale", "non_finite", "shutdown"}
 
 
@@ -194,109 +194,109 @@ test_books_balance_after_every_event = Books.TestCase
 @pytest.mark.parametrize("slow_learner", [False, True])
 def test_admission_keeps_data_fresh_and_wastes_nothing(max_policy_lag, slow_learner):
     """Actors that run ahead of a slow learner, so that data is thrown away; or that starve it though they may go on."""
-    intake = make_intake(max_policy_lag=max_policy_lag, batch_size=2 * SLOTS)
+    trajectory_queue = make_trajectory_queue(max_policy_lag=max_policy_lag, batch_size=2 * SLOTS)
     under_way, sequence = [], Counter()
     lags = []
 
     def admit():
-        admitted = [(actor, intake.admit(actor)) for actor in (0, 1)]
+        admitted = [(actor, trajectory_queue.admit(actor)) for actor in (0, 1)]
         under_way.extend((actor, weights) for actor, weights in admitted if weights is not None)
 
-    intake.publish(0, 0)
+    trajectory_queue.publish(0, 0)
     for version in range(30):
         for _ in range(10 if slow_learner else 1):  # as much as is admitted while the learner is busy
             admit()
-        while (batch := take(intake)) is None:
+        while (batch := take(trajectory_queue)) is None:
             assert under_way, "nothing is admitted and nothing can be trained: dead"
             actor, weights = under_way.pop(0)
-            intake.deliver(unroll(actor, sequence[actor], weights))
+            trajectory_queue.deliver(unroll(actor, sequence[actor], weights))
             sequence[actor] += 1
             admit()
         admit()
         lags += [version - trajectory.header.policy_version for trajectory in batch]
-        intake.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
-        intake.publish(version + 1, version + 1)
+        trajectory_queue.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
+        trajectory_queue.publish(version + 1, version + 1)
     assert max(lags) == max_policy_lag  # the promise is kept, and used: more would be stale, less would idle
-    assert not intake.ledger.dropped["stale"]
-    assert intake.ledger.balance() == 0
+    assert not trajectory_queue.ledger.dropped["stale"]
+    assert trajectory_queue.ledger.balance() == 0
 
 
 def test_nothing_is_admitted_before_the_first_weights():
     """An actor that starts with weights nobody published."""
-    intake = make_intake(max_policy_lag=2)
-    assert intake.admit(0) is None
-    intake.publish(0, "weights")
-    assert intake.admit(0) == "weights"
+    trajectory_queue = make_trajectory_queue(max_policy_lag=2)
+    assert trajectory_queue.admit(0) is None
+    trajectory_queue.publish(0, "weights")
+    assert trajectory_queue.admit(0) == "weights"
 
 
 def test_lock_step_gives_every_actor_its_share():
     """A fast actor that fills the batch alone: the update would depend on who was faster."""
-    intake = make_intake(max_policy_lag=0, batch_size=4 * SLOTS)
-    intake.publish(0, "weights")
-    assert [intake.admit(0) is not None for _ in range(4)] == [True, True, False, False]
-    assert [intake.admit(1) is not None for _ in range(4)] == [True, True, False, False]
+    trajectory_queue = make_trajectory_queue(max_policy_lag=0, batch_size=4 * SLOTS)
+    trajectory_queue.publish(0, "weights")
+    assert [trajectory_queue.admit(0) is not None for _ in range(4)] == [True, True, False, False]
+    assert [trajectory_queue.admit(1) is not None for _ in range(4)] == [True, True, False, False]
     for actor, sequence in [(1, 0), (0, 0), (1, 1), (0, 1)]:
-        intake.deliver(unroll(actor, sequence, 0))
-    order = [(t.header.actor, t.header.sequence) for t in take(intake)]
+        trajectory_queue.deliver(unroll(actor, sequence, 0))
+    order = [(t.header.actor, t.header.sequence) for t in take(trajectory_queue)]
     assert order == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert intake.admit(0) is None  # not while the update runs
+    assert trajectory_queue.admit(0) is None  # not while the update runs
 
 
 @pytest.mark.parametrize("fault", ["malformed", "abandon"])
 def test_lock_step_outlives_an_unroll_that_never_comes(fault):
     """A share that is used up by an unroll nobody will train: the update would wait for it for ever."""
-    intake = make_intake(max_policy_lag=0, batch_size=2 * SLOTS)
-    intake.publish(0, "weights")
-    assert intake.admit(0)
-    assert intake.admit(1)
+    trajectory_queue = make_trajectory_queue(max_policy_lag=0, batch_size=2 * SLOTS)
+    trajectory_queue.publish(0, "weights")
+    assert trajectory_queue.admit(0)
+    assert trajectory_queue.admit(1)
     if fault == "malformed":
-        intake.deliver(np.zeros(100, np.uint8))
+        trajectory_queue.deliver(np.zeros(100, np.uint8))
     else:
-        intake.abandon(0)
-    intake.deliver(unroll(1, 0, 0))
-    assert intake.admit(1) is None
-    assert intake.admit(0)
-    assert intake.admit(0) is None
-    intake.deliver(unroll(0, 1, 0))
-    assert [t.header.actor for t in take(intake)] == [0, 1]
+        trajectory_queue.abandon(0)
+    trajectory_queue.deliver(unroll(1, 0, 0))
+    assert trajectory_queue.admit(1) is None
+    assert trajectory_queue.admit(0)
+    assert trajectory_queue.admit(0) is None
+    trajectory_queue.deliver(unroll(0, 1, 0))
+    assert [t.header.actor for t in take(trajectory_queue)] == [0, 1]
 
 
 def test_stale_unrolls_are_dropped_and_counted():
     """An actor that answers after the others have moved on: its data is too old to train, and still in the books."""
-    intake = make_intake(max_policy_lag=1, batch_size=SLOTS)
-    intake.publish(0, 0)
-    assert intake.admit(0) == 0
-    intake.publish(1, 1)
-    intake.publish(2, 2)
-    intake.deliver(unroll(0, 0, 0, which=1))
-    assert take(intake) is None
-    assert intake.ledger.dropped == {"stale": STEPS[1]}
-    assert intake.ledger.balance() == intake.ledger.in_flight == intake.queued_bytes == 0
+    trajectory_queue = make_trajectory_queue(max_policy_lag=1, batch_size=SLOTS)
+    trajectory_queue.publish(0, 0)
+    assert trajectory_queue.admit(0) == 0
+    trajectory_queue.publish(1, 1)
+    trajectory_queue.publish(2, 2)
+    trajectory_queue.deliver(unroll(0, 0, 0, which=1))
+    assert take(trajectory_queue) is None
+    assert trajectory_queue.ledger.dropped == {"stale": STEPS[1]}
+    assert trajectory_queue.ledger.balance() == trajectory_queue.ledger.in_flight == trajectory_queue.queued_bytes == 0
 
 
 def test_a_successor_starts_its_sequence_anew():
     """A replaced actor whose first unrolls are taken for its predecessor's."""
-    intake = make_intake(max_policy_lag=9, batch_size=SLOTS)
-    intake.publish(0, 0)
-    for incarnation, sequence in [(0, 0), (0, 1), (1, 0), (1, 0), (0, 1)]:
-        intake.admit(0)
-        intake.deliver(unroll(0, sequence, 0, incarnation=incarnation))
-    assert intake.queued_segments == 3 * SLOTS
-    assert intake.refused == {"duplicate": 2}
+    trajectory_queue = make_trajectory_queue(max_policy_lag=9, batch_size=SLOTS)
+    trajectory_queue.publish(0, 0)
+    for restart_index, sequence in [(0, 0), (0, 1), (1, 0), (1, 0), (0, 1)]:
+        trajectory_queue.admit(0)
+        trajectory_queue.deliver(unroll(0, sequence, 0, restart_index=restart_index))
+    assert trajectory_queue.queued_segments == 3 * SLOTS
+    assert trajectory_queue.refused == {"duplicate": 2}
 
 
 def test_a_failure_of_the_pool_reaches_who_waits():
     """A learner that waits for ever for a pool that is gone, or that learns nothing of the cause."""
-    intake = make_intake(max_policy_lag=1)
+    trajectory_queue = make_trajectory_queue(max_policy_lag=1)
     cause = OSError("the pool's own words")
 
     def pump(_):
         raise cause
 
-    driver = Driver(pump, intake)
+    driver = Driver(pump, trajectory_queue)
     driver.start()
     with pytest.raises(RuntimeError, match="the pool's own words") as caught:
-        intake.next_batch(None, threading.Event())
+        trajectory_queue.next_batch(None, threading.Event())
     assert caught.value.__cause__ is cause
     driver.stop()
     assert not driver.is_alive()
@@ -304,31 +304,31 @@ def test_a_failure_of_the_pool_reaches_who_waits():
 
 def test_stop_ends_the_wait():
     """Ctrl-C that takes effect only after the next batch."""
-    intake, stop = make_intake(max_policy_lag=1), threading.Event()
+    trajectory_queue, stop = make_trajectory_queue(max_policy_lag=1), threading.Event()
     threading.Timer(0.05, stop.set).start()
-    assert intake.next_batch(None, stop) is None
+    assert trajectory_queue.next_batch(None, stop) is None
 
 
 def test_threads_share_it_without_losing_a_step():
     """A race between the driver's deliveries and the training loop's books."""
-    intake, sequence = make_intake(max_policy_lag=2, batch_size=2 * SLOTS, num_actors=4), Counter()
-    intake.publish(0, 0)
+    trajectory_queue, sequence = make_trajectory_queue(max_policy_lag=2, batch_size=2 * SLOTS, num_actors=4), Counter()
+    trajectory_queue.publish(0, 0)
 
     def pump(_):
         for actor in range(4):
-            if (weights := intake.admit(actor)) is not None:
-                intake.deliver(unroll(actor, sequence[actor], weights, which=actor))
+            if (weights := trajectory_queue.admit(actor)) is not None:
+                trajectory_queue.deliver(unroll(actor, sequence[actor], weights, which=actor))
                 sequence[actor] += 1
 
-    driver = Driver(pump, intake)
+    driver = Driver(pump, trajectory_queue)
     driver.start()
     for version in range(40):
-        batch = intake.next_batch(None, threading.Event())
+        batch = trajectory_queue.next_batch(None, threading.Event())
         assert all(version - t.header.policy_version <= 2 for t in batch)
-        intake.book(batch, trained=sum(t.env_steps for t in batch))
-        intake.publish(version + 1, version + 1)
+        trajectory_queue.book(batch, trained=sum(t.env_steps for t in batch))
+        trajectory_queue.publish(version + 1, version + 1)
     driver.stop()
-    intake.close()
-    ledger = intake.ledger
-    assert ledger.balance() == ledger.in_flight == intake.queued_bytes == 0
+    trajectory_queue.close()
+    ledger = trajectory_queue.ledger
+    assert ledger.balance() == ledger.in_flight == trajectory_queue.queued_bytes == 0
     assert ledger.sampled == sum(STEPS[actor] * count for actor, count in sequence.items())

@@ -34,7 +34,7 @@ from shoal.learner.config import LearnerConfig
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.ledger import Ledger
-from shoal.learner.update_step import Turn, settle
+from shoal.learner.update_step import StepResult, reconcile
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
 
@@ -44,7 +44,7 @@ def _weights(run: Path, *settings: str) -> str:
     summary = read_summary(run)
     assert summary["policy_lag"] == {"mean": 0, "max": 0}
     # Rollout actors are already at the next batch when the run ends.
-    assert set(summary["ledger"]["dropped"]) <= ({"shutdown"} if "placement=separate" in settings else set())
+    assert set(summary["ledger"]["dropped"]) <= ({"shutdown"} if "placement=disaggregated" in settings else set())
     found: str = summary["weights_sha256"]
     return found
 
@@ -56,7 +56,7 @@ def _weights(run: Path, *settings: str) -> str:
         [],
         ["learner.epochs=2", "learner.minibatches=2", "actor.num_actors=4"],
         # Each fed by two rollout actors.
-        ["placement=separate", "actor.num_actors=4", "actor.max_policy_lag=0", "learner.batch_size=32"],
+        ["placement=disaggregated", "actor.num_actors=4", "actor.max_policy_lag=0", "learner.batch_size=32"],
     ],
     ids=["act", "act-epochs", "fed"],
 )
@@ -67,9 +67,9 @@ def test_processes_change_nothing(tmp_path: Path, settings: list[str]) -> None:
     assert local == _weights(tmp_path / "inline", "mode=inline", *settings)
 
 
-def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> Turn:
+def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> StepResult:
     reason = "learner_lost" if lost else "non_finite"
-    return Turn(
+    return StepResult(
         books=Ledger(sampled=sampled, trained=trained, dropped=Counter({reason: sampled} if lost or refused else {})),
         all_env_steps=0,
         trajectories=(),
@@ -92,7 +92,7 @@ def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool =
 )
 def test_one_learner_says_what_became_of_an_update(own: dict[str, Any], other: dict[str, Any], books: Ledger) -> None:
     """Steps that are trained for one learner and dropped for another: in the books twice, or not as they ended."""
-    assert settle(_turn(sampled=5, **own), _turn(sampled=7, **other)) == books
+    assert reconcile(_turn(sampled=5, **own), _turn(sampled=7, **other)) == books
 
 
 def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +106,10 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
         max_policy_lag=0,
         max_consecutive_failures=2,
         seed=0,
-        refused_dir=Path("refused"),
+        skipped_dir=Path("refused"),
     )
     share = Share(actors=range(3, 4), batch_size=16, num_shards=1, first_shard=1, num_threads=1)
-    learner = LearnerActor(setup, share, incarnation=2)
+    learner = LearnerActor(setup, share, restart_index=2)
     learner.build()
     learner._loop.publish()
     calls = iter([False, True])  # the second unroll of the first turn
@@ -126,7 +126,7 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
     assert turn.lost_unrolls == 1
     assert turn.books.sampled == turn.books.trained > 0
     assert learner.turn().replaced == ()
-    assert learner._pool._incarnations == {3: (2 << 16) + 1}
+    assert learner._pool._restart_indices == {3: (2 << 16) + 1}
     calls = iter([True, True])
     with pytest.raises(EnvironmentFault):
         learner.turn()
@@ -183,7 +183,7 @@ def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.S
 def test_learners_that_are_fed_lose_actors_and_each_other(tmp_path: Path) -> None:
     """Unrolls that wait at a learner that dies, and fall out of the books; its actors, left without an owner; a dead
     actor of another learner that nobody replaces or counts."""
-    fed = ("placement=separate", "learner.num_learners=2", "actor.num_actors=4", "learner.batch_size=32")
+    fed = ("placement=disaggregated", "learner.num_learners=2", "actor.num_actors=4", "learner.batch_size=32")
     process = _start(tmp_path, *fed, "actor.unroll_timeout_seconds=60")
     wait_for(lambda: _newest(tmp_path) and len(actor_processes(process.pid)) == 4, process=process)
     children = descendants(process.pid)

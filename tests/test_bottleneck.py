@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from shoal.deploy.monitoring import bottleneck as verdict
-from shoal.deploy.monitoring.bottleneck import Watch, judge
+from shoal.deploy.monitoring import bottleneck as bottleneck
+from shoal.deploy.monitoring.bottleneck import BottleneckMonitor, judge
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 
@@ -45,11 +45,11 @@ def test_the_stage_that_limits_is_named(
 
 
 def test_the_watch_judges_the_last_seconds_and_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a verdict over the whole run that does not change when the run does."""
+    """Catches a bottleneck over the whole run that does not change when the run does."""
     clock = [1000.0]
-    monkeypatch.setattr(verdict.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bottleneck.time, "monotonic", lambda: clock[0])
     statistics = RunStatistics(Ledger(dropped=Counter()))
-    watch = Watch(statistics, acting=False, num_processes=1)
+    watch = BottleneckMonitor(statistics, acting=False, num_processes=1)
     assert watch.now() is watch.whole() is None
 
     def spend(seconds: int, **stages: float) -> None:
