@@ -1,4 +1,4 @@
-"""A batch under the weights there are now: what updates, the parity check and benchmarks ask of a policy."""
+"""The forward pass of training: a batch under the current weights, with resets inside its segments."""
 
 # T time, B segments
 
@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 
-class Evaluation(NamedTuple):
+class ForwardPass(NamedTuple):
     """One shard under the current weights; time-major."""
 
     log_prob: Tensor
@@ -28,7 +28,7 @@ class Evaluation(NamedTuple):
     """[T, B], without gradient: of what each transition led to in its own episode."""
 
 
-def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Evaluation:
+def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> ForwardPass:
     """``policy`` on [B] segments, from their initial states, with resets inside."""
     is_first = batch["is_first"].T
     final = _final_rows(batch)
@@ -48,7 +48,7 @@ def evaluate(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> Ev
     next_value = value[1:].detach()
     if final and output.final_value is not None:
         next_value = next_value.index_put(final, at_least_float32(output.final_value.detach()))
-    return Evaluation(log_prob, entropy, value[:-1], next_value)
+    return ForwardPass(log_prob, entropy, value[:-1], next_value)
 
 
 def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:

@@ -11,7 +11,7 @@ import copy
 
 import torch
 from shoal.learner.device import DevicePath
-from shoal.learner.forward_pass import evaluate, log_prob_error
+from shoal.learner.forward_pass import forward_pass, log_prob_error
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.weights import Weights, load_weights
 from tensordict import TensorDict
@@ -57,5 +57,5 @@ class LogProbParityCheck:
         load_weights(self._policy, weights)
         rows = part["policy_version"] == weights.policy_version
         with self._path.exact():
-            log_prob = evaluate(self._policy, part, self._path).log_prob
+            log_prob = forward_pass(self._policy, part, self._path).log_prob
         return float(log_prob_error(log_prob, part, rows))

@@ -13,7 +13,7 @@ from shoal.learner.batch import BatchAssembler
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device import DevicePath
 from shoal.learner.device_choice import DeviceNotFound, check_device, make_device_path
-from shoal.learner.forward_pass import evaluate
+from shoal.learner.forward_pass import forward_pass
 from shoal.learner.learner import Learner
 from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
@@ -88,11 +88,11 @@ def test_bfloat16_is_near_and_exact_is_exact():
     batch, policy = random_batch(0), small_policy()
     path = DevicePath(CPU, bfloat16=True)
     with torch.no_grad():
-        want = evaluate(policy, batch, DevicePath(CPU))
-        rough = evaluate(policy, batch, path)
+        want = forward_pass(policy, batch, DevicePath(CPU))
+        rough = forward_pass(policy, batch, path)
         with path.exact():
             assert path.is_exact
-            got = evaluate(policy, batch, path)
+            got = forward_pass(policy, batch, path)
     assert not path.is_exact
     assert rough.log_prob.dtype == rough.value.dtype == torch.float32
     assert 1e-4 < float((rough.log_prob - want.log_prob).abs().max()) < 0.05
@@ -107,7 +107,7 @@ def test_the_canary_reads_rounding_though_updates_are_bfloat16():
     parity_check.remember(flatten_weights(learner.policy, 0))
     batch = random_batch(0).clone()
     with torch.no_grad():
-        batch["behavior_log_prob"] = evaluate(learner.policy, batch, DevicePath(CPU)).log_prob.T.contiguous()
+        batch["behavior_log_prob"] = forward_pass(learner.policy, batch, DevicePath(CPU)).log_prob.T.contiguous()
     assert learner.update(batch).log_prob_error is None
     assert parity_check.check(batch) <= TOLERANCE
 

@@ -20,7 +20,7 @@ from rollouts import (
 )
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.device import DevicePath
-from shoal.learner.forward_pass import evaluate, log_prob_error
+from shoal.learner.forward_pass import forward_pass, log_prob_error
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, stored_state, with_state
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
@@ -82,7 +82,7 @@ def test_the_canary_compares_with_the_stored_state_whatever_training_starts_from
     learner = make_learner(policy, learning_rate=1e-2)
     for version in range(2):
         batch = rollouts.batch(policy, version)
-        assert log_prob_error(evaluate(policy, batch, CPU).log_prob, batch).item() <= TOLERANCE
+        assert log_prob_error(forward_pass(policy, batch, CPU).log_prob, batch).item() <= TOLERANCE
         assert learner.update(batch).log_prob_error is None
 
 
@@ -94,14 +94,14 @@ def test_a_refreshed_state_is_the_one_that_the_new_weights_give():
     learner.update(before)
     want = final_state(policy, before, CPU)
     after = rollouts.batch(policy, 1).clone()
-    used = learner._start(after)
+    used = learner.with_start_states(after)
     assert distance(stored_state(used), want) < 1e-6
     assert distance(stored_state(after), want) > 1e-3
     assert used["obs"] is after["obs"]
     learner.update(after)
     rollouts.batch(policy, 2)  # lost on its way
     late = rollouts.batch(policy, 2)
-    assert distance(stored_state(learner._start(late)), stored_state(late)) == 0
+    assert distance(stored_state(learner.with_start_states(late)), stored_state(late)) == 0
 
 
 def test_refreshed_states_find_their_slots():

@@ -26,7 +26,7 @@ from rollouts import (
     tiny_policy,
 )
 from shoal.learner.device import DevicePath
-from shoal.learner.forward_pass import evaluate, log_prob_error, valid_transitions
+from shoal.learner.forward_pass import forward_pass, log_prob_error, valid_transitions
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.config import RegularizationConfig
@@ -182,7 +182,7 @@ def test_void_transitions_have_no_influence():
 def test_each_segment_is_used_once_per_epoch():
     """Minibatches drawn with replacement, a remainder that is dropped, the same order in every epoch."""
     learner = make_learner(small_policy(), batch_size=12, epochs=3, minibatches=4)
-    parts = [index.tolist() for (index,) in learner._minibatches([12])]
+    parts = [index.tolist() for (index,) in learner._shards.minibatches([12], 3, 4)]
     assert [len(part) for part in parts] == [3] * 12
     epochs = [[segment for part in parts[i : i + 4] for segment in part] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -312,7 +312,7 @@ def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
 
     monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", terminated_only)
     batch = rollouts.batch(learner.policy, 0)
-    log_prob = evaluate(learner.policy, batch, CPU).log_prob
+    log_prob = forward_pass(learner.policy, batch, CPU).log_prob
     by_slot = [log_prob_error(log_prob, batch, [b]).item() for b in range(6)]
     assert min(by_slot[1::2]) > FAULT_SEEN
     assert max(by_slot[0::2]) <= TOLERANCE
@@ -348,7 +348,7 @@ def test_the_lagged_canary_compares_with_the_weights_that_acted():
             old = batch.clone()
         if version < 2:
             learner.update(batch)
-    assert log_prob_error(evaluate(learner.policy, old, CPU).log_prob, old).item() > FAULT_SEEN
+    assert log_prob_error(forward_pass(learner.policy, old, CPU).log_prob, old).item() > FAULT_SEEN
     assert parity_check.check(old) is None  # every second batch
     assert parity_check.check(old) <= TOLERANCE
     # Another share of the segments every time: a fault in one slot is found within a round.
@@ -369,7 +369,7 @@ def test_training_evaluates_actions_as_acting_did(kind):
     policy = make_policy(rollouts.observation, rollouts.actions)
     for _ in range(2):
         batch = rollouts.batch(policy, 0)
-        evaluation = evaluate(policy, batch, CPU)
+        evaluation = forward_pass(policy, batch, CPU)
         assert evaluation.value.shape == evaluation.next_value.shape == (32, 5)
         assert log_prob_error(evaluation.log_prob, batch).item() <= TOLERANCE
     assert make_learner(policy).update(batch).log_prob_error <= TOLERANCE

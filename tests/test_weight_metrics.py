@@ -14,7 +14,7 @@ from service import SMALL as SMALL_RUN
 from shoal.deploy.cli import main
 from shoal.learner.activations import SAMPLE_ROWS, ActivationSampler
 from shoal.learner.device import DevicePath
-from shoal.learner.forward_pass import evaluate, valid_transitions
+from shoal.learner.forward_pass import forward_pass, valid_transitions
 from shoal.learner.weight_metrics import dormant_units_ratio, effective_rank, measure_weights
 from shoal.policy import ComponentPolicy, TokenObservation
 from shoal.policy.config import RegularizationConfig
@@ -175,7 +175,7 @@ def test_samples_are_what_training_computes():
     assert not mask.all()
     assert len(sample["fc1"]) == mask.sum() <= SAMPLE_ROWS
     with torch.no_grad():
-        value = evaluate(policy, batch[chosen], DevicePath(torch.device("cpu"))).value.T[mask]
+        value = forward_pass(policy, batch[chosen], DevicePath(torch.device("cpu"))).value.T[mask]
         got = policy.value_head(sample["critic_1"]).squeeze(-1)
         fc1 = torch.relu(policy.fc1(batch["obs"][chosen, :-1][mask]))
     torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)

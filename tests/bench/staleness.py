@@ -105,7 +105,7 @@ class Stream:
         state = stored_state(self._history[0])
         for earlier in self._history:
             state = final_state(policy, with_state(earlier, state), CPU)
-        used = stored_state(self.learner._start(batch))
+        used = stored_state(self.learner.with_start_states(batch))
         running = ~batch["is_first"][:, 0]
         reference, start = (torch.cat(parts, 0).transpose(0, 1).flatten(1)[running] for parts in (state, used))
         with torch.no_grad():

@@ -1,0 +1,54 @@
+"""Sums over valid transitions, from which all shards and learners take the same means and variances."""
+
+# T time, B segments
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from shoal.learner.vtrace import Targets
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Sums over the valid transitions of one optimizer step, in double precision."""
+
+    transitions: float
+    advantage: float
+    advantage_squared: float
+    residual: float
+    """Sum of vs - V."""
+    residual_squared: float
+    target: float
+    """Sum of vs."""
+    target_squared: float
+
+    def normalize(self, advantage: Tensor, valid: Tensor) -> Tensor:
+        """[T, B] advantages with mean 0 and variance 1 over all valid transitions; 0 elsewhere."""
+        if self.transitions < 2:
+            return advantage
+        mean = self.advantage / self.transitions
+        variance = max(self.advantage_squared - self.transitions * mean**2, 0.0) / (self.transitions - 1)
+        return (advantage - mean) / (variance**0.5 + 1e-8) * valid
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - var(vs - V) / var(vs); NaN without a valid transition."""
+        if not self.transitions:
+            return float("nan")
+        residual = self.residual_squared / self.transitions - (self.residual / self.transitions) ** 2
+        target = self.target_squared / self.transitions - (self.target / self.transitions) ** 2
+        return 1 - residual / (target + 1e-12)
+
+
+def sum_moments(targets: Targets, value: Tensor, valid: Tensor) -> Tensor:
+    """[7] float64: the ``Moments`` of one shard; ``value`` and ``valid`` are [T, B]."""
+    wide = torch.float32 if value.device.type == "mps" else torch.float64  # MPS has nothing wider
+    advantage, vs, residual = (
+        torch.where(valid, x, 0.0).to(wide) for x in (targets.advantage, targets.vs, targets.vs - value)
+    )
+    sums = [valid.sum().to(wide)]
+    for x in (advantage, residual, vs):
+        sums += [x.sum(), x.square().sum()]
+    return torch.stack(sums)

@@ -1,0 +1,36 @@
+"""Undoing an update that fails after some of its optimizer steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Rollback:
+    """Copies of weights and optimizer state, in memory that is kept from update to update."""
+
+    def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._parameters, self._optimizer = parameters, optimizer
+        self._saved: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def on(self, *errors: type[Exception]) -> Iterator[None]:
+        """Put weights and optimizer state back where the block raises one of ``errors``."""
+        state = self._optimizer.state
+        fresh = not state
+        tensors = [*self._parameters, *(t for p in self._parameters for t in state.get(p, {}).values())]
+        if len(self._saved) != len(tensors):
+            self._saved = [torch.empty_like(t) for t in tensors]
+        with torch.no_grad():
+            torch._foreach_copy_(self._saved, tensors)
+        try:
+            yield
+        except errors:
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, self._saved)
+            if fresh:
+                state.clear()
+            raise
