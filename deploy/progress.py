@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,6 +22,9 @@ from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 
+if TYPE_CHECKING:
+    from shoal.deploy.prepared_run import PreparedRun
+
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -33,6 +36,31 @@ class _Pool(Protocol):
 
     @property
     def restarts(self) -> Any: ...
+
+
+def headline(run: PreparedRun, metrics_url: str | None) -> str:
+    """What is about to be trained, by whom and where."""
+    config, layout, learner = run.config, run.layout, run.learner.learner
+    count = sum(p.numel() for p in learner.policy.parameters())
+    start = f", continuing from policy version {learner.policy_version}" if run.origin.session else ""
+    name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
+    who = f"{learner.path.describe()}, {layout.batch_size} segments per update"
+    if layout.num_learners > 1:
+        apart = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
+        where = "in one process" if config.mode == "inline" else apart
+        who = f"{layout.num_learners}, {where}; {who}"
+    elif layout.placement == "disaggregated" and learner.path.device.type == "cpu":
+        who += f", gradient threads: {layout.num_threads}"
+    slots, steps = config.env.num_envs, config.actor.unroll_length
+    return "\n".join(
+        [
+            f"Training {name} ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
+            f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
+            f"  {'learners' if layout.num_learners > 1 else 'learner '} {who}",
+            f"  metrics  {metrics_url or 'not served'}",
+            f"  run      {run.run_dir}",
+        ]
+    )
 
 
 class Curve:

@@ -1,54 +1,31 @@
-"""The composition root: builds a run from its configuration, starts it, ends it, and says what came of it."""
+"""One run, from its settings to its summary: prepare, start the workers, watch, train, finish."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import uuid
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
-from shoal.deploy.interruption import interruption
-from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
+from shoal.deploy.interruption import Interruption, interruption
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import History
-from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import make_sinks
-from shoal.deploy.placement.hardware import available_cores
-from shoal.deploy.placement.layout import Machine, choose_layout
-from shoal.deploy.placement.learner_setup import RolloutProcesses
-from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.progress import Progress
+from shoal.deploy.prepared_run import PreparedRun, prepare
+from shoal.deploy.progress import Progress, headline
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.summary import measured_random_return, summarize, write_json
-from shoal.deploy.worker_group import WorkerGroup
-from shoal.envs.registry import make_env_spec
-from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
-from shoal.learner.device_choice import make_device_path
-from shoal.learner.ledger import Ledger
-from shoal.learner.training_loop import Limits, Parts, train
-from shoal.learner.trajectory_queue import Driver
-from shoal.policy.actions import Actions
-from shoal.policy.allocator import keep_freed_memory
-from shoal.policy.observation import Observation
-from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
-
-if TYPE_CHECKING:  # Ray is imported where it is used
-    from shoal.deploy.cluster.connect import Cluster
-    from shoal.deploy.cluster.ray_peers import RayPeers
-    from shoal.deploy.cluster.ray_session import RaySession
+from shoal.deploy.worker_group import WorkerGroup, start_workers
+from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.training_loop import Limits, Saving, train
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +35,15 @@ class Outcome:
     summary: dict[str, Any]
     interrupted_by: int | None
     """The signal that ended it, if one did."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watchers:
+    """Everything that looks at a run and takes no part in it."""
+
+    progress: Progress
+    history: History
+    evaluations: Evaluations
 
 
 def run(config: Config, run_dir: Path) -> Outcome:
@@ -71,310 +57,141 @@ def run(config: Config, run_dir: Path) -> Outcome:
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(run_dir))
         stack.enter_context(log_file(run_dir, json_lines=config.log.format == "json"))
-        # What there is room for decides the layout, so a cluster comes first.
         cluster = None
         if config.mode == "cluster":
             from shoal.deploy.cluster.connect import connect
 
             cluster = stack.enter_context(connect(config.cluster))
         try:
-            run_ = _Run(config, run_dir, cluster)
+            prepared = prepare(config, run_dir, cluster)
+            sinks = make_sinks(config.log, run_dir, prepared.origin.run_id, to_dict(config))
         except ValueError as error:
             raise CannotStart(str(error)) from error
         # Only now: where the run cannot be continued, the directory stays as it was.
         (run_dir / "config.yaml").write_text(to_yaml(config))
-        return run_.run()
+        workers = stack.enter_context(start_workers(prepared))
+        # After Ray, which sets handlers of its own.
+        asked = stack.enter_context(interruption(config.max_seconds))
+        watchers = _watch(prepared, workers, asked, sinks, stack)
+        stack.callback(prepared.learner.learner.close)
+        summary = _train(prepared, workers, asked, watchers)
+        watchers.progress.summary(summary, run_dir)
+        return Outcome(summary, asked.signal_number)
 
 
-class _Run:
-    """One run: everything that lives from its start to its end."""
+def _watch(
+    run: PreparedRun, workers: WorkerGroup, asked: Interruption, sinks: Any, stack: contextlib.ExitStack
+) -> Watchers:
+    """Serve the metrics, say what starts, and begin the history."""
+    config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
+    sources = _sources(run, workers, evaluations)
+    ready = Readiness(
+        statistics=run.statistics,
+        actors_alive=lambda: workers.num_alive,
+        stopping=asked.requested.is_set,
+        max_update_age_seconds=config.metrics.max_update_age_seconds,
+    )
+    server = stack.enter_context(served(config.metrics, sources, ready, run=run.run_dir.name))
+    progress = Progress(
+        run.statistics,
+        run.learner.queue,
+        workers,
+        run.bottleneck,
+        total_env_steps=config.total_env_steps,
+        time_is_up_at=asked.time_is_up_at,
+        json_lines=config.log.format == "json",
+        evaluations=evaluations,
+    )
+    progress.say(headline(run, server.url if server else None))
+    history = History(
+        sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
+    )
+    return Watchers(progress, history, evaluations)
 
-    def __init__(self, config: Config, run_dir: Path, cluster: Cluster | None) -> None:
-        self.config, self.run_dir, self.cluster = config, run_dir, cluster
-        torch.set_num_threads(1)
-        keep_freed_memory()
-        spec = make_env_spec(config.env.id, **config.env.kwargs)
-        accelerator = make_device_path(config.learner).device.type != "cpu"
-        self.machine = Machine(cores=available_cores(), accelerator=accelerator)
-        if cluster:
-            self.machine = cluster.machine(config, self.machine)
-        self.layout = choose_layout(config, self.machine)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-        if config.mode == "local" and accelerator and self.layout.num_learners > 1:
-            # Ray hands out GPUs from the first on, to the learners beside this one.
-            torch.cuda.set_device(self.layout.num_learners - 1)
-        resumed = self._find_resumed()
-        self.run_id = resumed.state["run_id"] if resumed else uuid.uuid4().hex
-        self.session = 1 + int(resumed.state["session"]) if resumed else 0
-        interface = self._match_names(resumed, observation_of(spec), actions_of(spec))
-        worker = make_worker_setup(config, spec, run_id=self.run_id, session=self.session, interface=interface)
-        self.setup = make_learner_setup(config, self.layout, worker, spec, run_dir / "skipped")
-        in_one_process = config.mode == "inline" or self.layout.num_learners == 1
-        self.share = self.layout.whole() if in_one_process else self.layout.share(0)
-        self.loop = self.setup.make_loop(self.share)
-        self.learner, self.trajectory_queue, self.statistics = (
-            self.loop.learner,
-            self.loop.trajectory_queue,
-            self.loop.statistics,
+
+def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers: Watchers) -> dict[str, Any]:
+    """Train, then end everything in the order in which data flows, and write the summary."""
+    weights, completed = None, False
+    saving = Saving(checkpoints=run.checkpoints, describe=run.describe)
+    limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
+    try:
+        with watchers.progress, _evaluator(run, watchers.evaluations):
+            if workers.driver:
+                workers.driver.start()
+            weights = train(workers.learners, run.statistics, saving, limits, asked.requested)
+        completed = True
+    finally:
+        run.statistics.end()
+        workers.close()
+        run.learner.queue.close()
+        watchers.history.close()
+        summary = summarize(
+            run.statistics,
+            run.learner.queue,
+            actor_restarts=sum(workers.restarts.values()),
+            recoveries=workers.recoveries,
+            weights=weights,
+            trained_before=run.before.trained,
+            # A failed run's environment may be what failed: it is not played again.
+            random=measured_random_return(run.setup.worker) if completed else None,
+            interrupted_by=asked.signal_number,
+            limit=run.bottleneck.whole(),
+            evaluations=watchers.evaluations,
+            about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
         )
-        self.ledger = self.trajectory_queue.ledger
-        if resumed:
-            resumed.restore(self.learner)
-            self._restore_books(resumed)
-        self.statistics.policy_version = self.learner.policy_version
-        acting = config.mode == "inline" or self.layout.placement == "colocated"
-        processes = 1 if config.mode == "inline" else self.layout.num_learners if acting else self.layout.num_actors
-        self.bottleneck = BottleneckMonitor(self.statistics, acting=acting, num_processes=processes)
-        self.books_before = self.trajectory_queue.books()
-        self.sinks = make_sinks(config.log, run_dir, self.run_id, to_dict(config))
-        self.evaluations = Evaluations(run_dir / "evaluation.jsonl")
-        self.limits = Limits(total_env_steps=config.total_env_steps, checkpoint_every=config.checkpoint.every_updates)
+        write_json(run.run_dir / "summary.json", summary)
+    return summary
 
-    def run(self) -> Outcome:
-        """Start the pool, train, stop everything, write the summary."""
-        config = self.config
-        with contextlib.ExitStack() as stack:
-            worker_group = stack.enter_context(self._worker_group())
-            # After Ray, which sets handlers of its own.
-            asked = stack.enter_context(interruption(config.max_seconds))
-            sources = self._sources(worker_group)
-            ready = Readiness(
-                statistics=self.statistics,
-                actors_alive=lambda: worker_group.num_alive,
-                stopping=asked.requested.is_set,
-                max_update_age_seconds=config.metrics.max_update_age_seconds,
-            )
-            server = stack.enter_context(served(config.metrics, sources, ready, run=self.run_dir.name))
-            progress = Progress(
-                self.statistics,
-                self.trajectory_queue,
-                worker_group,
-                self.bottleneck,
-                total_env_steps=config.total_env_steps,
-                time_is_up_at=asked.time_is_up_at,
-                json_lines=config.log.format == "json",
-                evaluations=self.evaluations,
-            )
-            progress.say(self._headline(server))
-            history = History(
-                sources,
-                self.run_dir,
-                session=self.session,
-                every_seconds=config.log.every_seconds,
-                sinks=self.sinks,
-            )
-            stack.callback(self.learner.close)
-            parts = Parts(
-                loop=self.loop, checkpoints=self.checkpoints, describe=self._describe, peers=worker_group.peers
-            )
-            weights = None
-            driver = None
-            completed = False
-            try:
-                with progress, self._evaluator():
-                    if worker_group.drive is None:
-                        driver = Driver(worker_group.pool.pump, self.trajectory_queue)
-                        driver.start()
-                    weights = train(parts, self.limits, worker_group.drive, asked.requested)
-                completed = True
-            finally:
-                self.statistics.end()
-                if driver:
-                    driver.stop()
-                worker_group.close()
-                self.trajectory_queue.close()
-                history.close()
-                # A failed run's environment may be what failed: it is not played again.
-                random = measured_random_return(self.setup.worker) if completed else None
-                summary = summarize(
-                    self.statistics,
-                    self.trajectory_queue,
-                    actor_restarts=sum(worker_group.restarts.values()),
-                    recoveries=worker_group.recoveries,
-                    weights=weights,
-                    trained_before=self.books_before.trained,
-                    random=random,
-                    interrupted_by=asked.signal_number,
-                    limit=self.bottleneck.whole(),
-                    evaluations=self.evaluations,
-                    about={"env_id": config.env.id, "seed": config.seed, "policy_kind": config.policy.kind},
-                )
-                write_json(self.run_dir / "summary.json", summary)
-            progress.summary(summary, self.run_dir)
-            return Outcome(summary, asked.signal_number)
 
-    @contextlib.contextmanager
-    def _worker_group(self) -> Iterator[WorkerGroup]:
-        config, layout = self.config, self.layout
-        fed = layout.placement == "disaggregated"
-        if config.mode == "inline" or (layout.num_learners == 1 and not fed):
-            pool = self.setup.make_pool(self.share, self.loop)
-            yield WorkerGroup(pool, drive=pool.pump)
-            return
-        with self._ray() as ray:
-            peers = self._peers(ray) if layout.num_learners > 1 else None
-            if not fed:
-                pool = self.setup.make_pool(self.share, self.loop)
-                yield WorkerGroup(pool, drive=pool.pump, peers=peers)
-                return
-            from shoal.actors.ray_pool import RayPool
+def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -> Sources:
+    """What the metrics are read from."""
+    config, path = run.config, run.learner.learner.path
+    return Sources(
+        statistics=run.statistics,
+        trajectory_queue=run.learner.queue,
+        actors_alive=lambda: workers.num_alive,
+        actor_restarts=lambda: workers.restarts,
+        limit=run.bottleneck.now,
+        before=run.before,
+        build=versions(),
+        about={
+            "mode": config.mode,
+            "placement": run.layout.placement,
+            "env_id": config.env.id,
+            "policy": config.policy.kind,
+            "device": path.device.type,
+            "session": str(run.origin.session),
+        },
+        actor_states=lambda: workers.states,
+        recoveries=lambda: workers.recoveries.count,
+        recovery_seconds=lambda: workers.recoveries.seconds,
+        lags=workers.lags,
+        accelerator_memory=path.memory_bytes,
+        target_env_steps=config.total_env_steps,
+        run_dir=run.run_dir,
+        evaluations=evaluations,
+    )
 
-            self.loop.publish_to = ray.put
-            actors = RayPool(
-                self.setup.worker, self.share.actors, config.actor, self.trajectory_queue, ray.actor_options
-            )
-            yield WorkerGroup(actors, drive=None, peers=peers)
 
-    def _peers(self, ray: RaySession) -> RayPeers:
-        from shoal.deploy.cluster.ray_peers import RayPeers
+def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.AbstractContextManager[object]:
+    """Evaluation during training, where it is asked for."""
+    config, learner = run.config.evaluation, run.learner
+    if not config.every_env_steps:
+        return contextlib.nullcontext()
+    best = Checkpoints(run.run_dir / "best")
+    jobs: Jobs = JobProcess(silent=True)
+    if run.cluster:
+        from shoal.deploy.evaluation.ray_jobs import RayJobs
 
-        setup = self.setup
-        if self.layout.placement == "disaggregated":
-            feeding = RolloutProcesses(config=self.config.actor, options=ray.actor_options)
-            setup = dataclasses.replace(setup, rollout_processes=feeding)
-        unrolls = self.share.batch_size // self.config.env.num_envs
-        return RayPeers(
-            setup,
-            self.layout,
-            self.config.actor,
-            ray,
-            on_lost_turn=lambda: self.trajectory_queue.count_lost(unrolls),
-            on_lost_steps=lambda steps, reason: self.trajectory_queue.add_books(
-                Ledger(in_flight=-steps, dropped=Counter({reason: steps}))
-            ),
-        )
-
-    def _ray(self) -> contextlib.AbstractContextManager[RaySession]:
-        from shoal.deploy.cluster import ray_session
-
-        if self.cluster:
-            return contextlib.nullcontext(self.cluster.session(self.machine))
-        layout = self.layout
-        arrays = self.loop.assembler.arrays.values()
-        unroll = sum(array.nbytes for array in arrays) / self.share.batch_size * self.config.env.num_envs
-        actors = layout.num_actors if layout.placement == "disaggregated" else 0
-        return ray_session.local(
-            num_actors=actors,
-            num_learners=layout.num_learners - 1,
-            unroll_bytes=int(unroll),
-            accelerator=self.machine.accelerator,
-        )
-
-    def _sources(self, worker_group: WorkerGroup) -> Sources:
-        return Sources(
-            statistics=self.statistics,
-            trajectory_queue=self.trajectory_queue,
-            actors_alive=lambda: worker_group.num_alive,
-            actor_restarts=lambda: worker_group.restarts,
-            limit=self.bottleneck.now,
-            before=self.books_before,
-            build=versions(),
-            about={
-                "mode": self.config.mode,
-                "placement": self.layout.placement,
-                "env_id": self.config.env.id,
-                "policy": self.config.policy.kind,
-                "device": self.learner.path.device.type,
-                "session": str(self.session),
-            },
-            actor_states=lambda: worker_group.states,
-            recoveries=lambda: worker_group.recoveries.count,
-            recovery_seconds=lambda: worker_group.recoveries.seconds,
-            lags=lambda: [*self.trajectory_queue.lags(), *(worker_group.peers.lags if worker_group.peers else ())],
-            accelerator_memory=self.learner.path.memory_bytes,
-            target_env_steps=self.config.total_env_steps,
-            run_dir=self.run_dir,
-            evaluations=self.evaluations,
-        )
-
-    def _evaluator(self) -> contextlib.AbstractContextManager[object]:
-        config = self.config.evaluation
-        if not config.every_env_steps:
-            return contextlib.nullcontext()
-        best = Checkpoints(self.run_dir / "best")
-        jobs: Jobs = JobProcess(silent=True)
-        if self.cluster:
-            from shoal.deploy.evaluation.ray_jobs import RayJobs
-
-            jobs = RayJobs(self.cluster.session(self.machine).actor_options)
-        return Evaluator(
-            config,
-            training_side(self.setup.worker, config, num_agents=self.setup.env.num_agents, seed=self.config.seed),
-            jobs,
-            self.evaluations,
-            session=self.session,
-            newest=lambda: self.loop.weights,
-            env_steps=lambda: self.ledger.trained,
-            # Between two bookings: what a resumed run starts with has to balance.
-            describe=lambda: {**self._describe(), "ledger": self.trajectory_queue.books().to_json()},
-            keep_best=(lambda weights, state: best.save(self.learner, state, weights)) if config.best else None,
-        )
-
-    def _headline(self, server: MetricsServer | None) -> str:
-        config, count = self.config, sum(p.numel() for p in self.learner.policy.parameters())
-        start = f", continuing from policy version {self.learner.policy_version}" if self.session else ""
-        env, actor = config.env, config.actor
-        name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
-        layout, path = self.layout, self.learner.path
-        who = f"{path.describe()}, {layout.batch_size} segments per update"
-        if layout.num_learners > 1:
-            apart = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
-            where = "in one process" if config.mode == "inline" else apart
-            who = f"{layout.num_learners}, {where}; {who}"
-        elif layout.placement == "disaggregated" and path.device.type == "cpu":
-            who += f", gradient threads: {layout.num_threads}"
-        return "\n".join(
-            [
-                f"Training {name} ({count:,} parameters) on {env.id}, mode {config.mode}, seed {config.seed}{start}",
-                f"  actors   {layout.num_actors} x {env.num_envs} slots, unrolls of {actor.unroll_length} steps",
-                f"  {'learners' if layout.num_learners > 1 else 'learner '} {who}",
-                f"  metrics  {server.url if server else 'not served'}",
-                f"  run      {self.run_dir}",
-            ]
-        )
-
-    def _find_resumed(self) -> Checkpoint | None:
-        if self.config.resume == "never":
-            return None
-        return self.checkpoints.latest() if self.config.resume == "auto" else find_checkpoint(Path(self.config.resume))
-
-    def _match_names(
-        self, resumed: Checkpoint | None, observation: Observation, actions: Actions
-    ) -> PolicyInterface | None:
-        """How the weights of a resumed run are to read the environment; None for fresh ones, which take its order.
-
-        Raises:
-            ValueError: they do not fit, or something is mapped without weights that could have other names.
-        """
-        settings = self.config.policy
-        remapping = Remapping(
-            NameMap(settings.map_features, "policy.map_features"), NameMap(settings.map_actions, "policy.map_actions")
-        )
-        if resumed:
-            return remap(resumed.state["policy"], observation, actions, remapping)
-        for names in (remapping.features, remapping.actions):
-            if names.entries:
-                raise ValueError(f"{names.option}: nothing is resumed, so there are no other names to map to")
-        return None
-
-    def _restore_books(self, resumed: Checkpoint) -> None:
-        """Continue the books; what was in flight when the checkpoint was saved can no longer come."""
-        books = resumed.state["ledger"]
-        self.ledger.sampled, self.ledger.trained = books["sampled"], books["trained"]
-        self.ledger.dropped.update(books["dropped"])
-        self.ledger.dropped["restart"] += books["in_flight"]
-        if not self.ledger.dropped["restart"]:
-            del self.ledger.dropped["restart"]
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "run_id": self.run_id,
-            "session": self.session,
-            "env_id": self.config.env.id,
-            "env_kwargs": self.config.env.kwargs,
-            # Between two bookings: whoever keeps the best weights asks from a thread of its own.
-            "ledger": self.trajectory_queue.books().to_json(),
-            "mean_return": self.statistics.mean_return,
-            "config": to_dict(self.config),
-            "versions": versions(),
-        }
+        jobs = RayJobs(run.cluster.session(run.machine).actor_options)
+    return Evaluator(
+        config,
+        training_side(run.setup.worker, config, num_agents=run.setup.env.num_agents, seed=run.config.seed),
+        jobs,
+        evaluations,
+        session=run.origin.session,
+        newest=lambda: learner.weights,
+        env_steps=lambda: learner.queue.ledger.trained,
+        describe=run.describe,
+        keep_best=(lambda weights, state: best.save(learner.learner, state, weights)) if config.best else None,
+    )

@@ -1,20 +1,27 @@
-"""Everybody who acts in a run, whoever runs them: what the training loop drives, and metrics and progress count."""
+"""Everybody who acts and learns in a run, started and ended: rollout workers here or on Ray, and peer learners."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, get_args
 
 from shoal.actors.pool import Recoveries, State
+from shoal.deploy.placement.learner_setup import RolloutProcesses
+from shoal.deploy.prepared_run import PreparedRun
+from shoal.learner.learners import Learners, OneLearner, SeveralLearners
+from shoal.learner.ledger import Ledger
+from shoal.learner.rollout_driver import RolloutDriver
 
 if TYPE_CHECKING:  # Ray is imported where it is used
     from shoal.deploy.cluster.ray_peers import RayPeers
+    from shoal.deploy.cluster.ray_session import RaySession
 
 
 class Pool(Protocol):
-    """Rollout workers, as ``actors.pool.InlinePool`` and ``actors.ray_pool.RayPool`` have them."""
+    """Rollout workers: ``actors.pool.InlinePool`` or ``actors.ray_pool.RayPool``."""
 
     @property
     def restarts(self) -> Counter[str]:
@@ -26,7 +33,7 @@ class Pool(Protocol):
 
     @property
     def states(self) -> Counter[State]:
-        """Workers by what they are at."""
+        """Workers by state."""
 
     @property
     def recoveries(self) -> Recoveries:
@@ -41,11 +48,13 @@ class Pool(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class WorkerGroup:
-    """The rollout workers that feed the run's own learner, and the learners beside it with theirs."""
+    """The rollout workers that feed the run's own learner, and the peer learners with theirs."""
 
     pool: Pool
-    drive: Callable[[float], None] | None
-    """What makes the data where no other thread does."""
+    learners: Learners
+    """What the training loop calls."""
+    driver: RolloutDriver | None = None
+    """Pumps the pool where the learner does not drive it itself."""
     peers: RayPeers | None = None
 
     @property
@@ -55,7 +64,7 @@ class WorkerGroup:
 
     @property
     def states(self) -> dict[str, int]:
-        """Rollout workers by what they are at; every state is there."""
+        """Number of rollout workers in every state, 0 included."""
         found = Counter[str](self.pool.states) + (self.peers.actor_states if self.peers else Counter())
         return {state: found[state] for state in get_args(State)}
 
@@ -66,15 +75,79 @@ class WorkerGroup:
 
     @property
     def recoveries(self) -> Recoveries:
-        """Of the actors that feed the run's own learner, and of the learners beside it."""
+        """How long replacements took, of own actors and of peer learners."""
         own = self.pool.recoveries
         if not self.peers:
             return own
-        beside = self.peers.recoveries
-        return Recoveries(own.count + beside.count, own.seconds + beside.seconds, max(own.slowest, beside.slowest))
+        peers = self.peers.recoveries
+        return Recoveries(own.count + peers.count, own.seconds + peers.seconds, max(own.slowest, peers.slowest))
+
+    def lags(self) -> list[int]:
+        """For every unroll under way, the versions made since it began."""
+        return [*self.learners.worker.queue.lags(), *(self.peers.lags if self.peers else ())]
 
     def close(self) -> None:
-        """End all."""
+        """End the driver, then the peers, then the pool."""
+        if self.driver:
+            self.driver.stop()
         if self.peers:
             self.peers.close()
         self.pool.close()
+
+
+@contextlib.contextmanager
+def start_workers(run: PreparedRun) -> Iterator[WorkerGroup]:
+    """The worker group of a run, and Ray where it needs it, for the length of the block."""
+    fed = run.layout.placement == "disaggregated"
+    if run.config.mode == "inline" or (run.layout.num_learners == 1 and not fed):
+        pool = run.setup.make_pool(run.share, run.learner.queue)
+        yield WorkerGroup(pool, OneLearner(worker=run.learner, drive=pool.pump))
+        return
+    with _ray(run) as ray:
+        peers = _peers(run, ray) if run.layout.num_learners > 1 else None
+        if not fed:
+            pool = run.setup.make_pool(run.share, run.learner.queue)
+            assert peers is not None
+            yield WorkerGroup(pool, SeveralLearners(worker=run.learner, drive=pool.pump, peers=peers), peers=peers)
+            return
+        from shoal.actors.ray_pool import RayPool
+
+        run.learner.publish_to = ray.put
+        actors = RayPool(run.setup.worker, run.share.actors, run.config.actor, run.learner.queue, ray.actor_options)
+        learners: Learners = OneLearner(worker=run.learner, drive=None)
+        if peers:
+            learners = SeveralLearners(worker=run.learner, drive=None, peers=peers)
+        yield WorkerGroup(actors, learners, driver=RolloutDriver(actors.pump, run.learner.queue), peers=peers)
+
+
+def _ray(run: PreparedRun) -> contextlib.AbstractContextManager[RaySession]:
+    from shoal.deploy.cluster import ray_session
+
+    if run.cluster:
+        return contextlib.nullcontext(run.cluster.session(run.machine))
+    arrays = run.learner.assembler.arrays.values()
+    unroll = sum(array.nbytes for array in arrays) / run.share.batch_size * run.config.env.num_envs
+    return ray_session.local(
+        num_actors=run.layout.num_actors if run.layout.placement == "disaggregated" else 0,
+        num_learners=run.layout.num_learners - 1,
+        unroll_bytes=int(unroll),
+        accelerator=run.machine.accelerator,
+    )
+
+
+def _peers(run: PreparedRun, ray: RaySession) -> RayPeers:
+    from shoal.deploy.cluster.ray_peers import RayPeers
+
+    setup, queue = run.setup, run.learner.queue
+    if run.layout.placement == "disaggregated":
+        feeding = RolloutProcesses(config=run.config.actor, options=ray.actor_options)
+        setup = dataclasses.replace(setup, rollout_processes=feeding)
+    unrolls = run.share.batch_size // run.config.env.num_envs
+    return RayPeers(
+        setup,
+        run.layout,
+        run.config.actor,
+        ray,
+        on_lost_update=lambda: queue.add_lost_unrolls(unrolls),
+        on_lost_steps=lambda steps, reason: queue.add(Ledger(in_flight=-steps, dropped=Counter({reason: steps}))),
+    )

@@ -1,4 +1,4 @@
-"""What a run knows about itself: written by the training loop, read by metrics, progress and the summary."""
+"""The run's counters and levels: written by the training loop, read by metrics, progress and the summary."""
 
 from __future__ import annotations
 
@@ -44,24 +44,43 @@ class Histogram:
         return self.sum / self.count if self.count else float("nan")
 
 
-class Reported(NamedTuple):
-    """What came with one trajectory, without its data."""
+class TrajectoryReport(NamedTuple):
+    """What an actor reported with one trajectory, without its data."""
 
     statistics: Mapping[str, Any]
     policy_lag: int
     num_bytes: int
 
 
-def reported(batch: Sequence[Trajectory], policy_version: int) -> tuple[Reported, ...]:
-    """Of the trajectories of an update that was made from weights ``policy_version``."""
-    return tuple(Reported(t.header.statistics, policy_version - t.header.policy_version, t.num_bytes) for t in batch)
+def report_trajectories(batch: Sequence[Trajectory], policy_version: int) -> tuple[TrajectoryReport, ...]:
+    """One report for each trajectory of an update that was made from weights ``policy_version``."""
+    return tuple(
+        TrajectoryReport(t.header.statistics, policy_version - t.header.policy_version, t.num_bytes) for t in batch
+    )
+
+
+class StageClock:
+    """Wall seconds by stage, written by whoever runs the stage."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
 
 
 class RunStatistics:
     """Counters and levels of this process; a resumed run continues only those that its checkpoint holds."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, clock: StageClock | None = None) -> None:
         self.ledger = ledger
+        self.stage_seconds = (clock or StageClock()).seconds
         self._started = time.monotonic()
         self._ended: float | None = None
         self._last_update: float | None = None
@@ -88,7 +107,6 @@ class RunStatistics:
         )
         self.episode_length = Histogram((1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000, 10_000))
         self.policy_lag = Histogram((0, 1, 2, 3, 4, 6, 8, 16, 32))
-        self.stage_seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def mean_return(self) -> float | None:
@@ -109,6 +127,14 @@ class RunStatistics:
         """Whether training is over."""
         return self._ended is not None
 
+    def add_update(self, policy_version: int, terms: Mapping[str, float], staleness: Mapping[str, float]) -> None:
+        """Count an update that was made just now."""
+        self.policy_version = policy_version
+        self.updates += 1
+        self.terms = dict(terms)
+        self.staleness.update(staleness)
+        self.stamp_update()
+
     def stamp_update(self) -> None:
         """An update was made just now."""
         self.last_update_timestamp = time.time()
@@ -119,19 +145,10 @@ class RunStatistics:
         """By a clock that nobody sets; None before the first update."""
         return None if self._last_update is None else time.monotonic() - self._last_update
 
-    @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to a stage of the training loop."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stage_seconds[stage] += time.perf_counter() - start
-
-    def add_batch(self, batch: Sequence[Reported]) -> list[str]:
-        """Take in what the actors report with their trajectories; the messages of environments that were restarted."""
+    def add_reports(self, reports: Sequence[TrajectoryReport]) -> list[str]:
+        """Add what actors reported with their trajectories; the messages of environments that were restarted."""
         messages: list[str] = []
-        for statistics, policy_lag, num_bytes in batch:
+        for statistics, policy_lag, num_bytes in reports:
             returns, lengths = statistics["episode_returns"], statistics["episode_lengths"]
             self.episodes += len(returns)
             self.returns.extend(returns)
@@ -147,9 +164,9 @@ class RunStatistics:
             messages += statistics["faults"]
         return messages
 
-    def add_log_prob_error(self, error: float | None) -> None:
-        """A parity check's reading."""
-        if error is not None:
+    def add_log_prob_errors(self, errors: Iterable[float]) -> None:
+        """Add readings of the log-prob parity check."""
+        for error in errors:
             self.log_prob_checks += 1
             self.last_log_prob_error = error
             # A NaN must not hide behind a comparison.

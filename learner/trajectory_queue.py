@@ -1,7 +1,7 @@
-"""The trajectory queue: admits unrolls, checks and books what comes back, and hands out batches; the same in all modes.
+"""The trajectory queue: between a pool, which delivers unrolls, and the training loop, which takes batches of them.
 
-Admission keeps data fresh: an unroll may start only if, with everything that is ahead of it, it will be trained within
-``max_policy_lag`` versions. So nothing is thrown away to go faster; a slow learner makes actors wait.
+The same in all launch modes. It puts four parts under one lock: admission says who may start an unroll, the weights
+store has what it starts with, the mailbox keeps what came back, and the ledger counts every environment step.
 """
 
 from __future__ import annotations
@@ -9,29 +9,34 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from shoal.learner.admission import Admission
 from shoal.learner.ledger import Ledger
-from shoal.learner.statistics import Reported
+from shoal.learner.mailbox import Mailbox
+from shoal.learner.statistics import TrajectoryReport
+from shoal.learner.weights_store import WeightsStore
 from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
 
 log = logging.getLogger(__name__)
 
 
 class TrajectoryQueue:
-    """Between a pool (one thread) and the training loop (another).
+    """``actors.pool.TrajectorySink`` for a pool (one thread), batches for the training loop (another).
+
+    Every public method takes the lock; bytes are read and checked outside it.
 
     Args:
         spec: the trajectory contract.
-        run_id: batches of other runs are strangers.
+        run_id: batches of other runs are refused.
         num_actors: actors that share the admissions in lock step.
         num_envs: slots per unroll.
         batch_size: segments per update; a multiple of ``num_envs``.
         max_policy_lag: versions that may pass between acting and training.
-        ledger: the books, kept here and in the training loop.
+        ledger: the step accounting, kept here and read elsewhere.
     """
 
     def __init__(
@@ -46,54 +51,36 @@ class TrajectoryQueue:
         ledger: Ledger,
     ) -> None:
         self._spec, self._run_id = spec, run_id
-        self._num_envs, self._batch_size, self._max_lag = num_envs, batch_size, max_policy_lag
-        # In lock step every actor makes the same number of unrolls per version: which data an update sees must not
-        # depend on who was faster.
-        self._quota = batch_size // (num_actors * num_envs) if max_policy_lag == 0 else None
-        self._admitted: Counter[int] = Counter()
-        self._begun: dict[int, int] = {}
-        """By actor: the version that its unroll under way is made with."""
-        self._queue: deque[Trajectory] = deque()
-        self._under_way = 0
-        self._updating = False
-        self._version, self._weights = -1, None
-        self._next_sequence: dict[tuple[int, int], int] = {}
+        self._num_envs, self._batch_size = num_envs, batch_size
+        self._admission = Admission(
+            num_actors=num_actors, num_envs=num_envs, batch_size=batch_size, max_policy_lag=max_policy_lag
+        )
+        self._mailbox = Mailbox()
+        self._weights = WeightsStore()
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self.ledger = ledger
         self.refused: Counter[str] = Counter()
-        """Deliveries without env steps in the books: not a trajectory, or one that was booked already."""
+        """Deliveries that the ledger does not count: not a trajectory, or one that was counted already."""
         self.lost_unrolls = 0
         """Admitted and never delivered because their actor ended before the run did; their steps were never seen."""
-        self.queued_bytes = 0
         self.sampled_episodes = 0
-        """That ended in what was delivered."""
+        """Episodes that ended in what was delivered."""
 
-    # The pool's side (actors.pool.Feed).
+    # The pool's side (actors.pool.TrajectorySink).
 
     def admit(self, actor: int) -> Any | None:
         """The newest weights if this actor may start an unroll now, else None."""
         with self._changed:
-            if self._version < 0:
+            version = self._weights.policy_version
+            if version < 0 or not self._admission.admit(actor, version, self._mailbox.actors()):
                 return None
-            if self._under_way == 0:
-                # Whose unroll a refused delivery was, nobody knows. Once all have come back, the admissions that count
-                # are those that gave a trajectory; else lock step would wait for ever for the one that was refused.
-                self._admitted = Counter(trajectory.header.actor for trajectory in self._queue)
-                self._begun.clear()
-            ahead = len(self._queue) + self._under_way
-            lag = self._updating + ((ahead + 1) * self._num_envs - 1) // self._batch_size
-            if lag > self._max_lag or (self._quota is not None and self._admitted[actor] >= self._quota):
-                return None
-            self._admitted[actor] += 1
-            self._begun[actor] = self._version
-            self._under_way += 1
-            return self._weights
+            return self._weights.newest
 
     def deliver(self, payload: np.ndarray) -> None:
-        """Check and book one unroll. What is no trajectory of this run, or came before, is counted and left."""
+        """Check and count one unroll. What is no trajectory of this run, or came before, is refused and counted."""
         with self._changed:
-            self._under_way -= 1
+            self._admission.came_back()
         try:
             trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
             if trajectory.num_slots != self._num_envs:
@@ -104,37 +91,22 @@ class TrajectoryQueue:
             return
         header = trajectory.header
         with self._changed:
-            self._begun.pop(header.actor, None)
-            expected = self._next_sequence.get((header.actor, header.restart_index), 0)
-            if header.sequence < expected:
+            self._admission.delivered(header.actor)
+            if self._mailbox.is_duplicate(header):
                 self.refused["duplicate"] += 1
                 return
-            self._next_sequence[header.actor, header.restart_index] = header.sequence + 1
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
-            self.queued_bytes += trajectory.num_bytes
-            self._queue.append(trajectory)
+            self._mailbox.put(trajectory)
             self._changed.notify_all()
 
     def abandon(self, actor: int) -> None:
         """An admitted unroll of this actor will never be delivered; its successor may take its place."""
         with self._changed:
-            self._under_way -= 1
-            self._admitted[actor] -= 1
-            self._begun.pop(actor, None)
+            self._admission.abandoned(actor)
             self.lost_unrolls += 1
-
-    def count_lost(self, unrolls: int) -> None:
-        """Unrolls that a learner beside this one had begun when it ended."""
-        with self._changed:
-            self.lost_unrolls += unrolls
-
-    def count_episodes(self, trajectories: Iterable[Reported]) -> None:
-        """What a learner beside this one took in."""
-        with self._changed:
-            self.sampled_episodes += sum(len(t.statistics["episode_returns"]) for t in trajectories)
 
     def fail(self, error: BaseException) -> None:
         """The pool ended: whoever waits for a batch gets the error."""
@@ -147,9 +119,8 @@ class TrajectoryQueue:
     def publish(self, policy_version: int, weights: Any) -> None:
         """From now on unrolls start with these weights; ends the update begun by ``next_batch``."""
         with self._changed:
-            self._version, self._weights = policy_version, weights
-            self._updating = False
-            self._admitted.clear()
+            self._weights.publish(policy_version, weights)
+            self._admission.published()
             self._changed.notify_all()
 
     def next_batch(self, drive: Callable[[float], None] | None, stop: threading.Event) -> list[Trajectory] | None:
@@ -167,12 +138,11 @@ class TrajectoryQueue:
             with self._changed:
                 if self._failure is not None:
                     raise RuntimeError(f"the rollout pool ended: {self._failure}") from self._failure
-                self._drop_stale()
-                if len(self._queue) >= count:
-                    batch = [self._queue.popleft() for _ in range(count)]
-                    self.queued_bytes -= sum(trajectory.num_bytes for trajectory in batch)
-                    self._updating = True
-                    if self._quota is not None:
+                self._drop(self._mailbox.take_older(self._weights.policy_version - self.max_policy_lag), "stale")
+                if len(self._mailbox) >= count:
+                    batch = self._mailbox.take(count)
+                    self._admission.update_began()
+                    if self._admission.lock_step:
                         batch.sort(key=lambda trajectory: (trajectory.header.actor, trajectory.header.sequence))
                     return batch
                 if drive is None:
@@ -182,9 +152,9 @@ class TrajectoryQueue:
         return None
 
     def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> Ledger:
-        """Enter a finished update into the books: ``trained`` steps as its loss counted them, or all as dropped.
+        """Count a finished update: ``trained`` steps as its loss counted them, or all steps as dropped.
 
-        Returns what becomes of these trajectories, as books of their own.
+        Returns what became of these trajectories, as a ledger of their own.
         """
         with self._changed:
             steps = sum(trajectory.env_steps for trajectory in batch)
@@ -192,77 +162,62 @@ class TrajectoryQueue:
             self.ledger.add(Ledger(trained=trained, in_flight=-steps, dropped=lost))
             return Ledger(sampled=steps, trained=trained, dropped=lost)
 
-    def add_books(self, books: Ledger) -> None:
-        """Enter what a learner beside this one booked."""
-        with self._changed:
-            self.ledger.add(books)
-
-    def books(self) -> Ledger:
-        """A copy of the books between two bookings."""
-        with self._changed:
-            return dataclasses.replace(self.ledger, dropped=Counter(self.ledger.dropped))
-
     def close(self) -> None:
         """Drop what no update will use any more, as ``shutdown``."""
         with self._changed:
-            self._drop(list(self._queue), "shutdown")
-            self._queue.clear()
+            self._drop(self._mailbox.take(len(self._mailbox)), "shutdown")
+
+    # What peer learners report.
+
+    def add(self, steps: Ledger) -> None:
+        """Add what a peer learner counted."""
+        with self._changed:
+            self.ledger.add(steps)
+
+    def add_lost_unrolls(self, unrolls: int) -> None:
+        """Add unrolls that a peer learner had begun and lost."""
+        with self._changed:
+            self.lost_unrolls += unrolls
+
+    def add_episodes(self, reports: Iterable[TrajectoryReport]) -> None:
+        """Add the episodes that ended in a peer learner's trajectories."""
+        with self._changed:
+            self.sampled_episodes += sum(len(report.statistics["episode_returns"]) for report in reports)
+
+    # For readers in any thread.
+
+    def snapshot(self) -> Ledger:
+        """A copy of the ledger between two changes."""
+        with self._changed:
+            return dataclasses.replace(self.ledger, dropped=Counter(self.ledger.dropped))
 
     def imbalance(self) -> int:
-        """``ledger.balance()`` between two bookings, not in the middle of one: for readers in other threads."""
+        """``ledger.balance()`` between two changes, not in the middle of one."""
         with self._changed:
             return self.ledger.balance()
+
+    def lags(self) -> list[int]:
+        """For every unroll under way, the versions made since it began."""
+        with self._changed:
+            return self._admission.lags(self._weights.policy_version)
 
     @property
     def max_policy_lag(self) -> int:
         """Versions that may pass between acting and training."""
-        return self._max_lag
-
-    def lags(self) -> list[int]:
-        """Of every unroll under way: versions made since it began."""
-        with self._changed:
-            return [self._version - begun for begun in self._begun.values()]
+        return self._admission.max_policy_lag
 
     @property
     def queued_segments(self) -> int:
         """Segments that wait for their update."""
-        return len(self._queue) * self._num_envs
+        return len(self._mailbox) * self._num_envs
 
-    def _drop_stale(self) -> None:
-        stale = [t for t in self._queue if self._version - t.header.policy_version > self._max_lag]
-        if stale:
-            self._drop(stale, "stale")
-            self._queue = deque(t for t in self._queue if self._version - t.header.policy_version <= self._max_lag)
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of the trajectories that wait for their update."""
+        return self._mailbox.num_bytes
 
     def _drop(self, trajectories: list[Trajectory], reason: str) -> None:
-        if not trajectories:
-            return
-        steps = sum(trajectory.env_steps for trajectory in trajectories)
-        self.ledger.in_flight -= steps
-        self.ledger.dropped[reason] += steps
-        self.queued_bytes -= sum(trajectory.num_bytes for trajectory in trajectories)
-
-
-class Driver(threading.Thread):
-    """Pumps a pool from a thread of its own, so that actors get new work while the learner updates.
-
-    consumes: nothing     waits for: the pool's unrolls     produces: deliveries into the trajectory queue
-    Ends with ``stop``; an error of the pool ends it too and reaches whoever waits for a batch.
-    """
-
-    def __init__(self, pump: Callable[[float], None], trajectory_queue: TrajectoryQueue) -> None:
-        super().__init__(name="rollout-driver", daemon=True)
-        self._pump, self._trajectory_queue, self._stopped = pump, trajectory_queue, threading.Event()
-
-    def run(self) -> None:
-        """Pump until stopped."""
-        try:
-            while not self._stopped.is_set():
-                self._pump(0.02)
-        except BaseException as error:  # noqa: BLE001  (handed to the training loop, which raises it)
-            self._trajectory_queue.fail(error)
-
-    def stop(self) -> None:
-        """Stop after the current pump; the pool may be closed then."""
-        self._stopped.set()
-        self.join()
+        if trajectories:
+            steps = sum(trajectory.env_steps for trajectory in trajectories)
+            self.ledger.in_flight -= steps
+            self.ledger.dropped[reason] += steps

@@ -14,7 +14,7 @@ from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
-from shoal.learner.statistics import Histogram, RunStatistics, reported
+from shoal.learner.statistics import Histogram, RunStatistics, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
 from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
@@ -46,12 +46,12 @@ def make_sources():
     header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=3, statistics=REPORTED)
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
-    assert statistics.add_batch(reported([trajectory], 5)) == ["slot 1 was restarted"]
+    assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
     statistics.terms = {"policy_loss": -0.5}
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
     statistics.weights = WeightMetrics(**numbers)
     statistics.staleness = {"stored": 0.1, "used": 0.02}
-    statistics.add_log_prob_error(1e-6)
+    statistics.add_log_prob_errors([1e-6])
     return Sources(
         statistics=statistics,
         trajectory_queue=trajectory_queue,
@@ -264,8 +264,7 @@ def test_histogram():
 def test_a_nan_of_the_canary_stays_seen():
     """A parity check that read NaN once and then looks healthy."""
     statistics = RunStatistics(Ledger())
-    for error in (1e-6, float("nan"), None, 1e-5):
-        statistics.add_log_prob_error(error)
+    statistics.add_log_prob_errors((1e-6, float("nan"), 1e-5))
     assert statistics.log_prob_checks == 3
     assert statistics.last_log_prob_error == 1e-5
     assert statistics.max_log_prob_error != statistics.max_log_prob_error
@@ -276,7 +275,7 @@ def test_who_lags_is_seen_while_it_does(sources):
     trajectory_queue, spec = sources.trajectory_queue, SMALL
     trajectory_queue.publish(1, "weights")
     assert trajectory_queue.lags() == []
-    trajectory_queue._quota = None
+    trajectory_queue._admission._quota = None
     assert trajectory_queue.admit(0) == "weights"
     assert trajectory_queue.lags() == [0]
     for version in (2, 3):

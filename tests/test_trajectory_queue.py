@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rollouts import RUN, SMALL, random_columns
 from shoal.learner.ledger import Ledger
-from shoal.learner.trajectory_queue import Driver, TrajectoryQueue
+from shoal.learner.rollout_driver import RolloutDriver
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import TrajectoryHeader, count_valid, to_bytes
 
 SLOTS = 2
@@ -180,7 +181,7 @@ class Books(RuleBasedStateMachine):
         assert (ledger.sampled, ledger.trained) == (self.delivered, self.trained)
         assert ledger.dropped["non_finite"] == self.non_finite
         in_batch = sum(trajectory.env_steps for trajectory in self.batch or [])
-        queued = list(self.trajectory_queue._queue)
+        queued = list(self.trajectory_queue._mailbox._waiting)
         assert ledger.in_flight == in_batch + sum(trajectory.env_steps for trajectory in queued)
         assert self.trajectory_queue.queued_bytes == sum(trajectory.num_bytes for trajectory in queued)
         assert set(ledger.dropped) <= {"stale", "non_finite", "shutdown"}
@@ -293,7 +294,7 @@ def test_a_failure_of_the_pool_reaches_who_waits():
     def pump(_):
         raise cause
 
-    driver = Driver(pump, trajectory_queue)
+    driver = RolloutDriver(pump, trajectory_queue)
     driver.start()
     with pytest.raises(RuntimeError, match="the pool's own words") as caught:
         trajectory_queue.next_batch(None, threading.Event())
@@ -320,7 +321,7 @@ def test_threads_share_it_without_losing_a_step():
                 trajectory_queue.deliver(unroll(actor, sequence[actor], weights, which=actor))
                 sequence[actor] += 1
 
-    driver = Driver(pump, trajectory_queue)
+    driver = RolloutDriver(pump, trajectory_queue)
     driver.start()
     for version in range(40):
         batch = trajectory_queue.next_batch(None, threading.Event())

@@ -1,4 +1,4 @@
-"""The learners beside the run's own, as Ray actors: started, grouped, called for every update, replaced when they fail.
+"""Peer learners as Ray actors: started, grouped, called for every update, replaced when they fail.
 
 A group is made anew at an update's boundary whenever somebody came or went. Meanwhile the others go on without them:
 an update is then smaller by their part.
@@ -25,7 +25,7 @@ from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
 from shoal.learner.learner import Learner
-from shoal.learner.update_step import StepResult
+from shoal.learner.learners import PeerResult
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ GRACE_SECONDS = 10.0
 
 
 class RayPeers:
-    """``learner.peer_learners.Peers``. Rank 0 is the run's own learner; the others hold the actor slots 1, 2, ...
+    """``learner.learners.PeerLearners``. Rank 0 is the run's own learner; the others hold the actor slots 1, 2, ...
 
     Not thread-safe: only the training loop calls it, and ``close`` whoever comes after.
     """
@@ -46,7 +46,7 @@ class RayPeers:
         config: ActorConfig,
         session: RaySession,
         *,
-        on_lost_turn: Callable[[], None],
+        on_lost_update: Callable[[], None],
         on_lost_steps: Callable[[int, str], None],
     ) -> None:
         self._address = session.address
@@ -54,9 +54,9 @@ class RayPeers:
         remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
         self._on_lost_steps = on_lost_steps
         self._in_flight: Counter[tuple[int, int]] = Counter()
-        """Steps that wait for a turn of theirs, by learner and restart index."""
+        """Steps that wait for their update, by learner and restart index."""
         self._actors_alive: dict[tuple[int, int], int] = {}
-        """Rollout workers of each learner, as of its last turn."""
+        """Rollout workers of each learner, as of its last update."""
         self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
         self._num_actors = {rank: len(layout.share(rank).actors) for rank in range(1, layout.num_learners)}
         fed = setup.rollout_processes is not None
@@ -73,7 +73,7 @@ class RayPeers:
             needs=describe(session.learner_options),
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,
-            on_lost=lambda slot: on_lost_turn() if slot.work == "turn" else None,
+            on_lost=lambda slot: on_lost_update() if slot.work == "step" else None,
             # One that is fed waits for its first rollout actor, which waits for a place.
             build_timeout_seconds=math.inf if fed else BUILD_TIMEOUT_SECONDS,
         )
@@ -107,7 +107,7 @@ class RayPeers:
 
     @property
     def lags(self) -> list[int]:
-        """Of the unrolls under way at the last update: versions made since they began."""
+        """For every unroll under way at the last update, the versions made since it began."""
         return [lag for lags in list(self._lags.values()) for lag in lags]
 
     def process_ids(self) -> list[int]:
@@ -131,27 +131,27 @@ class RayPeers:
         if self._group is None or present != self._members:
             self._regroup(learner, present)
         for slot, _ in self._members:
-            self._supervisor.call(slot, "turn")
+            self._supervisor.call(slot, "step")
 
-    def end(self) -> Sequence[StepResult]:
-        """What the others did in the update that was begun; nothing of those who failed in it.
+    def end(self) -> Sequence[PeerResult]:
+        """The results of the update that was begun; those who failed in it have none.
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
-        turns = []
+        results = []
         for slot, _ in self._members:
-            turn = self._answer(slot)
-            if isinstance(turn, StepResult):
-                turns.append(turn)
+            result = self._answer(slot)
+            if isinstance(result, PeerResult):
+                results.append(result)
                 who = (slot.actor, slot.restart_index)
-                self._in_flight[who] += turn.beside.in_flight
-                self._actors_alive[who] = turn.num_alive
-                self._lags[who] = turn.lags
-                for reason, message in turn.replaced:
+                self._in_flight[who] += result.ledger.in_flight
+                self._actors_alive[who] = result.num_alive
+                self._lags[who] = result.lags
+                for reason, message in result.replaced:
                     self._restarts[reason] += 1
-                    log.warning("of learner %d, %s", slot.actor, message)
-        return turns
+                    log.warning("learner %d: %s", slot.actor, message)
+        return results
 
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that nobody waits for what will not come; the next update makes another."""
@@ -167,7 +167,7 @@ class RayPeers:
             self._group.close()
 
     def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:
-        """Drop what waited for its turn at learners that are no more."""
+        """Drop the steps that waited at learners that are gone."""
         for who in set(self._in_flight) - present:
             if steps := self._in_flight.pop(who):
                 self._on_lost_steps(steps, reason)
@@ -176,7 +176,7 @@ class RayPeers:
             del self._lags[who]
 
     def _take_in_started(self) -> bool:
-        """Whether somebody is still starting."""
+        """Collect the starts that ended; whether a learner is still starting."""
         starting = {slot.call: slot for slot in self._supervisor.all if not slot.built and slot.call is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
@@ -220,8 +220,8 @@ class RayPeers:
             members = joined
         self._members = members
 
-    def _answer(self, slot: ActorSlot) -> StepResult | int | None:
-        """What a call under way gives; None where the actor slot failed."""
+    def _answer(self, slot: ActorSlot) -> PeerResult | int | None:
+        """The result of a call under way; None where the actor slot failed."""
         if slot.call is None:
             return None
         return self._supervisor.answer(slot)

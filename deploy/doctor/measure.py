@@ -13,7 +13,8 @@ from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.registry import make_env_spec
-from shoal.learner.update_step import NEVER, UpdateLoop
+from shoal.learner.learner_worker import NEVER, LearnerWorker
+from shoal.learner.statistics import RunStatistics
 from shoal.policy.allocator import keep_freed_memory
 
 MEASURED_SECONDS = 8.0
@@ -42,22 +43,22 @@ def measure(config: Config, layout: Layout) -> Measured:
     with tempfile.TemporaryDirectory() as scratch:
         worker = make_worker_setup(config, spec, run_id="measured")
         setup = make_learner_setup(config, layout, worker, spec, Path(scratch))
-        loop = setup.make_loop(share)
-        pool = setup.make_pool(share, loop)
+        learner = setup.make_learner_worker(share)
+        ledger = learner.queue.ledger
+        statistics = RunStatistics(ledger, learner.clock)
+        pool = setup.make_pool(share, learner.queue)
         try:
-            loop.publish()
-            _turn(loop, pool)  # which compiles and allocates
-            stages, trained = dict(loop.statistics.stage_seconds), loop.trajectory_queue.ledger.trained
+            learner.publish()
+            _step(learner, pool, statistics)  # which compiles and allocates
+            stages, trained = dict(statistics.stage_seconds), ledger.trained
             end = time.perf_counter() + MEASURED_SECONDS
             while time.perf_counter() < end:
-                _turn(loop, pool)
+                _step(learner, pool, statistics)
         finally:
             pool.close()
-            loop.learner.close()
-    steps = loop.trajectory_queue.ledger.trained - trained
-    spent = {
-        stage: (seconds - stages.get(stage, 0.0)) / steps for stage, seconds in loop.statistics.stage_seconds.items()
-    }
+            learner.learner.close()
+    steps = ledger.trained - trained
+    spent = {stage: (seconds - stages.get(stage, 0.0)) / steps for stage, seconds in statistics.stage_seconds.items()}
     return Measured(
         acting=sum(spent[stage] for stage in _ACTING),
         environment=spent["actor_env"],
@@ -65,7 +66,7 @@ def measure(config: Config, layout: Layout) -> Measured:
     )
 
 
-def _turn(loop: UpdateLoop, pool: InlinePool) -> None:
-    turn = loop.turn(pool.pump, NEVER)
-    assert turn is not None
-    loop.statistics.add_batch(turn.trajectories)
+def _step(learner: LearnerWorker, pool: InlinePool, statistics: RunStatistics) -> None:
+    result = learner.step(pool.pump, NEVER)
+    assert result is not None
+    statistics.add_reports(result.reports)

@@ -66,7 +66,7 @@ class Sources:
     @property
     def booked(self) -> Ledger:
         """What this process entered into them."""
-        return self.trajectory_queue.books().since(self.before)
+        return self.trajectory_queue.snapshot().since(self.before)
 
 
 Kind = Literal["counter", "gauge", "histogram"]

@@ -1,4 +1,4 @@
-"""What builds a learner and its rollout workers, in the run's own process and in every other learner's."""
+"""Builds a learner and its rollout workers, in the run's own process and in every peer learner's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from shoal.learner.batch import BatchAssembler
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner
+from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger
 from shoal.learner.parity_check import LogProbParityCheck
-from shoal.learner.statistics import RunStatistics
+from shoal.learner.statistics import StageClock
 from shoal.learner.trajectory_queue import TrajectoryQueue
-from shoal.learner.update_step import UpdateLoop
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
 
@@ -33,12 +33,12 @@ class RolloutProcesses:
 
     config: ActorConfig
     options: Mapping[str, Any]
-    """Ray's, of each actor."""
+    """Ray's options of each actor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerSetup:
-    """Everything that builds one learner, as plain data: it crosses to learner processes."""
+    """All settings of one learner, as plain data that crosses to the processes of peer learners."""
 
     worker: WorkerSetup
     learner: LearnerConfig
@@ -46,13 +46,13 @@ class LearnerSetup:
     env: EnvSpec
     max_policy_lag: int
     max_consecutive_failures: int
-    """Of a rollout worker in the learner's own process."""
+    """Failures in a row of a rollout worker in the learner's own process, after which the run ends."""
     seed: int
     skipped_dir: Path
     rollout_processes: RolloutProcesses | None = None
-    """What feeds a learner beside the run's own; None: workers in its own process."""
+    """Feed a peer learner; None for workers in its own process."""
 
-    def make_loop(self, share: Share) -> UpdateLoop:
+    def make_learner_worker(self, share: Share) -> LearnerWorker:
         """A learner with fresh weights and the trajectory queue that feeds it; equal in every process."""
         torch.manual_seed(self.seed)
         path = make_device_path(self.learner)
@@ -67,33 +67,32 @@ class LearnerSetup:
             num_threads=share.num_threads,
             seed=self.seed,
         )
-        ledger = Ledger()
-        loop = UpdateLoop(
+        worker = LearnerWorker(
             learner=learner,
-            trajectory_queue=TrajectoryQueue(
+            queue=TrajectoryQueue(
                 contract,
                 run_id=self.worker.run_id,
                 num_actors=len(share.actors),
                 num_envs=self.worker.num_envs,
                 batch_size=share.batch_size,
                 max_policy_lag=self.max_policy_lag,
-                ledger=ledger,
+                ledger=Ledger(),
             ),
             assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,
             parity_check=LogProbParityCheck(policy, path, max_policy_lag=self.max_policy_lag),
-            statistics=RunStatistics(ledger),
+            clock=StageClock(),
             skipped_dir=self.skipped_dir,
         )
         path.prepare(policy)
-        return loop
+        return worker
 
-    def make_pool(self, share: Share, loop: UpdateLoop, restart_index: int = 0) -> InlinePool:
+    def make_pool(self, share: Share, queue: TrajectoryQueue, restart_index: int = 0) -> InlinePool:
         """The share's rollout workers, in this process."""
         return InlinePool(
             self.worker,
             share.actors,
-            loop.trajectory_queue,
+            queue,
             restart_index=restart_index,
             max_consecutive_failures=self.max_consecutive_failures,
         )

@@ -18,11 +18,11 @@ from shoal.policy.remap import PolicyInterface
 def make_worker_setup(
     config: Config, spec: EnvSpec, *, run_id: str, session: int = 0, interface: PolicyInterface | None = None
 ) -> WorkerSetup:
-    """Of every rollout worker.
+    """The setup of every rollout worker.
 
     Args:
-        spec: of the environment.
-        run_id: of the run; ``session`` counts how often it was resumed.
+        spec: what the environment is.
+        run_id: the run's; ``session`` counts how often it was resumed.
         interface: how weights that exist read the environment; None for fresh ones, which take its order.
     """
     presented = (observation_of(spec), actions_of(spec))
@@ -52,7 +52,7 @@ def make_worker_setup(
 def make_learner_setup(
     config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec, skipped_dir: Path
 ) -> LearnerSetup:
-    """Of every learner; batches whose update is refused are kept in ``skipped_dir``."""
+    """The setup of every learner; batches of skipped updates are kept in ``skipped_dir``."""
     return LearnerSetup(
         worker=worker,
         learner=config.learner,

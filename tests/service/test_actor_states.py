@@ -40,7 +40,7 @@ def fed(ray_session: None) -> Iterator[tuple[RayPool, TrajectoryQueue]]:
 def test_actors_are_known_by_state(fed: tuple[RayPool, TrajectoryQueue]) -> None:
     """Catches an actor that waits for a place for ever and is called alive, one that failed and is in no number."""
     pool, _ = fed
-    worker_group = WorkerGroup(pool, drive=None)
+    worker_group = WorkerGroup(pool, learners=None)
     seen: set[str] = set()
 
     def state(name: str) -> int:
@@ -66,7 +66,7 @@ def test_actors_are_known_by_state(fed: tuple[RayPool, TrajectoryQueue]) -> None
 def test_a_straggler_is_seen_while_it_is_late(fed: tuple[RayPool, TrajectoryQueue]) -> None:
     """Catches an actor whose unrolls are dropped, one after the other, and that nobody can tell from the others."""
     pool, trajectory_queue = fed
-    weights, never = trajectory_queue._weights, threading.Event()
+    weights, never = trajectory_queue._weights.newest, threading.Event()
 
     def pumped() -> None:
         pool.pump(0.05)
@@ -93,6 +93,6 @@ def test_a_straggler_is_seen_while_it_is_late(fed: tuple[RayPool, TrajectoryQueu
     wait_for(lambda: pumped() or trajectory_queue.queued_segments)
     assert trajectory_queue.lags() in ([], [0])
     # What was said came true.
-    never.set()
-    trajectory_queue._drop_stale()
+    stop = threading.Event()
+    trajectory_queue.next_batch(lambda _: stop.set(), stop)
     assert trajectory_queue.ledger.dropped["stale"] > 0

@@ -33,8 +33,9 @@ from shoal.envs.registry import make_env_spec
 from shoal.learner.config import LearnerConfig
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import NonFiniteUpdate
+from shoal.learner.learner_worker import Lost, Skipped, StepResult, Trained
+from shoal.learner.learners import reconcile
 from shoal.learner.ledger import Ledger
-from shoal.learner.update_step import StepResult, reconcile
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
 
@@ -67,16 +68,17 @@ def test_processes_change_nothing(tmp_path: Path, settings: list[str]) -> None:
     assert local == _weights(tmp_path / "inline", "mode=inline", *settings)
 
 
-def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> StepResult:
+def _step(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> StepResult:
     reason = "learner_lost" if lost else "non_finite"
+    outcome: Trained | Skipped | Lost = Trained(all_env_steps=0, terms={}, staleness={})
+    if lost or refused:
+        outcome = Lost(error=LearnerLost()) if lost else Skipped(error=NonFiniteUpdate())
     return StepResult(
-        books=Ledger(sampled=sampled, trained=trained, dropped=Counter({reason: sampled} if lost or refused else {})),
-        all_env_steps=0,
-        trajectories=(),
+        outcome=outcome,
+        ledger=Ledger(sampled=sampled, trained=trained, dropped=Counter({reason: sampled} if lost or refused else {})),
+        reports=(),
         log_prob_errors=(),
         weights_hash="",
-        lost=LearnerLost() if lost else None,
-        refused=NonFiniteUpdate() if refused else None,
     )
 
 
@@ -92,7 +94,7 @@ def _turn(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool =
 )
 def test_one_learner_says_what_became_of_an_update(own: dict[str, Any], other: dict[str, Any], books: Ledger) -> None:
     """Steps that are trained for one learner and dropped for another: in the books twice, or not as they ended."""
-    assert reconcile(_turn(sampled=5, **own), _turn(sampled=7, **other)) == books
+    assert reconcile(_step(sampled=5, **own), _step(sampled=7, **other)) == books
 
 
 def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +108,13 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
         max_policy_lag=0,
         max_consecutive_failures=2,
         seed=0,
-        skipped_dir=Path("refused"),
+        skipped_dir=Path("skipped"),
     )
     share = Share(actors=range(3, 4), batch_size=16, num_shards=1, first_shard=1, num_threads=1)
     learner = LearnerActor(setup, share, restart_index=2)
     learner.build()
-    learner._loop.publish()
-    calls = iter([False, True])  # the second unroll of the first turn
+    learner._learner.publish()
+    calls = iter([False, True])  # the second unroll of the first step
 
     def rollout(self: RolloutWorker, weights: Weights) -> np.ndarray:
         if next(calls, False):
@@ -121,15 +123,15 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
 
     whole = RolloutWorker.rollout
     monkeypatch.setattr(RolloutWorker, "rollout", rollout)
-    turn = learner.turn()
-    assert turn.replaced == (("error", "the worker of actor 3 is replaced: EnvironmentFault: broken"),)
-    assert turn.lost_unrolls == 1
-    assert turn.books.sampled == turn.books.trained > 0
-    assert learner.turn().replaced == ()
+    result = learner.step()
+    assert result.replaced == (("error", "the worker of actor 3 is replaced: EnvironmentFault: broken"),)
+    assert result.lost_unrolls == 1
+    assert result.step.ledger.sampled == result.step.ledger.trained > 0
+    assert learner.step().replaced == ()
     assert learner._pool._restart_indices == {3: (2 << 16) + 1}
     calls = iter([True, True])
     with pytest.raises(EnvironmentFault):
-        learner.turn()
+        learner.step()
 
 
 def _start(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:

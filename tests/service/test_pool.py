@@ -38,7 +38,8 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.ledger import Ledger
-from shoal.learner.trajectory_queue import Driver, TrajectoryQueue
+from shoal.learner.rollout_driver import RolloutDriver
+from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import Trajectory
 from shoal.policy.weights import Weights, flatten_weights
 
@@ -272,7 +273,7 @@ def test_actors_wait_for_a_learner_that_stalls() -> None:
     """Catches a queue that grows while the learner is busy with something else, until memory is gone; fault 11."""
     run = Run(make_setup("recall", num_envs=8, unroll_length=32))
     run.update_until(lambda _: run.pool.num_alive == 2)
-    driver = Driver(run.pool.pump, run.trajectory_queue)
+    driver = RolloutDriver(run.pool.pump, run.trajectory_queue)
     driver.start()
     time.sleep(3)
     waiting, held = run.trajectory_queue.queued_segments, run.trajectory_queue.queued_bytes

@@ -1,0 +1,123 @@
+"""A run before it starts: everything that can be built, and refused, without starting a process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from shoal.actors.worker_setup import actions_of, observation_of
+from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
+from shoal.deploy.placement.hardware import available_cores
+from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
+from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
+from shoal.deploy.placement.versions import versions
+from shoal.deploy.resume import Origin, find_origin, match_names, restore
+from shoal.deploy.settings.load import to_dict
+from shoal.deploy.settings.sections import Config
+from shoal.envs.registry import make_env_spec
+from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.device_choice import make_device_path
+from shoal.learner.learner_worker import LearnerWorker
+from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import RunStatistics
+from shoal.policy.allocator import keep_freed_memory
+
+if TYPE_CHECKING:  # Ray is imported where it is used
+    from shoal.deploy.cluster.connect import Cluster
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRun:
+    """Settings, placement, the learner of this process, and the run's statistics."""
+
+    config: Config
+    run_dir: Path
+    cluster: Cluster | None
+    machine: Machine
+    layout: Layout
+    origin: Origin
+    setup: LearnerSetup
+    """Makes the learner and rollout workers of every process."""
+    share: Share
+    """This process's part of the layout."""
+    learner: LearnerWorker
+    statistics: RunStatistics
+    bottleneck: BottleneckMonitor
+    before: Ledger
+    """The ledger that the run continues."""
+    checkpoints: Checkpoints
+
+    def describe(self) -> dict[str, Any]:
+        """The run's state beside the weights, for checkpoints; from any thread."""
+        return {
+            "run_id": self.origin.run_id,
+            "session": self.origin.session,
+            "env_id": self.config.env.id,
+            "env_kwargs": self.config.env.kwargs,
+            "ledger": self.learner.queue.snapshot().to_json(),
+            "mean_return": self.statistics.mean_return,
+            "config": to_dict(self.config),
+            "versions": versions(),
+        }
+
+
+def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedRun:
+    """Build a run; ``cluster`` is connected already, because what there is room for decides the layout.
+
+    Raises:
+        ValueError: settings, checkpoint and environment do not fit each other.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    machine = _machine(config, cluster)
+    layout = choose_layout(config, machine)
+    if config.mode == "local" and machine.accelerator and layout.num_learners > 1:
+        # Ray hands out GPUs from the first on, to the peer learners.
+        torch.cuda.set_device(layout.num_learners - 1)
+    checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    origin = find_origin(config, checkpoints)
+    setup = _setup(config, run_dir, layout, origin)
+    in_one_process = config.mode == "inline" or layout.num_learners == 1
+    share = layout.whole() if in_one_process else layout.share(0)
+    learner = setup.make_learner_worker(share)
+    restore(origin, learner)
+    statistics = RunStatistics(learner.queue.ledger, learner.clock)
+    statistics.policy_version = learner.learner.policy_version
+    return PreparedRun(
+        config=config,
+        run_dir=run_dir,
+        cluster=cluster,
+        machine=machine,
+        layout=layout,
+        origin=origin,
+        setup=setup,
+        share=share,
+        learner=learner,
+        statistics=statistics,
+        bottleneck=_bottleneck(config, layout, statistics),
+        before=learner.queue.snapshot(),
+        checkpoints=checkpoints,
+    )
+
+
+def _machine(config: Config, cluster: Cluster | None) -> Machine:
+    """The cores and the accelerator of this process, and with a cluster its room for actors."""
+    accelerator = make_device_path(config.learner).device.type != "cpu"
+    machine = Machine(cores=available_cores(), accelerator=accelerator)
+    return cluster.machine(config, machine) if cluster else machine
+
+
+def _setup(config: Config, run_dir: Path, layout: Layout, origin: Origin) -> LearnerSetup:
+    spec = make_env_spec(config.env.id, **config.env.kwargs)
+    interface = match_names(config, origin, observation_of(spec), actions_of(spec))
+    worker = make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
+    return make_learner_setup(config, layout, worker, spec, run_dir / "skipped")
+
+
+def _bottleneck(config: Config, layout: Layout, statistics: RunStatistics) -> BottleneckMonitor:
+    acting = config.mode == "inline" or layout.placement == "colocated"
+    num_processes = 1 if config.mode == "inline" else layout.num_learners if acting else layout.num_actors
+    return BottleneckMonitor(statistics, acting=acting, num_processes=num_processes)

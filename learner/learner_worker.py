@@ -1,0 +1,182 @@
+"""The learner worker: one learner with what feeds it, and its part in one update.
+
+It waits for segments, assembles, checks, updates, counts and publishes. The run's own process has one; so has every
+peer learner's process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shoal.learner.batch import BatchAssembler
+from shoal.learner.group import LearnerLost
+from shoal.learner.learner import Learner, NonFiniteUpdate
+from shoal.learner.ledger import Ledger
+from shoal.learner.parity_check import LogProbParityCheck
+from shoal.learner.statistics import StageClock, TrajectoryReport, report_trajectories
+from shoal.learner.trajectory_queue import TrajectoryQueue
+from shoal.policy.trajectory import Trajectory
+from shoal.policy.weights import Weights, flatten_weights
+from tensordict import TensorDict
+
+log = logging.getLogger(__name__)
+
+NEVER = threading.Event()
+"""Never set: for a learner that others wait for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """The update was made."""
+
+    all_env_steps: int
+    """Environment steps that it trained, over all learners."""
+    terms: dict[str, float]
+    staleness: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """Loss or gradient was not finite; weights are as before."""
+
+    error: NonFiniteUpdate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """Another learner of the group ended or hangs; weights are as before."""
+
+    error: LearnerLost
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """One update with one batch; plain data that may cross processes."""
+
+    outcome: Trained | Skipped | Lost
+    ledger: Ledger
+    """What became of the batch; nothing is in flight."""
+    reports: tuple[TrajectoryReport, ...]
+    """One for each trajectory of the batch."""
+    log_prob_errors: tuple[float, ...]
+    """Readings of the log-prob parity check."""
+    weights_hash: str
+    """Hash of the weights after the step."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LearnerWorker:
+    """A learner with what feeds it; each part is owned by whoever built it."""
+
+    learner: Learner
+    queue: TrajectoryQueue
+    assembler: BatchAssembler
+    publish_to: Callable[[Weights], Any]
+    """Turns weights into what the pool passes to its workers."""
+    parity_check: LogProbParityCheck
+    clock: StageClock
+    skipped_dir: Path
+    """Where batches of skipped updates are kept for inspection."""
+    weights: Weights | None = None
+    """The last published ones."""
+    batch: TensorDict | None = None
+    """The last one trained."""
+
+    def step(self, drive: Callable[[float], None] | None, stop: threading.Event) -> StepResult | None:
+        """One update with one batch; None where ``stop`` was set while waiting for it.
+
+        consumes: batch_size segments     waits for: the actors, and the other learners of the group
+        produces: a new policy version     unblocked by: the queue, ``stop``
+
+        ``drive`` makes the data where no other thread does.
+
+        Raises:
+            NonFiniteUpdate: weights that are not finite came out of it.
+            RuntimeError: the pool ended.
+        """
+        learner, clock = self.learner, self.clock
+        version = learner.policy_version
+        with clock.time("wait"):
+            trajectories = self.queue.next_batch(drive, stop)
+        if trajectories is None:
+            return None
+        with clock.time("assemble"):
+            batch = learner.path.to_device(self.assembler.assemble(trajectories))
+        with clock.time("parity_check"):
+            errors = [self.parity_check.check(batch)]
+        try:
+            with clock.time("update"):
+                result = learner.update(batch)
+        except NonFiniteUpdate as error:
+            self._keep_skipped(batch, error)
+            return self._without_update(trajectories, errors, Skipped(error=error), "non_finite")
+        except LearnerLost as error:
+            return self._without_update(trajectories, errors, Lost(error=error), "learner_lost")
+        if learner.group:
+            clock.seconds["reduce"] += learner.group.seconds
+            learner.group.seconds = 0.0
+        self.batch = batch
+        ledger = self.queue.book(trajectories, trained=result.env_steps)
+        with clock.time("publish"):
+            weights = self.publish()
+        return StepResult(
+            outcome=Trained(all_env_steps=result.all_env_steps, terms=result.terms, staleness=result.staleness),
+            ledger=ledger,
+            reports=report_trajectories(trajectories, version),
+            log_prob_errors=_readings([*errors, result.log_prob_error]),
+            weights_hash=weights.content_hash,
+        )
+
+    def publish(self) -> Weights:
+        """Offer the learner's weights to the actors.
+
+        Raises:
+            NonFiniteUpdate: they are not finite.
+        """
+        weights = flatten_weights(self.learner.policy, self.learner.policy_version)
+        if not np.isfinite(weights.flat).all():
+            raise NonFiniteUpdate(
+                f"the weights of policy version {weights.policy_version} are not finite; they are not published"
+            )
+        self.parity_check.remember(weights)
+        self._publish(weights)
+        return weights
+
+    def _publish(self, weights: Weights) -> None:
+        self.weights = weights
+        self.queue.publish(weights.policy_version, self.publish_to(weights))
+
+    def _without_update(
+        self, trajectories: list[Trajectory], errors: list[float | None], outcome: Skipped | Lost, reason: str
+    ) -> StepResult:
+        """Weights and optimizer are as before; the actors go on with the weights they have."""
+        assert self.weights is not None
+        ledger = self.queue.book(trajectories, trained=0, dropped=reason)
+        self._publish(self.weights)
+        return StepResult(
+            outcome=outcome,
+            ledger=ledger,
+            reports=report_trajectories(trajectories, self.weights.policy_version),
+            log_prob_errors=_readings(errors),
+            weights_hash=self.weights.content_hash,
+        )
+
+    def _keep_skipped(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
+        """Save the batch of a skipped update."""
+        self.skipped_dir.mkdir(parents=True, exist_ok=True)
+        stem = f"batch-{self.learner.policy_version:09d}-{time.time_ns()}"
+        path = self.skipped_dir / f"{stem}.pt"
+        torch.save(dict(batch.cpu().items()), path)
+        log.error("an update was skipped and its batch saved to %s: %s", path, error)
+
+
+def _readings(errors: list[float | None]) -> tuple[float, ...]:
+    return tuple(error for error in errors if error is not None)

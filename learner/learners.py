@@ -1,0 +1,133 @@
+"""All learners of a run behind one call: one, or several that make every update together."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shoal.learner.learner import Learner
+from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult, Trained
+from shoal.learner.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+class Learners(Protocol):
+    """What the training loop calls."""
+
+    @property
+    def worker(self) -> LearnerWorker:
+        """The learner of the run's own process, whose weights are the run's."""
+
+    def step(self, stop: threading.Event) -> StepResult | None:
+        """One update of all learners; None where ``stop`` was set before it began."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class OneLearner:
+    """The only learner of a run."""
+
+    worker: LearnerWorker
+    drive: Callable[[float], None] | None
+    """Makes the data where no other thread does."""
+
+    def step(self, stop: threading.Event) -> StepResult | None:
+        """One update."""
+        return self.worker.step(self.drive, stop)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PeerResult:
+    """A peer learner's part in one update, and what else happened there since its last one."""
+
+    step: StepResult
+    ledger: Ledger
+    """Steps of unrolls for later updates."""
+    lost_unrolls: int
+    """Unrolls that were begun and never delivered."""
+    replaced: tuple[tuple[str, str], ...]
+    """Rollout workers that were replaced: the reason in a word, and in a sentence."""
+    num_alive: int
+    """Rollout workers that can make unrolls."""
+    lags: tuple[int, ...]
+    """For every unroll under way, the versions made since it began."""
+
+
+class PeerLearners(Protocol):
+    """The learners of the other processes. Each acts on slots of its own, or is fed by actors of its own, and starts an
+    update only when it is called."""
+
+    def begin(self, learner: Learner, stop: threading.Event) -> None:
+        """Start their part in the next update; before it, whoever came or went, the group is made anew.
+
+        waits for: at the run's start all of them     unblocked by: ``stop``
+        """
+
+    def end(self) -> Sequence[PeerResult]:
+        """What they did in the update that was begun.
+
+        waits for: their answers     unblocked by: an answer, a death, or the time limit of an unroll
+        """
+
+    def separate(self, learner: Learner) -> None:
+        """Leave the group, so that nobody waits for what will not come; the next update makes another."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class SeveralLearners:
+    """The run's own learner and its peers: one update, of which each makes a part."""
+
+    worker: LearnerWorker
+    drive: Callable[[float], None] | None
+    peers: PeerLearners
+
+    def step(self, stop: threading.Event) -> StepResult | None:
+        """One update; the result has the reports of all, its ledger is the own learner's.
+
+        What peers trained, dropped and lost is added to the own queue's ledger.
+        """
+        worker, peers, queue = self.worker, self.peers, self.worker.queue
+        peers.begin(worker.learner, stop)
+        # Who has begun is waited for by the others, so ``stop`` must wait, too.
+        own = worker.step(self.drive, NEVER)
+        assert own is not None
+        lost = isinstance(own.outcome, Lost)
+        if lost:
+            peers.separate(worker.learner)
+        reports, errors, trained = list(own.reports), list(own.log_prob_errors), own.ledger.trained
+        for peer in peers.end():
+            reports += peer.step.reports
+            errors += peer.step.log_prob_errors
+            steps = reconcile(own, peer.step)
+            trained += steps.trained
+            queue.add(steps)
+            queue.add(peer.ledger)
+            queue.add_episodes(peer.step.reports)
+            queue.add_lost_unrolls(peer.lost_unrolls)
+            if not lost and isinstance(peer.step.outcome, Lost):
+                peers.separate(worker.learner)
+            elif not lost and peer.step.weights_hash != own.weights_hash:
+                log.error("two learners made different weights of one update; the run's own count from here on")
+                peers.separate(worker.learner)
+        if isinstance(own.outcome, Trained) and (missing := own.outcome.all_env_steps - trained):
+            # A learner that ended between the update and its answer: its steps were trained all the same.
+            queue.add(Ledger(sampled=missing, trained=missing))
+        return dataclasses.replace(own, reports=tuple(reports), log_prob_errors=tuple(errors))
+
+
+def reconcile(own: StepResult, peer: StepResult) -> Ledger:
+    """A peer's part of an update, counted as the update ended for the run's own learner.
+
+    One of them may have made the step when the other lost it. The own weights are those that training goes on with:
+    what is in them was trained, whatever the peer says.
+    """
+    steps = peer.ledger.sampled
+    if isinstance(own.outcome, Lost):
+        return Ledger(sampled=steps, dropped=Counter(learner_lost=steps))
+    if isinstance(peer.outcome, Lost):
+        return Ledger(sampled=steps, trained=steps)
+    return peer.ledger
