@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from scraping import TOKEN, ask, exchange, trusting, write_files
+from scraping import TOKEN, ask, exchange, get, trusting, write_files
 from service import SMALL
 from shoal.deploy.cli import main
 from shoal.deploy.monitoring import endpoint
@@ -49,7 +49,7 @@ def test_plain_text_gets_nothing_from_a_tls_port(
 ) -> None:
     """Catches a page, or a token, that travels in clear text; a server that garbage ends."""
     server = serve(access=Access(access_files))
-    for sent in (b"GET /metrics HTTP/1.1\r\nAuthorization: Bearer correct-horse\r\n\r\n", os.urandom(2000)):
+    for sent in (get("/metrics", Authorization=f"Bearer {TOKEN}"), os.urandom(2000)):
         assert b"readings" not in exchange(server, sent)
     assert ask(server, tls=trusting(authority), Authorization=f"Bearer {TOKEN}")[0] == 200
 
