@@ -120,7 +120,7 @@ def page() -> dict[str, set[str]]:
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 0,
         actor_restarts=dict,
-        limit=lambda: None,
+        bottleneck=lambda: None,
         build=versions(),
     )
     found = {entry.name: {entry.label} - {None} for entry in CATALOGUE if entry.kind != "histogram"}
@@ -231,7 +231,7 @@ def test_panels_lie_side_by_side() -> None:
     numbers = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
     titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
-    wanted = ["Overview", "Books", "Speed by stage", "Policy lag and queue", "Losses"]
+    wanted = ["Overview", "Step accounting", "Speed by stage", "Policy lag and queue", "Losses"]
     assert titles == [*wanted, "Memory", "Episodes", "Weights", "Process"]
 
 

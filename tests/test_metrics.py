@@ -57,7 +57,7 @@ def make_sources():
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 3,
         actor_restarts=lambda: {"died": 1},
-        limit=lambda: Bottleneck("learner", "updates take all of it"),
+        bottleneck=lambda: Bottleneck("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
         about={"mode": "inline", "placement": "colocated"},
         actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
@@ -213,7 +213,7 @@ def test_before_the_first_batch_the_page_is_whole(serve):
                 trajectory_queue=trajectory_queue,
                 actors_alive=lambda: 0,
                 actor_restarts=dict,
-                limit=lambda: None,
+                bottleneck=lambda: None,
                 build={},
             )
         )
