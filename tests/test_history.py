@@ -38,7 +38,7 @@ def train(tmp_path: Path, *settings: str) -> tuple[list[dict[str, Any]], dict[st
 
 
 class Broken:
-    """Sources whose every reading fails but one."""
+    """Sources of which all readings but one fail."""
 
     failed_readings: ClassVar[Counter[str]] = Counter()
 
@@ -107,7 +107,7 @@ def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
 
 
 class Tracker:
-    """Keeps what it gets; waits at each line for as long as it is told to."""
+    """Keeps its lines; waits at each line for a given time."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.lines: list[Mapping[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Who may read the metrics, whether the run is called ready, and where Prometheus is told that it is."""
+"""Access to the metrics, readiness, and the file that announces a run to Prometheus."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 
-# Who may read
+# Access
 
 
 def test_only_the_token_opens_the_page(
@@ -169,7 +169,7 @@ def test_bad_files_stop_a_run_before_it_starts(
     assert not run.exists()
 
 
-# Whether the run is well
+# Readiness
 
 
 def test_readiness() -> None:
@@ -210,7 +210,7 @@ def test_an_unready_run_says_why(serve: Callable[..., MetricsServer]) -> None:
     assert ask(server, "/readyz")[0] == 200
 
 
-# What is told
+# Warnings and announcements
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])

@@ -43,7 +43,7 @@ from shoal.deploy.monitoring.access import Access, AccessFiles
 from shoal.deploy.monitoring.metrics_page import MAX_FORMATS, REUSE_SECONDS
 from shoal.deploy.monitoring.metrics_server import MAX_CONNECTIONS, MetricsServer
 
-# What it says
+# Requests and responses
 
 
 def test_paths_and_methods(serve: Callable[..., MetricsServer]) -> None:
@@ -204,7 +204,7 @@ def test_ipv6(serve: Callable[..., MetricsServer], address: str) -> None:
         assert ask(server)[0] == 200
 
 
-# What it costs
+# Load
 
 
 def test_a_page_is_made_once_for_many(serve: Callable[..., MetricsServer], counting: Counting) -> None:
@@ -390,6 +390,25 @@ def test_thousands_of_idle_connections_cost_few(serve: Callable[..., MetricsServ
     assert ask(server)[0] == 200
 
 
+def test_a_process_out_of_file_descriptors_serves_again(
+    serve: Callable[..., MetricsServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a loop that spins on a connection it cannot accept, with the processor of training and a line each."""
+    server = serve()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        client, probe = stack.enter_context(socket.socket()), stack.enter_context(socket.socket())
+        client.settimeout(HANG)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (probe.fileno() + 1, hard))
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(get("/healthz"))
+        wait_for(lambda: "could not be accepted" in caplog.text)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert client.recv(65536).endswith(b"alive\n")
+    assert caplog.text.count("could not be accepted") == 1
+
+
 def test_a_flood_waits_its_turn(serve: Callable[..., MetricsServer]) -> None:
     """Catches a server that answers as fast as it is asked, with the processor that training needs."""
     server, rate = serve(), metrics_server.REQUESTS_PER_SECOND
@@ -456,7 +475,7 @@ def test_a_scrape_at_the_end_is_answered_or_closed(serve: Callable[..., MetricsS
             go_on.set()
 
 
-# All of it
+# A whole run
 
 
 @pytest.mark.slow

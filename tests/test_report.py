@@ -371,7 +371,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     }
     for index, (sentence, given) in enumerate(endings.items()):
         assert sentence in report(write_run(tmp_path / str(index), written, **given)).text
-    # A summary of the session before says nothing of this one.
+    # The summary belongs to the session before.
     assert "it goes on or was killed" in report(write_run(tmp_path / "old", written, ended=summary(written[5]))).text
     failed = write_run(tmp_path / "failed", written, ended=summary(written[-1]))
     (failed / "traceback.txt").write_text("Traceback\n  ...\nRuntimeError: no actor is left\n")
@@ -401,7 +401,7 @@ def test_a_memory_or_books_that_are_wrong_are_shouted(tmp_path: Path) -> None:
 
 
 def test_warnings_of_the_log(tmp_path: Path) -> None:
-    """Catches warnings that are lost in either format, a traceback cut from its error, a flood told line by line."""
+    """Catches warnings that are lost in either format, a traceback cut from its error, a flood listed line by line."""
     text = "2026-11-22 13:00:00,123 {} learner.train: {}"
     plain = [text.format("INFO", "saved"), *(text.format("WARNING", f"actor {i} died") for i in range(500))]
     plain += [text.format("ERROR", "refused"), "Traceback (most recent call last):", "ValueError: boom"]
@@ -420,7 +420,7 @@ def test_warnings_of_the_log(tmp_path: Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
-    """What the command says when it refuses."""
+    """Return the message of a refused command."""
     capsys.readouterr()
     assert main(["report", *map(str, arguments)]) == 2
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What tests of the metrics endpoint share: a collector, clients good and bad, certificates and tokens."""
+"""Shared by tests of the metrics endpoint: a collector, clients good and bad, certificates and tokens."""
 
 from __future__ import annotations
 
