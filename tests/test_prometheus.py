@@ -300,7 +300,7 @@ def test_prometheus_reads_with_tls_and_token(tmp_path: Path, access_files: Acces
 @pytest.mark.slow
 @needs_prometheus
 def test_alerts_of_a_run_that_hangs_and_dies(watched: Watched) -> None:
-    """Catches a failed run without an alert: its environment hangs while its metrics still answer; then it is killed."""
+    """Catches a failed run without an alert: its environment hangs while its metrics still answer; then it dies."""
     server, mine = watched.server, watched.hanging
     wait_for(lambda: "ShoalLearnerStalled" in server.firing(mine))
     [stalled] = [one for one in server.get("alerts")["alerts"] if one["labels"]["alertname"] == "ShoalLearnerStalled"]
