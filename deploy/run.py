@@ -18,7 +18,7 @@ from shoal.deploy.interruption import interruption
 from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
-from shoal.deploy.monitoring.history import History
+from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import make_sinks
@@ -156,7 +156,7 @@ class _Run:
                 evaluations=self.evaluations,
             )
             progress.say(self._headline(server))
-            history = History(
+            history = MetricsHistory(
                 sources,
                 self.run_dir,
                 session=self.session,
@@ -266,7 +266,7 @@ class _Run:
             trajectory_queue=self.trajectory_queue,
             actors_alive=lambda: worker_group.num_alive,
             actor_restarts=lambda: worker_group.restarts,
-            limit=self.bottleneck.now,
+            bottleneck=self.bottleneck.now,
             before=self.books_before,
             build=versions(),
             about={
