@@ -12,7 +12,7 @@ from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.interruption import Interruption, interruption
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
-from shoal.deploy.monitoring.history import History
+from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import make_sinks
 from shoal.deploy.placement.versions import versions
@@ -42,7 +42,7 @@ class Watchers:
     """Everything that looks at a run and takes no part in it."""
 
     progress: Progress
-    history: History
+    history: MetricsHistory
     evaluations: Evaluations
 
 
@@ -103,7 +103,7 @@ def _watch(
         evaluations=evaluations,
     )
     progress.say(headline(run, server.url if server else None))
-    history = History(
+    history = MetricsHistory(
         sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
     )
     return Watchers(progress, history, evaluations)
@@ -151,7 +151,7 @@ def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -
         trajectory_queue=run.learner.queue,
         actors_alive=lambda: workers.num_alive,
         actor_restarts=lambda: workers.restarts,
-        limit=run.bottleneck.now,
+        bottleneck=run.bottleneck.now,
         before=run.before,
         build=versions(),
         about={

@@ -45,16 +45,16 @@ TOKEN = re.compile(r'"[^"]*"|\[[^]]*\]|[a-zA-Z_:][\w:]*|\d[\w.+-]*|[=!]~|[=!<>]=
 
 
 class Read(NamedTuple):
-    """What an expression reads."""
+    """The names that an expression reads."""
 
     selectors: list[tuple[str, set[str]]]
-    """Names of samples, with the labels that they are chosen by."""
+    """Names of samples, with the labels that select them."""
     labels: set[str]
-    """That it groups and matches by."""
+    """Labels that the expression groups and matches by."""
 
 
 def read(expression: str) -> Read:
-    """The names in a PromQL expression, told apart by what follows them."""
+    """Return the names in a PromQL expression; what follows a name says of which kind it is."""
     found = TOKEN.findall(expression)
     assert "".join(found) == expression, f"not understood: {expression}"
     tokens = [token for token in found if not token.isspace()] + ["", ""]
@@ -80,7 +80,7 @@ def read(expression: str) -> Read:
 
 
 def rules(file: str) -> list[dict[str, Any]]:
-    """Of one of Prometheus' files."""
+    """Return the rules of one of Prometheus' files."""
     groups = yaml.safe_load((PROMETHEUS / file).read_text(encoding="utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
@@ -92,7 +92,7 @@ PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every expression of the dashboard with its place and legend, the variables filled in as Grafana does."""
+    """Return each expression of the dashboard with its place and legend, its variables filled in as Grafana does."""
     values = {"$job": "shoal", "$instance": "127.0.0.1:9464"}
     found = [
         (f"{panel['title']}: {target['legendFormat']}", target["expr"])
@@ -110,7 +110,7 @@ EVERYWHERE = [*expressions(), *RECORDED.items(), *((name, rule["expr"]) for name
 
 @pytest.fixture(scope="module")
 def page() -> dict[str, set[str]]:
-    """Names of samples that a run's page can have, with their labels."""
+    """Return the names of samples that a run's page can have, with their labels."""
     ledger = Ledger()
     trajectory_queue = TrajectoryQueue(
         SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
@@ -120,7 +120,7 @@ def page() -> dict[str, set[str]]:
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 0,
         actor_restarts=dict,
-        limit=lambda: None,
+        bottleneck=lambda: None,
         build=versions(),
     )
     found = {entry.name: {entry.label} - {None} for entry in CATALOGUE if entry.kind != "histogram"}
@@ -132,7 +132,7 @@ def page() -> dict[str, set[str]]:
 
 
 def labels_of(name: str, page: dict[str, set[str]]) -> set[str] | None:
-    """The labels of a sample; None of one that does not exist."""
+    """Return the labels of a sample; None if it does not exist."""
     if name in RECORDED:
         return {*name.partition(":")[0].split("_"), "job"}
     own = page.get(name, OTHERS.get(name))
@@ -140,7 +140,7 @@ def labels_of(name: str, page: dict[str, set[str]]) -> set[str] | None:
 
 
 def problems(expression: str, page: dict[str, set[str]]) -> list[str]:
-    """Names and labels of an expression that nothing has."""
+    """Return names and labels of an expression that do not exist."""
     found = read(expression)
     known = {name: labels_of(name, page) for name, _ in found.selectors}
     wrong = [name for name, labels in known.items() if labels is None]
@@ -150,13 +150,13 @@ def problems(expression: str, page: dict[str, set[str]]) -> list[str]:
 
 
 def test_the_dashboard_is_what_the_generator_makes() -> None:
-    """A metric, a help text or a layout that changed, and a file that did not: `python -m shoal.deploy.monitoring`."""
+    """Catches a dashboard file older than metrics, help texts or layout: `python -m shoal.deploy.monitoring`."""
     assert monitoring.DASHBOARD.read_text(encoding="utf-8") == monitoring.rendered()
 
 
 @pytest.mark.parametrize(("place", "expression"), EVERYWHERE, ids=[place for place, _ in EVERYWHERE])
 def test_expressions_read_what_there_is(place: str, expression: str, page: dict[str, set[str]]) -> None:
-    """A metric or label that was renamed or never was: a panel that stays empty, an alert that never comes."""
+    """Catches a metric or label that was renamed or never was: a panel that stays empty, an alert that never comes."""
     assert problems(expression, page) == []
     used = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", place))
     assert used <= set().union(*(labels_of(name, page) or set() for name, _ in read(expression).selectors))
@@ -175,12 +175,12 @@ def test_expressions_read_what_there_is(place: str, expression: str, page: dict[
     ],
 )
 def test_what_is_wrong_is_seen(expression: str, wrong: list[str], page: dict[str, set[str]]) -> None:
-    """A check that lets everything pass."""
+    """Catches a check that lets everything pass."""
     assert problems(expression, page) == wrong
 
 
 def test_every_metric_is_shown(page: dict[str, set[str]]) -> None:
-    """A metric that is measured, served, stored, and seen by nobody."""
+    """Catches a metric that is measured, served, stored, and seen by nobody."""
     shown = {name for _, expression in expressions() for name, _ in read(expression).selectors}
     for entry in CATALOGUE:
         names = {entry.name} if entry.kind != "histogram" else {f"{entry.name}_bucket"}
@@ -208,7 +208,7 @@ def test_every_metric_is_shown(page: dict[str, set[str]]) -> None:
 def test_a_new_metric_gets_a_panel(
     monkeypatch: pytest.MonkeyPatch, kind: Any, name: str, label: str | None, expression: str, unit: str
 ) -> None:
-    """A metric that is forgotten because nobody found a place for it."""
+    """Catches a metric that is forgotten because nobody found a place for it."""
     entry = CatalogueEntry(kind, name, "A new thing.", lambda sources: 0, label)
     monkeypatch.setattr(monitoring, "CATALOGUE", (*CATALOGUE, entry))
     *_, row, panel = monitoring.dashboard()["panels"]
@@ -220,7 +220,7 @@ def test_a_new_metric_gets_a_panel(
 
 
 def test_panels_lie_side_by_side() -> None:
-    """Panels over one another, or out of the grid, which Grafana moves to where nobody looks for them."""
+    """Catches panels over one another, or out of the grid, which Grafana moves to where nobody looks for them."""
     taken: set[tuple[int, int]] = set()
     for panel in BOARD["panels"]:
         place = panel["gridPos"]
@@ -231,12 +231,12 @@ def test_panels_lie_side_by_side() -> None:
     numbers = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
     titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
-    wanted = ["Overview", "Books", "Speed by stage", "Policy lag and queue", "Losses"]
+    wanted = ["Overview", "Step accounting", "Speed by stage", "Policy lag and queue", "Losses"]
     assert titles == [*wanted, "Memory", "Episodes", "Weights", "Process"]
 
 
 def test_units_are_those_of_the_metrics() -> None:
-    """Seconds drawn as a share, bytes as a count, an axis without a unit."""
+    """Catches seconds drawn as a share, bytes as a count, an axis without a unit."""
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
     for place, expression in expressions():
         panels = [panel for panel in PANELS if place.startswith(f"{panel['title']}: ")]
@@ -251,7 +251,7 @@ def test_units_are_those_of_the_metrics() -> None:
 
 
 def test_variables_are_defined() -> None:
-    """A panel that asks for a variable that the dashboard does not have, and shows all runs at once."""
+    """Catches a panel that asks for a variable that the dashboard does not have, and shows all runs at once."""
     defined = {variable["name"] for variable in BOARD["templating"]["list"]}
     assert defined == {"datasource", "job", "instance"}
     text = json.dumps(BOARD)
@@ -269,7 +269,7 @@ def _plain(expression: str) -> str:
 
 
 def test_recorded_names_follow_the_rules_of_prometheus() -> None:
-    """A record that is taken for a metric, or two of one name."""
+    """Catches a record that is taken for a metric, or two of one name."""
     names = [rule["record"] for rule in rules("rules.yml")]
     assert len(set(names)) == len(names)
     for name in names:
@@ -290,7 +290,7 @@ def _settings(values: Any, prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
-    """An alert that nobody can act on, names a setting that there is not, or shows `<no value>`."""
+    """Catches an alert that nobody can act on, names a setting that there is not, or shows `<no value>`."""
     rule = ALERTS[name]
     assert name.startswith("Shoal")
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
@@ -310,7 +310,7 @@ def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
 
 
 def test_every_alert_has_a_test() -> None:
-    """An alert that was never seen to fire."""
+    """Catches an alert that was never seen to fire."""
     tests = yaml.safe_load((PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
     fired = {
         re.findall(r'alertname="(\w+)"', sample["labels"])[0]
@@ -323,7 +323,7 @@ def test_every_alert_has_a_test() -> None:
 
 
 def test_the_compose_file_finds_everything() -> None:
-    """A file that is mounted and not there, a provisioned folder that is empty, a version that is `latest`."""
+    """Catches a file that is mounted and not there, a provisioned folder that is empty, a version that is `latest`."""
     services = yaml.safe_load((GRAFANA / "compose.yaml").read_text(encoding="utf-8"))["services"]
     mounted = {}
     for service in services.values():
@@ -347,7 +347,7 @@ def test_the_compose_file_finds_everything() -> None:
 
 
 def test_the_guide_names_what_there_is() -> None:
-    """A file or an alert in the guide that is not there, or an alert that the guide forgets."""
+    """Catches a file or an alert in the guide that is not there, or an alert that the guide forgets."""
     text = GUIDE.read_text(encoding="utf-8")
     assert re.findall(r"^\| `(Shoal\w+)`", text, re.MULTILINE) == list(ALERTS)
     for name, severity in re.findall(r"^\| `(Shoal\w+)` \| (\w+)", text, re.MULTILINE):

@@ -36,7 +36,7 @@ def sources():
 
 
 def make_sources():
-    """A run that has something to say of everything."""
+    """Return sources of a run in which every metric has a value."""
     ledger = Ledger(sampled=100, trained=60, in_flight=30, dropped=Counter(stale=7, non_finite=3))
     trajectory_queue = TrajectoryQueue(
         SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
@@ -57,7 +57,7 @@ def make_sources():
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 3,
         actor_restarts=lambda: {"died": 1},
-        limit=lambda: Bottleneck("learner", "updates take all of it"),
+        bottleneck=lambda: Bottleneck("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
         about={"mode": "inline", "placement": "colocated"},
         actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
@@ -83,19 +83,19 @@ def serve():
 
 
 def scrape(server):
-    """Families by name, as Prometheus parses them."""
+    """Return families by name, as Prometheus parses them."""
     with urllib.request.urlopen(server.url, timeout=10) as response:
         return {family.name: family for family in text_string_to_metric_families(response.read().decode())}
 
 
 def values(families, name):
-    """Value by labels of one sample name."""
+    """Return values by labels of one sample name."""
     family = families.get(name) or families[name.removesuffix("_total")]
     return {tuple(s.labels.values()): s.value for s in family.samples if s.name == name}
 
 
 def test_every_entry_is_on_the_page(sources, serve):
-    """A metric that cannot be rendered, or is promised and never shown."""
+    """Catches a metric that cannot be rendered, or is promised and never shown."""
     families = scrape(serve(sources))
     for entry in CATALOGUE:
         family = families[entry.name.removesuffix("_total")]
@@ -110,7 +110,7 @@ def test_every_entry_is_on_the_page(sources, serve):
 
 
 def test_names_follow_the_rules_of_prometheus():
-    """Names that `promtool check metrics` complains of, or two entries of one name."""
+    """Catches names that `promtool check metrics` complains of, or two entries of one name."""
     names = [entry.name for entry in CATALOGUE]
     assert len(set(names)) == len(names)
     for entry in CATALOGUE:
@@ -128,7 +128,7 @@ def test_names_follow_the_rules_of_prometheus():
 
 
 def test_values_are_those_of_the_run(sources, serve):
-    """Two numbers for one thing: the page and the books must not disagree, now or later."""
+    """Catches two numbers for one thing: page and ledger must not disagree, now or later."""
     server = serve(sources)
     families = scrape(server)
     assert values(families, "shoal_sampled_env_steps_total") == {(): 100}
@@ -167,7 +167,7 @@ def test_values_are_those_of_the_run(sources, serve):
 
 
 def test_histograms_are_cumulative_and_include_their_bounds(sources, serve):
-    """A bucket that counts its own share only, or that leaves out a value equal to its bound."""
+    """Catches a bucket that counts its own share only, or that leaves out a value equal to its bound."""
     families = scrape(serve(sources))
     lag = families["shoal_policy_lag_versions"].samples
     buckets = {s.labels["le"]: s.value for s in lag if s.name.endswith("_bucket")}
@@ -184,7 +184,7 @@ def test_histograms_are_cumulative_and_include_their_bounds(sources, serve):
 
 
 def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
-    """A page that is gone because one number cannot be read; a log that is full of it."""
+    """Catches a page that is gone because one number cannot be read; a log that is full of it."""
 
     def raises():
         raise RuntimeError("the pool is closed")
@@ -196,12 +196,12 @@ def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
     assert "shoal_actor_restarts" in families
     assert "shoal_build_info" in families
     assert caplog.text.count("shoal_actors_alive cannot be read") == 1
-    # The page tells how often, its own failure among them.
+    # The page counts failures, including its own.
     assert values(families, "shoal_failed_readings_total")["shoal_actors_alive",] >= 1
 
 
 def test_before_the_first_batch_the_page_is_whole(serve):
-    """A division by zero episodes, a maximum of nothing."""
+    """Catches a division by zero episodes, a maximum of nothing."""
     ledger = Ledger()
     trajectory_queue = TrajectoryQueue(
         SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
@@ -213,7 +213,7 @@ def test_before_the_first_batch_the_page_is_whole(serve):
                 trajectory_queue=trajectory_queue,
                 actors_alive=lambda: 0,
                 actor_restarts=dict,
-                limit=lambda: None,
+                bottleneck=lambda: None,
                 build={},
             )
         )
@@ -222,7 +222,7 @@ def test_before_the_first_batch_the_page_is_whole(serve):
 
 
 def test_counters_of_a_resumed_run_begin_at_zero(sources, serve):
-    """Counters that go on from a checkpoint, behind where the run was killed: rate() takes that for all at once."""
+    """Catches counters that go on from a checkpoint, behind where the run was killed: rate() sees a reset."""
     ledger = sources.ledger
     before = Ledger(sampled=ledger.sampled + 500, trained=500, dropped=Counter(restart=7))
     ledger.add(before)
@@ -233,28 +233,28 @@ def test_counters_of_a_resumed_run_begin_at_zero(sources, serve):
 
 
 def test_two_runs_in_one_process(sources, serve):
-    """A global registry: the second run's metrics refused as duplicates, or added to the first's."""
+    """Catches a global registry: the second run's metrics refused as duplicates, or added to the first's."""
     first, second = serve(sources), serve(sources)
     assert first.port != second.port
     assert values(scrape(first), "shoal_actors_alive") == values(scrape(second), "shoal_actors_alive")
 
 
 def test_a_port_that_is_taken_is_an_error(sources, serve):
-    """A run whose numbers nobody can see, because another answers in its place."""
+    """Catches a run whose numbers nobody can see, because another answers in its place."""
     server = serve(sources)
     with pytest.raises(OSError, match="Address already in use"):
         MetricsServer(make_registry(sources), address="127.0.0.1", port=server.port)
 
 
 def test_a_closed_server_frees_its_port(sources, serve):
-    """A resumed run in the same process that cannot have its port back."""
+    """Catches a resumed run in the same process that cannot have its port back."""
     server = MetricsServer(make_registry(sources), address="127.0.0.1", port=0)
     server.close()
     assert serve(sources, server.port).port == server.port
 
 
 def test_histogram():
-    """A mean of nothing that is 0, a maximum that forgets."""
+    """Catches a mean of nothing that is 0, a maximum that forgets."""
     histogram = Histogram((1, 2))
     assert histogram.mean != histogram.mean
     histogram.observe([0, 1, 2, 5])
@@ -262,7 +262,7 @@ def test_histogram():
 
 
 def test_a_nan_of_the_canary_stays_seen():
-    """A parity check that read NaN once and then looks healthy."""
+    """Catches a parity check that read NaN once and then looks healthy."""
     statistics = RunStatistics(Ledger())
     statistics.add_log_prob_errors((1e-6, float("nan"), 1e-5))
     assert statistics.log_prob_checks == 3

@@ -1,4 +1,4 @@
-"""Who may read the metrics, whether the run is called ready, and where Prometheus is told that it is."""
+"""Access to the metrics, readiness, and the file that announces a run to Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from scraping import TOKEN, ask, exchange, trusting, write_files
+from scraping import TOKEN, ask, exchange, get, trusting, write_files
 from service import SMALL
 from shoal.deploy.cli import main
 from shoal.deploy.monitoring import endpoint
@@ -24,7 +24,7 @@ from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 
-# Who may read
+# Access
 
 
 def test_only_the_token_opens_the_page(
@@ -49,7 +49,7 @@ def test_plain_text_gets_nothing_from_a_tls_port(
 ) -> None:
     """Catches a page, or a token, that travels in clear text; a server that garbage ends."""
     server = serve(access=Access(access_files))
-    for sent in (b"GET /metrics HTTP/1.1\r\nAuthorization: Bearer correct-horse\r\n\r\n", os.urandom(2000)):
+    for sent in (get("/metrics", Authorization=f"Bearer {TOKEN}"), os.urandom(2000)):
         assert b"readings" not in exchange(server, sent)
     assert ask(server, tls=trusting(authority), Authorization=f"Bearer {TOKEN}")[0] == 200
 
@@ -169,7 +169,7 @@ def test_bad_files_stop_a_run_before_it_starts(
     assert not run.exists()
 
 
-# Whether the run is well
+# Readiness
 
 
 def test_readiness() -> None:
@@ -210,7 +210,7 @@ def test_an_unready_run_says_why(serve: Callable[..., MetricsServer]) -> None:
     assert ask(server, "/readyz")[0] == 200
 
 
-# What is told
+# Warnings and announcements
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])

@@ -21,7 +21,7 @@ from service import SMALL
 from shoal.deploy.cli import main
 from shoal.deploy.report import command, figure
 from shoal.deploy.report.log import read_log
-from shoal.deploy.report.recorded_metrics import read_history, thin
+from shoal.deploy.report.recorded_metrics import read_metrics, thin
 from shoal.deploy.report.recorded_run import read_run
 
 
@@ -175,7 +175,7 @@ def test_texts_from_files_stay_texts(tmp_path: Path) -> None:
     """Catches a name, setting or log line that becomes part of the page's code."""
     written = lines(3)
     for entry in written:
-        entry |= {f"dropped_env_steps/{EVIL}": 5, f"weight_norm/{EVIL}": 1.0, f"limit/{EVIL}": 1, EVIL: 3}
+        entry |= {f"dropped_env_steps/{EVIL}": 5, f"weight_norm/{EVIL}": 1.0, f"bottleneck/{EVIL}": 1, EVIL: 3}
         entry |= {f"stage_seconds/{EVIL}": entry["seconds"], f"actor_restarts/{EVIL}": 1}
     settings = config(env__id=EVIL, policy__kind=EVIL, seed=EVIL)
     said = summary(written[-1], interrupted_by=EVIL, limit={"stage": EVIL, "sentence": EVIL}, versions={EVIL: EVIL})
@@ -227,8 +227,8 @@ def test_only_the_pages_own_scripts_may_run(ended: tuple[Path, list[Line]]) -> N
 def test_lines_that_cannot_be_read_are_left_out(tail: bytes, skipped: int, torn: bool, tmp_path: Path) -> None:
     """Catches a report that fails on what a killed process left, or that hides it."""
     run = write_run(tmp_path / "run", tail=tail)
-    history = read_history(run / "metrics.jsonl")
-    assert (len(history), history.skipped, history.torn) == (30, skipped, torn)
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert (len(metrics), metrics.skipped, metrics.torn) == (30, skipped, torn)
     text = report(run).text
     assert ("cut off" in text) == torn
     assert ("could not be read" in text) == (skipped > 0 and not torn)
@@ -241,11 +241,11 @@ def test_what_is_null_or_missing_is_a_gap(tmp_path: Path) -> None:
     del written[2]["mean_return"]
     written[3]["mean_return"] = "3"
     written[4]["loss/late"] = 7.0
-    history = read_history(write_run(tmp_path / "run", written) / "metrics.jsonl")
-    x, y = history.curve("mean_return")
+    metrics = read_metrics(write_run(tmp_path / "run", written) / "metrics.jsonl")
+    x, y = metrics.curve("mean_return")
     assert x.tolist() == [written[i]["env_steps"] for i in (1, 4, 5)]
     assert y.tolist() == [written[i]["mean_return"] for i in (1, 4, 5)]
-    assert [a.tolist() for a in history.curve("loss/late")] == [[written[4]["env_steps"]], [7.0]]
+    assert [a.tolist() for a in metrics.curve("loss/late")] == [[written[4]["env_steps"]], [7.0]]
 
 
 def resumed_lines() -> list[Line]:
@@ -260,8 +260,8 @@ def test_sessions_are_joined_by_environment_steps(tmp_path: Path) -> None:
     starts again, a resumption that is not marked."""
     written = resumed_lines()
     run = write_run(tmp_path / "run", written)
-    history = read_history(run / "metrics.jsonl")
-    assert [(s.start, s.stop, s.first_step, s.repeated) for s in history.sessions] == [
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert [(s.start, s.stop, s.first_step, s.repeated) for s in metrics.sessions] == [
         (0, 10, 0, 0),
         (10, 15, 720_000, 180_000),
         (15, 18, 1_170_000, 0),
@@ -285,9 +285,9 @@ def test_sessions_are_joined_by_environment_steps(tmp_path: Path) -> None:
 def test_a_run_that_began_anew_in_its_directory(tmp_path: Path) -> None:
     """Catches two processes of one session number, the first of which never saved, that are read as one."""
     again = [line(200 + 10 * i, seconds=10.0 * i) for i in range(1, 4)]
-    history = read_history(write_run(tmp_path / "run", lines(5) + again) / "metrics.jsonl")
-    assert [(s.start, s.stop, s.repeated) for s in history.sessions] == [(0, 5, 0), (5, 8, 450_000)]
-    assert history.curve("mean_return")[0].tolist() == [entry["env_steps"] for entry in again]
+    metrics = read_metrics(write_run(tmp_path / "run", lines(5) + again) / "metrics.jsonl")
+    assert [(s.start, s.stop, s.repeated) for s in metrics.sessions] == [(0, 5, 0), (5, 8, 450_000)]
+    assert metrics.curve("mean_return")[0].tolist() == [entry["env_steps"] for entry in again]
 
 
 def test_the_last_line_makes_no_rate_of_its_own(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     }
     for index, (sentence, given) in enumerate(endings.items()):
         assert sentence in report(write_run(tmp_path / str(index), written, **given)).text
-    # A summary of the session before says nothing of this one.
+    # The summary belongs to the session before.
     assert "it goes on or was killed" in report(write_run(tmp_path / "old", written, ended=summary(written[5]))).text
     failed = write_run(tmp_path / "failed", written, ended=summary(written[-1]))
     (failed / "traceback.txt").write_text("Traceback\n  ...\nRuntimeError: no actor is left\n")
@@ -401,7 +401,7 @@ def test_a_memory_or_books_that_are_wrong_are_shouted(tmp_path: Path) -> None:
 
 
 def test_warnings_of_the_log(tmp_path: Path) -> None:
-    """Catches warnings that are lost in either format, a traceback cut from its error, a flood told line by line."""
+    """Catches warnings that are lost in either format, a traceback cut from its error, a flood listed line by line."""
     text = "2026-11-22 13:00:00,123 {} learner.train: {}"
     plain = [text.format("INFO", "saved"), *(text.format("WARNING", f"actor {i} died") for i in range(500))]
     plain += [text.format("ERROR", "refused"), "Traceback (most recent call last):", "ValueError: boom"]
@@ -420,7 +420,7 @@ def test_warnings_of_the_log(tmp_path: Path) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
-    """What the command says when it refuses."""
+    """Return the message of a refused command."""
     capsys.readouterr()
     assert main(["report", *map(str, arguments)]) == 2
     captured = capsys.readouterr()

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hmac
 import ipaddress
 import logging
-import os
 import re
 import socket
 import ssl
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_Identity = tuple[tuple[int, int, int], ...]
 
 
 class AccessError(ValueError):
-    """A file that cannot be used; the message names it and says what to change."""
+    """A file cannot be used; the message names it and says what to change."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AccessFiles:
-    """Where certificate, key and token are."""
+class AccessFiles(NamedTuple):
+    """A PEM certificate (chain), its PEM key without a passphrase, and a token: one word."""
 
     certificate: Path
-    """The chain, PEM."""
     key: Path
-    """PEM, without a passphrase."""
     token: Path
-    """One word; space around it does not count."""
 
 
 def problems(files: AccessFiles) -> dict[str, str]:
-    """What keeps the files from being used: sentences, by field of ``AccessFiles``."""
+    """Return why files cannot be used: a sentence for each such field of ``AccessFiles``."""
     found = {}
     for field, load in (("token", lambda: load_token(files.token)), ("certificate", lambda: load_context(files))):
         try:
@@ -50,16 +42,12 @@ def problems(files: AccessFiles) -> dict[str, str]:
 
 
 def load_token(path: Path) -> bytes:
-    """The token.
+    """Return the token.
 
     Raises:
-        AccessError: there is none, it is no single word, or others than owner and group may read it.
+        AccessError: the file has no token, or more than a single word, or everybody may read it.
     """
-    try:
-        _check_private(path)
-        words = path.read_bytes().split()
-    except OSError as error:
-        raise AccessError(f"{path} cannot be read: {error.strerror}") from error
+    words = _read(path, private=True).split()
     if len(words) != 1 or not re.fullmatch(rb"[!-~]+", words[0]):
         held = "is empty" if not words else "holds more than one word of plain ASCII"
         raise AccessError(f"{path} {held}; make a token with: openssl rand -hex 32 > {path}")
@@ -67,106 +55,95 @@ def load_token(path: Path) -> bytes:
 
 
 def load_context(files: AccessFiles) -> ssl.SSLContext:
-    """For serving TLS, 1.2 or newer.
+    """Return a context that serves TLS 1.2 or newer.
 
     Raises:
-        AccessError: certificate or key cannot be read, is none, or they do not belong together.
+        AccessError: the certificate or the key cannot be read or used, or they do not belong together.
     """
+
+    def no_passphrase() -> NoReturn:  # without it OpenSSL asks the terminal
+        raise AccessError(f"{files.key} has a passphrase; nobody is there to type it: store the key without")
+
+    _read(files.certificate)
+    _read(files.key, private=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for path in (files.certificate, files.key):
-        try:
-            with path.open("rb") as file:
-                file.read(1)
-        except OSError as error:
-            raise AccessError(f"{path} cannot be read: {error.strerror}") from error
-    _check_private(files.key)
     try:
-        # Without the function OpenSSL would ask the terminal.
-        context.load_cert_chain(files.certificate, files.key, password=_no_passphrase)
-    except _Encrypted as error:
-        raise AccessError(f"{files.key} has a passphrase; nobody is there to type it: store the key without") from error
+        context.load_cert_chain(files.certificate, files.key, password=no_passphrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise AccessError(f"{files.key} is not the key of the certificate {files.certificate}") from error
-        raise AccessError(
-            f"{files.certificate} and {files.key} are no certificate and key in PEM: {error.reason or error}"
-        ) from error
+        both = f"{files.certificate} and {files.key}"
+        raise AccessError(f"{both} are no certificate and key in PEM: {error.reason or error}") from error
     return context
 
 
-class _Encrypted(Exception):
-    pass
-
-
-def _no_passphrase() -> str:
-    raise _Encrypted
-
-
-def _check_private(path: Path) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & stat.S_IROTH:
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        content = path.read_bytes()
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror}") from error
+    if private and mode & stat.S_IROTH:
         raise AccessError(
             f"{path} can be read by everybody on this machine (mode {mode:o}): chmod o-rwx {path} "
             "(a secret's volume in Kubernetes: defaultMode: 0440)"
         )
+    return content
 
 
 class Access:
-    """TLS and token as the files have them now; what cannot be used is told once, and what was there before stays.
+    """TLS and token as the files are now. A new file that cannot be used is logged once; the old content stays in use.
 
     Raises:
         AccessError: a file cannot be used.
     """
 
     def __init__(self, files: AccessFiles) -> None:
-        self._token = _Current((files.token,), lambda: load_token(files.token))
-        self._context = _Current((files.certificate, files.key), lambda: load_context(files))
+        self._token = _Reloaded((files.token,), lambda: load_token(files.token))
+        self._context = _Reloaded((files.certificate, files.key), lambda: load_context(files))
 
     @property
     def context(self) -> ssl.SSLContext:
-        """For the next connection."""
-        return self._context.value
+        """The context for the next connection."""
+        return self._context.current()
 
     def admits(self, authorization: str | None) -> bool:
-        """Whether a header ``Authorization: Bearer TOKEN`` has the token; takes as long for any wrong one."""
+        """Return whether the header is ``Bearer TOKEN``; the time it takes does not depend on the given token."""
         scheme, _, given = (authorization or "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token.value)
+        same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token.current())
         return same and scheme.lower() == "bearer"
 
 
-class _Current(Generic[_T]):
-    """What ``load`` makes of files, made again when one of them is another than before."""
+class _Reloaded(Generic[_T]):
+    """A value loaded from files, and loaded again when one of them has changed."""
 
     def __init__(self, paths: tuple[Path, ...], load: Callable[[], _T]) -> None:
         self._paths, self._load = paths, load
-        self._lock = threading.Lock()
-        # First: what is written between the two is then seen at the next look.
+        # Before loading: the next look then sees what is written between the two.
         self._seen = self._identity()
         self._value = load()
 
-    @property
-    def value(self) -> _T:
-        with self._lock:
-            if (identity := self._identity()) != self._seen:
-                self._seen = identity
-                try:
-                    self._value = self._load()
-                    log.info("metrics: %s was read again", self._paths[0])
-                except AccessError as error:
-                    log.warning("metrics: %s; what was there before stays in use", error)
-            return self._value
+    def current(self) -> _T:
+        if (identity := self._identity()) != self._seen:
+            self._seen = identity
+            try:
+                self._value = self._load()
+                log.info("metrics: %s was read again", self._paths[0])
+            except AccessError as error:
+                log.warning("metrics: %s; what was there before stays in use", error)
+        return self._value
 
-    def _identity(self) -> _Identity | None:
+    def _identity(self) -> list[tuple[int, int, int]] | None:
         try:
-            found = [os.stat(path) for path in self._paths]
+            found = [path.stat() for path in self._paths]
         except OSError:
             return None
-        return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in found)
+        return [(s.st_ino, s.st_mtime_ns, s.st_size) for s in found]
 
 
 def exposed(address: str) -> bool:
-    """Whether others than this machine may reach a server that listens there."""
+    """Return whether other machines may reach a server that listens on ``address``."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):

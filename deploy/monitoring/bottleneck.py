@@ -1,4 +1,4 @@
-"""What limits a run now, and which setting to turn: read from where the time of actors and learner goes."""
+"""The bottleneck of a run and the setting to change, found from how actors and learner spend their time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "s
 STAGES: tuple[Stage, ...] = get_args(Stage)
 WINDOW_SECONDS = 30.0
 STARVING = 0.2
-"""Share of its time that a learner waits for rollouts, from which the actors are what limits."""
+"""If a learner waits for rollouts for this share of its time, acting is the bottleneck."""
 TOO_LATE = 0.1
-"""Share of the steps that came too late to be trained, from which that is what limits."""
+"""If this share of the steps arrives too late to be trained, staleness is the bottleneck."""
 _TRANSFER = ("assemble", "publish", "parity_check", "checkpoint", "weight_metrics")
 
 
 class Bottleneck(NamedTuple):
-    """What limits."""
+    """The limiting stage, and a sentence that says which setting to change."""
 
     stage: Stage
     sentence: str
@@ -35,11 +35,11 @@ class _Moment(NamedTuple):
 
 
 class BottleneckMonitor:
-    """Judges the last ``WINDOW_SECONDS`` of a run, or all of it.
+    """Finds the bottleneck over the last ``WINDOW_SECONDS`` of a run, or over all of it.
 
     Args:
         acting: whether the learners also act.
-        num_processes: those that act.
+        num_processes: number of processes that act.
     """
 
     def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int) -> None:
@@ -48,9 +48,9 @@ class BottleneckMonitor:
         self._lock = threading.Lock()
 
     def now(self) -> Bottleneck | None:
-        """Of the last seconds; None before there was an update."""
+        """Return the bottleneck of the last ``WINDOW_SECONDS``; None before the first update."""
         moment = self._moment()
-        with self._lock:  # scrapes and the progress view ask from threads of their own
+        with self._lock:  # scrapes and the progress view call it from their own threads
             moments = self._moments
             if moment.at - moments[-1].at >= 1.0:
                 moments.append(moment)
@@ -60,7 +60,7 @@ class BottleneckMonitor:
         return self._between(first, moment)
 
     def whole(self) -> Bottleneck | None:
-        """Of the run so far; None before there was an update."""
+        """Return the bottleneck of the run so far; None before the first update."""
         nothing = _Moment(self._moment().at - self._statistics.seconds, {}, 0, 0)
         return self._between(nothing, self._moment())
 
@@ -74,7 +74,7 @@ class BottleneckMonitor:
         loop = sum(spent for stage, spent in seconds.items() if not stage.startswith("actor_") and stage != "reduce")
         if not seconds.get("update") or loop <= 0:
             return None
-        # By the training loop's own time: its clock stops with training, and evaluation at the end is no part of it.
+        # Measured by the training loop's clock, which stops when training ends: the final evaluation is not part of it.
         shares = {stage: spent / loop for stage, spent in seconds.items()}
         sampled = last.sampled - first.sampled
         too_late = (last.stale - first.stale) / sampled if sampled else 0.0
@@ -82,11 +82,11 @@ class BottleneckMonitor:
 
 
 def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_late: float) -> Bottleneck:
-    """From seconds by stage (``RunStatistics.stage_seconds``) per second of the training loop.
+    """Find the bottleneck from seconds by stage (``RunStatistics.stage_seconds``) per second of the training loop.
 
     Args:
         acting: whether the learners also act.
-        num_processes: those that act; what actors spend is summed up over them.
+        num_processes: number of processes that act; the seconds of actors are sums over them.
         too_late: share of the sampled steps that were dropped as stale.
     """
     environment, inference = (shares.get(f"actor_{name}", 0.0) / num_processes for name in ("env", "policy"))

@@ -1,7 +1,7 @@
 """The metrics catalogue, and the page that Prometheus reads (``deploy.monitoring.metrics_server`` serves it).
 
-Every metric is a line here: name, kind, help, label, and how it is read from the run when somebody scrapes. Nothing is
-updated twice, and the training loop does no work for metrics.
+Each entry has a name, a kind, a help text, a label, and a function that reads its value from the run at a scrape. The
+training loop does no work for metrics.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sources:
-    """What metrics are read from."""
+    """The parts of a run from which metrics are read."""
 
     statistics: RunStatistics
     trajectory_queue: TrajectoryQueue
     actors_alive: Callable[[], int]
     actor_restarts: Callable[[], Mapping[str, int]]
-    limit: Callable[[], Bottleneck | None]
+    bottleneck: Callable[[], Bottleneck | None]
     build: Mapping[str, str]
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What is run, and how, in words: few, and of bounded length."""
+    """Settings of the run as labels: few, and of bounded length."""
     actor_states: Callable[[], Mapping[str, int]] = dict
-    """Actors by state, every state among them."""
+    """Number of actors by state; every state is a key."""
     recoveries: Callable[[], int] = int
-    """Replaced actors whose successors are up."""
+    """Number of replaced actors whose successors are up."""
     recovery_seconds: Callable[[], float] = float
-    """What that took, summed up."""
+    """Sum of the seconds that these replacements took."""
     lags: Callable[[], Sequence[int]] = tuple
-    """Of every unroll under way: versions made since it began."""
+    """For each unroll under way, the number of versions published since it began."""
     accelerator_memory: Callable[[], Mapping[str, int]] = dict
     target_env_steps: int = 0
-    """Of the whole run; it ends there."""
+    """Environment steps after which the whole run ends."""
     run_dir: Path = Path()
     evaluations: Evaluations = dataclasses.field(default_factory=Evaluations)
     failed_readings: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Of the page's metrics, by name."""
+    """Failed readings by metric name."""
     before: Ledger = dataclasses.field(default_factory=Ledger)
-    """What the books of a resumed run began with: counters count this process, or they would go back with its start."""
+    """The ledger that a resumed run began with. Counters count this process only: a counter must never decrease."""
 
     @property
     def ledger(self) -> Ledger:
-        """The books."""
+        """The ledger of the whole run."""
         return self.trajectory_queue.ledger
 
     @property
-    def booked(self) -> Ledger:
-        """What this process entered into them."""
+    def process_ledger(self) -> Ledger:
+        """The part of the ledger that this process added."""
         return self.trajectory_queue.snapshot().since(self.before)
 
 
@@ -76,7 +76,7 @@ Read = Callable[[Sources], Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One metric."""
+    """One metric of the catalogue."""
 
     kind: Kind
     name: str
@@ -102,119 +102,149 @@ def _histogram(name: str, help: str, read: Read) -> CatalogueEntry:
 
 
 _ERROR = (
-    "The parity check: largest difference between an actor's log-probabilities and the learner's for the same weights; "
-    "above 1e-4 the memory is wrong"
+    "Log-prob parity check: the largest difference between the log-probabilities of actors and learner under the same "
+    "weights. Above 1e-4 the memory is wrong"
 )
 _STALENESS = (
-    "Distance of the LSTM states that segments begin with from those of the newest weights, over the latter's norm: as "
-    "the actors stored them, and as training used them. At the last measurement."
+    "Relative distance between the LSTM states that segments begin with and those that the newest weights compute, for "
+    "the states that actors stored and for those that training used. Value of the last measurement."
 )
-_W0 = "the initial weights (or what learner.regularization.l2_init_reference_every made of them)"
-_RANK = "Singular values that make up 0.99 of the sum of all; of several matrices the lowest."
-_CONDITION = "Largest over smallest singular value; of several matrices the highest."
-_DORMANT = "Share of a layer's units that hardly ever act: mean |activation| at most 0.025 of the layer's."
+_W0 = "the initial weights (or the reference that learner.regularization.l2_init_reference_every moved)"
+_RANK = "Number of singular values that make up 99% of their sum; the lowest if a component has several matrices."
+_CONDITION = "Largest singular value divided by the smallest; the highest if a component has several matrices."
+_DORMANT = "Share of a layer's units that are dormant: their mean |activation| is at most 0.025 of the layer's mean."
 _STAGE = (
-    "Seconds by stage; actor_policy, actor_env and actor_pack are summed over actors, the others are the run's own "
-    "training loop's. Where learners also act, its wait is the time in which it makes its own unrolls, and reduce is "
-    "the part of update in which gradients are added up and slower learners are waited for."
+    "Seconds spent in each stage. actor_policy, actor_env and actor_pack are summed over actors; the others belong to "
+    "the training loop of learner 0. If learners also act, wait includes their own unrolls, and reduce is the part "
+    "of update that sums gradients and waits for slower learners."
 )
 _DROPPED = (
-    "Environment steps never to be trained: stale, came too late; non_finite, their update was refused; learner_lost, "
-    "with a learner beside the run's own; shutdown, waiting when the run ended; restart, waiting when it was saved."
+    "Environment steps that will never be trained, by reason. stale: they arrived too late; non_finite: their update "
+    "was skipped; learner_lost: a peer learner died with them; shutdown: they were queued when the run ended; restart: "
+    "they were queued when the checkpoint was saved from which the run was resumed."
 )
 _LOSS = (
-    "Of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl, clip_fraction, grad_norm "
-    "(before clipping) and explained_variance."
+    "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl, clip_fraction, "
+    "grad_norm (before clipping) and explained_variance."
 )
 _REPLACED = (
-    "Actors replaced: error, the environment raised; timeout, it hung; died, its process ended; oom, for want of "
-    "memory; object_store, its node's is full; node_died; preempted, its node leaves."
+    "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
+    "ended; oom: out of memory; object_store: the object store of its node was full; node_died: its node failed; "
+    "preempted: its node is being shut down."
 )
 _STALE = (
-    "Actors at an unroll that began more than actor.max_policy_lag versions ago: it will come too late. Of learners "
-    "beside the run's own as of the last update."
+    "Actors whose current unroll began more than actor.max_policy_lag versions ago and will arrive too late. Actors of "
+    "peer learners are counted once per update."
 )
-_SLOWEST = "Versions made since the oldest unroll under way began; 0 where none is."
+_SLOWEST = "Policy versions published since the oldest unroll under way began; 0 if none is under way."
 _STATE = (
-    "Actors by state: up, can make unrolls; starting; unplaced, waits for a place in the cluster or for its process to "
-    "answer; pausing, failed and comes back after a pause. Of learners beside the run's own as of the last update."
+    "Actors by state. up: can make unrolls; starting; unplaced: waits for resources of the cluster or for its process "
+    "to answer; pausing: failed, and starts again after a pause. Actors of peer learners are counted once per update."
 )
-_RECOVERY = "Seconds from noticing failures to the successors being up, summed up over shoal_actor_recoveries_total."
+_RECOVERY = "Seconds from detecting a failure until the successor is up, summed over shoal_actor_recoveries_total."
 _ACCELERATOR = (
-    "Memory of the accelerator of the run's own learner: allocated to tensors, reserved for them by torch, and in "
-    "total. Absent on the CPU."
+    "Memory of the accelerator of learner 0: allocated to tensors, reserved by torch, and in total. Absent on the CPU."
 )
 
-_EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before."
+_EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
-    # The books
-    _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.booked.sampled),
-    _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.booked.trained),
-    _counter("dropped_env_steps_total", _DROPPED, lambda s: s.booked.dropped, "reason"),
+    # Step accounting
+    _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.process_ledger.sampled),
+    _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.process_ledger.trained),
+    _counter("dropped_env_steps_total", _DROPPED, lambda s: s.process_ledger.dropped, "reason"),
     _gauge("run_env_steps", "Environment steps trained in the whole run.", lambda s: s.ledger.trained),
     _gauge("target_env_steps", "Environment steps the whole run is to train.", lambda s: s.target_env_steps),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
     _gauge(
         "ledger_imbalance_env_steps",
-        "sampled - trained - in flight - dropped: 0.",
+        "Environment steps unaccounted for: sampled - trained - in flight - dropped. Must be 0.",
         lambda s: s.trajectory_queue.imbalance(),
     ),
     # Trajectories
     _counter(
-        "refused_trajectories_total", "Deliveries not in the books.", lambda s: s.trajectory_queue.refused, "reason"
+        "refused_trajectories_total",
+        "Trajectory batches that were refused, by reason.",
+        lambda s: s.trajectory_queue.refused,
+        "reason",
     ),
-    _counter("lost_unrolls_total", "Unrolls that ended with their actor.", lambda s: s.trajectory_queue.lost_unrolls),
+    _counter(
+        "lost_unrolls_total", "Unrolls lost because their actor ended.", lambda s: s.trajectory_queue.lost_unrolls
+    ),
     _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.trajectory_queue.queued_segments),
     _gauge(
         "queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.trajectory_queue.queued_bytes
     ),
-    _counter("received_bytes_total", "Bytes taken into updates.", lambda s: s.statistics.received_bytes),
+    _counter("received_bytes_total", "Bytes of trajectories used in updates.", lambda s: s.statistics.received_bytes),
     _gauge("stale_actors", _STALE, lambda s: sum(lag > s.trajectory_queue.max_policy_lag for lag in s.lags())),
     _gauge("slowest_actor_lag_versions", _SLOWEST, lambda s: max(s.lags(), default=0)),
-    _histogram("policy_lag_versions", "Versions from acting to training.", lambda s: s.statistics.policy_lag),
+    _histogram(
+        "policy_lag_versions",
+        "Policy versions published between acting and training.",
+        lambda s: s.statistics.policy_lag,
+    ),
     # Updates
-    _gauge("policy_version", "Updates in the whole run.", lambda s: s.statistics.policy_version),
+    _gauge("policy_version", "Updates made in the whole run.", lambda s: s.statistics.policy_version),
     _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),
-    _counter("skipped_updates_total", "Updates that were not finite.", lambda s: s.statistics.skipped_updates),
+    _counter(
+        "skipped_updates_total",
+        "Updates skipped because a loss or a gradient was not finite.",
+        lambda s: s.statistics.skipped_updates,
+    ),
     _gauge(
         "last_update_timestamp_seconds", "Unix time of the last update.", lambda s: s.statistics.last_update_timestamp
     ),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
     _gauge("loss", _LOSS, lambda s: s.statistics.terms, "term"),
     # Weights, by component; read every learner.weight_metrics_every updates
-    _weights("weight_norm", "L2 norm of the parameters.", lambda w: w.norm),
+    _weights("weight_norm", "L2 norm of a component's parameters.", lambda w: w.norm),
     _weights("weight_distance_to_init", f"L2 distance of the parameters to {_W0}.", lambda w: w.distance_to_init),
     _weights(
-        "weight_relative_distance_to_init", f"That over the norm of {_W0}.", lambda w: w.relative_distance_to_init
+        "weight_relative_distance_to_init",
+        f"Distance to init divided by the norm of {_W0}.",
+        lambda w: w.relative_distance_to_init,
     ),
     _weights("weight_effective_rank", _RANK, lambda w: w.effective_rank),
     _weights("weight_condition_number", _CONDITION, lambda w: w.condition_number),
-    _weights("weight_clipped_fraction", "Share of the clipped weights on their bound.", lambda w: w.clipped_fraction),
+    _weights(
+        "weight_clipped_fraction",
+        "Share of the weights under clipping that lie on their bound.",
+        lambda w: w.clipped_fraction,
+    ),
     _weights("dormant_units_ratio", _DORMANT, lambda w: w.dormant_units_ratio),
     # Memory
-    _gauge("log_prob_error", f"{_ERROR}. At the last check.", lambda s: s.statistics.last_log_prob_error),
-    _gauge("log_prob_error_max", f"{_ERROR}. In this run.", lambda s: s.statistics.max_log_prob_error),
-    _counter("log_prob_checks_total", "Readings of the parity check.", lambda s: s.statistics.log_prob_checks),
+    _gauge("log_prob_error", f"{_ERROR}. Value of the last check.", lambda s: s.statistics.last_log_prob_error),
+    _gauge("log_prob_error_max", f"{_ERROR}. Maximum over this process.", lambda s: s.statistics.max_log_prob_error),
+    _counter("log_prob_checks_total", "Log-prob parity checks made.", lambda s: s.statistics.log_prob_checks),
     _gauge("memory_staleness_ratio", _STALENESS, lambda s: s.statistics.staleness, "state"),
     # Episodes, one per agent
     _counter(
         "sampled_episodes_total",
-        "Episodes ended in what actors delivered.",
+        "Episodes that ended in delivered trajectories.",
         lambda s: s.trajectory_queue.sampled_episodes,
     ),
-    _counter("episodes_total", "Episodes ended in what updates took in.", lambda s: s.statistics.episodes),
+    _counter("episodes_total", "Episodes that ended in trained trajectories.", lambda s: s.statistics.episodes),
     _histogram("episode_return", "Undiscounted returns of finished episodes.", lambda s: s.statistics.episode_return),
     _histogram("episode_length_steps", "Lengths of finished episodes.", lambda s: s.statistics.episode_length),
-    _gauge("mean_return", "Mean of the last 256 returns; NaN before.", lambda s: _number(s.statistics.mean_return)),
+    _gauge(
+        "mean_return",
+        "Mean return of the last 256 finished episodes; NaN before the first.",
+        lambda s: _number(s.statistics.mean_return),
+    ),
     # Evaluation during training
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
-        "evaluation_best_return", "The highest of all evaluations of the run.", lambda s: _evaluated(s.evaluations.best)
+        "evaluation_best_return",
+        "Highest mean return of all evaluations of the run.",
+        lambda s: _evaluated(s.evaluations.best),
     ),
-    _gauge("evaluation_env_steps", "Steps trained before the last evaluation.", lambda s: _evaluation_steps(s)),
+    _gauge(
+        "evaluation_env_steps",
+        "Environment steps trained when the last evaluation took its weights.",
+        lambda s: _evaluation_steps(s),
+    ),
     _counter("evaluations_total", "Evaluations made by this process.", lambda s: s.evaluations.count),
-    _counter("failed_evaluations_total", "Evaluations begun and given up.", lambda s: s.evaluations.failed),
+    _counter("failed_evaluations_total", "Evaluations that failed or timed out.", lambda s: s.evaluations.failed),
     # Actors
     _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive()),
     _gauge("actors", _STATE, lambda s: s.actor_states(), "state"),
@@ -222,38 +252,46 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("actor_recoveries_total", "Replaced actors whose successors are up.", lambda s: s.recoveries()),
     _counter("actor_recovery_seconds_total", _RECOVERY, lambda s: s.recovery_seconds()),
     _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
-    _counter("ignored_tokens_total", "Tokens that have no place.", lambda s: s.statistics.ignored_tokens),
+    _counter(
+        "ignored_tokens_total",
+        "Observation tokens ignored: an unknown feature, or coordinates outside the window.",
+        lambda s: s.statistics.ignored_tokens,
+    ),
     # The bottleneck
-    _gauge("limit", "1 for what limits the run now, 0 for the others.", lambda s: _limit(s), "stage"),
+    _gauge(
+        "bottleneck", "1 for the stage that limits the run now, 0 for the others.", lambda s: _bottleneck(s), "stage"
+    ),
     # The process
     _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
-    _counter("failed_checkpoints_total", "Checkpoints not written.", lambda s: s.statistics.failed_checkpoints),
+    _counter(
+        "failed_checkpoints_total", "Checkpoints that could not be written.", lambda s: s.statistics.failed_checkpoints
+    ),
     _gauge(
         "last_checkpoint_timestamp_seconds",
         "Unix time of the last checkpoint.",
         lambda s: s.statistics.last_checkpoint_timestamp,
     ),
-    _gauge("run_dir_free_bytes", "Bytes left on the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).free),
-    _gauge("run_dir_size_bytes", "Size in bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).total),
+    _gauge("run_dir_free_bytes", "Free bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).free),
+    _gauge("run_dir_size_bytes", "Total bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).total),
     _gauge("accelerator_memory_bytes", _ACCELERATOR, lambda s: s.accelerator_memory(), "part"),
-    # The last: it has the failures of this very page.
+    # Read last, so that it includes the failures of this page.
     _counter("failed_readings_total", "Readings of a metric that failed.", lambda s: s.failed_readings, "metric"),
 )
 INFO: Mapping[str, tuple[str, Callable[[Sources], Mapping[str, str]]]] = {
-    "shoal_build_info": ("Versions; always 1.", lambda s: s.build),
-    "shoal_run_info": ("What is run, and how; always 1.", lambda s: s.about),
+    "shoal_build_info": ("Versions of shoal and its libraries, as labels; always 1.", lambda s: s.build),
+    "shoal_run_info": ("Settings of the run, as labels; always 1.", lambda s: s.about),
 }
-"""Words about the run, as labels of gauges that are always 1: a help text and where they come from."""
+"""Gauges that are always 1 and carry text as labels: their help, and the labels of a run."""
 
 
 class RunCollector(Collector):
-    """Renders the catalogue at every scrape; an entry that fails costs itself, not the page."""
+    """Reads the catalogue at every scrape; an entry that fails is left out of the page."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        """One family per entry."""
+        """Yield one family for each entry that can be read."""
         for entry in CATALOGUE:
             try:
                 yield _family(entry, entry.read(self._sources))
@@ -268,7 +306,7 @@ class RunCollector(Collector):
             yield info
 
     def describe(self) -> list[Metric]:
-        """Nothing, so that registering reads no values."""
+        """Return nothing, so that registering reads no values."""
         return []
 
 
@@ -286,9 +324,9 @@ def _family(entry: CatalogueEntry, value: Any) -> Metric:
     return family
 
 
-def _limit(sources: Sources) -> dict[str, int]:
-    bottleneck = sources.limit()
-    return {stage: int(bottleneck is not None and bottleneck.stage == stage) for stage in STAGES}
+def _bottleneck(sources: Sources) -> dict[str, int]:
+    found = sources.bottleneck()
+    return {stage: int(found is not None and found.stage == stage) for stage in STAGES}
 
 
 def _evaluated(result: EvaluationResult | None) -> float:
@@ -305,7 +343,7 @@ def _number(value: float | None) -> float:
 
 
 def make_registry(sources: Sources) -> CollectorRegistry:
-    """The whole page: the catalogue, and Python's own metrics of this process."""
+    """Return a registry of the catalogue and of Python's own metrics of this process."""
     registry = CollectorRegistry()
     registry.register(RunCollector(sources))
     ProcessCollector(registry=registry)

@@ -2,8 +2,8 @@
 
 ``python -m shoal.deploy.monitoring`` writes it, and the guide's table of metrics.
 
-``ROWS`` says what stands where. The rest follows: which run is shown, what a panel's description says of its metrics,
-and a last row for those that no panel shows.
+``ROWS`` lists the panels. Their descriptions come from the catalogue, and a last row shows the metrics that no panel
+of ``ROWS`` shows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shoal.learner.parity_check import TOLERANCE
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
 SELECTION = 'job="$job", instance="$instance"'
-"""Added to whatever an expression reads: the run that the variables name."""
+"""Labels added to each metric of an expression: they select the run that the variables name."""
 COLUMNS = 24
 _SAMPLES = re.compile(r"\b(shoal_\w+|process_\w+|scrape_\w+|up|ALERTS)\b(?:\{([^}]*)\})?")
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel: expressions by their legends, without the run that they are asked of."""
+    """One panel: expressions by their legends, without the labels that select a run."""
 
     title: str
     queries: Mapping[str, str]
@@ -45,27 +45,27 @@ class Panel:
     log: bool = False
     stacked: bool = False
     share: bool = False
-    """From 0 to 1."""
+    """The axis goes from 0 to 1."""
     bad_above: float | None = None
-    """Red from there on."""
+    """Values from here on are red."""
     when_empty: str = ""
-    """Shown where there is nothing to show, and that is well."""
+    """Text in place of the panel while there are no values, if that is the normal case."""
     note: str = ""
-    """What to look for; the catalogue's help follows it."""
+    """Advice to the reader; the help texts of the catalogue follow it."""
 
 
 def rate(metric: str) -> str:
-    """Per second, over as much as the zoom asks for."""
+    """Return the rate per second, over an interval that follows the zoom."""
     return f"rate({metric}[$__rate_interval])"
 
 
 def mean(histogram: str) -> str:
-    """Of what was observed lately."""
+    """Return the mean of recent observations of a histogram."""
     return f"{rate(f'{histogram}_sum')} / ({rate(f'{histogram}_count')} > 0)"
 
 
 def buckets(histogram: str) -> str:
-    """Observations by bucket."""
+    """Return the recent observations of a histogram by bucket."""
     return f"sum by (le) (increase({histogram}_bucket[$__rate_interval]))"
 
 
@@ -74,7 +74,7 @@ def _number(title: str, expression: str, unit: str = "short", **more: Any) -> Pa
 
 
 def term(*names: str) -> dict[str, str]:
-    """Those of the losses."""
+    """Return expressions for terms of ``shoal_loss``, by their names."""
     return {"{{term}}": f'shoal_loss{{term=~"{"|".join(names)}"}}'}
 
 
@@ -89,13 +89,16 @@ _TIME_LEFT = (
 _STAGES = rate(_OF_LEARNER_ONCE)
 _ACTOR_STAGES = f"{rate(_OF_ACTORS)} / ignoring (stage) group_left () (shoal_actors_alive > 0)"
 _STAGES_OF_UPDATE = f"{rate(_OF_LEARNER)} / ignoring (stage) group_left () ({rate('shoal_updates_total')} > 0)"
-# Lags are whole numbers; what is interpolated within a bucket would lie below the mean.
+# Lags are whole numbers; a quantile interpolated within a bucket could lie below the mean.
 _LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')})))"
 _TIME_OF_AN_ACTOR = {"{{stage}}": _ACTOR_STAGES, "waiting": f"clamp_min(1 - sum without (stage) ({_ACTOR_STAGES}), 0)"}
 _ACTORS_NOTE = (
     "Of one actor on average; the rest of the time it waits for the learner, or for others in the same process."
 )
-_LEARNER_NOTE = "Of the run's training loop. Much of wait: acting is the limit (where learners also act, it is acting)."
+_LEARNER_NOTE = (
+    "Of the run's training loop. A large share of wait means that acting is the bottleneck; learners that also act "
+    "spend it acting."
+)
 _BY_COMPONENT = "{{component}}"
 
 ROWS: Mapping[str, Sequence[Panel]] = {
@@ -106,8 +109,8 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         _number("Actors alive", "shoal_actors_alive", "none"),
         _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
         _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
-        _number("Parity check, highest", "shoal_log_prob_error_max", "sci", bad_above=TOLERANCE),
-        _number("Steps not in the books", "abs(shoal_ledger_imbalance_env_steps)", "none", bad_above=1),
+        _number("Parity check, highest error", "shoal_log_prob_error_max", "sci", bad_above=TOLERANCE),
+        _number("Steps unaccounted for", "abs(shoal_ledger_imbalance_env_steps)", "none", bad_above=1),
         Panel("Return of the last 256 episodes", {"return": "shoal_mean_return"}, width=12),
         Panel(
             "Environment steps per second",
@@ -136,14 +139,14 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note=_ACTORS_NOTE,
         ),
         Panel(
-            "What limits the run",
-            {"{{stage}}": "shoal_limit"},
+            "Bottleneck",
+            {"{{stage}}": "shoal_bottleneck"},
             "none",
             width=16,
             height=6,
             stacked=True,
             share=True,
-            note="The run's own bottleneck, which the live view and summary.json give in a sentence.",
+            note="The live view and summary.json say it in a sentence, with the setting to change.",
         ),
         Panel(
             "Alerts",
@@ -155,7 +158,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="Firing or about to; they come with deploy/monitoring/prometheus/alerts.yml. Empty is well.",
         ),
     ),
-    "Books": (
+    "Step accounting": (
         Panel(
             "Steps of the whole run",
             {"trained": "shoal_run_env_steps", "to train": "shoal_target_env_steps"},
@@ -172,8 +175,8 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="Per second. What is dropped should be nothing until the end (shutdown).",
         ),
         Panel(
-            "Steps in flight, and not in the books",
-            {"in flight": "shoal_in_flight_env_steps", "not in the books": "shoal_ledger_imbalance_env_steps"},
+            "Steps in flight, and unaccounted for",
+            {"in flight": "shoal_in_flight_env_steps", "unaccounted for": "shoal_ledger_imbalance_env_steps"},
         ),
         Panel(
             "Dropped so far",
@@ -249,7 +252,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     ),
     "Memory": (
         Panel(
-            "LogProbParityCheck",
+            "Log-prob parity check",
             {"last check": "shoal_log_prob_error", "highest": "shoal_log_prob_error_max"},
             "sci",
             log=True,
@@ -366,7 +369,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
 
 
 def dashboard() -> Json:
-    """All of it, as Grafana imports it."""
+    """Return the dashboard as JSON data that Grafana imports."""
     shown = set(_shown(ROWS))
     rows = {**ROWS, "More": tuple(_panel_of(entry) for entry in CATALOGUE if entry not in shown)}
     return {
@@ -387,7 +390,7 @@ def dashboard() -> Json:
 
 
 def catalogued(expression: str) -> set[CatalogueEntry]:
-    """The metrics of the catalogue that an expression reads."""
+    """Return the metrics of the catalogue that an expression reads."""
     names = {name for name, _ in _SAMPLES.findall(expression)}
     return {entry for entry in CATALOGUE if names & _sample_names(entry)}
 
@@ -406,7 +409,7 @@ def _shown(rows: Mapping[str, Sequence[Panel]]) -> Iterator[CatalogueEntry]:
 
 
 def _panel_of(entry: CatalogueEntry) -> Panel:
-    """For a metric that has no place in ``ROWS`` yet."""
+    """Return a panel for a metric that ``ROWS`` does not show."""
     title = entry.name.removeprefix("shoal_").removesuffix("_total").replace("_", " ").capitalize()
     legend = f"{{{{{entry.label}}}}}" if entry.label else ""
     unit = "s" if "_seconds" in entry.name else "bytes" if "_bytes" in entry.name else "short"
@@ -422,7 +425,7 @@ def _panel_of(entry: CatalogueEntry) -> Panel:
 
 
 def _placed(rows: Mapping[str, Sequence[Panel]]) -> Iterator[Json]:
-    """Every row's title, and its panels from left to right."""
+    """The panels of each row by its title, from left to right."""
     number, top = 0, 0
     for title, panels in rows.items():
         number += 1
@@ -563,7 +566,7 @@ def _variables() -> Iterator[Json]:
             "datasource": _SOURCE,
             "query": {"query": query, "refId": name},
             "definition": query,
-            # With the time range: a run that ended is still to be found.
+            # Over the time range of the page, so that runs that have ended are listed.
             "refresh": 2,
             "sort": 1,
             "multi": False,
@@ -572,12 +575,12 @@ def _variables() -> Iterator[Json]:
 
 
 def rendered() -> str:
-    """The dashboard's file."""
+    """Return the dashboard as the text of its file."""
     return json.dumps(dashboard(), indent=2) + "\n"
 
 
 def main() -> None:
-    """Write both."""
+    """Write the dashboard and the table."""
     guide = metrics_table.GUIDE
     guide.write_text(metrics_table.rendered(guide.read_text(encoding="utf-8")), encoding="utf-8")
     DASHBOARD.write_text(rendered(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The metrics endpoint of one run: served as ``metrics`` says, and announced to Prometheus in a file."""
+"""The metrics endpoint of one run: its server, and the file that announces it to Prometheus."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ log = logging.getLogger(__name__)
 
 
 def access_files(config: MetricsConfig) -> AccessFiles | None:
-    """Where certificate, key and token are; None where everybody may read."""
+    """Return the files of certificate, key and token; None if everybody may read the metrics."""
     if not config.token_file:
         return None
-    return AccessFiles(
-        certificate=Path(config.tls_certificate), key=Path(config.tls_key), token=Path(config.token_file)
-    )
+    return AccessFiles(Path(config.tls_certificate), Path(config.tls_key), Path(config.token_file))
 
 
 @contextlib.contextmanager
 def served(
     config: MetricsConfig, sources: Sources, readiness: Readiness, *, run: str
 ) -> Iterator[MetricsServer | None]:
-    """The endpoint for as long as the block lasts; None where there shall be none.
+    """Serve the metrics while the block runs; yield None if ``metrics.port`` is -1.
 
     Args:
-        run: what Prometheus calls the run (label ``run``, with ``metrics.file_sd``).
+        run: the name of the run in Prometheus (label ``run``, with ``metrics.file_sd``).
 
     Raises:
-        OSError: the port is taken or the address is not this machine's.
+        OSError: the port is taken, or the address does not belong to this machine.
         AccessError: a file cannot be used.
     """
     if config.port < 0:
@@ -66,7 +64,7 @@ def served(
 
 @contextlib.contextmanager
 def _announced(config: MetricsConfig, port: int, run: str, *, encrypted: bool) -> Iterator[None]:
-    """The file of ``metrics.file_sd``, there for as long as the block lasts."""
+    """Write the file of ``metrics.file_sd``; delete it after the block."""
     if not config.file_sd:
         yield
         return
@@ -74,7 +72,7 @@ def _announced(config: MetricsConfig, port: int, run: str, *, encrypted: bool) -
     host = reachable(config.address)
     labels = {"run": run} | ({"__scheme__": "https"} if encrypted else {})
     target = {"targets": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"], "labels": labels}
-    # Prometheus reads at any moment: the whole file, or none. Its name is no *.json until then.
+    # Prometheus may read at any moment, so the complete file gets its name at once.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps([target]) + "\n")
@@ -84,21 +82,21 @@ def _announced(config: MetricsConfig, port: int, run: str, *, encrypted: bool) -
     try:
         yield
     finally:
-        # Another run may have announced itself here meanwhile.
+        # Another run may have written its own announcement since.
         with contextlib.suppress(OSError, ValueError):
             if json.loads(path.read_text()) == [target]:
                 path.unlink()
 
 
 def reachable(address: str) -> str:
-    """Where others find a server that listens on ``address``: this machine's own address for all of them."""
+    """Return the address at which other machines find a server that listens on ``address``."""
     if address not in ("0.0.0.0", "::"):
         return address
     family, elsewhere = (
         (socket.AF_INET6, "2001:db8::1") if address == "::" and socket.has_ipv6 else (socket.AF_INET, "192.0.2.1")
     )
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # Sends nothing: it asks for the way to an address that nobody has.
+        # Connecting a datagram socket sends nothing; it looks up the route to an address that nobody has.
         probe.connect((elsewhere, 9))
         return str(probe.getsockname()[0])
     return socket.gethostname()

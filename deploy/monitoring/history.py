@@ -1,11 +1,11 @@
-"""``RUN/metrics.jsonl``: every metric of the catalogue over time, one JSON object a line, for whoever reads it later.
+"""Writes ``RUN/metrics.jsonl``: every metric of the catalogue over time, one JSON object a line.
 
 A line has ``time`` (Unix seconds), ``session`` (0, 1, .. of a resumed run), ``seconds`` (of training in this session),
 ``env_steps`` (trained in the whole run) and ``policy_version``; then every metric by its name without ``shoal_`` and
-``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of what
-came since the line before; null if nothing did) and ``name/max`` (of the session). Counters begin with the session.
-What is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``: of the earlier
-sessions only what lies before that counts.
+``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of the
+observations since the line before; null if there were none) and ``name/max`` (of the session). Counters begin with the
+session. A value that is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``;
+earlier lines beyond that step describe discarded work.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FILE = "metrics.jsonl"
 Line = dict[str, float | int | None]
 
 
-class History:
-    """Reads the catalogue every ``every_seconds`` from a thread of its own; the training loop does nothing for it."""
+class MetricsHistory:
+    """Writes a line every ``every_seconds`` from a thread of its own, and passes it to the sinks."""
 
     def __init__(
         self, sources: Sources, run_dir: Path, *, session: int, every_seconds: float, sinks: Sequence[Sink] = ()
@@ -40,11 +40,11 @@ class History:
         self._reader = CatalogueReader()
         self._failed = False
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep_writing, name="history", daemon=True)
+        self._thread = threading.Thread(target=self._keep_writing, name="metrics-history", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Write the last line, of what is final now."""
+        """Write the last line, with the final values."""
         self._stopped.set()
         self._thread.join()
         self._write()
@@ -80,13 +80,13 @@ class History:
 
 
 class CatalogueReader:
-    """The catalogue as plain numbers; remembers what histograms held when they were read last."""
+    """Reads the catalogue as plain numbers; remembers the last state of histograms to report means in between."""
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[int, float]] = {}
 
     def read(self, sources: Sources) -> Line:
-        """One number, or None, for every name; an entry that fails is left out."""
+        """Return a number, or None, for each name; an entry that fails is left out."""
         line: Line = {}
         for entry in CATALOGUE:
             name = entry.name.removeprefix("shoal_").removesuffix("_total")

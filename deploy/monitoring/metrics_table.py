@@ -12,10 +12,10 @@ BEGIN, END = "<!-- begin: made by python -m shoal.deploy.monitoring -->", "<!-- 
 
 
 def rendered(guide: str) -> str:
-    """The guide with the table as it is now.
+    """Return the guide with its table made anew.
 
     Raises:
-        ValueError: it has no place for one.
+        ValueError: the guide has no markers for the table.
     """
     before, begin, rest = guide.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,4 +1,4 @@
-"""Whether a run does what it is there for: updates are made, and there is somebody to make data for the next."""
+"""Readiness of a run: it has made an update lately, and actors are alive to collect data for the next."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from shoal.learner.statistics import RunStatistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Readiness:
-    """Asked by probes, from any thread."""
+    """Answers readiness probes, from any thread."""
 
     statistics: RunStatistics
     actors_alive: Callable[[], int]
-    """Those that can make unrolls, learners that also act among them."""
+    """Number of actors that can make unrolls, including learners that also act."""
     stopping: Callable[[], bool]
-    """Whether the run was asked to end."""
+    """True once the run has been asked to end."""
     max_update_age_seconds: float
 
     def why_not(self) -> str | None:
-        """A sentence, or None where the run is ready."""
+        """Return the reason why the run is not ready as a sentence, or None if it is ready."""
         if self.statistics.ended or self.stopping():
             return "the run is ending"
         if not self.actors_alive():

@@ -1,6 +1,6 @@
 """Trackers that also get every line of ``RUN/metrics.jsonl``: TensorBoard, Weights & Biases, trackio.
 
-Each is an extra of its own, and works on a thread of its own: one that is slow or fails costs nobody else anything.
+Each is an optional dependency and works on a thread of its own: one that is slow or fails does not affect the others.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 WAITING_LINES = 100
 CLOSE_SECONDS = 30.0
-"""What a tracker may take at the end to send what it has."""
+"""A tracker has this long at the end to send its remaining lines."""
 
 
 class Tracker(Protocol):
-    """What a tracker does with the lines of one run."""
+    """Writes the lines of one run to a tracking service."""
 
     def write(self, line: Mapping[str, float | int | None]) -> None:
-        """One line of the history."""
+        """Write one line of metrics.jsonl."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Finish: no more lines will come."""
 
 
 class Sink:
-    """A tracker on a thread of its own. A line it has no time for is left out; at an error it is given up."""
+    """Runs a tracker on a thread of its own; leaves out lines while it is behind, and stops at its first error."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._name, self._tracker = name, tracker
@@ -45,7 +45,7 @@ class Sink:
         self._thread.start()
 
     def put(self, line: Mapping[str, float | int | None]) -> None:
-        """Hand over a line; returns at once."""
+        """Queue a line; never blocks."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
@@ -54,7 +54,7 @@ class Sink:
                 log.warning("log.sinks: %s is too slow, lines are left out; metrics.jsonl has them all", self._name)
 
     def close(self) -> None:
-        """Send what is waiting, for at most ``CLOSE_SECONDS``."""
+        """Send the queued lines, for at most ``CLOSE_SECONDS``."""
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._lines.put(None, timeout=CLOSE_SECONDS)
@@ -82,17 +82,16 @@ class TensorBoard:
         self._writer = EventFileWriter(str(run_dir / "tensorboard"))
 
     def write(self, line: Mapping[str, float | int | None]) -> None:
-        """Every number, at its environment step."""
+        """Write all numbers at their environment step."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        # All in one event: torch's SummaryWriter makes one of each, which takes nine times as long, with the lock that
-        # the training loop needs, too.
+        # One event for all values: torch's SummaryWriter makes one event each, which holds the GIL nine times as long.
         values = [Summary.Value(tag=name, simple_value=value) for name, value in _numbers(line).items()]
         self._writer.add_event(Event(wall_time=line["time"], step=line["env_steps"], summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write buffered events."""
         self._writer.close()
 
 
@@ -114,11 +113,11 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="env_steps")
 
     def write(self, line: Mapping[str, float | int | None]) -> None:
-        """Every number."""
+        """Write all numbers."""
         self._run.log(_numbers(line) | {"env_steps": line["env_steps"]})
 
     def close(self) -> None:
-        """Send what is buffered."""
+        """Send buffered lines."""
         self._run.finish()
 
 
@@ -128,7 +127,7 @@ class Trackio:
     def __init__(self, settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> None:
         import trackio
 
-        # It tells how to look at it; what is on standard output may be read by a machine.
+        # trackio prints instructions; standard output is for machines.
         with contextlib.redirect_stdout(sys.stderr):
             self._run = trackio.init(
                 project=settings.project,
@@ -138,11 +137,11 @@ class Trackio:
             )
 
     def write(self, line: Mapping[str, float | int | None]) -> None:
-        """Every number, at its environment step."""
+        """Write all numbers at their environment step."""
         self._run.log(_numbers(line), step=int(line["env_steps"] or 0))
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write buffered lines."""
         self._run.finish()
 
 
@@ -151,11 +150,11 @@ TRACKERS: Mapping[str, tuple[str, Callable[..., Tracker]]] = {
     "wandb": ("wandb", WeightsAndBiases),
     "trackio": ("trackio", Trackio),
 }
-"""By the name in ``log.sinks``, which is also the extra's: the package it needs, and what writes to it."""
+"""By name, as in ``log.sinks`` and in the extras: the required package, and the tracker's class."""
 
 
 def missing(settings: LogConfig) -> list[str]:
-    """Sinks whose package is not installed, as problems of the settings."""
+    """Return a problem for each sink whose package is not installed."""
     return [
         f"log.sinks: {name} is not installed here; pip install 'shoal[{name}]' (in a checkout: pip install -e "
         f"'.[{name}]'), or leave it out"
@@ -165,10 +164,10 @@ def missing(settings: LogConfig) -> list[str]:
 
 
 def make_sinks(settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> list[Sink]:
-    """Those that ``log.sinks`` names.
+    """Start the sinks that ``log.sinks`` names.
 
     Raises:
-        ValueError: one of them cannot be started: no network, no key.
+        ValueError: a tracker cannot be started, for example without network or key.
     """
     sinks: list[Sink] = []
     for name in settings.sinks:

@@ -1,4 +1,4 @@
-"""What evaluations during training found: ``RUN/evaluation.jsonl``, its last line and its best."""
+"""Results of evaluations during training: ``RUN/evaluation.jsonl``, the last result and the best."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class EvaluationResult(NamedTuple):
     time: float
     """Unix seconds."""
     session: int
-    """Of a resumed run, from 0."""
+    """Index of the session of a resumed run, from 0."""
     policy_version: int
     env_steps: int
-    """Trained in the whole run when the weights were taken."""
+    """Environment steps trained in the whole run when the weights were taken."""
     episodes: int
     mean_return: float
     return_ci95: float | None
-    """Half the width of the mean's 95% interval; None where there were too few episodes for one."""
+    """Half the width of the mean's 95% interval; None if there were too few episodes."""
     mean_length: float
 
 
 def sentence(result: EvaluationResult) -> str:
-    """A result in words."""
+    """Return the result in words."""
     interval = "" if result.return_ci95 is None else f" +- {result.return_ci95:.3f}"
     return (
         f"return {result.mean_return:.3f}{interval} of {result.episodes} episodes at {result.env_steps:,} steps "
@@ -40,23 +40,23 @@ def sentence(result: EvaluationResult) -> str:
 
 
 class Evaluations:
-    """Written by the thread that evaluates, read by others."""
+    """The results of a run; one thread adds them, others read."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """Read what earlier sessions of a resumed run wrote to ``file``; lines that were torn are passed over."""
+        """Read the results of earlier sessions from ``file``; torn lines are skipped."""
         self._file = file
         self.count = 0
-        """Made by this process."""
+        """Evaluations made by this process."""
         self.failed = 0
-        """Begun by this process, and given up."""
+        """Evaluations of this process that failed or timed out."""
         self.last: EvaluationResult | None = None
         self.best: EvaluationResult | None = None
-        """With the highest mean return; of equal ones the latest."""
+        """The result with the highest mean return; the latest of equal ones."""
         for result in read_evaluations(file) if file else []:
             self._take_in(result)
 
     def add(self, result: EvaluationResult) -> bool:
-        """Take in a result and append it to the file; whether it is the best so far."""
+        """Append a result to the file; return whether it is the best so far."""
         self.count += 1
         is_best = self._take_in(result)
         if self._file:
@@ -75,7 +75,7 @@ class Evaluations:
 
 
 def read_evaluations(file: Path) -> list[EvaluationResult]:
-    """All lines of ``RUN/evaluation.jsonl``; none where there is no such file."""
+    """Return all results of ``RUN/evaluation.jsonl``; none if there is no such file."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

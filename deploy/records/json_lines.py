@@ -1,4 +1,4 @@
-"""JSON lines: files that a run appends to, and its output with ``log.format=json``."""
+"""JSON lines: the files that a run appends to, and its output with ``log.format=json``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one line; half a line that a killed process left behind stays a line of its own.
+    """Append one line. A partial line left by a killed process stays a line of its own.
 
     Raises:
-        OSError: it cannot be written.
-        ValueError: a number is not finite, which JSON does not know.
+        OSError: the file cannot be written.
+        ValueError: a number is not finite; JSON has no such numbers.
     """
     text = json.dumps(line, allow_nan=False).encode() + b"\n"
     with path.open("a+b") as file:
@@ -25,16 +25,16 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def event(kind: str, fields: Mapping[str, Any]) -> str:
-    """One line: ``time`` (Unix seconds), ``event``, and its fields; numbers that are not finite are null."""
+    """Return a line with ``time`` (Unix seconds), ``event`` and fields; numbers that are not finite are null."""
     clean = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in fields.items()}
     return json.dumps({"time": round(time.time(), 3), "event": kind, **clean}, default=str)
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as events: ``level``, ``logger``, ``message``, and ``exception`` where there is one."""
+    """Formats log records as events with ``level``, ``logger``, ``message`` and, if there is one, ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As the base class."""
+        """Return the record as a JSON line."""
         fields = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)

@@ -1,4 +1,4 @@
-"""The run directory: one process at a time writes to it, and its log is kept there."""
+"""The run directory: its lock and its log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from shoal.deploy.records.json_lines import JsonFormatter
 
 
 class CannotStart(ValueError):
-    """The settings do not fit each other, the checkpoint or the run directory; nothing was started."""
+    """The settings conflict with each other, the checkpoint or the run directory; nothing was started."""
 
 
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """One process per run directory."""
+    """Hold the lock of a run directory: only one process may write to it."""
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,13 +28,13 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def log_file(run_dir: Path, *, json_lines: bool) -> Iterator[None]:
-    """What is logged, and what this project says at level INFO, also goes to ``run.log``."""
+    """Also write log records to ``run.log``, and shoal's own from level INFO on."""
     handler = logging.FileHandler(run_dir / "run.log")
     words = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_lines else words)
     root = logging.getLogger()
     root.addHandler(handler)
-    # The terminal's own handler leaves INFO out.
+    # The terminal's handler leaves out INFO.
     ours = logging.getLogger("shoal")
     level = ours.level
     ours.setLevel(logging.INFO)

@@ -1,1 +1,1 @@
-"""`shoal report`: what one or several runs did, as one HTML page."""
+"""`shoal report`: one HTML page about one or several runs."""

@@ -1,4 +1,4 @@
-"""What `shoal report` does: read runs, write a page."""
+"""`shoal report`: read runs, write a page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ FILE = "report.html"
 
 
 class CannotReport(ValueError):
-    """Everything that is in the way, one line each; nothing was written."""
+    """The report cannot be made; the message has one line for each problem. Nothing was written."""
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Path:
-    """Make the page of the runs in ``paths``; where it was written.
+    """Write the page of the runs in ``paths``; return its path.
 
     Args:
         paths: run directories.
-        out: the file; None is ``report.html`` in the run directory, of several runs in the current one.
+        out: the file; None is ``report.html`` in the run directory, or in the current directory for several runs.
 
     Raises:
         CannotReport: a path is no run, libraries are missing, runs cannot be compared, or ``out`` cannot be written.
@@ -61,7 +61,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 
 
 def _check(out: Path) -> list[str]:
-    """What is there and no report is not written over."""
+    """Refuse to overwrite a file that is not a report."""
     from shoal.deploy.report.page import GENERATOR
 
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Runs side by side: those that differ only in their seed are a group, whose mean has an interval."""
+"""Compares runs. Runs that differ only in their seed form a group, whose mean has a confidence interval."""
 
 # R runs of a group, P points
 
@@ -16,21 +16,21 @@ from shoal.deploy.report.recorded_run import RecordedRun
 
 POINTS = 300
 WITHOUT_INFLUENCE = ("seed", "run_dir", "resume", "metrics", "log")
-"""Settings in which the runs of a group may differ: none of them says what is learned, or it is the seed."""
+"""Settings in which the runs of a group may differ: the seed, and settings that do not affect learning."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """Runs of equal settings but the seed."""
+    """Runs whose settings are equal except for the seed."""
 
     name: str
     runs: Sequence[RecordedRun]
     settings: Mapping[str, str]
-    """Those in which groups differ, by dotted name; ``-`` where it has none."""
+    """The settings in which groups differ, by dotted name; ``-`` if the group does not have the setting."""
 
     @property
     def seeds(self) -> list[str]:
-        """In order."""
+        """In the order given."""
         return sorted((str(run.setting("seed")) for run in self.runs), key=lambda s: (len(s), s))
 
 
@@ -42,16 +42,16 @@ class Band(NamedTuple):
     mean: Numbers
     """[P]"""
     half_width: Numbers | None
-    """[P]; None of a single curve."""
+    """[P]; None for a single curve."""
 
 
 def group_runs(runs: Sequence[RecordedRun]) -> list[Group]:
-    """In the order of each group's first run."""
+    """Return the groups in the order of their first runs."""
     settings = [flatten(run.config) for run in runs]
     groups: list[tuple[dict[str, str], list[RecordedRun]]] = []
     for run, flat in zip(runs, settings, strict=True):
         mine = {k: v for k, v in flat.items() if k.split(".")[0] not in WITHOUT_INFLUENCE}
-        # A run without a config.yaml is of no known group.
+        # The group of a run without config.yaml is unknown.
         members = next((members for theirs, members in groups if mine and theirs == mine), None)
         if members is None:
             groups.append((mine, [run]))
@@ -67,7 +67,7 @@ def group_runs(runs: Sequence[RecordedRun]) -> list[Group]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as texts by dotted name."""
+    """Return settings as texts by dotted name."""
     found: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -78,7 +78,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def band(curves: Sequence[tuple[Numbers, Numbers]], points: int = POINTS) -> Band | None:
-    """Of R curves (x ascending, y), interpolated onto common x; None where there is no x that all have."""
+    """Return the mean of R curves (x ascending, y), interpolated onto common x; None if they share no x."""
     if not curves or any(len(x) == 0 for x, _ in curves):
         return None
     low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
@@ -93,23 +93,23 @@ def band(curves: Sequence[tuple[Numbers, Numbers]], points: int = POINTS) -> Ban
 
 
 def common_end(runs: Sequence[RecordedRun]) -> float:
-    """The last environment step that all runs have reached."""
-    return min(float(run.history.steps[-1]) for run in runs)
+    """Return the last environment step that all runs reached."""
+    return min(float(run.metrics.steps[-1]) for run in runs)
 
 
 def value_at(run: RecordedRun, key: str, step: float) -> float | None:
-    """A curve's value at an environment step; None where the curve does not reach."""
-    x, y = run.history.curve(key)
+    """Return a curve's value at an environment step; None outside the curve."""
+    x, y = run.metrics.curve(key)
     return float(np.interp(step, x, y)) if len(x) and x[0] <= step <= x[-1] else None
 
 
 def rate_curve(run: RecordedRun, key: str, most: int = 200) -> tuple[Numbers, Numbers]:
-    """A counter's gain per second of training, over environment steps."""
-    history = run.history
-    gained, elapsed = history.increments(key), history.elapsed()
-    windows = [w for w in history.windows(most) if history.kept[w].all()]
+    """Return a counter's increase per second of training, over environment steps."""
+    metrics = run.metrics
+    gained, elapsed = metrics.increments(key), metrics.elapsed()
+    windows = [w for w in metrics.windows(most) if metrics.kept[w].all()]
     y = [float(gained[w].sum() / elapsed[w].sum()) for w in windows]
-    return history.steps[[w.stop - 1 for w in windows]], np.array(y)
+    return metrics.steps[[w.stop - 1 for w in windows]], np.array(y)
 
 
 Curve = Callable[[RecordedRun], tuple[Numbers, Numbers]]
@@ -119,7 +119,7 @@ def _name(index: int, settings: Mapping[str, str], runs: Sequence[RecordedRun], 
     if alone:
         return "all runs" if len(runs) > 1 else runs[0].name
     letter = chr(ord("A") + index) if index < 26 else f"#{index + 1}"
-    told = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in list(settings.items())[:2])
-    told = told if len(told) <= 48 else f"{told[:45]}..."
+    shown = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in list(settings.items())[:2])
+    shown = shown if len(shown) <= 48 else f"{shown[:45]}..."
     more = ", ..." if len(settings) > 2 else ""
-    return f"{letter}: {told}{more}" if told else f"{letter}: {runs[0].name}"
+    return f"{letter}: {shown}{more}" if shown else f"{letter}: {runs[0].name}"

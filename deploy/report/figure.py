@@ -1,4 +1,4 @@
-"""A plot as plain data, and what plotly.js and people who cannot see it are told of it."""
+"""A plot as plain data, its form for plotly.js, and a description for people who cannot see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from shoal.deploy.report.recorded_metrics import Numbers, thin
 from shoal.deploy.report.text import clean, plotly_text
 
-# Close to Okabe and Ito's blue, vermillion, green and purple, an olive and a violet: told apart by the colour-blind,
+# Close to Okabe and Ito's blue, vermillion, green and purple, an olive and a violet: distinct to the colour-blind,
 # and 3:1 against both backgrounds of the page.
 COLORS = ("#1f83c6", "#d55e00", "#009e73", "#c066a0", "#8a7a1f", "#6d6fd1")
 GREY = "#7f8790"
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """One curve: x and y are [N]; what is not finite is left out."""
+    """One curve: x and y are [N]; points that are not finite are left out."""
 
     name: str
     x: Numbers
@@ -39,7 +39,7 @@ class Line:
     steps: bool = False
     """A level that holds until the next point."""
     quiet: bool = False
-    """A level to compare with: not in the text for people who cannot see the plot."""
+    """A reference level, left out of the description for people who cannot see the plot."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,28 +59,28 @@ class Figure:
     """Values are shares; axis in percent."""
     y_range: tuple[float, float] | None = None
     marks: Sequence[float] = ()
-    """Where on x the run was resumed."""
+    """Values of x at which the run was resumed."""
     whole: bool = False
     """Values are small whole numbers."""
     legend: Literal["several", "always", "shared"] = "several"
-    """Where there are several lines, always, or one legend for several plots."""
+    """A legend if there are several lines, always, or one that several plots share."""
 
     @property
     def alt(self) -> str:
-        """The plot in words."""
-        told = [line for line in self.lines if not line.quiet and len(line.y)]
+        """Describe the plot in words."""
+        visible = [line for line in self.lines if not line.quiet and len(line.y)]
         parts = [f"{self.title}, {self.y_label}, over {self.x_label}."]
-        for line in told[:8]:
+        for line in visible[:8]:
             y = line.y[np.isfinite(line.y)]
             if len(y):
                 first, last, low, high = (self._say(float(v)) for v in (y[0], y[-1], y.min(), y.max()))
                 parts.append(f"{line.name}: from {first} to {last}, lowest {low}, highest {high}.")
-        if len(told) > 8:
-            parts.append(f"And {len(told) - 8} more lines.")
+        if len(visible) > 8:
+            parts.append(f"And {len(visible) - 8} more lines.")
         return " ".join(parts)
 
     def to_plotly(self) -> Json:
-        """``id``, ``data`` and ``layout`` as plotly.js takes them."""
+        """Return ``id``, ``data`` and ``layout`` for plotly.js."""
         traces = [trace for line in self.lines for trace in self._traces(line)]
         return {"id": f"plot-{self.key}", "data": traces, "layout": self._layout()}
 
@@ -99,7 +99,7 @@ class Figure:
         trace: Json = {
             "type": "scatter",
             "name": name,
-            # What the legend switches on and off together.
+            # The legend shows and hides a group together.
             "meta": clean(line.name),
             "x": rounded(x, 12),
             "y": rounded(y),
@@ -185,12 +185,12 @@ class Figure:
 
 
 def style(index: int) -> tuple[str, str]:
-    """Colour and dash of the ``index``-th of several lines: no two of the first 24 look alike."""
+    """Return colour and dash of the ``index``-th line; the first 24 all look different."""
     return COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
 
 
 def rounded(values: Numbers, digits: int = 6) -> list[float | int | None]:
-    """As JSON holds them in few characters."""
+    """Return numbers in few characters of JSON."""
     found: list[float | int | None] = []
     for value in values.tolist():
         number = float(f"{value:.{digits}g}") if math.isfinite(value) else None
@@ -203,7 +203,7 @@ def _largest(lines: Sequence[Line]) -> float:
 
 
 def _log_ticks(lines: Sequence[Line]) -> Json:
-    """A few whole powers of ten; of fewer than two decades 1, 2 and 5; plotly.js chooses within one."""
+    """Return ticks of a log axis: powers of ten; 1, 2 and 5 below two decades; plotly.js chooses within one."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] or [np.ones(1)])
     values = np.maximum(values, LOWEST_ON_LOG_AXIS)
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Warnings and errors of ``RUN/run.log``, equal ones told once."""
+"""Warnings and errors of ``RUN/run.log``, grouped into kinds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_KINDS, MOST_CHARACTERS = 100, 4000
 
 @dataclasses.dataclass(slots=True)
 class Complaint:
-    """Records that differ in numbers at most."""
+    """Log records that are equal except for numbers in their text."""
 
     level: str
     logger: str
@@ -25,16 +25,16 @@ class Complaint:
     """Local time of the first record, as the log has it."""
     last: str
     text: str
-    """Of the last one, with its traceback if it has one; at most ``MOST_CHARACTERS``."""
+    """Text of the last record, with its traceback if it has one; at most ``MOST_CHARACTERS``."""
     count: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Complaints:
-    """What a log complains of."""
+    """The warnings and errors of a log."""
 
     kinds: list[Complaint]
-    """In the order of their first record, at most ``MOST_KINDS``."""
+    """At most ``MOST_KINDS``, in the order of their first records."""
     warnings: int
     errors: int
 
@@ -48,7 +48,7 @@ class _Record(NamedTuple):
 
 
 def read_log(path: Path) -> Complaints:
-    """Either format of ``log.format``; nothing where there is no file."""
+    """Read a log in either format of ``log.format``; a missing file has no complaints."""
     kinds: dict[tuple[str, str, str], Complaint] = {}
     counts = dict.fromkeys(_TOLD, 0)
     current: Complaint | None = None
@@ -78,7 +78,7 @@ def read_log(path: Path) -> Complaints:
 
 
 def _record(line: str) -> _Record | None:
-    """None of a line that goes on with the record before it."""
+    """Return the record that a line begins; None if it continues the record before."""
     if found := _LINE.match(line):
         return _Record(*found.groups())
     if not line.startswith("{"):

@@ -11,9 +11,9 @@ from shoal.deploy.report.text import moment, number, several
 
 
 def page_of_run(run: RecordedRun) -> Page:
-    """Everything that the run wrote down, the most important first."""
+    """Return the page of a run, the most important sections first."""
     weights, components = run_plots.weights(run)
-    limit = headline.limit_share(run)
+    shares = headline.bottleneck_shares(run)
     sections = [
         Section(
             "learning",
@@ -27,12 +27,12 @@ def page_of_run(run: RecordedRun) -> Page:
             "What the optimizer reports with each update of the weights.",
             run_plots.updates(run),
         ),
-        Section("speed", "Speed", limit, run_plots.speed(run)),
+        Section("speed", "Speed", shares, run_plots.speed(run)),
         Section(
-            "books",
-            "The books",
+            "ledger",
+            "Step accounting",
             "Every environment step that an actor delivered is trained, in flight or dropped for a reason.",
-            [headline.books_table(run), *run_plots.dropped(run)],
+            [headline.ledger_table(run), *run_plots.dropped(run)],
         ),
         Section(
             "memory",
@@ -48,7 +48,12 @@ def page_of_run(run: RecordedRun) -> Page:
             weights,
             components,
         ),
-        Section("actors", "Actors and faults", "Actors play; who dies or hangs is replaced.", run_plots.actors(run)),
+        Section(
+            "actors",
+            "Actors and faults",
+            "Actors step environments; an actor that dies or hangs is replaced.",
+            run_plots.actors(run),
+        ),
         Section("log", "Warnings in the log", "", _log(run)),
         Section("settings", "Settings and versions", "", _settings(run)),
     ]
@@ -71,7 +76,7 @@ def _log(run: RecordedRun) -> list[Note | Table]:
     log = run.complaints
     if not log.kinds:
         return [Note("None.")]
-    told = (
+    summary = (
         f"{several(log.warnings, 'warning')} and {several(log.errors, 'error')}; those that differ in numbers only are "
     )
     rows = [
@@ -79,7 +84,7 @@ def _log(run: RecordedRun) -> list[Note | Table]:
         for kind in log.kinds
     ]
     return [
-        Note(f"{told}one line, with the text of the last.", "bad" if log.errors else "open"),
+        Note(f"{summary}one line, with the text of the last.", "bad" if log.errors else "open"),
         Table("Messages", ["level", "times", "when", "message"], rows, text=True),
     ]
 
@@ -92,7 +97,7 @@ def _settings(run: RecordedRun) -> list[Plain | Table]:
     if isinstance(versions, dict):
         rows = [[str(name), str(version)] for name, version in versions.items()]
         blocks.append(Table("Versions", ["package", "version"], rows, text=True))
-    last = [[name, number(run.history.last(name))] for name in run.history.names]
+    last = [[name, number(run.metrics.last(name))] for name in run.metrics.names]
     note = "Counters count from the start of the session. README and deploy/MONITORING.md say what each is."
     blocks.append(Table("Last value of every metric", ["metric", "value"], last, note, folded=True))
     return blocks

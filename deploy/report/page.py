@@ -1,4 +1,4 @@
-"""What a page is made of, and the page: one HTML file that needs nothing else."""
+"""The parts of a report page, and its HTML: one file that loads nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plain:
-    """A file as it is, folded away."""
+    """A file shown unchanged in a block that opens on a click."""
 
     title: str
     text: str
@@ -61,7 +61,7 @@ class Note:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LegendEntry:
-    """How a line looks."""
+    """Name, colour and dash of a line in a shared legend."""
 
     name: str
     color: str
@@ -70,13 +70,13 @@ class LegendEntry:
 
     @property
     def dasharray(self) -> str:
-        """As SVG takes it."""
+        """The dash pattern in SVG."""
         return _DASHARRAYS[self.dash]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Section:
-    """A chapter of the page. ``legend``: figures that share one, by its first figure's lines."""
+    """A chapter of the page. ``shared_legend``: the legend of figures whose own is ``shared``."""
 
     key: str
     title: str
@@ -86,24 +86,24 @@ class Section:
 
     @property
     def figures(self) -> list[Figure]:
-        """Those among its blocks."""
+        """The figures among its blocks."""
         return [block for block in self.blocks if isinstance(block, Figure)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """Everything that is shown."""
+    """The content of a report."""
 
     title: str
     lead: Sequence[Note]
     facts: Sequence[Fact] = ()
     sections: Sequence[Section]
     made: str
-    """When, and from what."""
+    """Time and source of the report."""
 
 
 def render(page: Page) -> str:
-    """The page as HTML. All text is escaped; only the page's own scripts can run, and nothing can be loaded."""
+    """Return the page as HTML. All text is escaped, only the page's own scripts can run, and it can load nothing."""
     figures: list[Json] = [figure.to_plotly() for section in page.sections for figure in section.figures]
     scripts = [_plotly(), (HERE / "page.js").read_text(encoding="utf-8")]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
@@ -122,7 +122,7 @@ def render(page: Page) -> str:
 
 
 def legend(figure: Figure) -> list[LegendEntry]:
-    """Of a figure of several lines; the topmost of stacked ones first."""
+    """Return the legend of a figure with several lines; the topmost stacked line comes first."""
     names: dict[str, LegendEntry] = {}
     for line in figure.lines:
         shape: Literal["line", "area", "point"] = "area" if figure.stacked else "point" if line.points else "line"
@@ -136,7 +136,7 @@ def legend(figure: Figure) -> list[LegendEntry]:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    # The closing tag of a script inside a string of it would end it.
+    # A closing script tag inside a string would end the script.
     return str(get_plotlyjs()).replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 

@@ -1,4 +1,4 @@
-"""Reads ``RUN/metrics.jsonl``: every number by its name, sessions of a resumed run joined."""
+"""Reads ``RUN/metrics.jsonl`` into columns, and joins the sessions of a resumed run."""
 
 # N lines of the file
 
@@ -21,23 +21,23 @@ REQUIRED = ("time", "session", "seconds", "env_steps")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Session:
-    """The lines that one process wrote: ``start`` to ``stop``."""
+    """The lines ``start`` to ``stop`` (exclusive), written by one process."""
 
     start: int
     stop: int
     first_step: float
-    """Environment steps that the run had been trained on when this process began."""
+    """Environment steps trained when this process began."""
     repeated: float
-    """Environment steps that it had to make again: the process before it had trained on them and not saved."""
+    """Environment steps trained by the process before it, not saved, and so trained again."""
 
 
-class History:
-    """Columns of ``metrics.jsonl``; what is null, missing or no number is NaN.
+class RecordedMetrics:
+    """Columns of ``metrics.jsonl``; a value that is null, missing or not a number is NaN.
 
     Args:
-        columns: by name, [N] each; ``REQUIRED`` are among them and finite.
-        skipped: lines that could not be read.
-        torn: whether the last line was one of them, as a killed process leaves it.
+        columns: by name, [N] each, including those of ``REQUIRED``, which are finite.
+        skipped: number of lines that could not be read.
+        torn: the last line was one of them, as a killed process leaves it.
     """
 
     def __init__(self, columns: dict[str, Numbers], *, skipped: int = 0, torn: bool = False) -> None:
@@ -45,9 +45,9 @@ class History:
         self.steps, self.time = columns["env_steps"], columns["time"]
         self.sessions = _sessions(columns)
         self.kept = np.ones(len(self), bool)
-        """[N] false where a later session began again from an earlier step: that work is in no weights."""
+        """[N] bool. False for lines whose work a later session discarded by starting from an earlier step."""
         self.seconds = columns["seconds"].copy()
-        """[N] of training, over all sessions."""
+        """[N] seconds of training since the start of the first session."""
         limit = math.inf
         for session in reversed(self.sessions):
             lines = slice(session.start, session.stop)
@@ -60,46 +60,46 @@ class History:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all columns, in the order of their first appearance."""
+        """Names of all columns, in the order of their first appearance."""
         return tuple(self._columns)
 
     def labels(self, name: str) -> list[str]:
-        """What follows ``name/`` in the columns of a metric with a label."""
+        """Return the label values of a metric: the parts after ``name/`` of its columns."""
         return [column.removeprefix(f"{name}/") for column in self._columns if column.startswith(f"{name}/")]
 
     def column(self, name: str) -> Numbers:
-        """[N] as written; all NaN where there is no such column."""
+        """Return a column [N] as written; all NaN if it does not exist."""
         return self._columns[name] if name in self._columns else np.full(len(self), np.nan)
 
     def curve(self, name: str) -> tuple[Numbers, Numbers]:
-        """Environment steps and values, where there is a value."""
+        """Return environment steps and values of the kept lines that have a value."""
         values = self.column(name)
         there = self.kept & np.isfinite(values)
         return self.steps[there], values[there]
 
     def last(self, name: str) -> float | None:
-        """The last value that there is."""
+        """Return the last value of the curve; None if it is empty."""
         values = self.curve(name)[1]
         return float(values[-1]) if len(values) else None
 
     def increments(self, name: str) -> Numbers:
-        """[N] what a counter gained since the line before, or since its process began."""
+        """Return a counter's increase [N] since the line before, or since its process began."""
         values = self.column(name)
         gained = np.diff(values, prepend=0.0)
         for session in self.sessions:
-            # A label appears with its first event.
+            # The column of a label begins with its first event.
             there = np.nan_to_num(values[session.start : session.stop])
             gained[session.start : session.stop] = np.diff(there, prepend=0.0)
         return gained
 
     def elapsed(self) -> Numbers:
-        """[N] seconds of training since the line before, or since its process began."""
+        """Return seconds of training [N] since the line before, or since the process began."""
         return self.increments("seconds")
 
     def windows(self, most: int) -> list[slice]:
-        """At most about ``most`` stretches of lines of one session, none much shorter than the others.
+        """Return about ``most`` slices of lines at most, each within a session and none much shorter than the others.
 
-        The last line of a run may come at once after the one before: a rate between them would be noise.
+        The last line of a run may follow the one before at once; a rate between these two would be noise.
         """
         elapsed = self.elapsed()
         shortest = max(float(np.median(elapsed)) / 2, float(elapsed.sum()) / most)
@@ -118,12 +118,12 @@ class History:
         return found
 
 
-def read_history(path: Path) -> History:
-    """Line by line: a file of 100,000 lines needs memory for its numbers alone.
+def read_metrics(path: Path) -> RecordedMetrics:
+    """Read ``metrics.jsonl`` line by line, so that memory holds its numbers only.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: no line of it can be used.
+        ValueError: no line can be used.
     """
     columns: dict[str, array[float]] = {name: array("d") for name in REQUIRED}
     count = skipped = 0
@@ -147,11 +147,13 @@ def read_history(path: Path) -> History:
         raise ValueError(f"{path}: {what}; a run writes its first line after log.every_seconds")
     for column in columns.values():
         _pad(column, count)
-    return History({name: np.frombuffer(column) for name, column in columns.items()}, skipped=skipped, torn=torn)
+    return RecordedMetrics(
+        {name: np.frombuffer(column) for name, column in columns.items()}, skipped=skipped, torn=torn
+    )
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, float]]:
-    """The numbers of every line that can be read; nothing where there is no file."""
+    """Yield the numbers of each readable line; none if the file does not exist."""
     if path.is_file():
         with path.open("rb") as file:
             for line in file:
@@ -160,7 +162,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, float]]:
 
 
 def thin(x: Numbers, y: Numbers, most: int = 1000) -> tuple[Numbers, Numbers]:
-    """At most ``most`` of the points: of equal stretches the first, the last, the lowest and the highest."""
+    """Return at most ``most`` points: the first, last, lowest and highest of equal stretches."""
     if len(y) <= most:
         return x, y
     picked: set[int] = set()
@@ -172,7 +174,7 @@ def thin(x: Numbers, y: Numbers, most: int = 1000) -> tuple[Numbers, Numbers]:
 
 
 def _numbers(line: bytes) -> dict[str, float]:
-    """Finite numbers by name; empty for what is no JSON object."""
+    """Return finite numbers by name; empty if the line is not a JSON object."""
     try:
         entry: Any = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -196,14 +198,14 @@ def _pad(column: array[float], count: int) -> None:
 
 
 def _sessions(columns: dict[str, Numbers]) -> list[Session]:
-    """A process ends where the session changes, or where its clock goes back."""
+    """Return the sessions; one ends where the session number changes or ``seconds`` decreases."""
     number, seconds, steps = columns["session"], columns["seconds"], columns["env_steps"]
     starts = [0, *(np.flatnonzero((np.diff(number) != 0) | (np.diff(seconds) < 0)) + 1)]
     stops = [*starts[1:], len(number)]
     trained = np.nan_to_num(columns.get("trained_env_steps", np.zeros(len(number))))
     found: list[Session] = []
     for start, stop in zip(starts, stops, strict=True):
-        # What it had trained itself when it wrote its first line does not belong to what it began with.
+        # Its first line includes steps that it had trained itself by then.
         first_step = float(max(0.0, steps[start] - trained[start]))
         reached = float(steps[start - 1]) if start else first_step
         found.append(Session(int(start), int(stop), first_step, max(0.0, reached - first_step)))

@@ -1,4 +1,4 @@
-"""What a run directory says of its run."""
+"""Reads a run directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from shoal.deploy.report.log import Complaints, read_log
-from shoal.deploy.report.recorded_metrics import History, read_history, read_json_lines
+from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
 
 
 class Evaluation(NamedTuple):
@@ -18,20 +18,20 @@ class Evaluation(NamedTuple):
     env_steps: float
     mean_return: float
     half_width: float | None
-    """Of the 95% interval of ``mean_return``."""
+    """Half the width of the 95% interval of ``mean_return``."""
     episodes: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedRun:
-    """One run, as far as it is written down."""
+    """The records of one run."""
 
     path: Path
-    history: History
+    metrics: RecordedMetrics
     config: dict[str, Any]
     config_text: str
     summary: dict[str, Any] | None
-    """None where the run's last process has written none: it goes on, or was killed."""
+    """None if the last process of the run wrote none: it is running, or was killed."""
     evaluations: list[Evaluation]
     complaints: Complaints
     failure: str | None
@@ -39,68 +39,68 @@ class RecordedRun:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """Name of the run directory."""
         return self.path.resolve().name
 
     @property
     def env_id(self) -> str:
-        """The environment; empty where nothing says which."""
+        """The environment id; empty if it is not recorded."""
         return str(self.setting("env.id") or (self.summary or {}).get("env_id") or "")
 
     def setting(self, dotted: str) -> Any:
-        """A setting; None where it is not written down."""
+        """Return a setting by its dotted name; None if it is not recorded."""
         here: Any = self.config
         for part in dotted.split("."):
             here = here.get(part) if isinstance(here, dict) else None
         return here
 
     def total(self, key: str) -> float:
-        """A counter's sum over all processes of the run."""
-        return sum(float(self.history.increments(key)[s.start : s.stop].sum()) for s in self.history.sessions)
+        """Return a counter's sum over all processes of the run."""
+        return sum(float(self.metrics.increments(key)[s.start : s.stop].sum()) for s in self.metrics.sessions)
 
     @property
     def final_return(self) -> float | None:
-        """Mean of the last 256 episodes at the end; None where none ended."""
-        value = self.summary.get("mean_return") if self.summary else self.history.last("mean_return")
+        """Mean return of the last 256 episodes at the end; None if no episode ended."""
+        value = self.summary.get("mean_return") if self.summary else self.metrics.last("mean_return")
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def env_steps(self) -> float:
-        """Trained in the whole run."""
+        """Environment steps trained in the whole run."""
         value = self.summary.get("env_steps") if self.summary else None
-        return float(value) if isinstance(value, int | float) else float(self.history.steps[-1])
+        return float(value) if isinstance(value, int | float) else float(self.metrics.steps[-1])
 
 
 def read_run(path: Path) -> RecordedRun:
-    """Read what ``path`` holds.
+    """Read the run directory ``path``.
 
     Raises:
-        ValueError: it is no run directory, or has no history; the message says what to do.
+        ValueError: it is no run directory, or has no metrics.jsonl; the message says what to do.
     """
     path = path.parent if path.name == "metrics.jsonl" else path
     if not path.exists():
         raise ValueError(f"{path}: there is no such directory; name a run directory, e.g. runs/NAME")
-    metrics = path / "metrics.jsonl"
+    metrics_file = path / "metrics.jsonl"
     marks = ("config.yaml", "summary.json", "checkpoints", "metrics.jsonl")
     if not path.is_dir() or not any((path / name).exists() for name in marks):
         raise ValueError(f"{path}: is no run directory: it has none of {', '.join(marks)}")
-    if not metrics.exists():
+    if not metrics_file.exists():
         raise ValueError(
             f"{path}: has no metrics.jsonl, which a report is made of: the run is older than that file, was started "
             "without it, or has only just begun"
         )
     try:
-        history = read_history(metrics)
+        metrics = read_metrics(metrics_file)
         config_text = _text(path / "config.yaml")
-        summary = _summary(path / "summary.json", history)
+        summary = _summary(path / "summary.json", metrics)
         failure = _failure(path)
         complaints = read_log(path / "run.log")
-        evaluations = _evaluations(path / "evaluation.jsonl", history)
+        evaluations = _evaluations(path / "evaluation.jsonl", metrics)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     return RecordedRun(
         path=path,
-        history=history,
+        metrics=metrics,
         config=_config(config_text),
         config_text=config_text,
         summary=summary,
@@ -116,27 +116,27 @@ def _text(path: Path) -> str:
 
 def _config(text: str) -> dict[str, Any]:
     try:
-        # Every value as it is written: equal settings are equal texts, and nothing is made of them.
+        # BaseLoader keeps every value as text: equal settings are equal texts.
         config = yaml.load(text, yaml.BaseLoader)  # noqa: S506  (it makes strings, lists and dicts only)
     except (yaml.YAMLError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
 
-def _summary(path: Path, history: History) -> dict[str, Any] | None:
+def _summary(path: Path, metrics: RecordedMetrics) -> dict[str, Any] | None:
     try:
         summary = json.loads(_text(path) or "null")
     except ValueError:
         return None
-    # One that knows less than the last lines, or is older, is that of an earlier session.
-    if not isinstance(summary, dict) or path.stat().st_mtime < history.time[-1] - 60:
+    # A summary that is older than the last line, or has fewer steps, belongs to an earlier session.
+    if not isinstance(summary, dict) or path.stat().st_mtime < metrics.time[-1] - 60:
         return None
     steps = summary.get("env_steps")
-    return summary if isinstance(steps, int | float) and steps >= history.steps[-1] else None
+    return summary if isinstance(steps, int | float) and steps >= metrics.steps[-1] else None
 
 
 def _failure(path: Path) -> str | None:
-    """A run that fails writes its summary first; one that succeeds later leaves the traceback where it is."""
+    """Return the error that ended the run; None if a later session ended well, whose summary is newer."""
     traceback, summary = path / "traceback.txt", path / "summary.json"
     if not traceback.is_file():
         return None
@@ -146,8 +146,8 @@ def _failure(path: Path) -> str | None:
     return lines[-1] if lines else None
 
 
-def _evaluations(path: Path, history: History) -> list[Evaluation]:
-    """By environment steps; what was trained again was evaluated again."""
+def _evaluations(path: Path, metrics: RecordedMetrics) -> list[Evaluation]:
+    """Return evaluations by environment steps; a resumed run replaces those at and beyond its step."""
     found: dict[float, Evaluation] = {}
     for entry in read_json_lines(path):
         if "env_steps" not in entry or "mean_return" not in entry:

@@ -8,7 +8,7 @@ import numpy as np
 from shoal.deploy.report.figure import COLORS, GREY, Figure, Line, style
 from shoal.deploy.report.headline import TOLERANCE, final_random_return
 from shoal.deploy.report.page import LegendEntry
-from shoal.deploy.report.recorded_metrics import History, Numbers
+from shoal.deploy.report.recorded_metrics import Numbers, RecordedMetrics
 from shoal.deploy.report.recorded_run import RecordedRun
 
 STEPS = "environment steps"
@@ -86,9 +86,9 @@ _FEATURES = (
 
 
 def learning(run: RecordedRun) -> list[Figure]:
-    """What the run is for."""
-    history = run.history
-    lines = [_line(history, "mean_return", "while training, last 256 episodes", width=2.5)]
+    """Return plots of return and episode length."""
+    metrics = run.metrics
+    lines = [_line(metrics, "mean_return", "while training, last 256 episodes", width=2.5)]
     if run.evaluations:
         steps, means, halves = (
             np.array([np.nan if value is None else float(value) for value in column])
@@ -97,7 +97,7 @@ def learning(run: RecordedRun) -> list[Figure]:
         lines.append(Line(name="evaluation", x=steps, y=means, band=halves, points=True, color=COLORS[1]))
     random = final_random_return(run)
     if random is not None:
-        lines.append(_level("a random policy", random, history))
+        lines.append(_level("a random policy", random, metrics))
     intervals = " Bars: 95% intervals." if run.evaluations else ""
     return _present(
         run,
@@ -116,20 +116,20 @@ def learning(run: RecordedRun) -> list[Figure]:
             "does, shrink; flat at the time limit where only that ends it.",
             x_label=STEPS,
             y_label="steps, mean",
-            lines=[_line(history, "episode_length_steps/mean", "episode length")],
+            lines=[_line(metrics, "episode_length_steps/mean", "episode length")],
         ),
     )
 
 
 def updates(run: RecordedRun) -> list[Figure]:
-    """What the optimizer says."""
-    history = run.history
+    """Return plots of losses, policy change and gradients."""
+    metrics = run.metrics
     most = _number(run.setting("learner.max_grad_norm"))
-    bound = [_level("clipped above (learner.max_grad_norm)", most, history)] if most else []
+    bound = [_level("clipped above (learner.max_grad_norm)", most, metrics)] if most else []
     return _present(
         run,
         _terms(
-            history,
+            metrics,
             "policy-loss",
             "Policy loss",
             "Good: small and around 0. It says little of how well the policy does; growing swings say that updates are "
@@ -138,7 +138,7 @@ def updates(run: RecordedRun) -> list[Figure]:
             {"policy_loss": "policy loss", "l2_init_loss": "pull towards the initial weights"},
         ),
         _terms(
-            history,
+            metrics,
             "value-loss",
             "Value loss",
             "Good: it settles. It may grow as long as returns do, because there is more to predict.",
@@ -146,7 +146,7 @@ def updates(run: RecordedRun) -> list[Figure]:
             {"value_loss": "value loss"},
         ),
         _terms(
-            history,
+            metrics,
             "explained-variance",
             "Explained variance of the value function",
             "Good: it goes towards 1, a perfect prediction of returns; below 0 it is worse than a constant.",
@@ -154,7 +154,7 @@ def updates(run: RecordedRun) -> list[Figure]:
             {"explained_variance": "explained variance"},
         ),
         _terms(
-            history,
+            metrics,
             "entropy",
             "Entropy of the policy",
             "Good: it falls slowly. A fast fall to 0 is a policy that stopped exploring (learner.entropy_coef).",
@@ -162,7 +162,7 @@ def updates(run: RecordedRun) -> list[Figure]:
             {"entropy": "entropy"},
         ),
         _terms(
-            history,
+            metrics,
             "kl",
             "How far an update moves the policy",
             "Good: KL divergence below about 0.05. Far above it the policy runs ahead of its data: a lower "
@@ -171,7 +171,7 @@ def updates(run: RecordedRun) -> list[Figure]:
             {"approx_kl": "KL divergence from the policy that acted"},
         ),
         _terms(
-            history,
+            metrics,
             "clipped",
             "Transitions whose update was clipped",
             "Good: a few to twenty percent. Nearly all: updates are too large; none: they could be larger.",
@@ -186,20 +186,20 @@ def updates(run: RecordedRun) -> list[Figure]:
             "learner.learning_rate.",
             x_label=STEPS,
             y_label="L2 norm (log scale)",
-            lines=[_line(history, "loss/grad_norm", "gradient norm"), *bound],
+            lines=[_line(metrics, "loss/grad_norm", "gradient norm"), *bound],
             log=True,
         ),
     )
 
 
 def speed(run: RecordedRun) -> list[Figure]:
-    """How fast, and where the time goes."""
-    history = run.history
-    unit, label = _time_unit(history)
-    ends = np.array([window.stop - 1 for window in history.windows(100_000)], int)
-    over_time = history.seconds[ends] / unit if len(ends) else np.zeros(0)
+    """Return plots of speed, of time by stage, and of policy lag."""
+    metrics = run.metrics
+    unit, label = _time_unit(metrics)
+    ends = np.array([window.stop - 1 for window in metrics.windows(100_000)], int)
+    over_time = metrics.seconds[ends] / unit if len(ends) else np.zeros(0)
     rates = [
-        Line(name=name, x=over_time, y=_rates(history, key, 100_000), color=COLORS[i], dash=dash)
+        Line(name=name, x=over_time, y=_rates(metrics, key, 100_000), color=COLORS[i], dash=dash)
         for i, (key, name, dash) in enumerate(
             (("trained_env_steps", "trained", "solid"), ("sampled_env_steps", "delivered by actors", "dash"))
         )
@@ -222,18 +222,18 @@ def speed(run: RecordedRun) -> list[Figure]:
             "while it waits for them; elsewhere much waiting means that the actors are too slow.",
             x_label=label,
             y_label="share of its time",
-            lines=_shares(history, _learner_seconds(history), unit),
+            lines=_shares(metrics, _learner_seconds(metrics), unit),
             stacked=True,
             share=True,
         ),
         Figure(
             key="actor-time",
             title="Where an actor's time goes",
-            caption="On average. The rest is waiting for the learner, or for others in the same process. Good where "
-            "acting is the limit: little rest.",
+            caption="On average. The rest is waiting for the learner, or for others in the same process. Good if "
+            "acting is the bottleneck: little rest.",
             x_label=label,
             y_label="share of its time",
-            lines=_shares(history, _actor_seconds(history), unit),
+            lines=_shares(metrics, _actor_seconds(metrics), unit),
             stacked=True,
             share=True,
         ),
@@ -245,16 +245,16 @@ def speed(run: RecordedRun) -> list[Figure]:
             x_label=STEPS,
             y_label="versions",
             lines=[
-                _line(history, "policy_lag_versions/mean", "mean"),
-                _line(history, "policy_lag_versions/max", "highest so far", index=1, steps=True),
+                _line(metrics, "policy_lag_versions/mean", "mean"),
+                _line(metrics, "policy_lag_versions/max", "highest so far", index=1, steps=True),
             ],
         ),
     )
 
 
 def dropped(run: RecordedRun) -> list[Figure]:
-    """Steps that were never trained."""
-    reasons = [r for r in run.history.labels("dropped_env_steps") if run.total(f"dropped_env_steps/{r}")]
+    """Return a plot of the steps that were dropped."""
+    reasons = [r for r in run.metrics.labels("dropped_env_steps") if run.total(f"dropped_env_steps/{r}")]
     return _present(
         run,
         Figure(
@@ -265,28 +265,28 @@ def dropped(run: RecordedRun) -> list[Figure]:
             y_label="environment steps, so far",
             legend="always",
             lines=[
-                _sum(run.history, f"dropped_env_steps/{reason}", reason, index) for index, reason in enumerate(reasons)
+                _sum(run.metrics, f"dropped_env_steps/{reason}", reason, index) for index, reason in enumerate(reasons)
             ],
         ),
     )
 
 
 def memory(run: RecordedRun) -> list[Figure]:
-    """Whether it is right, and how old."""
-    history = run.history
+    """Return plots of the log-prob parity check and of memory staleness."""
+    metrics = run.metrics
     states = {"stored": "as the actors stored them", "used": "as training used them"}
     return _present(
         run,
         Figure(
             key="parity_check",
-            title="The parity check: is the memory right?",
+            title="Log-prob parity check: is the memory right?",
             caption="Good: below the line, usually near 1e-6, which is rounding (0 is drawn as 1e-8). Above it actors "
             "and learner disagree on what the policy remembered.",
             x_label=STEPS,
             y_label="difference (log scale)",
             lines=[
-                _line(history, "log_prob_error", "actors' against learner's log-probabilities"),
-                _level("alarm above", TOLERANCE, history),
+                _line(metrics, "log_prob_error", "actors' against learner's log-probabilities"),
+                _level("alarm above", TOLERANCE, metrics),
             ],
             log=True,
         ),
@@ -298,8 +298,8 @@ def memory(run: RecordedRun) -> list[Figure]:
             x_label=STEPS,
             y_label="relative distance",
             lines=[
-                _line(history, f"memory_staleness_ratio/{label}", states.get(label, label), index=index)
-                for index, label in enumerate(history.labels("memory_staleness_ratio"))
+                _line(metrics, f"memory_staleness_ratio/{label}", states.get(label, label), index=index)
+                for index, label in enumerate(metrics.labels("memory_staleness_ratio"))
             ],
             share=True,
         ),
@@ -307,9 +307,9 @@ def memory(run: RecordedRun) -> list[Figure]:
 
 
 def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
-    """What becomes of each component, and the legend of all these plots."""
-    history = run.history
-    components = sorted({label for feature in _FEATURES for label in history.labels(feature.name)})
+    """Return plots of the weights by component, and the legend that they share."""
+    metrics = run.metrics
+    components = sorted({label for feature in _FEATURES for label in metrics.labels(feature.name)})
     looks = {component: style(index) for index, component in enumerate(components)}
     figures = [
         Figure(
@@ -320,8 +320,8 @@ def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
             y_label=feature.unit,
             lines=[
                 Line(name=label, x=x, y=y, color=looks[label][0], dash=looks[label][1], width=1.7)
-                for label in sorted(history.labels(feature.name))
-                for x, y in (history.curve(f"{feature.name}/{label}"),)
+                for label in sorted(metrics.labels(feature.name))
+                for x, y in (metrics.curve(f"{feature.name}/{label}"),)
             ],
             share=feature.share,
             log=feature.log,
@@ -333,26 +333,26 @@ def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
 
 
 def actors(run: RecordedRun) -> list[Figure]:
-    """Who was there, and what went wrong."""
-    history = run.history
-    faults = [(f"actor_restarts/{r}", f"actors replaced: {r}") for r in history.labels("actor_restarts")]
+    """Return plots of actors by state and of faults."""
+    metrics = run.metrics
+    faults = [(f"actor_restarts/{r}", f"actors replaced: {r}") for r in metrics.labels("actor_restarts")]
     faults += [("env_faults", "environment slots restarted"), ("lost_unrolls", "unrolls lost")]
     faults += [
-        (f"refused_trajectories/{r}", f"deliveries refused: {r}") for r in history.labels("refused_trajectories")
+        (f"refused_trajectories/{r}", f"deliveries refused: {r}") for r in metrics.labels("refused_trajectories")
     ]
     faults += [("skipped_updates", "updates skipped"), ("failed_checkpoints", "checkpoints not written")]
     happened = [(key, name) for key, name in faults if run.total(key)]
-    unit, label = _time_unit(history)
-    alive = history.column("actors_alive")
-    # In the last line of a session the actors are gone already.
-    going_on = np.ones(len(history), bool)
-    going_on[[session.stop - 1 for session in history.sessions]] = False
+    unit, label = _time_unit(metrics)
+    alive = metrics.column("actors_alive")
+    # When the last line of a session is written, its actors are stopped already.
+    going_on = np.ones(len(metrics), bool)
+    going_on[[session.stop - 1 for session in metrics.sessions]] = False
     states = [
         state
-        for state in history.labels("actors")
-        if state != "up" and np.nansum(history.column(f"actors/{state}")[going_on])
+        for state in metrics.labels("actors")
+        if state != "up" and np.nansum(metrics.column(f"actors/{state}")[going_on])
     ]
-    levels = [("at work", alive), *((state, history.column(f"actors/{state}")) for state in states)]
+    levels = [("at work", alive), *((state, metrics.column(f"actors/{state}")) for state in states)]
     return _present(
         run,
         Figure(
@@ -364,7 +364,7 @@ def actors(run: RecordedRun) -> list[Figure]:
             y_label="actors",
             whole=True,
             lines=[
-                Line(name=name, x=history.seconds / unit, y=level, color=COLORS[index % len(COLORS)], steps=True)
+                Line(name=name, x=metrics.seconds / unit, y=level, color=COLORS[index % len(COLORS)], steps=True)
                 for index, (name, level) in enumerate(levels)
             ],
         ),
@@ -377,79 +377,88 @@ def actors(run: RecordedRun) -> list[Figure]:
             y_label="events",
             whole=True,
             legend="always",
-            lines=[_sum(history, key, name, index) for index, (key, name) in enumerate(happened)],
+            lines=[_sum(metrics, key, name, index) for index, (key, name) in enumerate(happened)],
         ),
     )
 
 
 def _present(run: RecordedRun, *figures: Figure) -> list[Figure]:
-    """Those with anything to show, with the lines that have; plots over time are not marked where the run resumed."""
+    """Return the figures that have data, with their lines that have data; mark resumes in plots over steps."""
     found = []
     for figure in figures:
         lines = [line for line in figure.lines if np.isfinite(line.y).any()]
         if any(not line.quiet for line in lines):
-            marks = run.history.sessions[1:]
-            at = [s.first_step for s in marks] if figure.x_label == STEPS else _starts(run.history)
+            marks = run.metrics.sessions[1:]
+            at = [s.first_step for s in marks] if figure.x_label == STEPS else _starts(run.metrics)
             changed = {"lines": lines, "marks": at}
             found.append(Figure(**{f: getattr(figure, f) for f in Figure.__dataclass_fields__} | changed))
     return found
 
 
-def _starts(history: History) -> list[float]:
-    unit, _ = _time_unit(history)
-    return [float(history.seconds[s.start - 1]) / unit for s in history.sessions[1:]]
+def _starts(metrics: RecordedMetrics) -> list[float]:
+    unit, _ = _time_unit(metrics)
+    return [float(metrics.seconds[s.start - 1]) / unit for s in metrics.sessions[1:]]
 
 
 def _terms(
-    history: History, key: str, title: str, caption: str, unit: str, names: dict[str, str], *, share: bool = False
+    metrics: RecordedMetrics,
+    key: str,
+    title: str,
+    caption: str,
+    unit: str,
+    names: dict[str, str],
+    *,
+    share: bool = False,
 ) -> Figure:
-    lines = [_line(history, f"loss/{term}", name, index=index) for index, (term, name) in enumerate(names.items())]
+    lines = [_line(metrics, f"loss/{term}", name, index=index) for index, (term, name) in enumerate(names.items())]
     return Figure(key=key, title=title, caption=caption, x_label=STEPS, y_label=unit, lines=lines, share=share)
 
 
-def _line(history: History, key: str, name: str, *, index: int = 0, width: float = 2.0, steps: bool = False) -> Line:
-    x, y = history.curve(key)
+def _line(
+    metrics: RecordedMetrics, key: str, name: str, *, index: int = 0, width: float = 2.0, steps: bool = False
+) -> Line:
+    x, y = metrics.curve(key)
     color, dash = style(index)
     return Line(name=name, x=x, y=y, color=color, dash=dash, width=width, steps=steps)
 
 
-def _sum(history: History, key: str, name: str, index: int) -> Line:
-    """A counter over all sessions, over environment steps."""
-    gained = history.increments(key).cumsum()
+def _sum(metrics: RecordedMetrics, key: str, name: str, index: int) -> Line:
+    """Return a counter, summed over sessions, over environment steps."""
+    gained = metrics.increments(key).cumsum()
     color, dash = style(index)
-    return Line(name=name, x=history.steps[history.kept], y=gained[history.kept], color=color, dash=dash, steps=True)
+    return Line(name=name, x=metrics.steps[metrics.kept], y=gained[metrics.kept], color=color, dash=dash, steps=True)
 
 
-def _level(name: str, value: float, history: History) -> Line:
-    x = history.steps[history.kept][[0, -1]]
+def _level(name: str, value: float, metrics: RecordedMetrics) -> Line:
+    x = metrics.steps[metrics.kept][[0, -1]]
     return Line(name=name, x=x, y=np.full(2, value), color=GREY, dash="dash", width=1.5, quiet=True)
 
 
-def _rates(history: History, key: str, most: int) -> Numbers:
-    gained, elapsed = history.increments(key), history.elapsed()
-    return np.array([gained[w].sum() / elapsed[w].sum() for w in history.windows(most)])
+def _rates(metrics: RecordedMetrics, key: str, most: int) -> Numbers:
+    gained, elapsed = metrics.increments(key), metrics.elapsed()
+    return np.array([gained[w].sum() / elapsed[w].sum() for w in metrics.windows(most)])
 
 
-def _shares(history: History, seconds: dict[str, tuple[Numbers, Numbers]], unit: float) -> list[Line]:
-    """Of (seconds [N], seconds of the whole [N]) by name, the shares of each stretch of time."""
-    windows = history.windows(MOST_WINDOWS)
+def _shares(metrics: RecordedMetrics, seconds: dict[str, tuple[Numbers, Numbers]], unit: float) -> list[Line]:
+    """Return shares over time from (seconds [N], seconds of the whole [N]) by name."""
+    windows = metrics.windows(MOST_WINDOWS)
     ends = np.array([window.stop - 1 for window in windows], int)
     found = []
     for index, (name, (spent, whole)) in enumerate(seconds.items()):
         values = np.array([spent[w].sum() / whole[w].sum() if whole[w].sum() > 0 else np.nan for w in windows])
         if np.nansum(values) > 0:
-            found.append(Line(name=name, x=history.seconds[ends] / unit, y=values, color=_area(index)))
+            found.append(Line(name=name, x=metrics.seconds[ends] / unit, y=values, color=_area(index)))
     return found
 
 
-def _learner_seconds(history: History) -> dict[str, tuple[Numbers, Numbers]]:
-    """By stage; ``reduce`` is a part of ``update`` in the file, and beside it here."""
+def _learner_seconds(metrics: RecordedMetrics) -> dict[str, tuple[Numbers, Numbers]]:
+    """Return the learner's seconds by stage. The file counts ``reduce`` within ``update``; here they are separate."""
     spent = {
-        stage: history.increments(f"stage_seconds/{stage}")
-        for stage in history.labels("stage_seconds")
+        stage: metrics.increments(f"stage_seconds/{stage}")
+        for stage in metrics.labels("stage_seconds")
         if not stage.startswith("actor_")
     }
-    whole = sum((values for stage, values in spent.items() if stage != "reduce"), np.zeros(len(history)))
+    whole = sum((values for stage, values in spent.items() if stage != "reduce"), np.zeros(len(metrics)))
     if "reduce" in spent and "update" in spent:
         spent["update"] = spent["update"] - spent["reduce"]
     return {_STAGES.get(stage, stage): (spent[stage], whole) for stage in sorted(spent, key=_place)}
@@ -459,22 +468,22 @@ def _place(stage: str) -> int:
     return list(_STAGES).index(stage) if stage in _STAGES else len(_STAGES)
 
 
-def _actor_seconds(history: History) -> dict[str, tuple[Numbers, Numbers]]:
-    """By stage, of one actor: the file has sums over all actors."""
-    alive = np.nan_to_num(history.column("actors_alive"))
-    # When the run closes they are gone; their work was done before.
+def _actor_seconds(metrics: RecordedMetrics) -> dict[str, tuple[Numbers, Numbers]]:
+    """Return the mean actor's seconds by stage; the file has sums over all actors."""
+    alive = np.nan_to_num(metrics.column("actors_alive"))
+    # Actors are stopped when the run closes; their work was done before.
     alive = np.where(alive > 0, alive, np.nanmax(np.append(alive, 1.0)))
-    whole = alive * history.elapsed()
+    whole = alive * metrics.elapsed()
     spent = {
-        stage: history.increments(f"stage_seconds/actor_{stage}")
+        stage: metrics.increments(f"stage_seconds/actor_{stage}")
         for stage in _ACTOR_STAGES
-        if f"actor_{stage}" in history.labels("stage_seconds")
+        if f"actor_{stage}" in metrics.labels("stage_seconds")
     }
     if not spent:
         return {}
-    # Work is counted when it is delivered, which can be a line later than when it was done.
-    whole = np.maximum(whole, sum(spent.values(), np.zeros(len(history))))
-    rest = whole - sum(spent.values(), np.zeros(len(history)))
+    # Work is counted on delivery, which can be a line later than the work.
+    whole = np.maximum(whole, sum(spent.values(), np.zeros(len(metrics))))
+    rest = whole - sum(spent.values(), np.zeros(len(metrics)))
     return {_ACTOR_STAGES[stage]: (values, whole) for stage, values in spent.items()} | {"the rest": (rest, whole)}
 
 
@@ -482,8 +491,8 @@ def _area(index: int) -> str:
     return (COLORS[0], COLORS[1], COLORS[2], GREY, COLORS[3], COLORS[4], COLORS[5], "#3f6b8a", "#a05a4a")[index % 9]
 
 
-def _time_unit(history: History) -> tuple[float, str]:
-    seconds = float(history.seconds[-1])
+def _time_unit(metrics: RecordedMetrics) -> tuple[float, str]:
+    seconds = float(metrics.seconds[-1])
     if seconds < 180:
         return 1.0, "seconds of training"
     if seconds < 3 * 3600:

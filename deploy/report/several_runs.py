@@ -21,7 +21,7 @@ from shoal.deploy.report.text import count, margin, moment, number, several
 
 
 def page_of_runs(runs: Sequence[RecordedRun]) -> Page:
-    """Groups against each other, and every run by itself in a table.
+    """Return a page that compares groups of runs, and lists each run in a table.
 
     Raises:
         ValueError: the runs are of different environments.
@@ -30,8 +30,8 @@ def page_of_runs(runs: Sequence[RecordedRun]) -> Page:
     for run in runs:
         environments.setdefault(run.env_id, run.path)
     if len(environments) > 1:
-        told = "; ".join(f"{path} is of {env_id or 'an unknown one'}" for env_id, path in environments.items())
-        raise ValueError(f"returns of different environments cannot be compared: {told}. Make a report of each.")
+        listed = "; ".join(f"{path} is of {env_id or 'an unknown one'}" for env_id, path in environments.items())
+        raise ValueError(f"returns of different environments cannot be compared: {listed}. Make a report of each.")
     groups = group_runs(runs)
     looks = {group.name: style(index) for index, group in enumerate(groups)}
     alike = len(groups) == 1
@@ -68,7 +68,7 @@ class _Compared(NamedTuple):
 
 
 def _column(name: str) -> Curve:
-    return lambda run: run.history.curve(name)
+    return lambda run: run.metrics.curve(name)
 
 
 def _evaluated(run: RecordedRun) -> tuple[Numbers, Numbers]:
@@ -169,7 +169,7 @@ def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list
             lines += random
             caption += f" Dotted: a policy that acts at random ({number(float(random[0].y[0]))})."
         if seen:
-            # An interval of two or three runs can be wider than everything else; it may leave the frame.
+            # The interval of two or three runs may be wider than all curves; it does not set the range of the axis.
             low, high = min(float(y.min()) for y in seen), max(float(y.max()) for y in seen)
             margin = 0.25 * (high - low) or 0.5 * abs(high) or 1.0
             y_range = None if log else (0.0 if low >= 0 else low - margin, high + margin)
@@ -204,7 +204,7 @@ def _random(groups: Sequence[Group]) -> list[Line]:
     ]
     if not found:
         return []
-    end = max(float(run.history.steps[-1]) for group in groups for run in group.runs)
+    end = max(float(run.metrics.steps[-1]) for group in groups for run in group.runs)
     level = np.full(2, sum(found) / len(found))
     return [
         Line(name="a random policy", x=np.array([0.0, end]), y=level, color=GREY, dash="dot", width=1.5, quiet=True)
@@ -215,8 +215,8 @@ def _final(group: Group) -> list[float]:
     return [value for run in group.runs if (value := run.final_return) is not None]
 
 
-def _told(values: Sequence[float]) -> str:
-    """Mean and interval."""
+def _mean_and_interval(values: Sequence[float]) -> str:
+    """Return the mean with its 95% interval as text."""
     mean, half = confidence_interval(values)
     if math.isnan(mean):
         return "-"
@@ -231,8 +231,10 @@ def _lead(groups: Sequence[Group]) -> Note:
     random = _random(groups)
     against = f"; a random policy gets {number(float(random[0].y[0]))}" if random else ""
     if len(groups) == 1:
-        return Note(f"Return at the end: {_told(_final(best))} (mean over seeds and its 95% interval){against}.")
-    text = f"Highest return at the end: {_told(_final(best))}, {best.name}{against}."
+        return Note(
+            f"Return at the end: {_mean_and_interval(_final(best))} (mean over seeds and its 95% interval){against}."
+        )
+    text = f"Highest return at the end: {_mean_and_interval(_final(best))}, {best.name}{against}."
     if len(ranked) > 1:
         apart = difference(_final(best), _final(ranked[1]), paired=False)
         if math.isnan(apart.half_width):
@@ -253,10 +255,18 @@ def _results(groups: Sequence[Group], runs: Sequence[RecordedRun]) -> Table:
     for group in groups:
         final = _final(group)
         there = [v for run in group.runs if (v := value_at(run, "mean_return", step)) is not None]
-        speeds = [run.total("trained_env_steps") / float(run.history.seconds[-1]) for run in group.runs]
+        speeds = [run.total("trained_env_steps") / float(run.metrics.seconds[-1]) for run in group.runs]
         low, high = (min(final), max(final)) if final else (None, None)
         rows.append(
-            [group.name, str(len(group.runs)), _told(final), number(low), number(high), _told(there), _told(speeds)]
+            [
+                group.name,
+                str(len(group.runs)),
+                _mean_and_interval(final),
+                number(low),
+                number(high),
+                _mean_and_interval(there),
+                _mean_and_interval(speeds),
+            ]
         )
     note = (
         "Mean over the runs of a group, \u00b1 half of its 95% interval (Student's t, over seeds). Return: of the last "
@@ -266,7 +276,7 @@ def _results(groups: Sequence[Group], runs: Sequence[RecordedRun]) -> Table:
 
 
 def _comparison(groups: Sequence[Group]) -> list[Table]:
-    """Every group against the first."""
+    """Compare each group with the first."""
     first, *others = groups
     rows = []
     for group in others:
@@ -306,7 +316,7 @@ def _warnings(groups: Sequence[Group]) -> list[Note]:
             )
         if unfinished := [run.name for run in group.runs if run.summary is None or run.failure]:
             notes.append(Note(f"{group.name}: not finished or failed: {', '.join(unfinished)}.", "open"))
-        if damaged := [run.name for run in group.runs if run.history.skipped]:
+        if damaged := [run.name for run in group.runs if run.metrics.skipped]:
             notes.append(
                 Note(f"{group.name}: lines that could not be read were left out of {', '.join(damaged)}.", "open")
             )
@@ -338,7 +348,7 @@ def _runs(groups: Sequence[Group]) -> Table:
             state = "failed" if run.failure else "no summary" if run.summary is None else "interrupted"
             if run.summary is not None and not run.failure and not run.summary.get("interrupted_by"):
                 state = "well"
-            seconds = float(run.history.seconds[-1])
+            seconds = float(run.metrics.seconds[-1])
             final, seed = number(run.final_return), str(run.setting("seed"))
             rows.append([str(run.path), group.name, seed, final, count(run.env_steps), f"{seconds:,.0f} s", state])
     return Table("Runs", header, rows, "shoal report RUN shows one by itself.", text=True)

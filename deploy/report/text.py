@@ -1,4 +1,4 @@
-"""Numbers and other people's texts, as a page shows them."""
+"""Formats numbers and untrusted text for a page."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def clean(text: object) -> str:
-    """Without what terminals and the direction of text are steered by."""
+    """Return text without control characters and marks of writing direction."""
     return _CONTROL.sub("\ufffd", str(text))
 
 
 def plotly_text(text: str) -> str:
-    """What plotly.js draws as ``text``: it reads tags and entities."""
+    """Escape text for plotly.js, which interprets tags and entities."""
     return html.escape(clean(text), quote=False)
 
 
 def count(value: float) -> str:
-    """A whole number."""
+    """Format a number without decimals."""
     return f"{value:,.0f}"
 
 
 def number(value: float | None) -> str:
-    """Four digits that count, and no fewer than the whole ones."""
+    """Format a number with four significant digits, or all integer digits if there are more."""
     if value is None:
         return "-"
     if abs(value) >= 1000:
@@ -34,12 +34,12 @@ def number(value: float | None) -> str:
 
 
 def margin(half_width: float) -> str:
-    """Two digits that count, and no fewer than the whole ones."""
+    """Format a half width with two significant digits, or all integer digits if there are more."""
     return f"\u00b1 {half_width:,.0f}" if half_width >= 100 else f"\u00b1 {half_width:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """The two largest units."""
+    """Format seconds in their two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def moment(timestamp: float) -> str:
-    """Unix seconds as UTC."""
+    """Format Unix seconds as UTC."""
     try:
         at = datetime.datetime.fromtimestamp(timestamp, datetime.UTC)
     except (ValueError, OverflowError, OSError):
@@ -59,5 +59,5 @@ def moment(timestamp: float) -> str:
 
 
 def several(amount: float, one: str, many: str = "") -> str:
-    """``1 actor``, ``2 actors``."""
+    """Format a count with its noun: ``1 actor``, ``2 actors``."""
     return f"{amount:,.0f} {one if amount == 1 else many or one + 's'}"

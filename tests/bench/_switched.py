@@ -8,12 +8,12 @@ from pathlib import Path
 
 import shoal.deploy.run
 from shoal.deploy.cli import main
-from shoal.deploy.monitoring.history import History
+from shoal.deploy.monitoring.history import MetricsHistory
 
 SWITCH = Path(os.environ["SHOAL_BENCH_SWITCH"])
 
 
-class Switched(History):
+class Switched(MetricsHistory):
     """Neither reads the catalogue nor writes while it is off."""
 
     def _write(self) -> None:
@@ -22,5 +22,5 @@ class Switched(History):
 
 
 if __name__ == "__main__":
-    shoal.deploy.run.History = Switched  # a run makes its own
+    shoal.deploy.run.MetricsHistory = Switched  # a run makes its own
     sys.exit(main())

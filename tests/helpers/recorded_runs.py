@@ -59,8 +59,8 @@ def line(
         "actors_alive": 2,
         "env_faults": 0,
         "skipped_updates": 0,
-        "limit/learner": 1,
-        "limit/inference": 0,
+        "bottleneck/learner": 1,
+        "bottleneck/inference": 0,
     }
     entry |= {f"stage_seconds/{stage}": share * seconds for stage, share in STAGES.items()}
     entry |= {f"stage_seconds/actor_{stage}": 0.5 * seconds for stage in ("env", "policy", "pack")}

@@ -1,13 +1,15 @@
-"""What tests of the metrics endpoint share: a collector, clients good and bad, certificates and tokens."""
+"""Shared by tests of the metrics endpoint: a collector, clients good and bad, certificates and tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from email.message import Message
 from pathlib import Path
 
 import trustme
@@ -67,14 +69,14 @@ def ask(
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
     **headers: str,
-) -> tuple[int, dict[str, str], bytes]:
+) -> tuple[int, Message, bytes]:
     """(status, headers, body) of one request with a connection of its own."""
     kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
     options = {"context": tls} if tls else {}
     with contextlib.closing(kind("127.0.0.1", server.port, timeout=HANG, **options)) as connection:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
+        return answer.status, answer.headers, answer.read()
 
 
 def connect(server: MetricsServer) -> socket.socket:
@@ -87,6 +89,18 @@ def exchange(server: MetricsServer, sent: bytes) -> bytes:
         with contextlib.suppress(OSError):  # it may have heard enough
             client.sendall(sent)
         return received(client)
+
+
+def get(path: str, *, version: str = "1.1", **headers: str) -> bytes:
+    """A request as bytes, for tests that send it themselves."""
+    lines = [f"GET {path} HTTP/{version}", "Host: localhost"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def statuses(answer: bytes) -> list[int]:
+    """The statuses of all answers in what a server sent."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
 def received(client: socket.socket) -> bytes:
@@ -113,7 +127,7 @@ def ends(function: Callable[[], object]) -> None:
 
 def dribble(client: socket.socket, stop: threading.Event) -> None:
     with contextlib.suppress(OSError):
-        for byte in b"GET /metrics HTTP/1.1\r\nCookie: " + b"slow" * 100_000:
+        for byte in b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"slow" * 100_000:
             if stop.wait(0.02):
                 return
             client.send(bytes([byte]))

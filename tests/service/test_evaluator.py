@@ -206,7 +206,7 @@ def test_metrics_read_the_last_and_the_best() -> None:
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 1,
         actor_restarts=dict,
-        limit=lambda: None,
+        bottleneck=lambda: None,
         build={},
         evaluations=evaluations,
     )

@@ -17,7 +17,7 @@ import pytest
 from service import SMALL, read_summary, shoal, wait_for
 from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.catalogue import CATALOGUE
-from shoal.deploy.monitoring.history import CatalogueReader, History
+from shoal.deploy.monitoring.history import CatalogueReader, MetricsHistory
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
 from shoal.deploy.settings.sections import LogConfig
 
@@ -38,7 +38,7 @@ def train(tmp_path: Path, *settings: str) -> tuple[list[dict[str, Any]], dict[st
 
 
 class Broken:
-    """Sources whose every reading fails but one."""
+    """Sources of which all readings but one fail."""
 
     failed_readings: ClassVar[Counter[str]] = Counter()
 
@@ -70,7 +70,7 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
             assert name in last
         if entry.kind == "counter" and not entry.label:
             assert all(a[name] <= b[name] for a, b in itertools.pairwise(lines)), name
-    assert {"loss/policy_loss", "stage_seconds/update", "limit/learner"} <= last.keys()
+    assert {"loss/policy_loss", "stage_seconds/update", "bottleneck/learner"} <= last.keys()
     assert any(name.startswith("weight_norm/") for name in last)
     # Means of the stretches, weighted with their episodes, are the mean of all.
     counts = [0] + [line["episode_length_steps/count"] for line in lines]
@@ -89,7 +89,7 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
 def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
     """Catches a run killed while it wrote: its last line would take the first of the next session with it."""
     (tmp_path / "metrics.jsonl").write_text('{"env_steps": 5}\n{"env_st')
-    History(Broken(), tmp_path, session=1, every_seconds=100.0).close()
+    MetricsHistory(Broken(), tmp_path, session=1, every_seconds=100.0).close()
     whole = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert whole[:2] == ['{"env_steps": 5}', '{"env_st']
     assert json.loads(whole[2])["session"] == 1
@@ -97,7 +97,7 @@ def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
 
 def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
     """Catches one broken metric that ends the history, and numbers that are no JSON."""
-    history = History(Broken(), tmp_path, session=0, every_seconds=100.0)
+    history = MetricsHistory(Broken(), tmp_path, session=0, every_seconds=100.0)
     history.close()
     [line] = lines_of(tmp_path)
     assert (line["policy_version"], line["env_steps"], line["log_prob_error_max"]) == (7, 3, None)
@@ -107,7 +107,7 @@ def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
 
 
 class Tracker:
-    """Keeps what it gets; waits at each line for as long as it is told to."""
+    """Keeps its lines; waits at each line for a given time."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.lines: list[Mapping[str, Any]] = []

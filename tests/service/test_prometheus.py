@@ -1,4 +1,4 @@
-"""What Prometheus says to its configuration, and to runs that it watches; Debian's package of it has promtool, too."""
+"""Configuration, rules and alerts in a real Prometheus that watches runs; Debian's package has promtool, too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ needs_prometheus = pytest.mark.skipif(
     not (shutil.which("promtool") and shutil.which("prometheus")),
     reason="no promtool and prometheus in PATH: apt-get install --no-install-recommends prometheus",
 )
-# What a run shows only once something happened to it, or with settings that this one does not have.
+# Shown only after an event, or with settings that this run does not have.
 NOTHING_YET = {
     *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
     "shoal_actor_recoveries_total",
@@ -53,7 +53,7 @@ def promtool(*arguments: object) -> str:
 
 @needs_prometheus
 def test_prometheus_accepts_its_configuration() -> None:
-    """A misspelled key, which Prometheus refuses to start with, and a file of rules that nobody loads."""
+    """Catches a misspelled key, which Prometheus refuses to start with, and a file of rules that nobody loads."""
     said = promtool("check", "config", "prometheus.yml")
     assert f"{len(ALERTS)} rules found" in said
     assert f"{len(RECORDED)} rules found" in said
@@ -61,20 +61,20 @@ def test_prometheus_accepts_its_configuration() -> None:
 
 @needs_prometheus
 def test_prometheus_accepts_the_rules() -> None:
-    """A rule that stands twice, a template that does not parse."""
+    """Catches a rule that stands twice, a template that does not parse."""
     said = promtool("check", "rules", "rules.yml", "alerts.yml")
     assert "duplicate" not in said
 
 
 @needs_prometheus
 def test_alerts_fire_where_they_should() -> None:
-    """An alert that never comes, comes too early, or comes for a run that is well: by the series of alerts_test.yml."""
+    """Catches an alert that never comes, comes too early, or for a healthy run: by the series of alerts_test.yml."""
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
-    """A Prometheus that runs."""
+    """A running Prometheus."""
 
     url: str
     targets: Path
@@ -87,7 +87,7 @@ class Server:
         return answer["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series, now."""
+        """Return labels and current value of each series."""
         try:
             data = self.get("query", query=expression)
         except urllib.error.HTTPError as error:
@@ -103,7 +103,7 @@ class Server:
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process, which is killed at the end, stopped or not."""
+    """The process, killed at the end even if it is stopped."""
     try:
         yield process
     finally:
@@ -119,7 +119,7 @@ class Run:
     output: Path
 
     def address(self) -> str:
-        """Where its metrics are, once they are."""
+        """Return the address of its metrics once it serves them."""
 
         def said() -> str | None:
             text = self.output.read_text()
@@ -143,7 +143,7 @@ def training(folder: Path, *settings: str) -> Iterator[Run]:
 
 
 def with_tls(text: str) -> str:
-    """The configuration with its job for TLS, as its reader makes it of the comment."""
+    """Return the configuration with its job for TLS, uncommented."""
     lines = text.splitlines()
     begin = lines.index("  # - job_name: shoal-tls")
     end = lines.index("", begin)
@@ -152,7 +152,7 @@ def with_tls(text: str) -> str:
 
 @contextlib.contextmanager
 def prometheus(folder: Path) -> Iterator[Server]:
-    """A server with the shipped configuration, rules and alerts, but for how long they wait: seconds."""
+    """A server with the shipped configuration, rules and alerts, except that they wait for seconds only."""
     shutil.copytree(PROMETHEUS, folder, dirs_exist_ok=True)
     text = (folder / "prometheus.yml").read_text()
     config = yaml.safe_load(with_tls(text) if (folder / "tls").exists() else text)
@@ -202,7 +202,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """All of it, until both runs are seen; the second process is for killing."""
+    """Start everything and wait until both runs are scraped; the second process is for killing."""
     folder = tmp_path_factory.mktemp("watched")
     with contextlib.ExitStack() as stack:
         runs = [
@@ -222,7 +222,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 @pytest.mark.slow
 @needs_prometheus
 def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
-    """An expression that Prometheus does not understand, or that finds nothing in a run that is well."""
+    """Catches an expression that Prometheus does not understand, or that finds nothing in a run that is well."""
     server, mine = watched.server, f'instance="{watched.well}"'
     # Once there were a few scrapes, an update that measured the memory, and a checkpoint.
     wait_for(lambda: server.query(f"count_over_time(shoal_updates_total{{{mine}}}[1m]) > 4"))
@@ -245,7 +245,7 @@ def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
 @pytest.mark.slow
 @needs_prometheus
 def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
-    """A rule that cannot be evaluated, a record with other labels than its name says, an alert without a cause."""
+    """Catches a rule that cannot be evaluated, a record whose labels differ from its name, an alert without a cause."""
     server = watched.server
 
     def evaluated() -> list[dict[str, Any]]:
@@ -300,7 +300,7 @@ def test_prometheus_reads_with_tls_and_token(tmp_path: Path, access_files: Acces
 @pytest.mark.slow
 @needs_prometheus
 def test_alerts_of_a_run_that_hangs_and_dies(watched: Watched) -> None:
-    """A run that nobody is told of: its environment hangs while its metrics still answer; then it is killed."""
+    """Catches a failed run without an alert: its environment hangs while its metrics still answer; then it dies."""
     server, mine = watched.server, watched.hanging
     wait_for(lambda: "ShoalLearnerStalled" in server.firing(mine))
     [stalled] = [one for one in server.get("alerts")["alerts"] if one["labels"]["alertname"] == "ShoalLearnerStalled"]

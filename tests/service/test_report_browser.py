@@ -45,7 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
-    """One browser for all."""
+    """One browser for all tests."""
     with browser_tab() as tab:
         yield tab
 
@@ -99,7 +99,7 @@ CONTRASTS = """() => {
   }
   return low;
 }"""
-"""Texts with less contrast than WCAG asks for (AA)."""
+"""Return texts with less contrast than WCAG (AA) requires."""
 
 
 def test_what_came_in_through_files_does_not_run(pages: dict[str, Path], tab: Tab) -> None:
