@@ -34,9 +34,7 @@ os.environ.update(
     RAY_worker_niceness="0",  # at Ray's own 15 a worker gets next to nothing beside a test that is busy
     OMP_NUM_THREADS="1",
     # Ray's workers and our own subprocesses import this checkout and the environments of tests.
-    PYTHONPATH=os.pathsep.join(
-        filter(None, (str(SOURCE), str(HELPERS), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))
-    ),
+    PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH")))),
 )
 # A token or an address of the developer's own cluster must not reach the tests.
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
