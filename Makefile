@@ -10,18 +10,30 @@ export PYTHON TORCH
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test bench lint format clean FORCE
+.PHONY: help install train test test-service test-slow test-all bench lint format clean FORCE
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(RUNTIME)  ## Make .venv and install shoal with MettaGrid (PYTHON=python3.12, TORCH='torch==...')
 
 train: $(RUNTIME)  ## Train the demo: Fast on MettaGrid, on this machine (ARGS="key=value ...")
 	@$(VENV)/bin/shoal train --config forage $(ARGS)
 
-test: $(DEV)  ## Run the tests (ARGS="-m slow" for learning and chaos)
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+# The tiers: tests/*.py are fast; tests/service/ starts Ray, browsers, servers and processes; `slow` takes minutes each.
+PYTEST := $(VENV)/bin/python -m pytest --durations=25
+
+test: $(DEV)  ## Run the fast tests (ARGS="-k recurrent", ARGS=tests/service/test_pool.py)
+	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
+
+test-service: $(DEV)  ## Run the tests of processes, Ray, browsers and servers
+	@$(PYTEST) -n 2 --dist loadfile tests/service $(ARGS)
+
+test-slow: $(DEV)  ## Run the slow tests: learning, compilation and chaos; minutes each
+	@$(PYTEST) -n 0 -m slow tests $(ARGS)
+
+test-all: $(DEV)  ## Run every tier
+	@$(MAKE) --no-print-directory test test-service test-slow
 
 bench: $(RUNTIME)  ## Measure the whole service against this machine's limit
 	@$(VENV)/bin/shoal bench limit $(ARGS)

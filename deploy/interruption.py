@@ -41,7 +41,8 @@ def interruption(max_seconds: float) -> Iterator[Interruption]:
     clock = threading.Timer(max_seconds, asked.requested.set)
     clock.daemon = True
     in_main_thread = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone.
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if in_main_thread and signal.getsignal(s) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in signals}
     if max_seconds:
         asked.time_is_up_at = time.monotonic() + max_seconds

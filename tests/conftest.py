@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,14 +35,18 @@ os.environ.update(
     RAY_worker_niceness="0",  # at Ray's own 15 a worker gets next to nothing beside a test that is busy
     OMP_NUM_THREADS="1",
     # Ray's workers and our own subprocesses import this checkout and the environments of tests.
-    PYTHONPATH=os.pathsep.join(
-        filter(None, (str(SOURCE), str(HELPERS), str(ROOT / "tests"), os.environ.get("PYTHONPATH")))
-    ),
+    PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH")))),
 )
+# Started in the background by a script, pytest inherits SIGINT ignored; all that tests start would ignore it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A token or an address of the developer's own cluster must not reach the tests.
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
     os.environ.pop(name, None)
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+
+
+pytest.register_assert_rewrite("boundary_contract")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,14 @@ from rollouts import SMALL, make_learner, random_batch, random_columns, small_po
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device import DevicePath
-from shoal.learner.device_choice import DeviceNotFound, check_device, make_device_path
+from shoal.learner.device_choice import (
+    NO_BFLOAT16,
+    DeviceNotFound,
+    check_device,
+    check_precision,
+    make_device_path,
+    runs_bfloat16,
+)
 from shoal.learner.forward_pass import forward_pass
 from shoal.learner.learner import Learner
 from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
@@ -20,6 +27,7 @@ from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 from shoal.policy.weights import flatten_weights
 
 gpu = pytest.mark.gpu
+needs_bfloat16 = pytest.mark.skipif(not runs_bfloat16("cpu"), reason=NO_BFLOAT16)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -80,9 +88,30 @@ CPU = torch.device("cpu")
 def test_precision_is_the_hardwares_unless_it_is_set(monkeypatch, precision, native, exact):
     """bfloat16 emulated in software, several times slower; or a setting without effect."""
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: native)
+    monkeypatch.setattr("shoal.learner.device_choice.runs_bfloat16", lambda device: True)
     assert make_device_path(LearnerConfig(device="cpu", precision=precision)).is_exact == exact
 
 
+def test_bfloat16_is_refused_where_the_processor_cannot_run_it(monkeypatch):
+    """A run that ends in its first update with an error of oneDNN; or ``auto`` that takes bfloat16 there."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("shoal.learner.device_choice.runs_bfloat16", lambda device: False)
+    config = LearnerConfig(device="cpu", precision="bfloat16")
+    assert check_precision(config).endswith("use precision=auto or float32")
+    with pytest.raises(DeviceNotFound, match="precision=bfloat16 is not available here"):
+        make_device_path(config)
+    assert make_device_path(LearnerConfig(device="cpu", precision="auto")).is_exact
+
+
+def test_asking_the_processor_for_bfloat16_draws_no_random_numbers():
+    """Other initial weights on every seed, only because the processor was asked."""
+    before = torch.get_rng_state()
+    runs_bfloat16.cache_clear()
+    runs_bfloat16("cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@needs_bfloat16
 def test_bfloat16_is_near_and_exact_is_exact():
     """A loss in bfloat16: probabilities and values must come back as float32. A parity check that reads rounding."""
     batch, policy = random_batch(0), small_policy()
@@ -100,6 +129,7 @@ def test_bfloat16_is_near_and_exact_is_exact():
         assert torch.equal(one, other)
 
 
+@needs_bfloat16
 def test_the_canary_reads_rounding_though_updates_are_bfloat16():
     """False alarms on every machine with bfloat16."""
     learner = make_learner(small_policy(), precision="bfloat16")
@@ -112,6 +142,7 @@ def test_the_canary_reads_rounding_though_updates_are_bfloat16():
     assert parity_check.check(batch) <= TOLERANCE
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("sort", OBSERVATIONS)
 def test_the_gradient_in_bfloat16_is_that_of_float32(sort):
     """A reset that bfloat16 misses, or a kernel of its own that is wrong: the gradient then points elsewhere. And the

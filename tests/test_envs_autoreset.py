@@ -10,36 +10,13 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from scripted_envs import Episode, choose, play_script
-from shoal.envs.boundary import EnvironmentFault, StepRows, VectorEnvironment
+from scripted_vectors import ID, MODES, Rows, make
+from shoal.envs.boundary import EnvironmentFault, VectorEnvironment
 from shoal.envs.gym import GymEnvironment
 from shoal.envs.native import NativeEnvironment
 from shoal.envs.registry import make_env_spec, make_vector_env
 
-ID = "scripted_envs:ScriptedLog-v0"
-MODES = [mode.name.lower() for mode in AutoresetMode]
-SLOTS, STEPS = 3, 120
-
-
-def make(vectorization: str, mode: str, slots: int = SLOTS, **kwargs: Any) -> VectorEnvironment:
-    """The scripted environment; only the single one is told its mode by us."""
-    name = {"mode": mode.upper()} if vectorization == "native" else {"autoreset_mode": mode}
-    return make_vector_env(ID, slots, 0, vectorization=vectorization, **name, **kwargs)
-
-
-class Rows:
-    """What an environment answers, in strided buffers like the rollout worker's, full of what must not stay there."""
-
-    def __init__(self, env: VectorEnvironment) -> None:
-        shape, dtype = (env.num_envs, 2, *env.spec.obs_shape), env.spec.obs_dtype
-        flags = np.ones((env.num_envs, 2, 3), bool)
-        self.rows = StepRows(
-            np.full(shape, 77, dtype)[:, 1],
-            flags[:, 1, 0],
-            np.full((env.num_envs, 2), np.nan, np.float32)[:, 1],
-            flags[:, 1, 1],
-            flags[:, 1, 2],
-            np.full(shape, 77, dtype)[:, 1] if env.spec.same_step else None,
-        )
+STEPS = 120
 
 
 def reconstruct(env: VectorEnvironment, steps: int = STEPS) -> tuple[list[list[Episode]], int]:

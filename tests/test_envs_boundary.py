@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shoal.envs.boundary import ContinuousActions, DiscreteActions, StepRows, VectorEnvironment
-from shoal.envs.reference import random_player
+from boundary_contract import (
+    NUM_STEPS,
+    Rollout,
+    check_every_row_is_written,
+    check_seeds,
+    check_void_after_ends,
+    check_void_rows,
+)
+from shoal.envs.boundary import ContinuousActions, DiscreteActions, VectorEnvironment
 from shoal.envs.registry import make_env_spec, make_vector_env
 
 Make = Callable[..., VectorEnvironment]
@@ -26,49 +33,17 @@ ADAPTERS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "CartPole-async": ("CartPole-v1", 2, {"vectorization": "async"}),
     "CartPole-native": ("CartPole-v1", 3, {"vectorization": "native"}),
     "pettingzoo": (
-        "pettingzoo:test_envs_pettingzoo:parallel_env",
+        "pettingzoo:scripted_games:parallel_env",
         4,
         {"num_agents": 2, "salt": None, "together": True},
     ),
 }
-NUM_STEPS = 450
 
 
 def skip_without_package(env_id: str) -> None:
     for package in ("mettagrid", "pettingzoo"):
         if env_id.startswith(package) and importlib.util.find_spec(package) is None:
             pytest.skip(f"needs shoal[{package}]")
-
-
-class Rollout:
-    """What ``steps`` calls answered, time first: row t of ``obs`` and ``is_first`` is before action t."""
-
-    def __init__(self, env: VectorEnvironment, steps: int, seed: int = 0) -> None:
-        spec, slots = env.spec, env.num_envs
-        # [B, T+1, ...] as the rollout worker has it: every view into it is strided.
-        self.obs = np.full((slots, steps + 1, *spec.obs_shape), 77, dtype=spec.obs_dtype)
-        self.is_first = np.zeros((slots, steps + 1), dtype=bool)
-        self.is_first[:, 0] = True
-        self.reward = np.full((slots, steps), np.nan, dtype=np.float32)
-        self.terminated = np.ones((slots, steps), dtype=bool)
-        self.truncated = np.ones((slots, steps), dtype=bool)
-        self.final_obs = np.full((slots, steps, *spec.obs_shape), 77, dtype=spec.obs_dtype) if spec.same_step else None
-        self.short = np.zeros((slots, steps), dtype=bool)
-        player = random_player(spec, np.random.default_rng(seed))
-        env.reset(self.obs[:, 0])
-        for t in range(steps):
-            self.short[:, t] = getattr(env, "short_episode", False)
-            action = player(self.obs[:, t], self.is_first[:, t])
-            assert action.shape == (slots, *spec.action_shape)
-            rows = StepRows(
-                self.obs[:, t + 1],
-                self.is_first[:, t + 1],
-                self.reward[:, t],
-                self.terminated[:, t],
-                self.truncated[:, t],
-                None if self.final_obs is None else self.final_obs[:, t],
-            )
-            env.step(action.astype(spec.action_dtype), rows)
 
 
 @pytest.fixture(scope="module", params=list(ADAPTERS))
@@ -93,13 +68,7 @@ def rollout(adapter: tuple[str, int, dict[str, Any]]) -> Rollout:
 
 def test_call_after_an_end_is_void_and_no_other_is(rollout: Rollout) -> None:
     """Catches an is_first that comes early, late or not at all: states leak across episodes or are lost."""
-    ended = rollout.terminated | rollout.truncated
-    assert ended.any(), "too few steps to end an episode"
-    if rollout.final_obs is not None:
-        np.testing.assert_array_equal(rollout.is_first[:, 1:], ended)
-    else:
-        np.testing.assert_array_equal(rollout.is_first[:, 2:], ended[:, :-1])
-        assert not rollout.is_first[:, 1].any()
+    check_void_after_ends(rollout)
 
 
 def test_final_observations_are_written_where_episodes_end(rollout: Rollout) -> None:
@@ -113,35 +82,17 @@ def test_final_observations_are_written_where_episodes_end(rollout: Rollout) -> 
 
 def test_void_transition_pays_nothing_and_ends_nothing(rollout: Rollout) -> None:
     """Catches stale rewards and flags of the last episode that are counted twice."""
-    if rollout.final_obs is not None:
-        return
-    void = rollout.is_first[:, 1:]
-    assert (rollout.reward[void] == 0).all()
-    assert not rollout.terminated[void].any()
-    assert not rollout.truncated[void].any()
+    check_void_rows(rollout)
 
 
 def test_every_row_is_written(rollout: Rollout) -> None:
     """Catches rows left as they were allocated, e.g. because a strided view was copied first."""
-    assert np.isfinite(rollout.reward).all()
-    assert not (rollout.terminated & rollout.truncated).all()
-    assert not (rollout.obs == 77).reshape(*rollout.is_first.shape, -1).all(2).any()
+    check_every_row_is_written(rollout)
 
 
 def test_same_seed_same_data(adapter: tuple[str, int, dict[str, Any]], rollout: Rollout) -> None:
     """Catches randomness outside of the seed: a run that cannot be resumed exactly."""
-    env_id, slots, kwargs = adapter
-    sequence = np.random.SeedSequence(7)
-    make_vector_env(env_id, slots, sequence, **kwargs).close()
-    env = make_vector_env(env_id, slots, sequence, **kwargs)
-    again = Rollout(env, 60)
-    env.close()
-    np.testing.assert_array_equal(again.obs, rollout.obs[:, :61])
-    np.testing.assert_array_equal(again.reward, rollout.reward[:, :60])
-    other = make_vector_env(env_id, slots, 8, **kwargs)
-    different = Rollout(other, 60)
-    other.close()
-    assert not np.array_equal(different.obs, rollout.obs[:, :61])
+    check_seeds(adapter, rollout)
 
 
 @pytest.mark.parametrize(

@@ -5,131 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium import spaces
-from scripted_envs import NUM_ACTIONS, SPACES, Episode, Script, choose, observe, play_script
+from scripted_envs import Episode, choose, play_script
+from scripted_games import ScriptedGame
+from scripted_vectors import Rows
 from shoal.deploy.cli import main
 from shoal.envs.boundary import DiscreteActions, EnvironmentFault, VectorEnvironment, VectorSpace
 from shoal.envs.config import EnvironmentNotFound
 from shoal.envs.registry import make_env_spec, make_vector_env
-from test_envs_autoreset import Rows
 
-pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
-
-ID = "pettingzoo:test_envs_pettingzoo:parallel_env"
-
-
-class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]
-    """A script for every agent, of the seed where there is no ``salt``.
-
-    Those in ``late`` join in the game's third step, if anyone still plays. ``together`` ends all with the first of
-    them. From its ``at``-th step on it breaks in the way ``how``.
-    """
-
-    instances: ClassVar[list[ScriptedGame]] = []
-
-    metadata: ClassVar[dict[str, Any]] = {"name": "scripted"}
-    render_mode = None
-
-    def __init__(
-        self,
-        num_agents: int = 3,
-        salt: int | None = 0,
-        late: tuple[int, ...] = (),
-        together: bool = False,
-        how: str = "",
-        at: int = 0,
-        spaces_differ: bool = False,
-    ) -> None:
-        self.possible_agents = [f"agent_{index}" for index in range(num_agents)]
-        self.agents: list[str] = []
-        self.late, self.together, self.how, self.at = late, together, how, at
-        self.spaces_differ = spaces_differ
-        self.salt = salt
-        self.scripts = {agent: Script(salt or 0) for agent in self.possible_agents}
-        self.total = self.step_ = 0
-        self.asked: list[set[str]] = []
-        """Who had to act, by step."""
-        self.ended: set[str] = set()
-        self.closed = False
-        ScriptedGame.instances.append(self)
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        differs = self.spaces_differ and agent == self.possible_agents[-1]
-        return spaces.Box(0, 9, (2,), np.float32) if differs else SPACES["box"]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(NUM_ACTIONS)
-
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        if self.how == "reset":
-            raise OSError("no map")
-        if self.salt is None and seed is not None:
-            self.scripts = {agent: Script(seed + index) for index, agent in enumerate(self.possible_agents)}
-        self.step_ = 0
-        self.ended = set()
-        late = {self.possible_agents[index] for index in self.late}
-        self.agents = [agent for agent in self.possible_agents if agent not in late]
-        return {agent: observe("box", self.scripts[agent].reset()) for agent in self.agents}, {}
-
-    def step(self, actions: dict[str, int]) -> Any:
-        self.total, self.step_ = self.total + 1, self.step_ + 1
-        if self.how == "lists the ended":
-            self.agents = [agent for agent in self.agents if agent not in self.ended]
-        assert set(actions) == set(self.agents)
-        self.asked.append(set(actions))
-        answers = {agent: self.scripts[agent].step(int(actions[agent])) for agent in self.agents}
-        over = self.together and any(answer[2] or answer[3] for answer in answers.values())
-        obs = {agent: observe("box", answer[0]) for agent, answer in answers.items()}
-        reward = {agent: answer[1] for agent, answer in answers.items()}
-        terminated = {agent: answer[2] for agent, answer in answers.items()}
-        truncated = {agent: answer[3] or (over and not answer[2]) for agent, answer in answers.items()}
-        self.ended |= {agent for agent in self.agents if terminated[agent] or truncated[agent]}
-        self.agents = [agent for agent in self.agents if agent not in self.ended]
-        if self.agents and self.step_ == 3:
-            for index in self.late:
-                agent = self.possible_agents[index]
-                self.agents.append(agent)
-                obs[agent] = observe("box", self.scripts[agent].reset())
-        if self.how and self.total >= self.at and self.agents:
-            agent = self.agents[-1]
-            match self.how:
-                case "raises":
-                    raise RuntimeError("100% lost")
-                case "no obs":
-                    del obs[agent]
-                case "obs nan":
-                    obs[agent] = np.full(3, np.nan, np.float32)
-                case "reward nan":
-                    reward[agent] = float("nan")
-                case "no reward":
-                    del reward[agent]
-                case "terminated int":
-                    terminated[agent] = 0  # type: ignore[assignment]
-                case "gone":
-                    self.agents.remove(agent)
-                case "stranger":
-                    self.agents.append("stranger")
-                case "lists the ended":
-                    self.agents = list(self.possible_agents)
-                    obs = {agent: observe("box", self.scripts[agent].state) for agent in self.agents}
-        return obs, reward, terminated, truncated, {agent: {} for agent in obs}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def parallel_env(**kwargs: Any) -> ScriptedGame:
-    return ScriptedGame(**kwargs)
-
-
-def aec_env(**kwargs: Any) -> Any:
-    from pettingzoo.utils import parallel_to_aec
-
-    return parallel_to_aec(ScriptedGame(**kwargs))
+ID = "pettingzoo:scripted_games:parallel_env"
 
 
 def make(num_envs: int, **kwargs: Any) -> VectorEnvironment:
@@ -298,10 +186,10 @@ def test_a_game_that_always_breaks_is_given_up() -> None:
         (ID, 3, {"spaces_differ": True}, "need the same observation_space; agent 'agent_0' has Box.*'agent_2' has Box"),
         (ID, 3, {"num_agents": 0}, "no possible_agents"),
         (ID.replace("parallel_env", "aec_env"), 3, {}, "must be a pettingzoo.ParallelEnv.*aec_to_parallel"),
-        (ID.replace("parallel_env", "ID"), 3, {}, "write pettingzoo:package.module:factory"),
+        (ID.replace("parallel_env", "SPACES"), 3, {}, "write pettingzoo:package.module:factory"),
         (ID.replace("parallel_env", "parallel"), 3, {}, "no attribute 'parallel'; write pettingzoo:package.module"),
         ("pettingzoo:no_such_module:parallel_env", 3, {}, "no module 'no_such_module'"),
-        ("pettingzoo:test_envs_pettingzoo", 3, {}, "write pettingzoo:package.module:factory"),
+        ("pettingzoo:scripted_games", 3, {}, "write pettingzoo:package.module:factory"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_advice(env_id: str, num_envs: int, kwargs: Any, said: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_envs import Episode, choose, play_script
+from scripted_vectors import MODES, make
 from shoal.envs.play import Episodes, join, play
 from shoal.envs.registry import make_vector_env
-from test_envs_autoreset import MODES, make
 
-GAME = "pettingzoo:test_envs_pettingzoo:parallel_env"
+GAME = "pettingzoo:scripted_games:parallel_env"
 
 
 def player(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import boundary_contract as contract
 import numpy as np
 import pytest
-import test_envs_boundary as contract
-from shoal.envs.boundary import TokenSpace, VectorEnvironment
+from shoal.envs.boundary import StepRows, TokenSpace, VectorEnvironment
 from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
 from shoal.envs.synthetic import POOL_ROWS, SyntheticEnvironment
 
@@ -19,10 +19,10 @@ def test_boundary_contract(kwargs: dict[str, Any]) -> None:
     env = make_vector_env("synthetic", 6, 7, **kwargs)
     assert isinstance(env, VectorEnvironment)
     rollout = contract.Rollout(env, contract.NUM_STEPS)
-    contract.test_call_after_an_end_is_void_and_no_other_is(rollout)
-    contract.test_void_transition_pays_nothing_and_ends_nothing(rollout)
-    contract.test_every_row_is_written(rollout)
-    contract.test_same_seed_same_data(("synthetic", 6, kwargs), rollout)
+    contract.check_void_after_ends(rollout)
+    contract.check_void_rows(rollout)
+    contract.check_every_row_is_written(rollout)
+    contract.check_seeds(("synthetic", 6, kwargs), rollout)
     assert not rollout.terminated.any()
     assert env.faults == []
 
@@ -113,4 +113,4 @@ def test_actions_out_of_range_are_refused() -> None:
     obs = np.zeros((2, 200, 3), dtype=np.uint8)
     flags = [np.zeros(2, dtype=bool) for _ in range(3)]
     with pytest.raises(ValueError, match=r"0\.\.2"):
-        env.step(np.array([0, 3]), contract.StepRows(obs, flags[0], np.zeros(2, np.float32), flags[1], flags[2]))
+        env.step(np.array([0, 3]), StepRows(obs, flags[0], np.zeros(2, np.float32), flags[1], flags[2]))

@@ -111,7 +111,10 @@ def test_embedding_rows_follow_names(kind):
     moved.load_state_dict(state_dict)
     assert moved.action_rows == rows
     obs, is_first = observe(observation, B), torch.ones(B, dtype=torch.bool)
-    assert_same(plain.step(obs, is_first)[0].logits, moved.step(obs, is_first)[0].logits)
+    # A matrix product may round a row's sums differently at another position in the table: near, not bit for bit.
+    want, got = plain.step(obs, is_first)[0].logits, moved.step(obs, is_first)[0].logits
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert want.std(1).min() > 1e-3, "logits that hardly differ between actions would hide exchanged rows"
 
 
 @every_policy

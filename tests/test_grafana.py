@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from dashboards import (
+    ALERTS,
+    BOARD,
+    DEPLOY,
+    GRAFANA,
+    GUIDE,
+    PANELS,
+    PROMETHEUS,
+    RECORDED,
+    ROOT,
+    expressions,
+    read,
+    rules,
+)
 from rollouts import RUN, SMALL
 from shoal.deploy.monitoring import dashboard as monitoring
 from shoal.deploy.monitoring import metrics_table
@@ -24,10 +36,6 @@ from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 
-ROOT = Path(__file__).resolve().parents[1]
-DEPLOY = ROOT / "deploy"
-GUIDE = DEPLOY / "MONITORING.md"
-GRAFANA, PROMETHEUS = DEPLOY / "monitoring" / "grafana", DEPLOY / "monitoring" / "prometheus"
 # What Prometheus adds to every scrape, the client library to the page, and other exporters have: with their own labels.
 OTHERS: dict[str, set[str]] = {
     **{f"process_{name}": set() for name in ("cpu_seconds_total", "resident_memory_bytes", "start_time_seconds")},
@@ -38,73 +46,6 @@ OTHERS: dict[str, set[str]] = {
     "shoal_build_info": set(versions()),
     **{name: set() for name in INFO if name != "shoal_build_info"},
 }
-AGGREGATIONS = {"sum", "min", "max", "avg", "count"}
-WITH_LABELS = {"by", "without", "on", "ignoring", "group_left"}
-OPERATORS = {"and", "or", "unless"}
-TOKEN = re.compile(r'"[^"]*"|\[[^]]*\]|[a-zA-Z_:][\w:]*|\d[\w.+-]*|[=!]~|[=!<>]=|[-+*/(){},<>=]|\s+')
-
-
-class Read(NamedTuple):
-    """The names that an expression reads."""
-
-    selectors: list[tuple[str, set[str]]]
-    """Names of samples, with the labels that select them."""
-    labels: set[str]
-    """Labels that the expression groups and matches by."""
-
-
-def read(expression: str) -> Read:
-    """Return the names in a PromQL expression; what follows a name says of which kind it is."""
-    found = TOKEN.findall(expression)
-    assert "".join(found) == expression, f"not understood: {expression}"
-    tokens = [token for token in found if not token.isspace()] + ["", ""]
-    selectors, labels = [], set()
-    i = 0
-    while i < len(tokens) - 2:
-        token, follower = tokens[i], tokens[i + 1]
-        i += 1
-        if not re.match(r"[a-zA-Z_:]", token) or token in AGGREGATIONS | OPERATORS:
-            continue
-        if token in WITH_LABELS:
-            end = tokens.index(")", i)
-            labels |= {word for word in tokens[i:end] if word not in "(,"}
-            i = end
-        elif follower == "{":
-            end = tokens.index("}", i)
-            chosen = {word for word, sign in itertools.pairwise(tokens[i:end]) if sign in ("=", "!=", "=~", "!~")}
-            selectors.append((token, chosen))
-            i = end
-        elif follower != "(":  # else a function
-            selectors.append((token, set()))
-    return Read(selectors, labels)
-
-
-def rules(file: str) -> list[dict[str, Any]]:
-    """Return the rules of one of Prometheus' files."""
-    groups = yaml.safe_load((PROMETHEUS / file).read_text(encoding="utf-8"))["groups"]
-    return [rule for group in groups for rule in group["rules"]]
-
-
-RECORDED = {rule["record"]: rule["expr"] for rule in rules("rules.yml")}
-ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
-BOARD: dict[str, Any] = json.loads(monitoring.DASHBOARD.read_text(encoding="utf-8"))
-PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
-
-
-def expressions() -> Iterator[tuple[str, str]]:
-    """Return each expression of the dashboard with its place and legend, its variables filled in as Grafana does."""
-    values = {"$job": "shoal", "$instance": "127.0.0.1:9464"}
-    found = [
-        (f"{panel['title']}: {target['legendFormat']}", target["expr"])
-        for panel in PANELS
-        for target in panel["targets"]
-    ]
-    for place, expression in [*found, *(("annotation", one["target"]["expr"]) for one in BOARD["annotations"]["list"])]:
-        for name, value in values.items():
-            expression = expression.replace(f'"{name}"', f'"{value}"')
-        yield place, expression.replace("$__rate_interval", "1m")
-
-
 EVERYWHERE = [*expressions(), *RECORDED.items(), *((name, rule["expr"]) for name, rule in ALERTS.items())]
 
 

@@ -227,7 +227,7 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path: Pat
         moment = (tmp_path / "Makefile").stat().st_mtime - age_seconds
         os.utime(path, (moment, moment))
 
-    run = "pytest -n 2 --dist loadfile "
+    run = "pytest --durations=25 -n 2 --dist loadfile "
     assert plan("test", "ARGS=-x") == [("runtime", ""), ("dev", ""), ("", f"{run}-x")]
     stamp("pyproject.toml", 30)
     stamp(".venv/.installed", 20)

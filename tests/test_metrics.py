@@ -8,64 +8,21 @@ import urllib.request
 from collections import Counter
 
 import pytest
+from metric_sources import REPORTED, make_sources
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, random_columns
-from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
-from shoal.learner.statistics import Histogram, RunStatistics, report_trajectories
+from shoal.learner.statistics import Histogram, RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
-from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
-
-REPORTED = {
-    "episode_returns": [1.0, -3.0],
-    "episode_lengths": [7, 9],
-    "policy_seconds": 0.25,
-    "env_seconds": 0.5,
-    "pack_seconds": 0.125,
-    "ignored_tokens": 4,
-    "faults": ["slot 1 was restarted"],
-}
+from shoal.policy.trajectory import TrajectoryHeader, to_bytes
 
 
 @pytest.fixture
 def sources():
     return make_sources()
-
-
-def make_sources():
-    """Return sources of a run in which every metric has a value."""
-    ledger = Ledger(sampled=100, trained=60, in_flight=30, dropped=Counter(stale=7, non_finite=3))
-    trajectory_queue = TrajectoryQueue(
-        SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
-    )
-    trajectory_queue.refused["duplicate"] += 2
-    statistics = RunStatistics(ledger)
-    header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=3, statistics=REPORTED)
-    trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
-    statistics.policy_version = 5
-    assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
-    statistics.terms = {"policy_loss": -0.5}
-    numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
-    statistics.weights = WeightMetrics(**numbers)
-    statistics.staleness = {"stored": 0.1, "used": 0.02}
-    statistics.add_log_prob_errors([1e-6])
-    return Sources(
-        statistics=statistics,
-        trajectory_queue=trajectory_queue,
-        actors_alive=lambda: 3,
-        actor_restarts=lambda: {"died": 1},
-        bottleneck=lambda: Bottleneck("learner", "updates take all of it"),
-        build={"python": "3", "shoal": "0.1"},
-        about={"mode": "inline", "placement": "colocated"},
-        actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
-        lags=lambda: [0, 1, 2, 5],
-        accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
-        target_env_steps=1000,
-        failed_readings=Counter(shoal_broken=1),
-    )
 
 
 @pytest.fixture

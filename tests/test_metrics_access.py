@@ -245,7 +245,7 @@ def test_a_port_of_minus_one_serves_nothing(sources_of_a_run: object, tmp_path: 
 
 @pytest.fixture
 def sources_of_a_run() -> object:
-    from test_metrics import make_sources
+    from metric_sources import make_sources
 
     return make_sources()
 

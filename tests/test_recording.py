@@ -6,7 +6,7 @@ import json
 import subprocess
 import zlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,20 +28,6 @@ def frames(file: Path, height: int, width: int) -> np.ndarray:
     assert f"{width}x{height}".encode() in done.stderr
     assert b"10 fps" in done.stderr
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
-
-
-def painted_game(render_mode: str | None = None) -> Any:
-    """The game of scripts, with pictures."""
-    from test_envs_pettingzoo import ScriptedGame
-
-    class PaintedGame(ScriptedGame):
-        metadata: ClassVar[dict[str, Any]] = {"name": "painted", "render_modes": ["rgb_array"], "render_fps": 10}
-
-        def render(self) -> Any:
-            assert render_mode == "rgb_array"
-            return np.full((16, 16, 3), 10 * self.step_, np.uint8)
-
-    return PaintedGame(salt=3)
 
 
 def always(action: int) -> Any:
@@ -76,7 +62,7 @@ def test_a_game_of_several_agents_is_one_film(tmp_path: Path) -> None:
     """Catches a film that ends with the first agent, or that no agent's end ends."""
     pytest.importorskip("imageio_ffmpeg")
     pytest.importorskip("pettingzoo")
-    env = film("pettingzoo:test_recording:painted_game", SEED, tmp_path, "game", {})
+    env = film("pettingzoo:scripted_games:painted_game", SEED, tmp_path, "game", {})
     slots = env.num_envs
     played = play(env, lambda obs, _: np.array([choose(slot, row) for slot, row in enumerate(obs)]), 2 * slots)
     env.close()

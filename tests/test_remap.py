@@ -30,6 +30,11 @@ from shoal.policy.remap import NameMap, Remapping, remap
 from shoal.policy.tokens import TokensToBox
 
 
+def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
+    """Equal up to rounding: a matrix product may round a logit differently at another position."""
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def specification(**kwargs: Any) -> tuple[Observation, Actions]:
     spec = make_env_spec("Hills-v0", **kwargs)
     return observation_of(spec), actions_of(spec)
@@ -291,7 +296,7 @@ def test_two_may_stand_for_one() -> None:
         obs[::2, 1][obs[::2, 1] == 0] = 2  # some of the ore is crystal here
     output, _ = moved.step(torch.from_numpy(np.stack(seen)), torch.ones(2, dtype=torch.bool))
     expected, _ = POLICY.step(torch.from_numpy(np.stack(trained)), torch.ones(2, dtype=torch.bool))
-    assert torch.equal(output.logits, expected.logits[:, [0, 1, 2, 3, 4, 0]])
+    assert_near(output.logits, expected.logits[:, [0, 1, 2, 3, 4, 0]])
 
 
 def test_one_cannot_stand_for_two() -> None:
@@ -379,16 +384,16 @@ def test_means_and_deviations_follow_their_names(tmp_path: Path) -> None:
     logits = policy.step(obs, first)[0].logits
     order = [2, 0, 1]
     moved = in_environment(policy, (policy.observation, Continuous(("ankle", "hip", "knee"))))
-    assert torch.equal(moved.step(obs, first)[0].logits, logits[:, [*order, *(3 + i for i in order)]])
+    assert_near(moved.step(obs, first)[0].logits, logits[:, [*order, *(3 + i for i in order)]])
     fewer = in_environment(
         moved, (policy.observation, Continuous(("foot", "hip"))), mapping(actions=("foot=ankle", "=knee"))
     )
-    assert torch.equal(fewer.step(obs, first)[0].logits, logits[:, [2, 0, 5, 3]])
+    assert_near(fewer.step(obs, first)[0].logits, logits[:, [2, 0, 5, 3]])
     # The checkpoint of the fewer still has all three.
     rebuilt = saved(tmp_path, fewer).make_policy()
-    assert torch.equal(rebuilt.step(obs, first)[0].logits, logits[:, [2, 0, 5, 3]])
+    assert_near(rebuilt.step(obs, first)[0].logits, logits[:, [2, 0, 5, 3]])
     back = in_environment(fewer, (policy.observation, policy.actions))
-    assert torch.equal(back.step(obs, first)[0].logits, logits)
+    assert_near(back.step(obs, first)[0].logits, logits)
 
 
 @pytest.mark.parametrize(

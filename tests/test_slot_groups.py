@@ -16,6 +16,7 @@ import pytest
 import torch
 from rollouts import make_policy
 from scripted_envs import NUM_ACTIONS, Script
+from scripted_vectors import ID, MODES, Rows, environment, is_alive, process_ids, step
 from service import make_setup
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import actions_of, observation_of
@@ -23,8 +24,6 @@ from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, Grou
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.policy.trajectory import Trajectory, from_bytes
 from shoal.policy.weights import flatten_weights
-from test_envs_autoreset import ID, MODES, Rows
-from test_envs_processes import environment, is_alive, process_ids, step
 
 SLOTS, UNROLL = 5, 9
 

@@ -115,7 +115,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
 
 
 def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
-    from shoal.learner.device_choice import DeviceNotFound, make_device_path
+    from shoal.learner.device_choice import NO_BFLOAT16, DeviceNotFound, make_device_path, runs_bfloat16
 
     try:
         path = make_device_path(config.learner)
@@ -123,6 +123,7 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
     except (DeviceNotFound, LayoutError):
         return []  # among the problems
     steps = layout.batch_size * config.actor.unroll_length
+    reason = "" if runs_bfloat16(path.device.type) else f", float32 ({NO_BFLOAT16})"
     lines = [
         f"layout (mode {config.mode})",
         f"  placement      {layout.placement}: {layout.why}",
@@ -130,7 +131,7 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
         f"  update         {layout.batch_size} segments x {config.actor.unroll_length} steps = {steps:,} environment "
         f"steps, in {config.learner.minibatches * config.learner.epochs} optimizer steps",
         f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
-        f"  arithmetic     {path.describe()}; acting is always float32, so that log-probabilities can be compared",
+        f"  arithmetic     {path.describe()}{reason}; acting is always float32, so that log-probabilities can be compared",
     ]
     if layout.placement == "colocated":
         idle = layout.cores - layout.num_learners

@@ -42,10 +42,12 @@ def _environment(config: Config) -> list[str]:
 
 
 def _layout(config: Config) -> list[str]:
-    from shoal.learner.device_choice import check_device, make_device_path
+    from shoal.learner.device_choice import check_device, check_precision, make_device_path
 
     if problem := check_device(config.learner):
         return [f"learner.device: {problem}"]
+    if problem := check_precision(config.learner):
+        return [f"learner.precision: {problem}"]
     device = make_device_path(config.learner).device
     if device.type == "mps" and config.learner.num_learners not in ("auto", 1):
         return ["learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"]

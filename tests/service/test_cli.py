@@ -260,6 +260,25 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
         assert find_checkpoint(tmp_path / "run").policy_version == summary["policy_version"]
 
 
+def test_a_run_in_the_background_of_a_script_ignores_ctrl_c(tmp_path: Path) -> None:
+    """Catches Ctrl-C on a script that ends its background runs, and one of them that SIGTERM cannot end."""
+    settings = [*SMALL, "mode=inline", "total_env_steps=1e9", "max_seconds=280", "run_dir=run"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start_shoal("train", *settings, "checkpoint.every_updates=5", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found = _saved(tmp_path / "run", set())
+    wait_for(functools.partial(_saved, tmp_path / "run", found), process=process)
+    process.send_signal(signal.SIGINT)
+    found = _saved(tmp_path / "run", set())
+    wait_for(lambda: _saved(tmp_path / "run", set()) - found, process=process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert read_summary(tmp_path / "run")["interrupted_by"] == "SIGTERM"
+
+
 def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     """Catches a second Ctrl-C that is ignored, and one that leaves half a checkpoint."""
     # Slow, so that the end after the first signal takes longer than the way of the second.

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from scripted_vectors import ID, MODES, Rows, environment, is_alive, process_ids, step
 from shoal.envs.boundary import EnvironmentFault
-from shoal.envs.gym import GymEnvironment
-from shoal.envs.registry import make_env_spec, make_vector_env
-from test_envs_autoreset import ID, MODES, Rows
-
-
-@contextlib.contextmanager
-def environment(slots: int = 2, *, vectorization: str = "async", **kwargs: Any) -> Iterator[GymEnvironment]:
-    """An environment, and after it no process of it."""
-    env = make_vector_env(ID, slots, 0, vectorization=vectorization, **kwargs)
-    assert isinstance(env, GymEnvironment)
-    processes: list[int] = []
-    try:
-        yield env
-        processes = process_ids(env)
-    finally:
-        env.close()
-    assert multiprocessing.active_children() == []
-    assert not any(is_alive(process) for process in processes)
-
-
-def process_ids(env: GymEnvironment) -> list[int]:
-    return [process.pid for process in getattr(env._vector, "processes", [])]
-
-
-def is_alive(process: int) -> bool:
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process, 0)
-            return not Path("/proc/self").exists()
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+from shoal.envs.registry import make_env_spec
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -57,11 +23,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()
-
-
-def step(env: GymEnvironment, rows: Any, count: int = 1) -> None:
-    for _ in range(count):
-        env.step(np.zeros(env.num_envs, int), rows)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -186,7 +147,7 @@ def test_asking_for_the_spec_starts_no_process() -> None:
 PARENT = """
 import sys, time
 import numpy as np
-from test_envs_autoreset import Rows
+from scripted_vectors import Rows
 from shoal.envs.registry import make_vector_env
 
 kwargs = {"how": "hangs", "at": 2, "marker": sys.argv[1]}

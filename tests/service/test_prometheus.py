@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import trustme
 import yaml
+from dashboards import ALERTS, PROMETHEUS, RECORDED, expressions, read
+from metric_sources import make_sources
 from service import SMALL, command, wait_for
 from shoal.deploy.monitoring.access import AccessFiles
 from shoal.deploy.monitoring.endpoint import served
@@ -27,8 +29,6 @@ from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
-from test_grafana import ALERTS, PROMETHEUS, RECORDED, expressions, read
-from test_metrics import make_sources
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("promtool") and shutil.which("prometheus")),
