@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, get_args
 
-from shoal.actors.pool import Recoveries, State
+from shoal.actors.pool import ActorState, Recoveries
 
 if TYPE_CHECKING:  # Ray is imported where it is used
     from shoal.deploy.cluster.ray_peers import RayPeers
@@ -25,7 +25,7 @@ class Pool(Protocol):
         """Workers that can make unrolls."""
 
     @property
-    def states(self) -> Counter[State]:
+    def states(self) -> Counter[ActorState]:
         """Workers by what they are at."""
 
     @property
@@ -57,7 +57,7 @@ class WorkerGroup:
     def states(self) -> dict[str, int]:
         """Rollout workers by what they are at; every state is there."""
         found = Counter[str](self.pool.states) + (self.peers.actor_states if self.peers else Counter())
-        return {state: found[state] for state in get_args(State)}
+        return {state: found[state] for state in get_args(ActorState)}
 
     @property
     def restarts(self) -> Counter[str]:

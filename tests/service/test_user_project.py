@@ -171,7 +171,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:
-    """A wheel, made by the build backend's hook that pip itself calls: ``wheel``, or ``editable`` for pip install -e."""
+    """A wheel, made by the hook that pip calls: ``wheel``, or ``editable`` for ``pip install -e``."""
     code = f"import setuptools.build_meta as backend; print(backend.build_{kind}({str(folder)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
