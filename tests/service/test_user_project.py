@@ -324,7 +324,7 @@ def test_evaluation_during_training(from_wheel: Installation, project: Path) -> 
         text=True,
         start_new_session=True,
     )
-    evaluations = project / "run" / "evaluations.jsonl"
+    evaluations = project / "run" / "evaluation.jsonl"
     wait_for(lambda: evaluations.is_file() and "mean_return" in evaluations.read_text(), process=process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
