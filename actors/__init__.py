@@ -1,1 +1,1 @@
-"""The left side: rollout workers that make trajectories, and the pool that keeps them alive."""
+"""Rollout workers that make trajectories, and the pools that run them and replace those that fail."""

@@ -1,4 +1,4 @@
-"""The code of a run: every process must run the same, and a cluster's nodes are given it."""
+"""The installed package: its hash, equal in all processes of a run, and a copy of it for other nodes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import shoal
 PACKAGE_PLACE = Path(next(iter(shoal.__path__))).resolve()
 """The folder that ``import shoal`` finds: a checkout's root, or ``shoal`` in site-packages."""
 SUBPACKAGES = ("actors", "deploy", "envs", "learner", "policy")
-"""Everything else in a checkout's root (tests, .venv, runs) is not part of the package."""
+"""The folders of a checkout's root that belong to the package; tests, .venv and runs do not."""
 
 
 class Code(NamedTuple):
     """The package of one installation."""
 
     root: str
-    """Where it lies; may differ from machine to machine."""
+    """The folder it lies in; may differ from machine to machine."""
     sha256: str
-    """Of all its modules."""
+    """SHA-256 of all its modules."""
 
 
 @functools.cache

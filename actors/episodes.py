@@ -8,8 +8,8 @@ import numpy as np
 class EpisodeCounter:
     """Sums rewards and steps per slot from one episode's first valid transition to its end.
 
-    Void transitions are counted nowhere. An episode that was cut off by a fault, or that began with a shorter time
-    limit so that slots do not end together, is no finished episode.
+    Reset transitions (masked) are counted nowhere. An episode that was cut off by a fault, or that began with a shorter
+    time limit so that slots do not end together, is no finished episode.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -28,12 +28,12 @@ class EpisodeCounter:
     ) -> None:
         """One step of B slots: ``reward`` float [B]; ``is_first`` (of the next row), ``ended`` and ``short`` bool [B].
 
-        ``slots``: which they are, where not all. ``short``: the episode under way is no full one.
+        ``slots`` selects them among all slots. ``short`` marks an episode that began with a shorter time limit.
         """
         returns, lengths = self._return[slots], self._length[slots]
         returns += reward
         lengths += 1
-        # With is_first in the same step an end is a step of its own episode; without an end is_first is void.
+        # An end with is_first in the same step belongs to its own episode; is_first alone is a reset transition.
         finished = ended & ~short
         if finished.any():
             self._returns += returns[finished].tolist()

@@ -1,4 +1,4 @@
-"""Who runs the rollout workers: what a pool needs of the learner's side, and the pool that runs them in this process.
+"""What a pool of rollout workers needs of the learner's side, and the pool that runs them in this process.
 
 A pool is a producer that never ends by itself. It asks its ``TrajectorySink`` before every unroll, so that a slow
 learner makes actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the workers as Ray actors.
@@ -19,35 +19,37 @@ from shoal.actors.worker_setup import WorkerSetup
 log = logging.getLogger(__name__)
 
 _RESTART_INDEX_BITS = 16
-MOST_TOLD = 100
-"""Replacements that are kept for whoever tells them."""
+MOST_REPORTED = 100
+"""Replacements kept until they are reported."""
 
-State = Literal["up", "starting", "unplaced", "pausing"]
-"""Of an actor: it can make unrolls; its process makes policy and environments; it waits for a place, or for its process
-to say where it is; it failed, and another comes after a pause."""
+ActorState = Literal["up", "starting", "unplaced", "pausing"]
+"""The state of an actor. ``up``: it can make unrolls. ``starting``: its process makes policy and environments.
+``unplaced``: it waits for a place in the cluster, or for its process to report its location. ``pausing``: it failed,
+and its replacement starts after a pause."""
 
 
 @dataclasses.dataclass(slots=True)
 class Recoveries:
-    """How long replacements took: from the moment a failure was noticed to the successor being up."""
+    """Number and duration of recoveries, each from the detection of a failure until the replacement is up."""
 
     count: int = 0
     seconds: float = 0.0
+    """Sum over all recoveries."""
     slowest: float = 0.0
-    """Seconds."""
+    """The longest recovery, in seconds."""
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Count one recovery."""
         self.count += 1
         self.seconds += seconds
         self.slowest = max(self.slowest, seconds)
 
 
 class TrajectorySink(Protocol):
-    """What a pool needs of the learner's side."""
+    """The learner's side of a pool: admits unrolls and takes finished ones."""
 
     def admit(self, actor: int) -> Any | None:
-        """The newest weights if this actor may start an unroll now, else None. What is admitted is under way."""
+        """The newest weights if this actor may start an unroll now, else None. An admitted unroll is in flight."""
 
     def deliver(self, payload: np.ndarray) -> None:
         """Hand over a finished unroll's bytes."""
@@ -61,7 +63,7 @@ class InlinePool:
 
     Args:
         actors: their indices in the run.
-        restart index: how often the process that they live in was replaced before.
+        restart_index: how often the process that runs the pool was replaced before.
         max_consecutive_failures: of one worker, after which its error is raised; up to then it is replaced.
     """
 
@@ -79,8 +81,8 @@ class InlinePool:
         self._restart_indices = dict.fromkeys(actors, restart_index << _RESTART_INDEX_BITS)
         self._failures: Counter[int] = Counter()
         self._workers = {actor: setup.make_worker(actor, self._restart_indices[actor]) for actor in actors}
-        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
-        """The last workers replaced: the reason in a word, and in a sentence; whoever tells them may empty it."""
+        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
+        """The latest replacements as (reason label, message); whoever reports them may empty it."""
         self.restarts: Counter[str] = Counter()
         self.recoveries = Recoveries()
 
@@ -90,8 +92,8 @@ class InlinePool:
         return len(self._workers)
 
     @property
-    def states(self) -> Counter[State]:
-        """Workers by what they are at."""
+    def states(self) -> Counter[ActorState]:
+        """Number of workers by state."""
         return Counter({"up": len(self._workers)})
 
     def pump(self, timeout: float) -> None:
@@ -111,9 +113,9 @@ class InlinePool:
                 self._failures[actor] += 1
                 if self._failures[actor] >= self._max_failures:
                     raise
-                told = f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}"
-                self.replaced.append(("error", told))
-                log.warning("%s", told)
+                message = f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}"
+                self.replaced.append(("error", message))
+                log.warning("%s", message)
                 self._replace(actor)
             else:
                 self._failures[actor] = 0

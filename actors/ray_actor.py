@@ -26,7 +26,7 @@ class ProcessLocation(NamedTuple):
 
 
 def process_location() -> ProcessLocation:
-    """This process."""
+    """The location of this process."""
     return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid())
 
 
@@ -42,7 +42,7 @@ class RolloutActor:
         self._worker: RolloutWorker | None = None
 
     def process_location(self) -> ProcessLocation:
-        """This process."""
+        """The location of this process."""
         return process_location()
 
     def build(self) -> None:

@@ -1,4 +1,4 @@
-"""What Ray tells of its nodes, and the one thing that has to be done on another one."""
+"""Ray's view of its nodes and starting processes, and ending a process on another node."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from shoal.actors.ray_actor import ProcessLocation
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of nodes that were told to end soon: preempted, scaled down, or stopped by hand."""
-    # Nothing public tells it (Ray 2.60).
+    """Ids of nodes that are draining: preempted, scaled down, or stopped by hand."""
+    # There is no public API (Ray 2.60).
     from ray._private.state import state
 
     return frozenset(state.get_draining_nodes())
 
 
 def starting_processes() -> dict[str, ProcessLocation]:
-    """By actor id: the processes of this job's actors that have a place, and have not finished their start."""
-    # Nothing public tells it without a dashboard (Ray 2.60). A process id comes with the place.
+    """Processes of this job's actors that have a node and have not finished their start, by actor id."""
+    # There is no public API without a dashboard (Ray 2.60). The process id is known once the actor has a node.
     from ray._private.state import state
 
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
@@ -32,7 +32,7 @@ def starting_processes() -> dict[str, ProcessLocation]:
 
 
 def end_process(place: ProcessLocation) -> None:
-    """SIGKILL: a process that hangs may not hear Ray asking, and would keep its core."""
+    """Send SIGKILL to a process on any node: one that hangs may not react to Ray, and would keep its core."""
     if place.node_id == ray.get_runtime_context().get_node_id():
         _sigkill(place.process_id)
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 from shoal.actors.config import ActorConfig
-from shoal.actors.pool import Recoveries, State, TrajectorySink
+from shoal.actors.pool import ActorState, Recoveries, TrajectorySink
 from shoal.actors.ray_actor import RolloutActor
 from shoal.actors.supervisor import ActorSlot, Supervisor
 from shoal.actors.worker_setup import WorkerSetup
@@ -20,8 +20,8 @@ class RayPool:
 
     Args:
         actors: their indices in the run.
-        options: Ray's, of every actor: what it needs and where it may be (``deploy.cluster.ray_session``).
-        first_restart_index: of every actor; higher than those of an earlier pool of the same run.
+        options: Ray options of every actor: resources and placement (``deploy.cluster.ray_session``).
+        first_restart_index: of every actor's first process; higher than those of an earlier pool of the same run.
 
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.
     """
@@ -60,8 +60,8 @@ class RayPool:
         return len(self._supervisor.up())
 
     @property
-    def states(self) -> Counter[State]:
-        """Actors by what they are at."""
+    def states(self) -> Counter[ActorState]:
+        """Number of actors by state."""
         return Counter(state_of(slot) for slot in self._supervisor.all)
 
     @property
@@ -71,7 +71,7 @@ class RayPool:
 
     @property
     def replaced(self) -> deque[tuple[str, str]]:
-        """The last that were replaced (``Supervisor``)."""
+        """The latest replacements (``Supervisor.replaced``)."""
         return self._supervisor.replaced
 
     def process_ids(self) -> list[int]:
@@ -79,7 +79,7 @@ class RayPool:
         return self._supervisor.process_ids()
 
     def pump(self, timeout: float) -> None:
-        """Replace who is due, start admitted unrolls, deliver finished ones.
+        """Replace actors whose pause is over, start admitted unrolls, deliver finished ones.
 
         waits for: any unroll under way, at most ``timeout`` seconds     unblocked by: an actor finishing or dying
 
@@ -114,8 +114,8 @@ class RayPool:
         self._supervisor.close()
 
 
-def state_of(slot: ActorSlot) -> State:
-    """What the actor of a actor slot is at; from any thread."""
+def state_of(slot: ActorSlot) -> ActorState:
+    """The state of an actor slot's actor; callable from any thread."""
     if slot.built:
         return "up"
     if slot.handle is None:
@@ -124,7 +124,7 @@ def state_of(slot: ActorSlot) -> State:
 
 
 def describe(options: Mapping[str, Any]) -> str:
-    """What an actor of these options needs, in words."""
+    """The resources and labels that these Ray options ask for, in words."""
     amounts = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus"), **options.get("resources", {})}
     parts = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
     parts += [f"label {name}={value}" for name, value in options.get("label_selector", {}).items()]

@@ -44,7 +44,7 @@ class RolloutWorker:
         self._identity = (run_id, actor, restart_index)
         self._sequence = 0
         self._pack_seconds = 0.0
-        """Of the unroll before: this one's are over only when it has been written."""
+        """Packing time of the previous unroll: that of the current one is known only after it was written."""
         self._policy_version = -1
         self._generator = torch.Generator().manual_seed(seed)
         # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
@@ -220,15 +220,15 @@ class RolloutWorker:
 
 
 class _Group(NamedTuple):
-    """Slots that are acted for and stepped together; of every row, their views into the unroll's columns."""
+    """Slots that are acted for and stepped together, with their views into the unroll's columns, one per row."""
 
     slots: slice
     elsewhere: SlotGroup | None
-    """What steps them; None where all of the environment is stepped right here."""
+    """Steps these slots in other processes; None where this process steps the whole environment."""
     training_env_ids: tuple[int, ...]
     """The same tuple at every step: the memory then does nothing per id."""
     short_episode: np.ndarray
-    """Of the step under way."""
+    """bool [B]: the episode of the step in progress began with a shorter time limit."""
     inputs: list[tuple[torch.Tensor, torch.Tensor]]
     actions: list[torch.Tensor]
     log_probs: list[torch.Tensor]

@@ -1,4 +1,4 @@
-"""Actor slots: numbered places that Ray actors hold, and what happens when one of them fails."""
+"""Supervision of Ray actors: numbered slots, each holding one actor that is replaced when it fails."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from shoal.actors.pool import MOST_TOLD, Recoveries
+from shoal.actors.pool import MOST_REPORTED, Recoveries
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
 
 log = logging.getLogger(__name__)
 
 BUILD_TIMEOUT_SECONDS = 600.0
-"""For a process to start, and then for making policy and environments; what a call may take says nothing about that."""
+"""Time limit for the start of a process, and again for making policy and environments; independent of the limit of a
+call."""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
 LOOK_SECONDS = 1.0
-"""Between looks at which nodes are draining and who still waits for a place."""
-TELL_AFTER_SECONDS, TELL_AGAIN_SECONDS = 15.0, 60.0
-"""How long somebody waits for a place before it is told, and told again."""
+"""Interval at which draining nodes and waiting actors are looked up."""
+REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
+"""How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
 BLAMELESS = frozenset({"preempted", "node_died"})
 """Reasons that say nothing about the actor: they do not count as failures of it."""
 
@@ -45,7 +46,7 @@ class TooManyFailures(RuntimeError):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ActorSlot:
-    """One actor index and whoever holds it now."""
+    """One actor index and the actor that holds it now."""
 
     actor: int
     restart_index: int = -1
@@ -53,31 +54,31 @@ class ActorSlot:
     process_location: ProcessLocation | None = None
     """Known once the actor has a place."""
     built: bool = False
-    """Only then it is given work."""
+    """Policy and environments are made: the actor takes work."""
     call: ray.ObjectRef | None = None
     """Its start or its work, whichever is under way."""
     work: str = ""
     """The method last called: ``process_location`` and ``build`` are its start."""
     since: float = 0.0
-    """When it was started."""
+    """Monotonic time of its start."""
     deadline: float = 0.0
     failures: int = 0
-    """In a row."""
+    """Consecutive failures."""
     back_at: float = 0.0
     failed_at: float | None = None
-    """When the one before failed, until this one is up."""
+    """Monotonic time of the predecessor's failure, until this actor is up."""
 
 
 class Supervisor:
-    """Starts, calls, collects, kills and replaces; whoever uses it decides what the actors do.
+    """Starts, calls, kills and replaces the actors of all slots; its user decides which methods they run.
 
     Args:
-        title: what the actors are called in messages.
+        title: name of the actors in messages.
         make: starts the actor of (index, restart index); it has methods ``process_location`` and ``build``.
         needs: what an actor needs to find a place, in words.
         call_timeout_seconds: a call that takes longer counts as hung.
         max_consecutive_failures: of one actor slot, after which the run ends.
-        on_lost: told of a actor slot whose work under way will never be answered.
+        on_lost: called with an actor slot whose work in flight will never be answered.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class Supervisor:
         self.all = [ActorSlot(index) for index in indices]
         self.restarts: Counter[str] = Counter()
         self.recoveries = Recoveries()
-        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_TOLD)
-        """The last ones: the reason in a word, and in a sentence; whoever tells them may empty it."""
+        self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
+        """The latest replacements as (reason label, message); whoever reports them may empty it."""
         self._draining: frozenset[str] = frozenset()
         self._look_at = 0.0
-        self._told_at = -math.inf
+        self._reported_at = -math.inf
         for slot in self.all:
             self.start(slot)
 
@@ -126,7 +127,7 @@ class Supervisor:
         slot.deadline = math.inf
 
     def start_due(self) -> None:
-        """Start whoever's time to come back is there; move whoever sits on a node that will end soon."""
+        """Start actors whose pause is over; move idle actors off draining nodes."""
         now = time.monotonic()
         for slot in self.all:
             if slot.handle is None and now >= slot.back_at:
@@ -136,28 +137,28 @@ class Supervisor:
             self._draining = draining_nodes()
             self._look_for_waiting(now)
         for slot in self.up() if self._draining else ():
-            # What it is at is finished first, and handed over.
+            # A call in flight is finished and collected first.
             if slot.call is None and self.must_leave(slot):
                 self._move(slot)
 
     def must_leave(self, slot: ActorSlot) -> bool:
-        """Whether the actor slot's node will end soon: it gets no new work there."""
+        """True if the actor slot's node is draining: the actor gets no new work there."""
         return slot.process_location is not None and slot.process_location.node_id in self._draining
 
     def _move(self, slot: ActorSlot) -> None:
-        told = f"{self._title} {slot.actor} leaves its node, which is draining; it starts on another one"
-        self._tell("preempted", told)
+        message = f"{self._title} {slot.actor} leaves its node, which is draining; it starts on another one"
+        self._report("preempted", message)
         slot.failed_at = time.monotonic()
         self.kill(slot)
         self.start(slot)
 
     def _look_for_waiting(self, now: float) -> None:
         waiting = [
-            s for s in self.all if s.handle and s.work == "process_location" and now - s.since > TELL_AFTER_SECONDS
+            s for s in self.all if s.handle and s.work == "process_location" and now - s.since > REPORT_AFTER_SECONDS
         ]
-        if not waiting or now - self._told_at <= TELL_AGAIN_SECONDS:
+        if not waiting or now - self._reported_at <= REPORT_AGAIN_SECONDS:
             return
-        self._told_at = now
+        self._reported_at = now
         processes = starting_processes()
         for slot in waiting:
             if slot.process_location is None and (place := processes.get(slot.handle._actor_id.hex())):
@@ -165,18 +166,18 @@ class Supervisor:
                 slot.deadline = now + self._build_timeout
         no_place = sum(slot.process_location is None for slot in waiting)
         starting = len(waiting) - no_place
-        told = [f"{no_place} wait for a place (each needs {self._needs})"] if no_place else []
-        told += [f"the processes of {starting} are still starting"] if starting else []
+        parts = [f"{no_place} wait for a place (each needs {self._needs})"] if no_place else []
+        parts += [f"the processes of {starting} are still starting"] if starting else []
         log.warning(
             "%d of %d %ss are not up yet: %s; the others work meanwhile",
             len(waiting),
             len(self.all),
             self._title,
-            ", ".join(told),
+            ", ".join(parts),
         )
 
     def call(self, slot: ActorSlot, method: str, *arguments: Any) -> None:
-        """Begin a piece of work; ``collect`` gives the answer."""
+        """Call a method of the actor; ``collect`` gives the answer."""
         slot.work = method
         slot.call = getattr(slot.handle, method).remote(*arguments)
         slot.deadline = time.monotonic() + self._call_timeout
@@ -220,12 +221,12 @@ class Supervisor:
         ready, _ = ray.wait([slot.call], timeout=max(0.0, slot.deadline - time.monotonic()))
         if ready:
             return self.collect(slot)
-        # Of this one alone: another may have answered long ago, and just not been asked yet.
+        # Only this slot: another may have answered long ago and not been collected yet.
         self._fail_late(slot)
         return None
 
     def fail_overdue(self) -> None:
-        """Fail whoever has not answered in time."""
+        """Fail actors whose call is past its deadline."""
         now = time.monotonic()
         for slot in self.all:
             if slot.call is not None and now > slot.deadline:
@@ -260,24 +261,24 @@ class Supervisor:
                 f"{self._title} {slot.actor} failed {slot.failures} times in a row ({reason}); the last error: {text}"
             ) from error
         slot.back_at = time.monotonic() + wait
-        self._tell(reason, f"{self._name(slot)} will be replaced in {wait:.1f} s ({reason}): {text}")
+        self._report(reason, f"{self._name(slot)} will be replaced in {wait:.1f} s ({reason}): {text}")
 
     def _name(self, slot: ActorSlot) -> str:
         return f"{self._title} {slot.actor} (restart index {slot.restart_index})"
 
-    def _tell(self, reason: str, told: str) -> None:
+    def _report(self, reason: str, message: str) -> None:
         self.restarts[reason] += 1
-        self.replaced.append((reason, told))
-        log.warning("%s", told)
+        self.replaced.append((reason, message))
+        log.warning("%s", message)
 
     def kill(self, slot: ActorSlot, *, at_once: bool = False) -> None:
-        """End the actor slot's actor; work under way is lost. ``at_once``: by a signal, whatever it is at."""
+        """End the actor slot's actor; work under way is lost. ``at_once``: by SIGKILL."""
         if slot.built and slot.call is not None:
             self._on_lost(slot)
         self._end(slot, at_once=at_once)
 
     def close(self) -> None:
-        """Kill all actors. Nobody waits for their work under way any more: it does not count as lost."""
+        """Kill all actors. Their work in flight does not count as lost: the run is over."""
         for slot in self.all:
             self._end(slot)
 

@@ -1,4 +1,4 @@
-"""From what an environment says of itself to the policy that plays it: the one place that knows both vocabularies."""
+"""Builds rollout workers: translates an environment's description of itself into the policy's."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ class WorkerSetup:
     run_id: str
     seed: int
     observation: Observation
-    """What arrives, in the policy's names."""
+    """Observations of the environment, in the policy's names."""
     actions: Actions
-    """What the environment takes, in the policy's names."""
+    """Actions of the environment, in the policy's names."""
     policy_kind: str = "fast"
     components: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
     """Differences from the default graph (``policy.graph.components_to_json``)."""
     embedding_rows: int = 100
     action_rows: dict[str, int] | None = None
     trained_observation: TokenObservation | VectorObservation | None = None
-    """What the weights were made for, where that is not ``observation``."""
+    """The observation that the weights were made for, where it is not ``observation``."""
     presented: tuple[Observation, Actions] | None = None
-    """What the environment says of both in its own names; None where these are the policy's."""
+    """Observation and actions in the environment's own names; None where these are the policy's."""
     burn_in: int = 0
     num_threads: int = 1
     code: Code | None = None
-    """What the learner runs; a process that runs other code refuses to work."""
+    """The learner's code; a process that runs other code raises."""
 
     def make_policy(self, initialization: Initialization | None = None) -> RecurrentPolicy:
         """A policy with fresh weights."""

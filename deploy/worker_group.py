@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, get_args
 
-from shoal.actors.pool import Recoveries, State
+from shoal.actors.pool import ActorState, Recoveries
 from shoal.deploy.placement.learner_setup import RolloutProcesses
 from shoal.deploy.prepared_run import PreparedRun
 from shoal.learner.learners import Learners, OneLearner, SeveralLearners
@@ -32,7 +32,7 @@ class Pool(Protocol):
         """Workers that can make unrolls."""
 
     @property
-    def states(self) -> Counter[State]:
+    def states(self) -> Counter[ActorState]:
         """Workers by state."""
 
     @property
@@ -66,7 +66,7 @@ class WorkerGroup:
     def states(self) -> dict[str, int]:
         """Number of rollout workers in every state, 0 included."""
         found = Counter[str](self.pool.states) + (self.peers.actor_states if self.peers else Counter())
-        return {state: found[state] for state in get_args(State)}
+        return {state: found[state] for state in get_args(ActorState)}
 
     @property
     def restarts(self) -> Counter[str]:

@@ -24,6 +24,15 @@ LAW = {
     "learner": {"policy"},
     "deploy": {"envs", "policy", "actors", "learner"},
 }
+# The rooms of deploy/ (folders, and modules beside them) by floor: each imports only rooms of lower floors.
+FLOORS = (
+    {"interruption", "launch", "records", "settings"},
+    {"monitoring", "placement"},
+    {"cluster", "evaluation", "progress", "summary", "weights"},
+    {"doctor", "report", "worker_group"},
+    {"run"},
+    {"cli"},
+)
 # Where a library may be imported: a module, or everything below a folder.
 LIBRARIES = {
     "ray": (
@@ -87,6 +96,32 @@ def test_packages_import_only_what_the_law_allows(package: str) -> None:
         for line, name in imports_of(source)
         if name.startswith("shoal.") and name.split(".")[1] in forbidden
     ]
+    assert not broken, "\n".join(broken)
+
+
+def room_of(source: Path) -> str:
+    """The first folder below deploy/, or the module that lies beside the folders."""
+    return source.relative_to(ROOT / "deploy").parts[0].removesuffix(".py")
+
+
+def test_every_room_of_deploy_has_a_floor() -> None:
+    """A room that is forgotten would escape the next test; one that is gone would keep its place."""
+    rooms = [room for floor in FLOORS for room in floor]
+    assert sorted(rooms) == sorted({room_of(source) for source in modules("deploy")} - {"__init__"})
+
+
+def test_rooms_of_deploy_import_only_lower_floors() -> None:
+    """No circle between rooms, and no import upward; an import of the whole of ``shoal.deploy`` says no room."""
+    floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    broken = []
+    for source in modules("deploy"):
+        here = room_of(source)
+        for line, name in imports_of(source):
+            if name.split(".")[:2] != ["shoal", "deploy"]:
+                continue
+            there = ".".join(name.split(".")[2:3])
+            if there != here and floor_of.get(there, len(FLOORS)) >= floor_of.get(here, 0):
+                broken.append(f"{source.relative_to(ROOT)}:{line} imports {name}")
     assert not broken, "\n".join(broken)
 
 

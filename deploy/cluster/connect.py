@@ -1,4 +1,4 @@
-"""A running Ray cluster: connecting to it, what it has room for, and what on its nodes would keep a run from it."""
+"""A running Ray cluster: connection, room for actors and learners, and checks of its nodes before a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Room:
-    """Who fits where."""
+    """Number of rollout actors that fit, by place."""
 
     here: int
     """Rollout actors on this machine, beside the learner."""
@@ -72,7 +72,7 @@ class Cluster:
         self.address = ray.util.get_node_ip_address()
 
     def nodes(self) -> list[Node]:
-        """Those that are alive."""
+        """The living nodes."""
         from ray._private.state import available_resources_per_node  # a developer API without a public path
 
         here, draining, available = (
@@ -96,7 +96,7 @@ class Cluster:
 
     @property
     def autoscaling(self) -> bool:
-        """Whether nodes may still come."""
+        """True if nodes may still be added."""
         if self.config.autoscaling != "auto":
             return self.config.autoscaling
         from ray._private.state import state
@@ -126,7 +126,7 @@ class Cluster:
         return Room(here, elsewhere, self.autoscaling)
 
     def machine(self, config: Config, here: Machine) -> Machine:
-        """What a run has to work with, ``here`` being the machine that the learner is on.
+        """The resources of a run whose learner is on the machine ``here``.
 
         Raises:
             CannotStart: the actors have no place and no node can be expected, or a node runs something else.
@@ -149,7 +149,7 @@ class Cluster:
         return dataclasses.replace(here, actor_places=places, actors_here=0 if apart else room.here)
 
     def problems(self, config: Config, nodes: Sequence[Node], room: Room, here: Machine) -> list[str]:
-        """What keeps actors and learners from finding a place, each with its setting."""
+        """Reasons why actors or learners find no place, each with its setting."""
         found = []
         labels = self.config.actor_labels
         learners = config.learner.num_learners
@@ -184,12 +184,12 @@ class Cluster:
             return None
         where = f" on nodes with {_labels(labels)}" if labels else ""
         return (
-            f"learner.num_learners: {learners - 1} learners beside this one need a {resource} each{where}, {have} are "
+            f"learner.num_learners: {learners - 1} peer learners need a {resource} each{where}, {have} are "
             "free; lower it, or say cluster.autoscaling=true if nodes are still to come"
         )
 
     def actor_options(self, *, keep_off_this_machine: bool = False) -> dict[str, Any]:
-        """Ray's options of a rollout actor."""
+        """Ray options of a rollout actor."""
         labels = dict(self.config.actor_labels)
         if keep_off_this_machine:
             labels[NODE_ID] = f"!{ray.get_runtime_context().get_node_id()}"
@@ -201,7 +201,7 @@ class Cluster:
         return options
 
     def session(self, machine: Machine) -> RaySession:
-        """For a run that ``machine`` was made for."""
+        """The Ray session of a run on ``machine``."""
         learner: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
         if machine.accelerator:
             learner["num_gpus"] = 1
@@ -214,7 +214,7 @@ class Cluster:
         )
 
     def probe(self, nodes: Sequence[Node]) -> dict[Node, Probe | None]:
-        """What every node says of itself; None where it does not answer, nothing of those that died meanwhile."""
+        """Every node's probe; None where it does not answer. Nodes that died meanwhile are left out."""
         task = ray.remote(num_cpus=0, max_retries=0)(probe)
         asked = {
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(): node

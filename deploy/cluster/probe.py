@@ -1,4 +1,4 @@
-"""What a node of a cluster says of itself. Small: nodes import it only to answer."""
+"""A node's report of its code, versions and free space. Small: nodes import it only to answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Probe(NamedTuple):
 
 
 def probe() -> Probe:
-    """This node."""
+    """The report of this node."""
     shm, temp = Path("/dev/shm"), Path(os.environ.get("RAY_TMPDIR") or "/tmp")
     return Probe(
         this_code(),

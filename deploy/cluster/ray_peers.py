@@ -95,7 +95,7 @@ class RayPeers:
 
     @property
     def actor_states(self) -> Counter[str]:
-        """Rollout workers by ``actors.pool.State``, as of the last update."""
+        """Rollout workers by ``actors.pool.ActorState``, as of the last update."""
         states: Counter[str] = Counter()
         alive = dict(self._actors_alive)
         for slot in self._supervisor.all:

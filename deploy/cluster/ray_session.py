@@ -19,14 +19,14 @@ LOOPBACK = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RaySession:
-    """What a run asks of Ray."""
+    """How the processes of a run are placed and reached in Ray."""
 
     address: str
-    """Where the run's other processes reach this one."""
+    """The address at which the run's other processes reach this one."""
     actor_options: dict[str, Any]
-    """Ray's options of a rollout actor."""
+    """Ray options of a rollout actor."""
     learner_options: dict[str, Any]
-    """Ray's options of a learner beside the run's own."""
+    """Ray options of a peer learner."""
 
     @property
     def put(self) -> Callable[[Any], Any]:
@@ -46,7 +46,7 @@ def configure() -> None:
 
 @contextlib.contextmanager
 def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool) -> Iterator[RaySession]:
-    """A Ray of our own on this machine, for rollout actors and learners beside the run's own."""
+    """A Ray of our own on this machine, for rollout actors and peer learners."""
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     ray.init(

@@ -1,4 +1,4 @@
-"""``shoal doctor``: what a run would find here, how it would be laid out and why; nothing is started."""
+"""``shoal doctor``: describes the machine or cluster and the layout of a run, with reasons; starts nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _accelerator(config: Config) -> bool:
 
 
 def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
-    """The nodes, who has room for whom, and the layout; adds what is wrong to ``problems``."""
+    """Lines about the nodes, their room for actors, and the layout; appends what is wrong to ``problems``."""
     from shoal.actors.ray_pool import describe
 
     nodes = cluster.nodes()
@@ -131,7 +131,7 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
         f"  update         {layout.batch_size} segments x {config.actor.unroll_length} steps = {steps:,} environment "
         f"steps, in {config.learner.minibatches * config.learner.epochs} optimizer steps",
         f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
-        f"  arithmetic     {path.describe()}{reason}; acting is always float32, so that log-probabilities can be compared",
+        f"  arithmetic     {path.describe()}{reason}; acting is float32, so that log-probabilities can be compared",
     ]
     if layout.placement == "colocated":
         idle = layout.cores - layout.num_learners
@@ -189,7 +189,7 @@ def _lag(config: Config, layout: Layout) -> str:
         return "the version it acts with (lag 0)"
     most = config.actor.max_policy_lag
     unrolls = max(1, layout.batch_size // config.env.num_envs)
-    # An actor is admitted while at most so many unrolls are ahead of it (learner.intake).
+    # An actor is admitted while at most so many unrolls are ahead of it (learner.trajectory_queue).
     at_once = most * unrolls
     text = (
         f"{most} versions (actor.max_policy_lag): at most {at_once} unrolls are under way while an update is computed"

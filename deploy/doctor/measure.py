@@ -1,4 +1,4 @@
-"""A few seconds of the run's own acting and learning in this process: what an actor makes, and a learner takes."""
+"""Measures acting and learning of a run for some seconds in this process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LEARNING = ("assemble", "parity_check", "update", "publish")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of one process, the others at rest."""
+    """Seconds per environment step of one process while the others rest."""
 
     acting: float
-    """Per environment step: environment, inference, packing."""
+    """Environment, inference and packing."""
     environment: float
-    """Of these, the environment's."""
+    """Part of ``acting`` spent in the environment."""
     learning: float
-    """Per environment step: assembling, updating, publishing."""
+    """Assembling, updating and publishing."""
 
 
 def measure(config: Config, layout: Layout) -> Measured:

@@ -28,8 +28,8 @@ from shoal.policy.remap import NameMap, Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
 
 EPISODES_IN_A_ROW = 2
-"""Of each slot in a block: with more, less time is lost where some slots are done before others; with fewer, more
-processes can take part."""
+"""Episodes of each slot in a block: with more, less time is lost where some slots are done before others; with fewer,
+more processes can take part."""
 MOST_BLOCKS = 64
 _RECORDED = 2**32 - 1
 """Spawn key of the random streams of recorded episodes; blocks count from 0."""
@@ -61,7 +61,7 @@ class PolicyPlayer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
-    """Who plays, and how; plain data that crosses to other processes."""
+    """One policy and its way of playing; plain data that crosses to other processes."""
 
     label: str
     setup: WorkerSetup
@@ -71,7 +71,7 @@ class Side:
     greedy: bool = False
     zero_memory: bool = False
     checkpoint: Checkpoint | None = None
-    """Where the weights come from, if from a file."""
+    """The checkpoint that the weights were loaded from, if any."""
 
     @property
     def manner(self) -> str:
@@ -122,7 +122,7 @@ class Block:
 
 
 def _seeds(setup: WorkerSetup, key: int) -> list[np.random.SeedSequence]:
-    """Of environments and of actions."""
+    """Seeds of the environments and of the actions."""
     return np.random.SeedSequence(setup.seed, spawn_key=(key,)).spawn(2)
 
 
@@ -198,7 +198,7 @@ def _remapping(settings: Mapping[str, Any]) -> Remapping:
 
 
 def _own_remapping(checkpoint: Checkpoint) -> Remapping:
-    """With which it was trained."""
+    """The remapping that the checkpoint was trained with."""
     return _remapping(checkpoint.state["config"]["policy"])
 
 
@@ -220,7 +220,7 @@ def checkpoint_side(
 
 
 def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
-    """Who plays beside ``side``, in the same environments with the same seeds.
+    """Make the opponent of ``side``, in the same environments with the same seeds.
 
     Args:
         word: ``random``; ``greedy``, ``sampled`` or ``zero-memory`` for the same policy played in another way; else a

@@ -43,10 +43,10 @@ class Jobs(Protocol):
         """Hand over a job."""
 
     def poll(self, seconds: float) -> bool:
-        """Whether it is done, after waiting for that at most so long."""
+        """Wait at most ``seconds``; True if the job is done."""
 
     def result(self) -> Any:
-        """What it returned."""
+        """The return value of the job."""
 
     def end(self) -> None:
         """Give up the job; the next one is done all the same."""
@@ -99,8 +99,8 @@ class Evaluator:
 
         Args:
             config: when and how.
-            side: who plays, but for the weights.
-            jobs: where it is played.
+            side: policy and way of playing, without the weights.
+            jobs: runs the evaluations.
             evaluations: what takes the results.
             session: of a resumed run.
             newest: the weights that were published last.

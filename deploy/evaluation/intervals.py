@@ -14,16 +14,16 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Difference(NamedTuple):
-    """Of two means."""
+    """A difference of two means, with its confidence interval."""
 
     mean: float
     half_width: float
-    """Of the interval around ``mean``; NaN where there are too few values for one."""
+    """Half the width of the interval around ``mean``; NaN where there are too few values for one."""
     paired: bool
 
     @property
     def is_beyond_noise(self) -> bool:
-        """Whether the interval leaves out 0. False where there is no interval."""
+        """True if the interval excludes 0; False where there is no interval."""
         return abs(self.mean) > self.half_width
 
 
@@ -73,7 +73,7 @@ def difference(
 
 @functools.lru_cache(maxsize=256)
 def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """The t for which P(-t < T < t) = ``level``, with T Student's of ``freedom`` degrees, which may be broken.
+    """The t for which P(-t < T < t) = ``level``, with T Student's of ``freedom`` degrees, which may be fractional.
 
     Raises:
         ValueError: ``freedom`` is below 1, or ``level`` not between 0 and 1.

@@ -68,7 +68,7 @@ class JobProcess(Generic[T]):
             raise self._ended(error) from error
 
     def poll(self, seconds: float) -> bool:
-        """Whether ``result`` will not block, after waiting for that at most so long."""
+        """Wait at most ``seconds``; True if ``result`` will not block."""
         assert self._connection is not None
         try:
             return self._connection.poll(seconds)
@@ -76,7 +76,7 @@ class JobProcess(Generic[T]):
             return True
 
     def result(self) -> T:
-        """What the job returned.
+        """The return value of the job.
 
         Raises:
             JobFailed: it raised, or the process ended.
@@ -127,7 +127,7 @@ class JobProcess(Generic[T]):
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _ended(self, error: BaseException) -> JobFailed:
-        """Why the process did not answer; the next job gets a new one."""
+        """Explain why the process did not answer; the next job gets a new one."""
         with self._lock:
             if self._killed or self._process is None:
                 return JobFailed("it was ended")
@@ -169,7 +169,7 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def run_jobs(jobs: Sequence[Callable[[], T]], processes: int | None) -> list[T]:
-    """What the jobs return, in their order.
+    """Run independent jobs and return their values, in order.
 
     Args:
         jobs: independent of each other; they cross to other processes.
@@ -248,7 +248,7 @@ def _serve(jobs: connection.Connection, silent: bool) -> None:
         try:
             # What the job is made of is imported here, and may fail as the job itself may.
             answer = _Answer(value=ForkingPickler.loads(data)())
-        except Exception as error:  # noqa: BLE001  (whatever a job raises is told to who gave it)
+        except Exception as error:  # noqa: BLE001  (whatever a job raises is returned to its caller)
             answer = _Answer(failure=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
         jobs.send(answer)
 

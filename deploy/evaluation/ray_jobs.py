@@ -12,10 +12,10 @@ from shoal.deploy.evaluation.job_process import JobFailed
 
 
 class EvaluationActor:
-    """The process."""
+    """The process that runs the jobs."""
 
     def do(self, job: Callable[[], Any]) -> Any:
-        """What the job returns."""
+        """Run a job and return its value."""
         return job()
 
 
@@ -39,11 +39,11 @@ class RayJobs:
         self._ref = self._actor.do.remote(job)
 
     def poll(self, seconds: float) -> bool:
-        """Whether ``result`` will not block, after waiting for that at most so long."""
+        """Wait at most ``seconds``; True if ``result`` will not block."""
         return bool(ray.wait([self._ref], timeout=seconds)[0])
 
     def result(self) -> Any:
-        """What the job returned.
+        """The return value of the job.
 
         Raises:
             JobFailed: it raised, or its process or node died.

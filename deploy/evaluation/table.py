@@ -1,4 +1,4 @@
-"""What ``shoal evaluate`` says: a table for people, or one JSON object."""
+"""The output of ``shoal evaluate``: a table, or one JSON object."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Recorded(NamedTuple):
 
     file: Path
     returned: float
-    """Mean of its agents."""
+    """Mean return of its agents."""
     length: float
 
 
@@ -36,7 +36,7 @@ def recorded(files: Sequence[Path], episodes: Episodes) -> list[Recorded]:
 
 
 def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded]) -> list[str]:
-    """For people."""
+    """The table as lines of text."""
     side, episodes = own
     checkpoint = side.checkpoint
     assert checkpoint is not None
@@ -62,7 +62,7 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
                 f"{difference.mean:+.3f}",
                 _interval(difference.mean, difference.half_width, "+.3f"),
                 "same starts" if difference.paired else "independent",
-                _bottleneck(difference),
+                _significance(difference),
             ]
             for other, difference in found
         ]
@@ -155,7 +155,7 @@ def _interval(mean: float, half_width: float, form: str) -> str:
     return f"{mean - half_width:{form}} .. {mean + half_width:{form}}"
 
 
-def _bottleneck(found: Difference) -> str:
+def _significance(found: Difference) -> str:
     if math.isnan(found.half_width):
         return "too few episodes to tell"
     if not found.is_beyond_noise:
@@ -164,7 +164,7 @@ def _bottleneck(found: Difference) -> str:
 
 
 def _other_environment(side: Side) -> str:
-    """Where a checkpoint was trained, if elsewhere than it was played."""
+    """The training environment of a checkpoint, if it was played in another one."""
     if side.checkpoint is None:
         return ""
     state: Mapping[str, Any] = side.checkpoint.state

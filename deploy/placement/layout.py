@@ -1,4 +1,4 @@
-"""Who acts and who learns, and how many of each: chosen from the settings and the machine.
+"""Chooses the layout of a run from its settings and the machine: how many processes act and how many learn.
 
 *colocated*: every learner also acts. Each has slots of its own, a part of every batch and one core; their gradients are
 added up. All cores are busy whatever acting costs beside learning, and no trajectory leaves its process.
@@ -18,28 +18,28 @@ from shoal.deploy.settings.sections import Config
 
 SMALLEST_BATCH = 64
 """Segments per update that ``auto`` does not go below."""
-SMALLEST_SHARED_STEPS = 1024
+SMALLEST_COLOCATED_STEPS = 1024
 """Environment steps of one learner in one optimizer step below which its fixed costs are not worth having twice: one
 learner with all of them, beside processes that act, is faster then (tests/bench/README.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What a run has to work with."""
+    """The resources of a run."""
 
     cores: int
-    """Of the machine that the run's own learner is on."""
+    """Cores of the machine that runs the learner of rank 0."""
     accelerator: bool
     """The learner has one."""
     actor_places: int | None = None
     """Rollout actors that a cluster has room for; None where there is only this machine."""
     actors_here: int = 0
-    """Of these, on this machine."""
+    """Those of ``actor_places`` on this machine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """What one process does of the work."""
+    """One process's part of the work."""
 
     actors: range
     """Rollout workers whose unrolls it trains."""
@@ -53,7 +53,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Numbers of everything."""
+    """Placement, number of processes, and batch size of a run."""
 
     placement: Literal["colocated", "disaggregated"]
     why: str
@@ -61,13 +61,13 @@ class Layout:
     num_learners: int
     num_actors: int
     batch_size: int
-    """Segments per update, of all learners."""
+    """Segments per update, summed over all learners."""
     num_threads: int
     """Gradient threads per learner."""
     cores: int
 
     def share(self, rank: int) -> Share:
-        """Of learner ``rank`` where each is a process of its own."""
+        """The share of learner ``rank`` where each learner is a process of its own."""
         actors = self.num_actors // self.num_learners
         return Share(
             actors=range(rank * actors, (rank + 1) * actors),
@@ -78,7 +78,7 @@ class Layout:
         )
 
     def whole(self) -> Share:
-        """Of one process that does everything."""
+        """The share of a single process that does all the work."""
         return Share(
             actors=range(self.num_actors),
             batch_size=self.batch_size,
@@ -101,14 +101,14 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
     placement, why = _placement(config, machine)
     if placement == "colocated":
         cores = machine.cores if machine.actor_places is None else 1 + machine.actor_places
-        layout = _shared(config, cores, why)
+        layout = _colocated(config, cores, why)
         if machine.accelerator and layout.num_learners > 1:
             raise LayoutError(
                 f"placement: {layout.num_learners} learners that act on CPUs would leave their accelerators idle; "
                 "choose placement=disaggregated or learner.device=cpu"
             )
         return layout
-    return _separate(config, machine, why)
+    return _disaggregated(config, machine, why)
 
 
 def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "disaggregated"], str]:
@@ -135,19 +135,19 @@ def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "
             f"learner.batch_size={config.learner.batch_size} cannot be shared out equally among learners that act on "
             f"env.num_envs={config.env.num_envs} slots and make learner.minibatches={config.learner.minibatches} of it"
         )
-    layout = _shared(config, cores, "no accelerator: every core acts and learns")
+    layout = _colocated(config, cores, "no accelerator: every core acts and learns")
     segments = layout.share(0).batch_size // config.learner.minibatches
     steps = segments * config.actor.unroll_length
-    if cores > 1 and steps < SMALLEST_SHARED_STEPS:
+    if cores > 1 and steps < SMALLEST_COLOCATED_STEPS:
         return "disaggregated", (
             f"{layout.num_learners} learners would have {steps} environment steps each in an optimizer step, too few "
-            f"to be worth sharing (from {SMALLEST_SHARED_STEPS})"
+            f"to be worth sharing (from {SMALLEST_COLOCATED_STEPS})"
         )
     return "colocated", layout.why
 
 
 def _num_learners(config: Config, cores: int) -> int:
-    """As many as there are cores, as far as batch and actors divide."""
+    """The largest number of learners, up to the cores, that divides batch and actors."""
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
     if learner.num_learners != "auto":
         return learner.num_learners
@@ -168,7 +168,7 @@ def _share_problem(batch: int, learners: int, slots: int, minibatches: int) -> s
     return None
 
 
-def _shared(config: Config, cores: int, why: str) -> Layout:
+def _colocated(config: Config, cores: int, why: str) -> Layout:
     learner, envs = config.learner, config.env.num_envs
     learners = _num_learners(config, cores)
     actors = learners if config.actor.num_actors == "auto" else config.actor.num_actors
@@ -194,7 +194,7 @@ def _shared(config: Config, cores: int, why: str) -> Layout:
     )
 
 
-def _separate(config: Config, machine: Machine, why: str) -> Layout:
+def _disaggregated(config: Config, machine: Machine, why: str) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
     cores, accelerator = machine.cores, machine.accelerator
     learners = 1 if learner.num_learners == "auto" else learner.num_learners

@@ -8,7 +8,7 @@ import platform
 
 
 def versions() -> dict[str, str]:
-    """By package; those that are not installed are left out."""
+    """Version by package; packages that are not installed are left out."""
     names = ("shoal", "torch", "ray", "gymnasium", "numpy", "pyarrow")
     found = {"python": platform.python_version()}
     for name in names:

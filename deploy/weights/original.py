@@ -32,7 +32,7 @@ class OriginalError(ValueError):
 
 
 class OriginalWeights(NamedTuple):
-    """What a saved original says."""
+    """Contents of an original policy's file."""
 
     weights: dict[str, Tensor]
     """float32, under our names."""
@@ -41,7 +41,7 @@ class OriginalWeights(NamedTuple):
     rows: tuple[int, ...] | None
     """The embedding row of every action, where it was saved."""
     normalizations: tuple[float, ...] | None
-    """By feature id, where they were saved."""
+    """Normalization by feature id, where saved."""
 
 
 def read_original(saved: Mapping[str, Tensor], expected: Collection[str]) -> OriginalWeights:

@@ -177,8 +177,8 @@ def test_an_actor_that_hangs_in_its_start_is_replaced(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Catches a process that hangs before it said where it is, taken for one that waits for a place: for ever."""
-    monkeypatch.setattr(supervisor_module, "TELL_AFTER_SECONDS", 1.0)
-    monkeypatch.setattr(supervisor_module, "TELL_AGAIN_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor_module, "REPORT_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor_module, "REPORT_AGAIN_SECONDS", 1.0)
     supervisor = Supervisor(
         range(1),
         title="actor",

@@ -31,7 +31,7 @@ Offers = Callable[[str | None], list[str]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What the choice depends on."""
+    """The inputs of the choice."""
 
     torch_range: str
     """The project's own requirement, such as ``torch>=2.10``."""
