@@ -131,7 +131,8 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
         f"  update         {layout.batch_size} segments x {config.actor.unroll_length} steps = {steps:,} environment "
         f"steps, in {config.learner.minibatches * config.learner.epochs} optimizer steps",
         f"  lag            an unroll starts only if it can be trained within {_lag(config, layout)}",
-        f"  arithmetic     {path.describe()}{reason}; acting is always float32, so that log-probabilities can be compared",
+        f"  arithmetic     {path.describe()}{reason}; "
+        "acting is always float32, so that log-probabilities can be compared",
     ]
     if layout.placement == "colocated":
         idle = layout.cores - layout.num_learners
