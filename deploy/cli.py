@@ -188,7 +188,7 @@ def _train(options: argparse.Namespace) -> int:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
     from shoal.deploy.records.run_dir import CannotStart
-    from shoal.deploy.run import run
+    from shoal.deploy.training.run import run
 
     try:
         outcome = run(config, run_dir)

@@ -26,11 +26,10 @@ LAW = {
 }
 # The rooms of deploy/ (folders, and modules beside them) by floor: each imports only rooms of lower floors.
 FLOORS = (
-    {"interruption", "launch", "records", "settings"},
+    {"launch", "records", "settings"},
     {"monitoring", "placement"},
-    {"cluster", "evaluation", "progress", "summary", "weights"},
-    {"doctor", "report", "worker_group"},
-    {"run"},
+    {"cluster", "evaluation", "weights"},
+    {"doctor", "report", "training"},
     {"cli"},
 )
 # Where a library may be imported: a module, or everything below a folder.

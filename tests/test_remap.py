@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from named_envs import ACTIONS, FEATURES, VALUES, Hills
 from rollouts import make_learner, make_policy
 from shoal.actors.worker_setup import actions_of, observation_of
-from shoal.deploy import summary
 from shoal.deploy.cli import main
 from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
 from shoal.deploy.settings.load import load_config, to_dict
+from shoal.deploy.training import summary
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
 from shoal.policy import FastPolicy, ImageObservation, RecurrentPolicy, TokenObservation, VectorObservation

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-import shoal.deploy.run
+import shoal.deploy.training.run
 from shoal.deploy.cli import main
 from shoal.deploy.monitoring.history import MetricsHistory
 
@@ -22,5 +22,5 @@ class Switched(MetricsHistory):
 
 
 if __name__ == "__main__":
-    shoal.deploy.run.MetricsHistory = Switched  # a run makes its own
+    shoal.deploy.training.run.MetricsHistory = Switched  # a run makes its own
     sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 from service import make_setup, make_spec, wait_for
 from shoal.actors.config import ActorConfig
 from shoal.actors.ray_pool import RayPool
-from shoal.deploy.worker_group import WorkerGroup
+from shoal.deploy.training.worker_group import WorkerGroup
 from shoal.learner.ledger import Ledger
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import Weights, flatten_weights

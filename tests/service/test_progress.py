@@ -10,7 +10,7 @@ from typing import Any
 
 from service import SMALL, command
 from shoal.deploy.cli import main
-from shoal.deploy.progress import Curve, _sparkline, _summary_lines
+from shoal.deploy.training.progress import Curve, _sparkline, _summary_lines
 
 LINE = re.compile(
     r"\[\d\d:\d\d\] steps [\d,]+/[\d,]+  return (-|-?[\d.]+)  sampled/s [\d,]+  trained/s [\d,]+  lag [\d.]+  "

@@ -64,7 +64,7 @@ precompile() {
     local site
     site=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -m compileall -qq -j 0 "$site/torch" "$site/ray" || true
-    env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import shoal.actors.ray_actor, shoal.deploy.cluster.connect, shoal.deploy.run, shoal.envs.gym'
+    env -u PYTHONDONTWRITEBYTECODE $venv/bin/python -c 'import shoal.actors.ray_actor, shoal.deploy.cluster.connect, shoal.deploy.training.run, shoal.envs.gym'
 }
 
 # The checkout as a folder named shoal, for tools that read imports without running them: mypy, pyright, editors.

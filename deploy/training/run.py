@@ -9,21 +9,21 @@ from typing import Any
 
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
-from shoal.deploy.interruption import Interruption, interruption
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import make_sinks
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.prepared_run import PreparedRun, prepare
-from shoal.deploy.progress import Progress, headline
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
-from shoal.deploy.summary import measured_random_return, summarize, write_json
-from shoal.deploy.worker_group import WorkerGroup, start_workers
+from shoal.deploy.training.interruption import Interruption, interruption
+from shoal.deploy.training.prepared_run import PreparedRun, prepare
+from shoal.deploy.training.progress import Progress, headline
+from shoal.deploy.training.summary import measured_random_return, summarize, write_json
+from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.training_loop import Limits, Saving, train
 

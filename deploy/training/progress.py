@@ -23,7 +23,7 @@ from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 
 if TYPE_CHECKING:
-    from shoal.deploy.prepared_run import PreparedRun
+    from shoal.deploy.training.prepared_run import PreparedRun
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0

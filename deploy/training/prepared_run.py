@@ -14,9 +14,9 @@ from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.resume import Origin, find_origin, match_names, restore
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.training.resume import Origin, find_origin, match_names, restore
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.device_choice import make_device_path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, get_args
 
 from shoal.actors.pool import ActorState, Recoveries
 from shoal.deploy.placement.learner_setup import RolloutProcesses
-from shoal.deploy.prepared_run import PreparedRun
+from shoal.deploy.training.prepared_run import PreparedRun
 from shoal.learner.learners import Learners, OneLearner, SeveralLearners
 from shoal.learner.ledger import Ledger
 from shoal.learner.rollout_driver import RolloutDriver
