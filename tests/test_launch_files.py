@@ -465,10 +465,17 @@ def test_the_image_is_made_of_what_there_is() -> None:
     [("cuda", "", "torch"), ("cuda", "2.13.0", "torch==2.13.0"), ("cpu", "2.13.0+cpu", "torch==2.13.0+cpu")],
 )
 def test_the_image_installs(tmp_path: Path, variant: str, torch: str, expected: str) -> None:
-    """Catches a shell error in the step that installs, a CPU build for the learner, developers' tools, a plain Ray."""
-    for name in ("pyproject.toml", "deploy/launch/install/torch_choice.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    """Catches a shell error in the step that installs, a file that is copied elsewhere than it is run from, a CPU build
+    for the learner, developers' tools, a plain Ray.
+    """
+    step_index = next(i for i, (word, rest) in enumerate(instructions()) if word == "RUN" and "torch_choice.py" in rest)
+    stage = max(i for i, (word, _) in enumerate(instructions()[:step_index]) if word == "FROM")
+    for word, rest in instructions()[stage:step_index]:
+        if word == "COPY":
+            *names, place = rest.split()
+            for name in names:
+                (tmp_path / place).mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, tmp_path / place)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pip").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "bin" / "pip").chmod(0o755)
