@@ -120,14 +120,15 @@ class SeveralLearners:
 
 
 def reconcile(own: StepResult, peer: StepResult) -> Ledger:
-    """A peer's part of an update, counted as the update ended for the run's own learner.
+    """The steps of a peer's part in an update, counted as the update ended for the run's own learner.
 
-    One of them may have made the step when the other lost it. The own weights are those that training goes on with:
-    what is in them was trained, whatever the peer says.
+    One of them may have made the step when the other lost it. Training goes on with the own weights: the steps that are
+    in them were trained, and no others, whatever the peer says.
     """
+    if type(peer.outcome) is type(own.outcome):
+        return peer.ledger
     steps = peer.ledger.sampled
-    if isinstance(own.outcome, Lost):
-        return Ledger(sampled=steps, dropped=Counter(learner_lost=steps))
-    if isinstance(peer.outcome, Lost):
+    if isinstance(own.outcome, Trained):
         return Ledger(sampled=steps, trained=steps)
-    return peer.ledger
+    reason = "learner_lost" if isinstance(own.outcome, Lost) else "non_finite"
+    return Ledger(sampled=steps, dropped=Counter({reason: steps}))

@@ -83,8 +83,8 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)
     learner = setup.make_learner_worker(share)
-    restore(origin, learner)
     statistics = RunStatistics(learner.queue.ledger, learner.clock)
+    restore(origin, learner)
     statistics.policy_version = learner.learner.policy_version
     return PreparedRun(
         config=config,
