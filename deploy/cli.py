@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported by the commands that need them, after their arguments were checked."""
+"""The command line. Commands import heavy libraries only after they checked their arguments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 failed, 2 bad input, 130 or 143 interrupted (a run: after it saved)."""
+    """Run one command and return its exit code.
+
+    0: done, 1: failed, 2: bad input, 130 or 143: interrupted (a run has saved before).
+    """
     options = _parser().parse_args(arguments)
     if (here := os.getcwd()) not in sys.path:
-        # Where users keep their environments; last, so that a folder named like one of our packages hides nothing.
+        # Users keep environments here; it comes last, so that a folder named like an installed package hides nothing.
         sys.path.append(here)
     logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_StandardError(logging.WARNING)])
     try:
@@ -33,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _StandardError(logging.StreamHandler[Any]):
-    """Writes to ``sys.stderr`` as it is now: the live view replaces it for as long as it is shown."""
+    """Writes to the current ``sys.stderr``, which the live view replaces for as long as it is shown."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
         self.setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As the base class."""
+        """Write ``record`` to the current ``sys.stderr``."""
         self.stream = sys.stderr
         super().emit(record)
 
@@ -52,16 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
-        "train", help="train a policy", description="Train; defaults, then files, then key=value."
+        "train",
+        help="train a policy",
+        description="Train a policy. Settings come from the defaults, then from files, then from key=value.",
     )
     _add_config_arguments(train)
     train.set_defaults(command=_train)
 
     doctor = commands.add_parser(
-        "doctor", help="say how a run would be laid out on this machine, why, and what is in its way"
+        "doctor", help="show how a run would be laid out on this machine, why, and what would stop it"
     )
     doctor.add_argument(
-        "--measure", action="store_true", help="act and learn for some seconds: how many actors the learner can feed"
+        "--measure",
+        action="store_true",
+        help="act and learn for some seconds, to measure how many actors one learner can train with",
     )
     _add_config_arguments(doctor)
     doctor.set_defaults(command=_doctor)
@@ -79,25 +86,31 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OTHER",
-        help="compare in the same environments with the same seeds: another run or checkpoint, random, or greedy, "
-        "sampled or zero-memory for this policy played in another way; repeatable",
+        help="compare with OTHER in the same environments with the same seeds: another run or checkpoint, random, or "
+        "this policy played in another way: greedy, sampled or zero-memory; repeatable",
     )
     evaluate.add_argument(
-        "--processes", type=int, help="play in so many processes (default: as many as pay); numbers are the same"
+        "--processes",
+        type=int,
+        help="number of processes (default: as many as make it faster); results do not depend on it",
     )
     evaluate.add_argument(
-        "--video", type=Path, metavar="DIR", help="also film episodes, where the environment renders pictures"
+        "--video", type=Path, metavar="DIR", help="also record videos of episodes, if the environment renders images"
     )
     evaluate.add_argument(
         "--replay",
         type=Path,
         metavar="DIR",
-        help="also write episodes as replays for MettaScope, where it is MettaGrid",
+        help="also write episodes as replays for MettaScope, if the environment is MettaGrid",
     )
     evaluate.add_argument(
-        "--recordings", type=int, default=1, metavar="N", help="episodes in --video and --replay (default 1)"
+        "--recordings", type=int, default=1, metavar="N", help="number of episodes in --video and --replay (default 1)"
     )
-    evaluate.add_argument("--env", metavar="ID", help="play in another environment; names are matched, order is free")
+    evaluate.add_argument(
+        "--env",
+        metavar="ID",
+        help="play in another environment; features and actions are matched by name, in any order",
+    )
     evaluate.add_argument(
         "--env-kwargs",
         action="append",
@@ -105,12 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an argument of the environment, VALUE in JSON; repeatable",
     )
-    for kind, absent in (("feature", "it is absent here"), ("action", "it is never taken here")):
+    for kind, absent in (("feature", "the environment does not have it"), ("action", "it is never taken here")):
         evaluate.add_argument(
             f"--map-{kind}",
             action="append",
             metavar="ENV=TRAINED",
-            help=f"what a {kind} of the environment is to the policy; =TRAINED says that {absent}"
+            help=f"read {kind} ENV of the environment as {kind} TRAINED of the policy; =TRAINED means that {absent}"
             + (", ENV= that the policy does not see it" if kind == "feature" else "")
             + "; repeatable",
         )
@@ -118,13 +131,13 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="make a page of what one or several runs did",
-        description="One HTML page that needs nothing else: of one run everything it wrote down; of several their "
-        "curves and returns, runs that differ only in the seed with 95% intervals.",
+        help="make an HTML report of one or several runs",
+        description="Make one self-contained HTML page. For one run it shows all that the run recorded; for several "
+        "runs it compares curves and returns, with 95% intervals over runs that differ only in the seed.",
     )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory; several are compared")
     report.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: RUN/report.html, of several runs ./report.html"
+        "--out", type=Path, metavar="FILE", help="the page (default: RUN/report.html; for several runs ./report.html)"
     )
     report.set_defaults(command=_report)
 
@@ -144,18 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, default=1)
     export.set_defaults(command=_export)
 
-    import_ = commands.add_parser("import", help="make a run of weights that the original policies were saved with")
-    import_.add_argument("file", type=Path, metavar="FILE", help="a state_dict: .safetensors, or by torch.save")
+    import_ = commands.add_parser("import", help="make a run from saved weights of the original policies")
+    import_.add_argument(
+        "file", type=Path, metavar="FILE", help="a state_dict, as .safetensors or written by torch.save"
+    )
     import_.add_argument("--out", type=Path, required=True, metavar="RUN", help="the run directory")
     import_.add_argument(
         "--describe",
         default="metta-2025-08",
         metavar="FILE",
-        help="features and actions that the weights know: a YAML or JSON file, or a name (default metta-2025-08)",
+        help="features and actions that the weights were trained with: a YAML or JSON file, or a name "
+        "(default metta-2025-08)",
     )
     import_.add_argument("--first-row", type=int, choices=(0, 1), help="embedding row of the first action")
-    import_.add_argument("--env", default="", metavar="ID", help="the environment that they are for")
-    import_.add_argument("--kind", choices=("fast", "component"), default="fast", help="of the policy (default fast)")
+    import_.add_argument("--env", default="", metavar="ID", help="the environment that the weights are for")
+    import_.add_argument("--kind", choices=("fast", "component"), default="fast", help="kind of policy (default fast)")
     import_.set_defaults(command=_import)
 
     bench = commands.add_parser("bench", help="run a benchmark of tests/bench/ (in a checkout)")
@@ -194,7 +210,7 @@ def _train(options: argparse.Namespace) -> int:
         outcome = run(config, run_dir)
     except CannotStart as error:
         return _refuse(str(error).splitlines())
-    except Exception as error:  # noqa: BLE001  (whatever ends a run ends here, as one line and a file)
+    except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
         return _fail("the run failed", error, run_dir)
     return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
 
@@ -369,7 +385,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
-    """``NAME=VALUE`` entries as keyword arguments; what is no JSON is a string."""
+    """``NAME=VALUE`` entries as keyword arguments; a VALUE that is not JSON is a string."""
     found: dict[str, Any] = {}
     for entry in entries:
         name, equals, text = entry.partition("=")
@@ -391,7 +407,7 @@ def _fail(what: str, error: Exception, directory: Path) -> int:
     import traceback
 
     print(f"shoal: {what}: {type(error).__name__}: {error}", file=sys.stderr)
-    with contextlib.suppress(OSError, ValueError):  # the directory may be what failed
+    with contextlib.suppress(OSError, ValueError):  # the directory itself may be the cause
         (directory / "traceback.txt").write_text("".join(traceback.format_exception(error)))
         print(f"  traceback: {directory / 'traceback.txt'}", file=sys.stderr)
     return EXIT_FAILED

@@ -1,1 +1,1 @@
-"""The right side: takes trajectories in, updates the policy, publishes weights, keeps the books."""
+"""The learner: queues trajectories, updates the policy, publishes weights, and accounts for every environment step."""

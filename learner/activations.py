@@ -1,4 +1,4 @@
-"""Outputs of a policy's hidden layers on part of a batch: what the dormant units are counted in."""
+"""Samples the outputs of a policy's hidden layers on part of a batch; dormant units are counted in them."""
 
 # B segments, T time, N rows
 
@@ -12,12 +12,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 SAMPLE_ROWS = 512
-"""About as many rows are looked at: a unit that is active in one of 100 is seen, at the cost of one rollout step."""
+"""Approximate number of rows in a sample: enough to see a unit that is active in one row of 100, at the cost of one
+rollout step."""
 _HIDDEN_KINDS = ("conv", "linear", "lstm")
 
 
 class ActivationSampler:
-    """Runs the named components of a policy that is in training, with its present weights, on a few segments.
+    """Runs the named components of the policy in training, with its current weights, on a few segments.
 
     Drawing a sample changes nothing in the policy, its memory or any random stream.
     """
@@ -29,7 +30,7 @@ class ActivationSampler:
 
     @torch.no_grad()
     def sample(self, batch: TensorDict) -> dict[str, Tensor]:
-        """By hidden layer [N, U] (of a convolution [N, U, height, width]), for rows that were acted on.
+        """Outputs by hidden layer, [N, U] (of a convolution [N, U, height, width]), for rows that were acted on.
 
         Args:
             batch: [B], as ``BatchAssembler`` makes it. Segments are taken at even distances, from their stored states.
@@ -46,9 +47,9 @@ class ActivationSampler:
 
 
 def _by_components(policy: RecurrentPolicy) -> ComponentPolicy:
-    """The same network with its layers by name; its parameters are the very tensors of ``policy``."""
+    """The same network with named layers; it shares the parameters of ``policy``."""
     trained = policy.trained_observation
-    with torch.random.fork_rng(devices=[]):  # it draws weights, which are replaced
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced
         view = ComponentPolicy(
             policy.observation,
             policy.actions,

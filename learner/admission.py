@@ -1,7 +1,7 @@
 """Admission: which actor may start an unroll now.
 
 It keeps data fresh: an unroll may start only if, with everything that is ahead of it, it will be trained within
-``max_policy_lag`` versions. So nothing is thrown away to go faster; a slow learner makes actors wait.
+``max_policy_lag`` versions. No data is thrown away to keep up; a slow learner makes actors wait.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Admission:
         self._quota = batch_size // (num_actors * num_envs) if max_policy_lag == 0 else None
         self._admitted: Counter[int] = Counter()
         self._begun: dict[int, int] = {}
-        """By actor: the policy version that its unroll under way is made with."""
+        """The policy version of the unroll under way, by actor."""
         self._under_way = 0
         self._updating = False
 
@@ -43,8 +43,8 @@ class Admission:
         ``queued`` are the actors of the unrolls that wait for their update.
         """
         if self._under_way == 0:
-            # Whose unroll a refused delivery was, nobody knows. Once all have come back, the admissions that count
-            # are those that gave a trajectory; else lock step would wait for ever for the one that was refused.
+            # A refused delivery does not name its actor. Once all unrolls have come back, only the admissions that gave
+            # a trajectory count; otherwise lock step would wait for ever for the one that was refused.
             self._admitted = Counter(queued)
             self._begun.clear()
         ahead = len(queued) + self._under_way
@@ -57,21 +57,21 @@ class Admission:
         return True
 
     def came_back(self) -> None:
-        """An unroll under way was delivered, whosever it was."""
+        """An unroll under way was delivered; its actor is not known yet."""
         self._under_way -= 1
 
     def delivered(self, actor: int) -> None:
-        """The delivery was a trajectory of this actor."""
+        """The delivery was a trajectory of ``actor``."""
         self._begun.pop(actor, None)
 
     def abandoned(self, actor: int) -> None:
-        """An unroll of this actor will never be delivered; its successor may take its place."""
+        """The unroll of ``actor`` will never be delivered; its successor may make one instead."""
         self._under_way -= 1
         self._admitted[actor] -= 1
         self._begun.pop(actor, None)
 
     def update_began(self) -> None:
-        """A batch was taken: what starts from here on waits for one more version."""
+        """A batch was taken for an update: an unroll that starts now is trained one version later."""
         self._updating = True
 
     def published(self) -> None:
@@ -80,5 +80,5 @@ class Admission:
         self._admitted.clear()
 
     def lags(self, policy_version: int) -> list[int]:
-        """For every unroll under way, the versions made since it began."""
+        """Policy lag of every unroll under way: the versions made since it began."""
         return [policy_version - begun for begun in self._begun.values()]

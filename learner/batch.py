@@ -1,4 +1,4 @@
-"""From trajectories to one TensorDict on the learner's device."""
+"""Assembles trajectories into one batch, a TensorDict in host memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _FLAGS = {"is_first", "terminated", "truncated", "burn_in_is_first"}
 
 
 class BatchAssembler:
-    """Stacks the slots of several trajectories into buffers made once: the only copy on the way in.
+    """Stacks the slots of several trajectories in buffers that are allocated once: the only copy on the way in.
 
-    The result's tensors share those buffers, so a batch is valid until the next ``assemble``.
+    The batch's tensors share those buffers, so it is valid until the next ``assemble``.
     """
 
     def __init__(self, spec: TrajectorySpec, batch_size: int, *, pin_memory: bool = False) -> None:
@@ -31,8 +31,12 @@ class BatchAssembler:
         self._batch = TensorDict(tensors, batch_size=[batch_size])
 
     def assemble(self, trajectories: Sequence[Trajectory]) -> TensorDict:
-        """A TensorDict [B] of all slots in order: the trajectory's columns, ``policy_version`` [B] int64, and
-        ``unroll_index`` [B] int64, which is one more for the next unroll of the same slot by the same restart index.
+        """A TensorDict [B] of all slots in order: the trajectories' columns, ``policy_version`` and ``unroll_index``.
+
+        Both are [B] int64. ``unroll_index`` grows by one with each unroll of a slot until its actor is replaced.
+
+        Raises:
+            ValueError: the trajectories do not have ``batch_size`` slots in all.
         """
         begin = 0
         for trajectory in trajectories:

@@ -1,9 +1,9 @@
-"""Checkpoints: a directory of tensors and plain data, complete or not there at all. Nothing in it is run as code.
+"""Checkpoints: directories of tensors and plain data, each complete or absent. Nothing in them is run as code.
 
 ``<policy_version>/weights.safetensors``  the policy's ``state_dict``
 ``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
 ``<policy_version>/optimizer.pt``  optimizer and random streams, loaded with ``weights_only=True``
-``<policy_version>/state.json``  counters, books, config, observation and action names
+``<policy_version>/state.json``  counters, ledger, config, observation and action names
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
 
@@ -39,7 +39,7 @@ _INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: incomplete, changed, of another format or another policy."""
+    """A checkpoint cannot be used: it is incomplete or changed, or has another format or another policy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Checkpoint:
         return int(self.state["policy_version"])
 
     def make_policy(self) -> RecurrentPolicy:
-        """The policy as it was saved, rebuilt from what the checkpoint says of it."""
+        """The policy as it was saved, rebuilt from its description in the checkpoint."""
         described = self.state["policy"]
         policy = make_policy(
             described["kind"],
@@ -73,12 +73,12 @@ class Checkpoint:
         return load_file(self.path / "weights.safetensors")
 
     def restore(self, learner: Learner) -> None:
-        """Put weights, optimizer, regularizer and random streams back.
+        """Load weights, optimizer, regularizer and random streams into ``learner``.
 
-        The policy may be of another kind than the saved one, if it computes the same.
+        The policy may be of another kind than the saved one if it computes the same.
 
         Raises:
-            CheckpointError: it was made by a policy of another shape, or holds what is no tensor or plain data.
+            CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
         """
         if changed := _changed_components(self.state["policy"], learner.policy):
             raise CheckpointError(
@@ -86,11 +86,11 @@ class Checkpoint:
                 f"{', '.join(changed)} than {learner.policy.kind} with policy.components={learner.policy.components}"
             )
         try:
-            # mmap=False: a mapped file that changes under the loader is not what was verified.
+            # mmap=False: a mapped file could change after it was verified.
             saved = torch.load(
                 self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
             )
-        except Exception as error:  # pickle's and torch's own: whatever it is, the file is not used
+        except Exception as error:  # pickle and torch raise errors of any class
             raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
         try:
             learner.policy.load_state_dict(load_file(self.path / "weights.safetensors"))
@@ -101,14 +101,14 @@ class Checkpoint:
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
         learner.optimizer.load_state_dict(saved["optimizer"])
         for group in learner.optimizer.param_groups:
-            # The moments are the checkpoint's, the settings this run's.
+            # The optimizer's moments come from the checkpoint, its settings from this run.
             group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
 
 
 def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
-    """Equal shapes do not make equal networks: another activation, or another source of the same size."""
+    """Names of the components that differ; equal shapes may still have another activation or another source."""
     saved = resolve(
         components_from_json(described.get("components") or {}), observation_from_json(described["observation"])
     )
@@ -116,7 +116,7 @@ def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -
 
 
 def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
-    """What it takes to rebuild the policy around its weights."""
+    """The description from which the policy can be rebuilt around its weights."""
     return {
         "kind": policy.kind,
         "components": policy.components,
@@ -128,7 +128,7 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest kept."""
+    """The checkpoints of one run, of which the newest ``keep`` are kept."""
 
     def __init__(self, directory: Path, *, keep: int = 3) -> None:
         if keep < 2:
@@ -138,8 +138,8 @@ class Checkpoints:
     def save(self, learner: Learner, state: Mapping[str, Any], weights: Weights | None = None) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
 
-        With ``weights`` it is one of these, which ``learner`` published before, with an optimizer that begins anew: its
-        moments were others then. The learner may go on with its updates meanwhile.
+        With ``weights``, which ``learner`` published before, it holds these and a fresh optimizer, because the moments
+        of that time are gone. The learner may go on with its updates meanwhile.
 
         Raises:
             OSError: it could not be written; earlier checkpoints are untouched.
@@ -189,10 +189,10 @@ class Checkpoints:
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; a damaged one is reported and its predecessor taken.
+        """The newest checkpoint that verifies; a warning names each damaged one. None where there is no checkpoint.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them verifies. A fresh start would hide it.
+            CheckpointError: there are checkpoints, and none of them verifies. A fresh start would hide this.
         """
         problems = []
         for path in self._complete():
@@ -206,7 +206,7 @@ class Checkpoints:
         return None
 
     def _complete(self) -> list[Path]:
-        """Newest first; one whose replacement was under way when the process ended comes after its successor."""
+        """Complete checkpoints, newest first; one whose replacement was interrupted comes after its successor."""
         if not self.directory.is_dir():
             return []
         versions = {path: path.name.removeprefix(_REPLACED) for path in self.directory.iterdir()}
@@ -215,7 +215,7 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verify every file of a checkpoint against its manifest.
+    """Load a checkpoint after verifying every file against its manifest.
 
     Raises:
         CheckpointError: a file is missing or changed, or the format is not this one.
@@ -237,10 +237,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: one itself, a run directory, or its ``checkpoints`` directory.
+    """The checkpoint at ``path``, which is a checkpoint, a run directory or a run's ``checkpoints`` directory.
 
     Raises:
-        CheckpointError: there is none, or none verifies.
+        CheckpointError: there is no checkpoint, or none verifies.
     """
     if (path / "manifest.json").is_file():
         return load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The CUDA path: pinned staging, copies on a side stream. Imported only where the learner runs on a GPU."""
+"""The CUDA path: pinned staging, copies on a side stream. It is imported only where the learner runs on a GPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class CudaPath(DevicePath):
         # The LSTM's weights are joined with those of its emptying steps anew in every update (policy.recurrent).
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         self._compile = compile_policy
-        # TF32 rounds to 10 bits; it comes with bfloat16, where rounding was asked for, and not otherwise.
+        # TF32 rounds to 10 bits; it is allowed only with bfloat16, where rounding was asked for.
         self._rounds = bfloat16
         _set_tf32(bfloat16)
 
     def to_device(self, batch: TensorDict) -> TensorDict:
-        """Copy on the side stream; the current stream waits for it, the host for the pinned buffers to be free."""
+        """Copy on the side stream; the current stream waits for it, the host until the pinned buffers are free."""
         with torch.cuda.stream(self._copies):
             on_device = batch.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
@@ -36,13 +36,13 @@ class CudaPath(DevicePath):
         for tensor in on_device.values():
             # Allocated on the side stream, used on this one: the allocator must not reuse it before both are done.
             tensor.record_stream(current)
-        # The staging buffers are overwritten by the next batch.
+        # The next batch overwrites the staging buffers.
         self._copies.synchronize()
         return on_device
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """No bfloat16 and no TF32 for the block."""
+        """Compute without bfloat16 and TF32 in the block."""
         with super().exact():
             _set_tf32(False)
             try:
@@ -51,14 +51,14 @@ class CudaPath(DevicePath):
                 _set_tf32(self._rounds)
 
     def prepare(self, policy: RecurrentPolicy) -> None:
-        """Compile the parts whose shapes do not change: the LSTM between them runs in cuDNN."""
+        """Compile the parts whose shapes do not change; the LSTM between them runs in cuDNN."""
         if self._compile:
             # mypy takes a method for a constant; on the instance it is an attribute like any other.
             policy.encode = torch.compile(policy.encode)  # type: ignore[method-assign]
             policy.heads = torch.compile(policy.heads)  # type: ignore[method-assign]
 
     def memory_bytes(self) -> dict[str, int]:
-        """As the base class; of this process, but for ``total``."""
+        """As the base class: ``allocated`` and ``reserved`` are of this process, ``total`` is the GPU's."""
         return {
             "allocated": torch.cuda.memory_allocated(self.device),
             "reserved": torch.cuda.memory_reserved(self.device),
@@ -66,7 +66,7 @@ class CudaPath(DevicePath):
         }
 
     def describe(self) -> str:
-        """For logs."""
+        """The device's name and precision for logs."""
         return f"{super().describe()} ({torch.cuda.get_device_name(self.device)})"
 
 

@@ -1,4 +1,4 @@
-"""Where the update runs, and how batches get there. ``learner.cuda`` has the path for NVIDIA GPUs."""
+"""The device that updates run on and the way of batches to it. ``learner.cuda`` has the path for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from tensordict import TensorDict
 
 
 class DevicePath:
-    """The CPU (and MPS): batches are used where they were assembled, or copied over.
+    """The path for the CPU, where batches are used in place, and for MPS, to which they are copied.
 
-    With ``bfloat16`` the network's large products are; weights, gradients, optimizer, losses and targets stay float32.
+    With ``bfloat16`` the network's large products are computed in bfloat16; weights, gradients, optimizer, losses and
+    targets stay float32.
     """
 
     pin_memory = False
@@ -29,17 +30,17 @@ class DevicePath:
         return batch if self.device.type == "cpu" else batch.to(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 where it was asked for."""
+        """A block that computes in bfloat16, where that is configured."""
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
 
     @property
     def is_exact(self) -> bool:
-        """Whether updates compute in float32 throughout, so that their log-probabilities compare with an actor's."""
+        """True if updates compute in float32 throughout, so that their log-probabilities compare with an actor's."""
         return not self._bfloat16
 
     @contextlib.contextmanager
     def exact(self) -> Iterator[None]:
-        """float32 throughout for the block, whatever updates use: for the parity check."""
+        """Compute in float32 throughout in the block, whatever updates use; the parity check needs it."""
         before, self._bfloat16 = self._bfloat16, False
         try:
             yield
@@ -47,11 +48,13 @@ class DevicePath:
             self._bfloat16 = before
 
     def prepare(self, policy: RecurrentPolicy) -> None:
-        """Make the policy that is trained here faster; once, after every copy of it has been made."""
+        """Make the policy that is trained here faster; called once, after all copies of it were made."""
 
     def memory_bytes(self) -> dict[str, int]:
-        """Of the accelerator: ``allocated`` to tensors, ``reserved`` for them, and the ``total``; empty for the CPU.
-        From torch's own books: nothing waits for the device."""
+        """The accelerator's bytes ``allocated`` to tensors, ``reserved`` for them, and in ``total``; empty for the CPU.
+
+        torch keeps these numbers itself: the call does not wait for the device.
+        """
         if self.device.type != "mps":
             return {}
         return {
@@ -61,5 +64,5 @@ class DevicePath:
         }
 
     def describe(self) -> str:
-        """For logs."""
+        """The device's name and precision for logs."""
         return f"{self.device}{', bfloat16' if self._bfloat16 else ''}"

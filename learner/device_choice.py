@@ -1,4 +1,4 @@
-"""Which device ``learner.device`` means on this machine. CUDA code is imported only where it is used."""
+"""Chooses the device that ``learner.device`` means on this machine. CUDA code is imported only where it is used."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def make_device_path(config: LearnerConfig) -> DevicePath:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether ``device`` has units for products of bfloat16 that make updates faster (``shoal bench kernels``).
+    """True if ``device`` has units for bfloat16 products that make updates faster (``shoal bench kernels``).
 
-    It is asked of the hardware, not timed: every process of a run, and the run that resumes it, decides the same.
+    The hardware decides, not a timing: every process of a run, and a run that resumes it, decides the same.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,7 +66,7 @@ def multiplies_bfloat16(device: str) -> bool:
 
 @functools.cache
 def runs_bfloat16(device: str) -> bool:
-    """Whether an LSTM trains in bfloat16 on ``device``; only the CPU is asked, by a tiny forward and backward pass.
+    """True if an LSTM trains in bfloat16 on ``device``; on the CPU a tiny forward and backward pass tries it.
 
     oneDNN has no bfloat16 LSTM for processors without AVX-512, and none where ONEDNN_MAX_CPU_ISA forbids that.
     """

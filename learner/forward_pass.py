@@ -25,11 +25,11 @@ class ForwardPass(NamedTuple):
     value: Tensor
     """[T, B]"""
     next_value: Tensor
-    """[T, B], without gradient: of what each transition led to in its own episode."""
+    """[T, B], without gradient: V of the observation that each transition led to in its own episode."""
 
 
 def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> ForwardPass:
-    """``policy`` on [B] segments, from their initial states, with resets inside."""
+    """Run ``policy`` on [B] segments, from their initial states, with resets inside."""
     is_first = batch["is_first"].T
     final = _final_rows(batch)
     plan = plan_resets(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
@@ -60,13 +60,13 @@ def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:
 
 
 def valid_transitions(batch: TensorDict) -> Tensor:
-    """bool [B, T]; false on void transitions (``policy.trajectory``)."""
+    """bool [B, T]; false on reset transitions (``policy.trajectory``), which the loss masks."""
     return ~batch["is_first"][:, 1:] | batch["terminated"] | batch["truncated"]
 
 
 def log_prob_error(log_prob: Tensor, batch: TensorDict, rows: Tensor | slice = slice(None)) -> Tensor:
     """max |recomputed - behavior| log-probability over segments ``rows``: the parity check's reading.
 
-    Void transitions count too: their rows went through the same memory.
+    Reset transitions count, too: their rows went through the same memory.
     """
     return (log_prob.T[rows] - batch["behavior_log_prob"][rows]).abs().max()

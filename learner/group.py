@@ -1,7 +1,7 @@
 """Learners that share one update: each has a part of the batch, all add up their gradients and make the same step.
 
-Over ``torch.distributed``: gloo between learners on CPUs, NCCL between GPUs (written where there was none). A group is
-made anew whenever a learner comes or goes; rank 0 is the run's own process, whose state is the one that counts.
+They talk over ``torch.distributed``: gloo between CPUs, NCCL between GPUs (several GPUs have not been tried). A new
+group is made whenever a learner comes or goes; rank 0 is the run's own process, and its state is copied to the others.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
-"""What asks an interface for its address, on Linux and on the systems that come from BSD."""
+"""The ioctl request for an interface's address, on Linux and on systems derived from BSD."""
 
 
 class LearnerLost(RuntimeError):
-    """Another learner of the group died, hung or gave up; nothing of this update counts."""
+    """Another learner of the group died, hung or gave up; this update is not made."""
 
 
 class LearnerGroup:
     """This process's place among the learners; one group per process at a time.
 
     Args:
-        device: that of the learner: between GPUs tensors are added up with NCCL.
-        store: where the members find each other; made by ``open_store`` on rank 0, by ``join_store`` elsewhere.
+        device: the learner's device; between GPUs tensors are added up with NCCL.
+        store: the meeting point of the members; made by ``open_store`` on rank 0, by ``join_store`` elsewhere.
         generation: number of this group in the run.
         rank: this learner's place, 0 in the run's own process.
         size: number of learners.
-        timeout_seconds: how long the others are waited for.
+        timeout_seconds: longest time to wait for the others.
 
     Raises:
-        LearnerLost: not all came within the time.
+        LearnerLost: not all members came within that time.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LearnerGroup:
         self.rank, self.size = rank, size
         self._store = store
         self.seconds = 0.0
-        """Spent in adding up, and in waiting for slower learners."""
+        """Seconds spent in adding up and in waiting for slower learners."""
         with _lost("joining"):
             dist.init_process_group(
                 # Plain data travels as CPU tensors in either case.
@@ -104,7 +104,7 @@ class LearnerGroup:
         return loaded
 
     def close(self) -> None:
-        """Leave; whoever still waits for this learner gets ``LearnerLost`` at once."""
+        """Leave the group; a learner that still waits for this one gets ``LearnerLost`` at once."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -122,8 +122,10 @@ def join_store(address: str, port: int, timeout_seconds: float) -> TCPStore:
 
 
 def use_interface(address: str) -> None:
-    """Meet the others on the network interface of ``address`` (IPv4), whatever this machine's name resolves to. Where
-    it cannot be told, or GLOO_SOCKET_IFNAME is set, gloo chooses."""
+    """Meet the others on the network interface of ``address`` (IPv4), whatever this machine's name resolves to.
+
+    Where no interface has that address gloo chooses; GLOO_SOCKET_IFNAME, if set, has precedence.
+    """
     if name := _interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
@@ -143,5 +145,5 @@ def _interface_of(address: str) -> str | None:
 def _lost(doing: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch.distributed's own errors are all of this class
+    except RuntimeError as error:  # all errors of torch.distributed are of this class
         raise LearnerLost(f"a learner was lost while {doing}: {error}") from error

@@ -29,16 +29,16 @@ from torch import Tensor
 
 
 class NonFiniteUpdate(FloatingPointError):
-    """A loss or gradient that is not a number; nothing was changed."""
+    """A loss, gradient or weight is NaN or infinite; the update changed nothing."""
 
 
 class Prepared(NamedTuple):
-    """A shard before its gradient; time-major, [T, B] each."""
+    """A shard after its forward pass and before its gradient; time-major, [T, B] each."""
 
     forward: ForwardPass
     targets: Targets
     old_value: Tensor
-    """V that value clipping is measured from."""
+    """The value that value clipping is measured from."""
     valid: Tensor
     moments: Tensor
     """[7] float64: ``Moments``."""
@@ -46,29 +46,30 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateResult:
-    """What one update did; plain numbers, means over its optimizer steps."""
+    """The numbers of one update: plain data that may cross processes."""
 
     env_steps: int
     """Valid transitions of this learner's batch."""
     all_env_steps: int
-    """Those of all learners' batches, as the loss counted them."""
+    """Valid transitions of all learners' batches, as the loss counted them."""
     terms: dict[str, float]
+    """Loss terms, gradient norm and explained variance, each the mean over the optimizer steps."""
     log_prob_error: float | None
-    """The parity check, over the segments that the very weights before the update acted; None where there were none, or
-    where training did not start from the stored states."""
+    """Reading of the log-prob parity check over the segments that were acted with the weights before the update; None
+    without such segments, or where training did not start from the stored states."""
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of the memory that segments start from (``learner.start_states``); empty where it was not measured."""
+    """Staleness of the states that segments start from (``learner.start_states``); empty where it was not measured."""
 
 
 class Learner:
-    """Policy, optimizer and regularizer, and the update that moves them.
+    """Policy, optimizer and regularizer, and the update that changes them.
 
     A batch is cut into shards (``learner.shards``), whose gradients are added in shard order. The learners of one
     ``LearnerGroup`` have shards each, add up their gradients, and make the same step.
 
     Args:
-        num_shards: parts that this learner cuts its batches into; by default ``num_threads``.
-        first_shard: number of the first of them among those of all learners.
+        num_shards: number of parts that this learner cuts its batches into; by default ``num_threads``.
+        first_shard: number of its first shard among the shards of all learners.
         num_threads: gradient threads (on the CPU).
     """
 
@@ -117,7 +118,7 @@ class Learner:
         """
         started = self.with_start_states(batch)
         staleness = self._probe.measure(self.policy, batch, started)
-        # From another state than the actor's, other log-probabilities are no fault.
+        # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
         several = self.config.epochs * self.config.minibatches > 1
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
@@ -130,8 +131,8 @@ class Learner:
         config, shards = self.config, self._shards.cut(batch, self.config.minibatches)
         known: list[Prepared] | list[None] = [None] * len(shards)
         if config.epochs > 1:
-            # A segment that is used again must not chase its own tail: targets, and the value that clipping is measured
-            # from, are those of the weights before the first step. Used once, V-trace takes the newest there are.
+            # Several epochs use a segment several times: its targets, and the value that clipping is measured from, are
+            # those of the weights before the first step. With one epoch V-trace uses the weights of each step.
             with torch.no_grad():
                 known = self._shards.map(self._prepare, shards, known, [None] * len(shards))
         sums: dict[str, float] = {}
@@ -140,7 +141,7 @@ class Learner:
         minibatches = self._shards.minibatches([len(shard) for shard in shards], config.epochs, config.minibatches)
         for step, indices in enumerate(minibatches):
             parts = [rows_of(shard, index) for shard, index in zip(shards, indices, strict=True)]
-            # Forward pass and targets of every shard; what normalisation needs is summed over all of them.
+            # Forward pass and targets of every shard, and the sums over all of them that normalization needs.
             prepared = self._shards.map(self._prepare, parts, known, indices)
             moments = Moments(*self._sum([p.moments for p in prepared]).tolist())
             # Gradients and loss terms of every shard in one buffer, and its sum.
@@ -163,9 +164,9 @@ class Learner:
         )
 
     def _prepare(self, shard: TensorDict, known: Prepared | None, index: Tensor | None) -> Prepared:
-        """The forward pass under the current weights, and V-trace's targets (GAE's: all ratios 1).
+        """The forward pass under the current weights, and the V-trace targets (GAE: all ratios 1).
 
-        ``known`` brings the targets of an earlier pass over the whole shard, of which ``shard`` is segments ``index``.
+        ``known`` has the targets of an earlier pass over a whole shard, of which ``shard`` holds segments ``index``.
         """
         config = self.config
         forward = forward_pass(self.policy, shard, self.path)
@@ -196,10 +197,9 @@ class Learner:
         return Prepared(forward, targets, old_value, valid, moments)
 
     def _gradient(self, moments: Moments, shard: TensorDict, prepared: Prepared) -> Tensor:
-        """The gradient of the shard's part of the loss, flat, and the ``LossTerms`` behind it.
+        """[P + 6]: the flat gradient of the shard's part of the loss, followed by its ``LossTerms``.
 
-        In one buffer, shards and learners are added in one operation, and a number that is not finite in any of them is
-        so in the sum.
+        One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
@@ -222,7 +222,7 @@ class Learner:
 
     @torch.no_grad()
     def _step(self, flat: Tensor, moments: Moments) -> dict[str, float]:
-        """Add the L2-init gradient, clip the norm, check, step, clip the weights."""
+        """Add the L2-init gradient, clip the norm, check that all is finite, step, and clip the weights."""
         *gradients, terms_ = flat.split([*(p.numel() for p in self._parameters), len(LossTerms._fields)])
         for parameter, part in zip(self._parameters, gradients, strict=True):
             parameter.grad = part.view_as(parameter)
@@ -231,7 +231,7 @@ class Learner:
             l2_init = self.regularizer.l2_init_loss()
             if l2_init is not None:
                 l2_init.backward()
-        # As torch.nn.utils.clip_grad_norm_, on one buffer.
+        # torch.nn.utils.clip_grad_norm_ on one buffer.
         grad_norm = gradient.norm()
         gradient.mul_((self.config.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0))
         terms = dict(zip(LossTerms._fields, terms_, strict=True))
@@ -255,7 +255,7 @@ class Learner:
         return total
 
     def _log_prob_error(self, shards: list[TensorDict], prepared: list[Prepared]) -> float | None:
-        """The parity check's reading of a first step, over the segments that the weights before it acted."""
+        """The parity check's reading of a first step, over the segments that were acted with the weights before it."""
         errors = [
             log_prob_error(p.forward.log_prob.detach(), shard, current)
             for shard, p in zip(shards, prepared, strict=True)
@@ -278,7 +278,11 @@ class Learner:
         return torch.cat([h for h, _ in parts], 1), torch.cat([c for _, c in parts], 1)
 
     def synchronize(self, group: LearnerGroup) -> None:
-        """Take over everything from the group's first learner (the first gives it), and reduce with the group."""
+        """Copy the state of the group's rank 0 into this learner, and add up gradients with the group from now on.
+
+        Raises:
+            LearnerLost: another learner did not take part.
+        """
         state = group.broadcast(
             {
                 "policy": self.policy.state_dict(),
@@ -299,7 +303,7 @@ class Learner:
         return {"minibatches": self._shards.random_state(), "torch": torch.get_rng_state()}
 
     def load_random_state(self, state: Mapping[str, Any]) -> None:
-        """Continue the streams of ``random_state``; shards that were not there have fresh ones."""
+        """Continue the streams of ``random_state``; shards that did not exist then keep fresh ones."""
         self._shards.load_random_state(state["minibatches"])
         torch.set_rng_state(state["torch"].cpu())
 

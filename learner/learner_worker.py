@@ -1,7 +1,7 @@
-"""The learner worker: one learner with what feeds it, and its part in one update.
+"""The learner worker: one learner with its trajectory queue, and its part in one update.
 
-It waits for segments, assembles, checks, updates, counts and publishes. The run's own process has one; so has every
-peer learner's process.
+It waits for segments, assembles a batch, checks it, updates, counts the steps and publishes the weights. The run's own
+process has one; so has the process of every peer learner.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tensordict import TensorDict
 log = logging.getLogger(__name__)
 
 NEVER = threading.Event()
-"""Never set: for a learner that others wait for."""
+"""An event that is never set: a learner that others wait for does not stop in an update."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,30 +40,32 @@ class Trained:
     all_env_steps: int
     """Environment steps that it trained, over all learners."""
     terms: dict[str, float]
+    """Loss terms, gradient norm and explained variance (``UpdateResult.terms``)."""
     staleness: dict[str, float]
+    """``UpdateResult.staleness``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Skipped:
-    """Loss or gradient was not finite; weights are as before."""
+    """Loss or gradient was not finite: the update was skipped, and the weights are as before."""
 
     error: NonFiniteUpdate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Lost:
-    """Another learner of the group ended or hangs; weights are as before."""
+    """Another learner of the group ended or hangs: no update was made, and the weights are as before."""
 
     error: LearnerLost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """One update with one batch; plain data that may cross processes."""
+    """The result of one update with one batch; plain data that may cross processes."""
 
     outcome: Trained | Skipped | Lost
     ledger: Ledger
-    """What became of the batch; nothing is in flight."""
+    """The steps of the batch, as trained or dropped; none is in flight."""
     reports: tuple[TrajectoryReport, ...]
     """One for each trajectory of the batch."""
     log_prob_errors: tuple[float, ...]
@@ -74,21 +76,21 @@ class StepResult:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class LearnerWorker:
-    """A learner with what feeds it; each part is owned by whoever built it."""
+    """A learner with its queue, assembler, parity check and clock."""
 
     learner: Learner
     queue: TrajectoryQueue
     assembler: BatchAssembler
     publish_to: Callable[[Weights], Any]
-    """Turns weights into what the pool passes to its workers."""
+    """Turns weights into the form in which the pool passes them to its workers."""
     parity_check: LogProbParityCheck
     clock: StageClock
     skipped_dir: Path
-    """Where batches of skipped updates are kept for inspection."""
+    """Directory for the batches of skipped updates."""
     weights: Weights | None = None
     """The last published ones."""
     batch: TensorDict | None = None
-    """The last one trained."""
+    """The last trained batch."""
 
     def step(self, drive: Callable[[float], None] | None, stop: threading.Event) -> StepResult | None:
         """One update with one batch; None where ``stop`` was set while waiting for it.
@@ -99,7 +101,7 @@ class LearnerWorker:
         ``drive`` makes the data where no other thread does.
 
         Raises:
-            NonFiniteUpdate: weights that are not finite came out of it.
+            NonFiniteUpdate: the new weights are not finite.
             RuntimeError: the pool ended.
         """
         learner, clock = self.learner, self.clock
@@ -157,7 +159,7 @@ class LearnerWorker:
     def _without_update(
         self, trajectories: list[Trajectory], errors: list[float | None], outcome: Skipped | Lost, reason: str
     ) -> StepResult:
-        """Weights and optimizer are as before; the actors go on with the weights they have."""
+        """Drop the batch and publish the weights again: the actors go on with them."""
         assert self.weights is not None
         ledger = self.queue.book(trajectories, trained=0, dropped=reason)
         self._publish(self.weights)

@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class Learners(Protocol):
-    """What the training loop calls."""
+    """The learners, as the training loop calls them."""
 
     @property
     def worker(self) -> LearnerWorker:
-        """The learner of the run's own process, whose weights are the run's."""
+        """The learner of the run's own process; its weights are the run's weights."""
 
     def step(self, stop: threading.Event) -> StepResult | None:
         """One update of all learners; None where ``stop`` was set before it began."""
@@ -42,57 +42,59 @@ class OneLearner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PeerResult:
-    """A peer learner's part in one update, and what else happened there since its last one."""
+    """A peer learner's part in one update, and its other counts since the update before."""
 
     step: StepResult
     ledger: Ledger
-    """Steps of unrolls for later updates."""
+    """Steps that were sampled or dropped outside this update, such as those of unrolls for later updates."""
     lost_unrolls: int
     """Unrolls that were begun and never delivered."""
     replaced: tuple[tuple[str, str], ...]
-    """Rollout workers that were replaced: the reason in a word, and in a sentence."""
+    """The rollout workers that were replaced: for each the reason in a word, and in a sentence."""
     num_alive: int
     """Rollout workers that can make unrolls."""
     lags: tuple[int, ...]
-    """For every unroll under way, the versions made since it began."""
+    """Policy lag of every unroll under way: the versions made since it began."""
 
 
 class PeerLearners(Protocol):
-    """The learners of the other processes. Each acts on slots of its own, or is fed by actors of its own, and starts an
-    update only when it is called."""
+    """The learners of the other processes.
+
+    Each acts on slots of its own, or is fed by actors of its own, and starts an update only when it is called.
+    """
 
     def begin(self, learner: Learner, stop: threading.Event) -> None:
-        """Start their part in the next update; before it, whoever came or went, the group is made anew.
+        """Start the peers' part in the next update; if a peer came or went, make a new group before it.
 
         waits for: at the run's start all of them     unblocked by: ``stop``
         """
 
     def end(self) -> Sequence[PeerResult]:
-        """What they did in the update that was begun.
+        """The peers' results of the update that was begun.
 
         waits for: their answers     unblocked by: an answer, a death, or the time limit of an unroll
         """
 
     def separate(self, learner: Learner) -> None:
-        """Leave the group, so that nobody waits for what will not come; the next update makes another."""
+        """Leave the group, so that no member waits for a lost one; the next update makes a new group."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class SeveralLearners:
-    """The run's own learner and its peers: one update, of which each makes a part."""
+    """The run's own learner and its peers, which make every update together."""
 
     worker: LearnerWorker
     drive: Callable[[float], None] | None
     peers: PeerLearners
 
     def step(self, stop: threading.Event) -> StepResult | None:
-        """One update; the result has the reports of all, its ledger is the own learner's.
+        """One update; the result has the reports of all learners, and the ledger of the own one.
 
-        What peers trained, dropped and lost is added to the own queue's ledger.
+        Steps that peers sampled, trained and dropped are added to the own queue's ledger.
         """
         worker, peers, queue = self.worker, self.peers, self.worker.queue
         peers.begin(worker.learner, stop)
-        # Who has begun is waited for by the others, so ``stop`` must wait, too.
+        # The peers have begun and wait for this learner, so ``stop`` waits for the end of the update.
         own = worker.step(self.drive, NEVER)
         assert own is not None
         lost = isinstance(own.outcome, Lost)
@@ -111,23 +113,26 @@ class SeveralLearners:
             if not lost and isinstance(peer.step.outcome, Lost):
                 peers.separate(worker.learner)
             elif not lost and peer.step.weights_hash != own.weights_hash:
-                log.error("two learners made different weights of one update; the run's own count from here on")
+                log.error(
+                    "two learners have different weights after one update; training goes on with the run's own weights"
+                )
                 peers.separate(worker.learner)
         if isinstance(own.outcome, Trained) and (missing := own.outcome.all_env_steps - trained):
-            # A learner that ended between the update and its answer: its steps were trained all the same.
+            # A peer that ended between the update and its answer reported nothing, but its steps were trained.
             queue.add(Ledger(sampled=missing, trained=missing))
         return dataclasses.replace(own, reports=tuple(reports), log_prob_errors=tuple(errors))
 
 
 def reconcile(own: StepResult, peer: StepResult) -> Ledger:
-    """A peer's part of an update, counted as the update ended for the run's own learner.
+    """The steps of a peer's part in an update, counted as the update ended for the run's own learner.
 
-    One of them may have made the step when the other lost it. The own weights are those that training goes on with:
-    what is in them was trained, whatever the peer says.
+    One of them may have made the step when the other lost it. Training goes on with the own weights: the steps that are
+    in them were trained, and no others, whatever the peer says.
     """
+    if type(peer.outcome) is type(own.outcome):
+        return peer.ledger
     steps = peer.ledger.sampled
-    if isinstance(own.outcome, Lost):
-        return Ledger(sampled=steps, dropped=Counter(learner_lost=steps))
-    if isinstance(peer.outcome, Lost):
+    if isinstance(own.outcome, Trained):
         return Ledger(sampled=steps, trained=steps)
-    return peer.ledger
+    reason = "learner_lost" if isinstance(own.outcome, Lost) else "non_finite"
+    return Ledger(sampled=steps, dropped=Counter({reason: steps}))

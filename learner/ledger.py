@@ -1,4 +1,4 @@
-"""The books: every environment step that was sampled is trained, in flight or dropped for a reason."""
+"""The ledger: every environment step that was sampled is trained, in flight or dropped for a named reason."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class Ledger:
     in_flight: int = 0
     """Delivered and waiting for their update."""
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Delivered and not trained, by reason."""
 
     def add(self, other: Ledger) -> None:
-        """Enter what another learner booked."""
+        """Add the counts of another ledger."""
         self.sampled += other.sampled
         self.trained += other.trained
         self.in_flight += other.in_flight
         self.dropped.update(other.dropped)
 
     def since(self, before: Ledger) -> Ledger:
-        """What came in after ``before``."""
+        """The counts added since ``before``, an earlier copy of this ledger."""
         reasons = self.dropped.keys() | before.dropped.keys()
         return Ledger(
             self.sampled - before.sampled,
@@ -37,7 +38,7 @@ class Ledger:
         )
 
     def balance(self) -> int:
-        """sampled - (trained + in_flight + dropped); 0 when the books balance."""
+        """sampled - (trained + in_flight + dropped); 0 when every step is accounted for."""
         return self.sampled - self.trained - self.in_flight - sum(self.dropped.values())
 
     def to_json(self) -> dict[str, Any]:

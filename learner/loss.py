@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class LossTerms(NamedTuple):
-    """Sums over the given transitions divided by ``count``: the terms of shards add up to those of the batch."""
+    """Scalars: sums over a shard's transitions divided by ``count``, so shards add up to the terms of the batch."""
 
     loss: Tensor
     policy_loss: Tensor
@@ -34,7 +34,14 @@ def actor_critic_loss(
     count: int,
     config: LearnerConfig,
 ) -> LossTerms:
-    """All [T, B]; ``advantage`` normalized already, ``valid`` bool, ``count`` the whole batch's valid transitions.
+    """The loss of one shard and its terms (Schulman et al. 2017, PPO). All tensors are [T, B].
+
+    Args:
+        advantage: normalized already, where that is configured.
+        vs: value targets.
+        old_value: V_old, which value clipping is measured from.
+        valid: bool; false on reset transitions.
+        count: valid transitions of the whole batch, over all learners.
 
     policy: -min(r A, clip(r, 1 +- eps) A)      value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps) - vs)^2)
     """
@@ -43,7 +50,7 @@ def actor_critic_loss(
     def mean(x: Tensor) -> Tensor:
         return (x * mask).sum() / count
 
-    # Void transitions have a log-probability too; zero keeps their ratio finite before the mask takes them out.
+    # Reset transitions have a log-probability, too; a log-ratio of 0 keeps their ratio finite until they are masked.
     log_ratio = (log_prob - behavior_log_prob) * mask
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)

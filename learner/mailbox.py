@@ -13,7 +13,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._waiting: deque[Trajectory] = deque()
         self._next_sequence: dict[tuple[int, int], int] = {}
-        """By actor and restart index."""
+        """The lowest sequence number that is new, by actor and restart index."""
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -24,20 +24,24 @@ class Mailbox:
         return header.sequence < self._next_sequence.get((header.actor, header.restart_index), 0)
 
     def put(self, trajectory: Trajectory) -> None:
-        """Append one that is no duplicate."""
+        """Append a trajectory that is no duplicate."""
         header = trajectory.header
         self._next_sequence[header.actor, header.restart_index] = header.sequence + 1
         self.num_bytes += trajectory.num_bytes
         self._waiting.append(trajectory)
 
     def take(self, count: int) -> list[Trajectory]:
-        """The oldest ``count``, which must be there."""
+        """Take the oldest ``count`` trajectories.
+
+        Raises:
+            IndexError: there are fewer.
+        """
         taken = [self._waiting.popleft() for _ in range(count)]
         self.num_bytes -= sum(trajectory.num_bytes for trajectory in taken)
         return taken
 
     def take_older(self, policy_version: int) -> list[Trajectory]:
-        """All that were made with versions below ``policy_version``."""
+        """Take all trajectories that were made with versions below ``policy_version``."""
         older = [t for t in self._waiting if t.header.policy_version < policy_version]
         if older:
             self._waiting = deque(t for t in self._waiting if t.header.policy_version >= policy_version)
@@ -45,5 +49,5 @@ class Mailbox:
         return older
 
     def actors(self) -> list[int]:
-        """The actor of every trajectory."""
+        """The actor of every waiting trajectory."""
         return [trajectory.header.actor for trajectory in self._waiting]

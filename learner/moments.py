@@ -1,4 +1,4 @@
-"""Sums over valid transitions, from which all shards and learners take the same means and variances."""
+"""Sums over valid transitions; all shards and learners compute the same means and variances from them."""
 
 # T time, B segments
 

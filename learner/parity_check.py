@@ -1,8 +1,8 @@
 """The log-prob parity check, the canary of the memory: the learner recomputes the actors' log-probabilities.
 
-At lag 0 the update itself gives the comparison, in float32. Under lag, and for updates in bfloat16, it is made with the
-weights that acted, which are kept for as long as they can still come back. It catches every fault of the memory: a
-reset late or early, a state of another slot, a stale weight buffer, another arithmetic in the actor.
+At lag 0 the update itself makes the comparison, in float32. Under lag, and for updates in bfloat16, the check makes it
+with the weights that acted, which it keeps for as long as unrolls of theirs may come. It catches every fault of the
+memory: a reset too late or too early, a state of another slot, stale weights, or other arithmetic in the actor.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from shoal.policy.weights import Weights, load_weights
 from tensordict import TensorDict
 
 TOLERANCE = 1e-4
-"""Largest |difference| of float32 log-probabilities that rounding explains. A fault gives more than 1e-2, less
-only while the policy is still nearly uniform."""
+"""Largest |difference| of float32 log-probabilities that rounding explains. A fault gives more than 1e-2, and less only
+while the policy is still nearly uniform."""
 
 
 class LogProbParityCheck:
-    """Checks ``segments`` of a lagged batch, each time others, every ``every`` updates; where updates are in bfloat16,
-    whose rounding hides what it looks for, a share of them in every batch, lagged or not."""
+    """Checks ``segments`` segments of every ``every``-th batch, each time others.
+
+    Where updates are in bfloat16, whose rounding hides faults, it checks a share of them in every batch.
+    """
 
     def __init__(
         self, policy: RecurrentPolicy, path: DevicePath, *, max_policy_lag: int, every: int = 8, segments: int = 8
     ) -> None:
         self._policy = copy.deepcopy(policy).requires_grad_(False)
-        if not path.is_exact:  # no update compares then, so every batch is looked at, at no more segments in all
+        if not path.is_exact:  # then no update compares, so every batch is checked, with no more segments in all
             every, segments = 1, max(segments // every, 1)
         self._path, self._every, self._segments = path, every, segments
         self._keep = max_policy_lag + 1
@@ -44,12 +46,12 @@ class LogProbParityCheck:
 
     @torch.no_grad()
     def check(self, batch: TensorDict) -> float | None:
-        """The largest error of this call's segments; None where it was not this batch's turn."""
+        """The largest error of this call's segments; None where this batch is not checked."""
         self._calls += 1
         if self._calls % self._every:
             return None
-        turn = self._calls // self._every
-        begin = turn * self._segments % batch.shape[0]
+        check = self._calls // self._every
+        begin = check * self._segments % batch.shape[0]
         part = batch[begin : begin + self._segments]
         weights = self._weights.get(int(part["policy_version"][0]))
         if weights is None:

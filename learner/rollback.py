@@ -1,4 +1,4 @@
-"""Undoing an update that fails after some of its optimizer steps."""
+"""Undoes an update that fails after some of its optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Rollback:
-    """Copies of weights and optimizer state, in memory that is kept from update to update."""
+    """Keeps copies of weights and optimizer state, in memory that is reused from update to update."""
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         self._parameters, self._optimizer = parameters, optimizer
@@ -18,7 +18,7 @@ class Rollback:
 
     @contextlib.contextmanager
     def on(self, *errors: type[Exception]) -> Iterator[None]:
-        """Put weights and optimizer state back where the block raises one of ``errors``."""
+        """Restore weights and optimizer state if the block raises one of ``errors``, and raise it again."""
         state = self._optimizer.state
         fresh = not state
         tensors = [*self._parameters, *(t for p in self._parameters for t in state.get(p, {}).values())]

@@ -12,7 +12,7 @@ class RolloutDriver(threading.Thread):
     """Pumps a pool from a thread of its own.
 
     consumes: nothing     waits for: the pool's unrolls     produces: deliveries into the queue
-    Ends with ``stop``; an error of the pool ends it too and reaches whoever waits for a batch.
+    Ends with ``stop``; an error of the pool ends it, too, and is raised by ``TrajectoryQueue.next_batch``.
     """
 
     def __init__(self, pump: Callable[[float], None], queue: TrajectoryQueue) -> None:
@@ -28,7 +28,7 @@ class RolloutDriver(threading.Thread):
             self._queue.fail(error)
 
     def stop(self) -> None:
-        """Stop after the current pump; the pool may be closed then."""
+        """Stop after the current pump; then the pool may be closed."""
         self._stopped.set()
-        if self.ident is not None:  # a run may fail before it starts its driver
+        if self.ident is not None:  # None where the run failed before it started its driver
             self.join()

@@ -1,7 +1,7 @@
 """Shards: the parts of a batch whose gradients are computed apart and added in shard order.
 
-The result does not depend on who was faster. Shards are computed one after the other, each by a gradient thread of its
-own (whole sequences with one torch thread, so that no thread spins on another), or by several learners.
+The result does not depend on which shard was ready first. Shards are computed one after the other, or each by a
+gradient thread of its own (with one torch thread, so that no thread spins on another), or by several learners.
 """
 
 # B segments
@@ -25,8 +25,8 @@ class Shards:
     """Cuts batches, divides shards into minibatches and runs functions over them.
 
     Args:
-        num_shards: parts that a batch is cut into at most.
-        first_shard: number of the first of them among the shards of all learners.
+        num_shards: largest number of parts that a batch is cut into.
+        first_shard: number of the first one among the shards of all learners.
         num_threads: gradient threads; 1 runs everything in the caller's thread.
         seed: of the run; each shard draws from a stream of its own.
     """
@@ -40,12 +40,12 @@ class Shards:
         self._generators = [torch.Generator().manual_seed(_stream_seed(seed, stream)) for stream in streams]
 
     def cut(self, batch: TensorDict, minibatches: int) -> list[TensorDict]:
-        """The shards of a batch [B], as views; every shard has a part in every one of ``minibatches``."""
+        """The shards of a batch [B], as views; each has at least ``minibatches`` segments."""
         most = batch.shape[0] // minibatches
         return [batch[rows] for rows in _ranges(batch.shape[0], min(len(self._generators), most))]
 
     def minibatches(self, sizes: Sequence[int], epochs: int, minibatches: int) -> Iterator[list[Tensor | None]]:
-        """For every optimizer step the segments of each shard, as indices; None stands for the whole shard.
+        """Yield for every optimizer step the segments of each shard, as indices; None stands for the whole shard.
 
         Every segment comes once per epoch. Each shard of ``sizes`` segments is divided by a random stream of its own:
         which segments share an optimizer step does not depend on how many processes the shards are spread over.
@@ -62,7 +62,7 @@ class Shards:
             yield from map(list, zip(*split, strict=True))
 
     def map(self, function: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
-        """``function`` of every shard, in shard order."""
+        """The results of ``function`` for every shard, in shard order."""
         if self._threads is None:
             return [function(*each) for each in zip(*arguments, strict=True)]
         return list(self._threads.map(function, *arguments))
@@ -72,7 +72,7 @@ class Shards:
         return [generator.get_state() for generator in self._generators]
 
     def load_random_state(self, states: Sequence[Tensor]) -> None:
-        """Continue the streams of ``random_state``; shards that were not there keep fresh ones."""
+        """Continue the streams of ``random_state``; shards that did not exist then keep fresh ones."""
         for generator, saved in zip(self._generators, states, strict=False):
             generator.set_state(saved.cpu())
 
@@ -83,14 +83,14 @@ class Shards:
 
 
 def add(parts: list[Tensor]) -> Tensor:
-    """The sum in shard order, in the first one's memory."""
+    """The sum of ``parts`` in shard order; it overwrites the first one."""
     for more in parts[1:]:
         parts[0] += more
     return parts[0]
 
 
 def rows_of(batch: TensorDict, index: Tensor | None) -> TensorDict:
-    """Segments ``index`` of a shard; None is all of it."""
+    """Segments ``index`` of a shard; the whole shard for None."""
     if index is None:
         return batch
     # Not batch[index], which moves a row of bytes one by one: five times as slow.
@@ -99,7 +99,7 @@ def rows_of(batch: TensorDict, index: Tensor | None) -> TensorDict:
 
 
 def _ranges(total: int, parts: int) -> list[slice]:
-    """``parts`` contiguous slices of nearly equal size that cover ``total``; fewer where there is less."""
+    """``parts`` contiguous slices of nearly equal size that cover ``total``; at most ``total`` of them."""
     parts = min(parts, total)
     edges = [total * i // parts for i in range(parts + 1)]
     return [slice(begin, end) for begin, end in pairwise(edges)]

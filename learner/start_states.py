@@ -1,13 +1,13 @@
-"""From which memory the training of a segment starts, and how stale that is.
+"""The state that training of a segment starts from, and its staleness.
 
-An actor's state was made by the weights that acted; the update has newer ones. Three ways, at growing cost:
+An actor's state was made by the weights that acted; the update has newer ones. There are three ways, at growing cost:
 
 - *stored* (default): the state that travelled with the unroll.
 - *burn-in* (``actor.burn_in`` rows, Kapturowski et al. 2019, R2D2): the rows before row 0 travel too, and are unrolled
   without gradient by the weights of the update. Every step is still trained exactly once.
 - *refreshed* (``learner.refresh_states``): after each update the whole unroll is run again with the new weights, and
-  where its slot's next unroll comes, it starts from that state. It needs no rows twice, but an unroll that was lost or
-  dropped leaves the stored state.
+  the slot's next unroll starts from that state. No row travels twice, but after an unroll that was lost or dropped
+  the next one starts from its stored state.
 """
 
 # T time, B segments, C burn-in rows, L layers, H hidden
@@ -44,7 +44,7 @@ def burned_in(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> S
 
 @torch.no_grad()
 def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
-    """The state before row T: what the slot's next unroll starts from."""
+    """The state before row T, from which the slot's next unroll starts."""
     return _run(policy, batch["obs"][:, :-1], batch["is_first"][:, :-1], stored_state(batch), path)
 
 
@@ -60,13 +60,13 @@ class RefreshedStates:
     """The state after the last trained unroll of every slot, made by the weights after that unroll's update."""
 
     def __init__(self, nothing: State) -> None:
-        """``nothing`` is the policy's state of no slot, (h, c) each [L, 0, H]."""
+        """``nothing`` is the policy's state for zero slots, (h, c) each [L, 0, H]."""
         self._row_of: dict[int, int] = {}
         self._unroll = torch.empty(0, dtype=torch.int64)
         self._h, self._c = nothing
 
     def apply(self, batch: TensorDict) -> TensorDict:
-        """The batch, starting from the kept states wherever the unroll before was the last one trained."""
+        """The batch, starting from the kept state wherever the slot's last trained unroll is the one before."""
         rows = self._rows(batch)
         follows = self._unroll[rows] + 1 == batch["unroll_index"].cpu()
         if not follows.any():
@@ -76,13 +76,13 @@ class RefreshedStates:
         return with_state(batch, (torch.where(keep, self._h[:, rows], h), torch.where(keep, self._c[:, rows], c)))
 
     def keep(self, batch: TensorDict, state: State) -> None:
-        """``state`` [L, B, H] is the one before row T of each segment."""
+        """Keep ``state``, (h, c) each [L, B, H], as the state before row T of each segment."""
         rows = self._rows(batch)
         self._unroll[rows] = batch["unroll_index"].cpu()
         self._h[:, rows], self._c[:, rows] = state
 
     def _rows(self, batch: TensorDict) -> Tensor:
-        """The table's row of every segment; ids that were never seen get one."""
+        """The table's row of every segment, int64 [B]; a new id gets a new row."""
         ids = batch["training_env_id"].tolist()
         rows = torch.tensor([self._row_of.setdefault(env_id, len(self._row_of)) for env_id in ids])
         if missing := len(self._row_of) - len(self._unroll):
@@ -94,8 +94,8 @@ class RefreshedStates:
 class StalenessProbe:
     """Measures, on a few segments of every ``every``-th update, how far states are from those of the newest weights.
 
-    The reference is the state after the slot's whole unroll before, run again with the weights that are about to be
-    trained. The measure is ||state - reference|| / ||reference|| over h and c, averaged over segments.
+    The reference is the state after the slot's previous unroll, run again as a whole with the weights that are about to
+    be trained. The measure is ||state - reference|| / ||reference|| over h and c, averaged over segments.
     """
 
     def __init__(self, path: DevicePath, *, every: int = 16, segments: int = 8) -> None:
@@ -104,7 +104,7 @@ class StalenessProbe:
         self._held: TensorDict | None = None
 
     def measure(self, policy: RecurrentPolicy, batch: TensorDict, used: TensorDict) -> dict[str, float]:
-        """Staleness of the ``stored`` states of ``batch`` and of the ``used`` ones; empty where it is no turn of it."""
+        """Staleness of the ``stored`` states of ``batch`` and of the ``used`` ones; empty if none was compared."""
         found = self._compare(policy, batch, used) if self._held is not None else {}
         if self._calls % self._every == 0:
             begin = self._calls // self._every * self._segments % batch.shape[0]

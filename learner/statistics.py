@@ -18,7 +18,7 @@ RETURN_WINDOW = 256
 
 
 class Histogram:
-    """Counts of observations up to each bound, as Prometheus wants them."""
+    """Number of observations by bucket; ``bounds`` are the buckets' upper bounds, as in Prometheus."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
@@ -27,7 +27,7 @@ class Histogram:
         self.max = float("-inf")
 
     def observe(self, values: Iterable[float]) -> None:
-        """Count every value."""
+        """Count every value in its bucket."""
         for value in values:
             self.counts[bisect.bisect_left(self.bounds, value)] += 1
             self.sum += value
@@ -45,7 +45,7 @@ class Histogram:
 
 
 class TrajectoryReport(NamedTuple):
-    """What an actor reported with one trajectory, without its data."""
+    """The statistics that an actor reported with one trajectory, without the trajectory's data."""
 
     statistics: Mapping[str, Any]
     policy_lag: int
@@ -53,14 +53,14 @@ class TrajectoryReport(NamedTuple):
 
 
 def report_trajectories(batch: Sequence[Trajectory], policy_version: int) -> tuple[TrajectoryReport, ...]:
-    """One report for each trajectory of an update that was made from weights ``policy_version``."""
+    """One report for each trajectory of an update whose first weights were ``policy_version``."""
     return tuple(
         TrajectoryReport(t.header.statistics, policy_version - t.header.policy_version, t.num_bytes) for t in batch
     )
 
 
 class StageClock:
-    """Wall seconds by stage, written by whoever runs the stage."""
+    """Wall seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -119,7 +119,7 @@ class RunStatistics:
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def end(self) -> None:
-        """Training is over: the clock stops."""
+        """Stop the clock: training is over."""
         self._ended = time.monotonic()
 
     @property
@@ -136,17 +136,17 @@ class RunStatistics:
         self.stamp_update()
 
     def stamp_update(self) -> None:
-        """An update was made just now."""
+        """Record the time of an update that was made just now."""
         self.last_update_timestamp = time.time()
         self._last_update = time.monotonic()
 
     @property
     def seconds_since_update(self) -> float | None:
-        """By a clock that nobody sets; None before the first update."""
+        """Seconds since the last update, by the monotonic clock; None before the first update."""
         return None if self._last_update is None else time.monotonic() - self._last_update
 
     def add_reports(self, reports: Sequence[TrajectoryReport]) -> list[str]:
-        """Add what actors reported with their trajectories; the messages of environments that were restarted."""
+        """Add the actors' reports; the messages of environment slots that were restarted."""
         messages: list[str] = []
         for statistics, policy_lag, num_bytes in reports:
             returns, lengths = statistics["episode_returns"], statistics["episode_lengths"]

@@ -1,4 +1,4 @@
-"""The training loop: the only finite loop. When it returns, whoever runs it closes the pool."""
+"""The training loop: the only loop of a run that ends by itself. Its caller then closes the workers."""
 
 from __future__ import annotations
 
@@ -22,38 +22,39 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """When training ends and how often it is saved."""
+    """The end of training and the interval of checkpoints."""
 
     total_env_steps: int
-    """Trained environment steps, those of the runs it resumes included."""
+    """Trained environment steps, including those of the runs that this one resumes."""
     checkpoint_every: int
     """Updates between checkpoints; 0 saves only at the end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Saving:
-    """Where checkpoints go and what they hold beside the learner."""
+    """The checkpoints of a run and the state that they hold beside the learner."""
 
     checkpoints: Checkpoints
     describe: Callable[[], Mapping[str, Any]]
-    """The run's state beside the weights."""
+    """Returns the run's state beside the weights."""
 
 
 def train(
     learners: Learners, statistics: RunStatistics, saving: Saving, limits: Limits, stop: threading.Event
 ) -> Weights:
-    """Update the policy until total_env_steps or ``stop``; the last published weights.
+    """Update the policy until ``total_env_steps`` or ``stop``; return the last published weights.
 
     consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the queue, ``stop``
     produces: a new policy version every update
 
     Raises:
-        NonFiniteUpdate: ``max_skipped_updates`` in a row.
+        NonFiniteUpdate: ``max_skipped_updates`` updates in a row were skipped.
+        OSError: the last checkpoint could not be written.
         RuntimeError: the pool ended before the loop did.
     """
     worker = learners.worker
     learner, ledger = worker.learner, worker.queue.ledger
-    weights = worker.publish()  # actors cannot start without one
+    weights = worker.publish()  # actors cannot start without weights
     statistics.published_bytes += weights.flat.nbytes
     activations = ActivationSampler(learner.policy)
     skipped_in_a_row = 0
@@ -83,7 +84,7 @@ def train(
         statistics.add_update(learner.policy_version, outcome.terms, outcome.staleness)
         every = learner.config.weight_metrics_every
         if every and (statistics.updates - 1) % every == 0:
-            # Actors already act with the new version.
+            # Meanwhile the actors act with the new version.
             assert worker.batch is not None
             with worker.clock.time("weight_metrics"):
                 statistics.weights = measure_weights(learner.regularizer, activations.sample(worker.batch))
@@ -95,7 +96,10 @@ def train(
 
 
 def _save(saving: Saving, worker: LearnerWorker, statistics: RunStatistics, *, required: bool) -> int:
-    """Save a checkpoint; one that fails in mid-run is counted and training goes on, the last one must succeed."""
+    """Save a checkpoint and return its version.
+
+    A failure is counted, and -1 returned; where the checkpoint is ``required``, it is raised.
+    """
     learner = worker.learner
     with worker.clock.time("checkpoint"):
         try:

@@ -1,7 +1,8 @@
 """The trajectory queue: between a pool, which delivers unrolls, and the training loop, which takes batches of them.
 
-The same in all launch modes. It puts four parts under one lock: admission says who may start an unroll, the weights
-store has what it starts with, the mailbox keeps what came back, and the ledger counts every environment step.
+The same in all launch modes. It puts four parts under one lock: admission decides which actor may start an unroll, the
+weights store has the weights that it starts with, the mailbox keeps the unrolls that came back, and the ledger counts
+every environment step.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ log = logging.getLogger(__name__)
 class TrajectoryQueue:
     """``actors.pool.TrajectorySink`` for a pool (one thread), batches for the training loop (another).
 
-    Every public method takes the lock; bytes are read and checked outside it.
+    Every public method takes the lock; deliveries are parsed and checked outside it.
 
     Args:
         spec: the trajectory contract.
-        run_id: batches of other runs are refused.
+        run_id: trajectories of other runs are refused.
         num_actors: actors that share the admissions in lock step.
         num_envs: slots per unroll.
         batch_size: segments per update; a multiple of ``num_envs``.
         max_policy_lag: versions that may pass between acting and training.
-        ledger: the step accounting, kept here and read elsewhere.
+        ledger: the step accounting, kept here.
     """
 
     def __init__(
@@ -61,16 +62,16 @@ class TrajectoryQueue:
         self._failure: BaseException | None = None
         self.ledger = ledger
         self.refused: Counter[str] = Counter()
-        """Deliveries that the ledger does not count: not a trajectory, or one that was counted already."""
+        """Refused deliveries by reason, ``malformed`` or ``duplicate``; the ledger does not count them."""
         self.lost_unrolls = 0
-        """Admitted and never delivered because their actor ended before the run did; their steps were never seen."""
+        """Unrolls that were admitted and never delivered, because their actor ended; their steps were never sampled."""
         self.sampled_episodes = 0
-        """Episodes that ended in what was delivered."""
+        """Episodes that ended in delivered trajectories."""
 
     # The pool's side (actors.pool.TrajectorySink).
 
     def admit(self, actor: int) -> Any | None:
-        """The newest weights if this actor may start an unroll now, else None."""
+        """The newest weights if ``actor`` may start an unroll now, otherwise None."""
         with self._changed:
             version = self._weights.policy_version
             if version < 0 or not self._admission.admit(actor, version, self._mailbox.actors()):
@@ -78,7 +79,7 @@ class TrajectoryQueue:
             return self._weights.newest
 
     def deliver(self, payload: np.ndarray) -> None:
-        """Check and count one unroll. What is no trajectory of this run, or came before, is refused and counted."""
+        """Check and count one unroll (uint8). One that is malformed, of another run or a duplicate is refused."""
         with self._changed:
             self._admission.came_back()
         try:
@@ -103,13 +104,13 @@ class TrajectoryQueue:
             self._changed.notify_all()
 
     def abandon(self, actor: int) -> None:
-        """An admitted unroll of this actor will never be delivered; its successor may take its place."""
+        """The admitted unroll of ``actor`` will never be delivered; its successor may make one instead."""
         with self._changed:
             self._admission.abandoned(actor)
             self.lost_unrolls += 1
 
     def fail(self, error: BaseException) -> None:
-        """The pool ended: whoever waits for a batch gets the error."""
+        """The pool ended with ``error``: ``next_batch`` raises it."""
         with self._changed:
             self._failure = error
             self._changed.notify_all()
@@ -117,14 +118,14 @@ class TrajectoryQueue:
     # The training loop's side.
 
     def publish(self, policy_version: int, weights: Any) -> None:
-        """From now on unrolls start with these weights; ends the update begun by ``next_batch``."""
+        """Start unrolls with these weights from now on, and end the update that ``next_batch`` began."""
         with self._changed:
             self._weights.publish(policy_version, weights)
             self._admission.published()
             self._changed.notify_all()
 
     def next_batch(self, drive: Callable[[float], None] | None, stop: threading.Event) -> list[Trajectory] | None:
-        """The trajectories of one update, oldest first (in lock step by actor); None where ``stop`` was set.
+        """Take the trajectories of one update, oldest first (in lock step by actor); None where ``stop`` was set.
 
         waits for: batch_size segments     unblocked by: deliver, fail, stop
 
@@ -152,9 +153,9 @@ class TrajectoryQueue:
         return None
 
     def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> Ledger:
-        """Count a finished update: ``trained`` steps as its loss counted them, or all steps as dropped.
+        """Count a finished update: ``trained`` steps as its loss counted them, or all steps as ``dropped``, a reason.
 
-        Returns what became of these trajectories, as a ledger of their own.
+        Returns the ledger of these trajectories alone.
         """
         with self._changed:
             steps = sum(trajectory.env_steps for trajectory in batch)
@@ -163,19 +164,19 @@ class TrajectoryQueue:
             return Ledger(sampled=steps, trained=trained, dropped=lost)
 
     def close(self) -> None:
-        """Drop what no update will use any more, as ``shutdown``."""
+        """Drop the trajectories that still wait, as ``shutdown``."""
         with self._changed:
             self._drop(self._mailbox.take(len(self._mailbox)), "shutdown")
 
-    # What peer learners report.
+    # Reports of peer learners.
 
     def add(self, steps: Ledger) -> None:
-        """Add what a peer learner counted."""
+        """Add the steps that a peer learner counted."""
         with self._changed:
             self.ledger.add(steps)
 
     def add_lost_unrolls(self, unrolls: int) -> None:
-        """Add unrolls that a peer learner had begun and lost."""
+        """Add unrolls that a peer learner began and lost."""
         with self._changed:
             self.lost_unrolls += unrolls
 
@@ -187,17 +188,17 @@ class TrajectoryQueue:
     # For readers in any thread.
 
     def snapshot(self) -> Ledger:
-        """A copy of the ledger between two changes."""
+        """A copy of the ledger, made between two changes."""
         with self._changed:
             return dataclasses.replace(self.ledger, dropped=Counter(self.ledger.dropped))
 
     def imbalance(self) -> int:
-        """``ledger.balance()`` between two changes, not in the middle of one."""
+        """``ledger.balance()``, read between two changes."""
         with self._changed:
             return self.ledger.balance()
 
     def lags(self) -> list[int]:
-        """For every unroll under way, the versions made since it began."""
+        """Policy lag of every unroll under way: the versions made since it began."""
         with self._changed:
             return self._admission.lags(self._weights.policy_version)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class Targets(NamedTuple):
-    """What the value and the policy are moved towards."""
+    """The targets of one update."""
 
     vs: Tensor
-    """[T, B] value targets; V itself on void transitions."""
+    """[T, B] value targets; V itself on reset transitions."""
     advantage: Tensor
-    """[T, B]; 0 on void transitions."""
+    """[T, B] advantages; 0 on reset transitions."""
 
 
 @torch.no_grad()
@@ -38,13 +38,13 @@ def vtrace(
 
     Args:
         log_rho: log pi(a|x) - log mu(a|x); zeros give GAE(lambda).
-        reward: of each transition.
+        reward: r_t.
         value: V(x_t).
-        next_value: V of what the transition led to, in its own episode: the true final observation where the episode
-            ended there, row T where the unroll's end cuts it.
-        terminated: bool; nothing follows, so nothing is bootstrapped.
-        ended: bool; terminated or truncated. Nothing leaks from the next episode.
-        valid: bool; false on void transitions, which have no delta and cut the trace.
+        next_value: V(x_{t+1}) in the transition's own episode: of the true final observation where the episode ended
+            there, of row T where the unroll ends.
+        terminated: bool; the episode has no further return, so the transition does not bootstrap.
+        ended: bool; terminated or truncated, which cuts the trace: nothing leaks from the next episode.
+        valid: bool; false on reset transitions, which have no delta and cut the trace.
 
     With c_t = lambda min(c_bar, rho_t) and delta_t = min(rho_bar, rho_t) (r_t + gamma V(x_{t+1}) - V(x_t)):
         vs_t - V(x_t) = delta_t + gamma c_t (vs_{t+1} - V(x_{t+1}))

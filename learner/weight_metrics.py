@@ -1,4 +1,4 @@
-"""What becomes of the weights as training goes on: the signs of a network that is losing its ability to learn.
+"""Metrics of the weights during training: the signs of a network that is losing its ability to learn.
 
 Read every ``LearnerConfig.weight_metrics_every`` updates by the training loop, never inside an update.
 """
@@ -31,11 +31,11 @@ class WeightMetrics:
     distance_to_init: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """L2 distance of the component's parameters to the regularizer's w0."""
     relative_distance_to_init: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The distance over the norm of w0; without components whose w0 is zero."""
+    """``distance_to_init`` over the norm of w0; components whose w0 is zero have none."""
     effective_rank: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """``effective_rank``, of the component's matrices the lowest."""
+    """The lowest ``effective_rank`` of the component's matrices."""
     condition_number: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Largest over smallest singular value, of the component's matrices the highest; inf where one is singular."""
+    """Largest over smallest singular value, the highest of the component's matrices; inf where one is singular."""
     clipped_fraction: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Share of the component's bounded weights that lie on their bound; only components that are clipped."""
     dormant_units_ratio: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -44,9 +44,9 @@ class WeightMetrics:
 
 @torch.no_grad()
 def measure_weights(regularizer: WeightRegularizer, activations: Mapping[str, Tensor]) -> WeightMetrics:
-    """A reading of the regularizer's policy, and of ``activations`` as ``dormant_units_ratio`` takes them."""
+    """Measure the policy of ``regularizer``, and ``activations`` as ``dormant_units_ratio`` takes them."""
     names = regularizer.parameters.keys()
-    # One transfer for everything, however many parameters there are; decomposing small matrices is no work for a GPU.
+    # One transfer for all parameters; small matrices are decomposed on the CPU.
     flat = torch.stack([_flat(regularizer.parameters.values()), _flat(regularizer.reference[n] for n in names)]).cpu()
     sizes = [p.numel() for p in regularizer.parameters.values()]
     bounds = regularizer.bounds
@@ -62,10 +62,10 @@ def measure_weights(regularizer: WeightRegularizer, activations: Mapping[str, Te
 
 
 def effective_rank(singular_values: Tensor) -> int:
-    """Fewest of the largest singular values that make up 0.99 of the sum of all; 0 of a zero matrix.
+    """Fewest of the largest singular values that make up 0.99 of the sum of all; 0 for a zero matrix.
 
     srank of Kumar et al. 2021, "Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning",
-    there of features, here of a weight matrix as the original policy's metric was.
+    where it is the rank of features; here it is the rank of a weight matrix, as in the original policy's metric.
 
     Args:
         singular_values: [K], descending.
@@ -81,7 +81,7 @@ def dormant_units_ratio(activations: Mapping[str, Tensor]) -> dict[str, float]:
     Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", with their tau.
 
     Args:
-        activations: by layer [N, U], or [N, U, height, width] of a convolution, whose units are its channels.
+        activations: [N, U] by layer, or [N, U, height, width] for a convolution, whose units are its channels.
     """
     if not activations:
         return {}
@@ -100,7 +100,7 @@ class _Parameter(NamedTuple):
 
 
 def _read(parameters: list[_Parameter]) -> Iterator[tuple[str, float]]:
-    """Fields of ``WeightMetrics`` of one component."""
+    """Yield (field of ``WeightMetrics``, number) for one component."""
     distance, initial = _norm(p.w - p.w0 for p in parameters), _norm(p.w0 for p in parameters)
     yield "norm", _norm(p.w for p in parameters)
     yield "distance_to_init", distance
@@ -117,7 +117,7 @@ def _read(parameters: list[_Parameter]) -> Iterator[tuple[str, float]]:
 
 
 def _matrix(w: Tensor) -> Tensor | None:
-    """Outputs by inputs, of a convolution inputs by place; None of what is a vector."""
+    """The weights as a matrix, outputs x inputs (a convolution's inputs: channels and places); None for a vector."""
     w = w.squeeze()
     return w.flatten(1) if w.ndim > 1 else None
 

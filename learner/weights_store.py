@@ -10,10 +10,10 @@ class WeightsStore:
 
     def __init__(self) -> None:
         self.policy_version = -1
-        """-1 before the first weights."""
+        """Version of ``newest``; -1 before the first weights."""
         self.newest: Any = None
-        """What a pool passes to its workers: weights, or a reference to them."""
+        """The weights, or a reference to them, as a pool passes them to its workers."""
 
     def publish(self, policy_version: int, weights: Any) -> None:
-        """Replace what is there."""
+        """Replace the weights."""
         self.policy_version, self.newest = policy_version, weights

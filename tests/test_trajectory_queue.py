@@ -303,6 +303,11 @@ def test_a_failure_of_the_pool_reaches_who_waits():
     assert not driver.is_alive()
 
 
+def test_a_driver_that_never_started_stops():
+    """A run that fails before it starts its driver, and then fails to end: no pool is closed, no summary written."""
+    RolloutDriver(lambda _: None, make_trajectory_queue(max_policy_lag=1)).stop()
+
+
 def test_stop_ends_the_wait():
     """Ctrl-C that takes effect only after the next batch."""
     trajectory_queue, stop = make_trajectory_queue(max_policy_lag=1), threading.Event()

@@ -31,17 +31,17 @@ class LearnerActor:
         self._driver: RolloutDriver | None = None
         self._group: LearnerGroup | None = None
         self._reported = Ledger()
-        """The queue's ledger as the run's own learner knows it."""
+        """The queue's ledger at the last report."""
         self._reported_lost_unrolls = 0
 
     def process_location(self) -> ProcessLocation:
-        """This process."""
+        """The location of this process."""
         return process_location()
 
     def build(self) -> None:
         """Make learner, policy and environments; with rollout actors, wait for the first of them.
 
-        A learner that nobody feeds would make the others wait.
+        A learner without an actor would make its peers wait.
         """
         setup = self._setup
         check_same_code(setup.worker.code)
@@ -69,9 +69,9 @@ class LearnerActor:
             time.sleep(0.05)
 
     def join(self, address: str, port: int, generation: int, rank: int, size: int, timeout_seconds: float) -> int:
-        """Become a member of a new group and take over the run's weights; the policy version."""
+        """Join a new group, copy the run's weights and return their policy version."""
         self._leave()
-        # On one machine its loopback; else what this machine is reached at.
+        # On one machine its loopback address, otherwise the address that other nodes reach this one at.
         use_interface(address if address == LOOPBACK else ray.util.get_node_ip_address())
         self._group = LearnerGroup(
             join_store(address, port, timeout_seconds),
@@ -86,7 +86,7 @@ class LearnerActor:
         return self._learner.learner.policy_version
 
     def step(self) -> PeerResult:
-        """This learner's part in one update; an error here frees the others from waiting."""
+        """This learner's part in one update; after an error it leaves the group, so that no peer waits for it."""
         try:
             result = self._learner.step(None if self._driver else self._pool.pump, NEVER)
         except BaseException:
@@ -98,7 +98,7 @@ class LearnerActor:
         return self._report(result)
 
     def _report(self, step: StepResult) -> PeerResult:
-        """The step, and what else happened since the last report."""
+        """The step's result with all other counts since the last report."""
         queue, pool = self._learner.queue, self._pool
         ledger, lost_unrolls = queue.snapshot(), queue.lost_unrolls
         result = PeerResult(

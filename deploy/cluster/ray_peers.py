@@ -1,7 +1,7 @@
 """Peer learners as Ray actors: started, grouped, called for every update, replaced when they fail.
 
-A group is made anew at an update's boundary whenever somebody came or went. Meanwhile the others go on without them:
-an update is then smaller by their part.
+A new group is made between two updates whenever a learner came or went. While a learner is being replaced the others go
+on without it, and an update is smaller by its part.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from shoal.learner.learners import PeerResult
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
-"""For a learner that is well to say that it lost the others: they hang together, and one of them is to blame."""
+"""Extra time for healthy learners to report that they lost the group: when one hangs, all hang with it."""
 
 
 class RayPeers:
     """``learner.learners.PeerLearners``. Rank 0 is the run's own learner; the others hold the actor slots 1, 2, ...
 
-    Not thread-safe: only the training loop calls it, and ``close`` whoever comes after.
+    Not thread-safe: only the training loop calls it, and after the loop its caller calls ``close``.
     """
 
     def __init__(
@@ -74,18 +74,18 @@ class RayPeers:
             call_timeout_seconds=self._timeout + GRACE_SECONDS,
             max_consecutive_failures=config.max_consecutive_failures,
             on_lost=lambda slot: on_lost_update() if slot.work == "step" else None,
-            # One that is fed waits for its first rollout actor, which waits for a place.
+            # A learner with rollout actors waits for the first of them, which waits for free resources.
             build_timeout_seconds=math.inf if fed else BUILD_TIMEOUT_SECONDS,
         )
 
     @property
     def restarts(self) -> Counter[str]:
-        """Learners, and rollout workers in their processes, replaced by reason."""
+        """Number of replaced learners, and of replaced rollout workers of theirs, by reason."""
         return self._supervisor.restarts + self._restarts
 
     @property
     def recoveries(self) -> Recoveries:
-        """How long replacements of learners took."""
+        """Number and duration of the replacements of learners."""
         return self._supervisor.recoveries
 
     @property
@@ -101,13 +101,13 @@ class RayPeers:
         for slot in self._supervisor.all:
             up = alive.get((slot.actor, slot.restart_index), 0)
             states["up"] += up
-            # What a learner that is up has besides them it does not say.
+            # A learner that is up reports only its rollout workers that are up; the rest are starting.
             states["starting" if slot.built else state_of(slot)] += self._num_actors[slot.actor] - up
         return states
 
     @property
     def lags(self) -> list[int]:
-        """For every unroll under way at the last update, the versions made since it began."""
+        """Policy lag of every unroll under way at the last update: the versions made since it began."""
         return [lag for lags in list(self._lags.values()) for lag in lags]
 
     def process_ids(self) -> list[int]:
@@ -115,9 +115,9 @@ class RayPeers:
         return self._supervisor.process_ids()
 
     def begin(self, learner: Learner, stop: threading.Event) -> None:
-        """Start everybody's part in the next update; before it, whoever came or went, the group is made anew.
+        """Start every peer's part in the next update; if a learner came or went, make a new group before it.
 
-        waits for: at the run's start all learners, later nobody     unblocked by: a start, a death, ``stop``
+        waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
@@ -134,7 +134,7 @@ class RayPeers:
             self._supervisor.call(slot, "step")
 
     def end(self) -> Sequence[PeerResult]:
-        """The results of the update that was begun; those who failed in it have none.
+        """The results of the update that was begun; a learner that failed in it has none.
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
@@ -154,13 +154,13 @@ class RayPeers:
         return results
 
     def separate(self, learner: Learner) -> None:
-        """Leave the group, so that nobody waits for what will not come; the next update makes another."""
+        """Leave the group, so that no member waits for a lost one; the next update makes a new group."""
         if self._group is not None:
             self._group.close()
         self._group = learner.group = None
 
     def close(self) -> None:
-        """Kill all; their work under way is lost."""
+        """Kill all peer learners; their work under way is lost."""
         self._supervisor.close()
         self._write_off("shutdown", set())
         if self._group is not None:
@@ -176,7 +176,7 @@ class RayPeers:
             del self._lags[who]
 
     def _take_in_started(self) -> bool:
-        """Collect the starts that ended; whether a learner is still starting."""
+        """Collect the starts that ended; return True while a learner is still starting."""
         starting = {slot.call: slot for slot in self._supervisor.all if not slot.built and slot.call is not None}
         if starting:
             ready, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0)
@@ -186,7 +186,7 @@ class RayPeers:
         return len(self._supervisor.up()) < len(self._supervisor.all)
 
     def _regroup(self, learner: Learner, members: list[tuple[ActorSlot, int]]) -> None:
-        """Make a group of all members that can be brought into one."""
+        """Make a group of all ``members`` that can join it."""
         while members:
             self.separate(learner)
             self._generation += 1

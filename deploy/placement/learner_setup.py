@@ -46,11 +46,11 @@ class LearnerSetup:
     env: EnvSpec
     max_policy_lag: int
     max_consecutive_failures: int
-    """Failures in a row of a rollout worker in the learner's own process, after which the run ends."""
+    """Consecutive failures of a rollout worker in the learner's own process that end the run."""
     seed: int
     skipped_dir: Path
     rollout_processes: RolloutProcesses | None = None
-    """Feed a peer learner; None for workers in its own process."""
+    """The rollout processes that feed a peer learner; None for workers in its own process."""
 
     def make_learner_worker(self, share: Share) -> LearnerWorker:
         """A learner with fresh weights and the trajectory queue that feeds it; equal in every process."""

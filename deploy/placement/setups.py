@@ -1,4 +1,4 @@
-"""From a configuration to what builds its rollout workers and learners."""
+"""Makes the setups of rollout workers and learners from a configuration."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def make_worker_setup(
     """The setup of every rollout worker.
 
     Args:
-        spec: what the environment is.
-        run_id: the run's; ``session`` counts how often it was resumed.
-        interface: how weights that exist read the environment; None for fresh ones, which take its order.
+        spec: the environment's observations, actions and agents.
+        run_id: id of the run.
+        session: number of times the run was resumed.
+        interface: the names by which existing weights read the environment; None for fresh ones, which take its order.
     """
     presented = (observation_of(spec), actions_of(spec))
     # Every session of a resumed run has random streams of its own.
@@ -58,7 +59,7 @@ def make_learner_setup(
         learner=config.learner,
         initialization=config.policy.initialization,
         env=spec,
-        # Who acts and learns in turns acts with the newest weights.
+        # A process that acts and learns alternately acts with the newest weights.
         max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,

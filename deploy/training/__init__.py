@@ -1,1 +1,1 @@
-"""One run in its own process, from its settings to its summary: ``run.py`` is its story."""
+"""One run in its own process, from its settings to its summary; start reading at ``run.py``."""

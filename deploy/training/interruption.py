@@ -1,4 +1,4 @@
-"""What ends a run before its last step: a signal, the second of which ends it at once, and the clock."""
+"""Ends a run before its last step: the first signal after its update, the second at once, and ``max_seconds``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(slots=True)
 class Interruption:
-    """``requested`` is set once a signal came, or the time is up."""
+    """The request to end a run."""
 
     requested: threading.Event
+    """Set by the first signal, and when the time is up."""
     signal_number: int | None = None
+    """The first signal; None where none came."""
     time_is_up_at: float = math.inf
-    """By ``time.monotonic``."""
+    """The end of ``max_seconds`` as a time of ``time.monotonic``; infinite without a limit."""
 
 
 @contextlib.contextmanager
 def interruption(max_seconds: float) -> Iterator[Interruption]:
-    """First SIGINT or SIGTERM, or ``max_seconds`` over (0: no limit): finish the update, save, sum up. Second signal:
-    out at once."""
+    """Handle signals and time for the length of the block.
+
+    The first SIGINT or SIGTERM, and the end of ``max_seconds`` (0: no limit), ask the run to finish its update, to save
+    and to write its summary. A second signal ends the process at once.
+    """
     asked = Interruption(threading.Event())
 
     def handle(number: int, _frame: object) -> None:
@@ -35,9 +40,9 @@ def interruption(max_seconds: float) -> Iterator[Interruption]:
             os._exit(128 + number)
         asked.signal_number = number
         asked.requested.set()
-        print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after this update; interrupt again to stop at once", file=sys.stderr, flush=True)
 
-    # Its own thread, because a run may wait for actors that never come.
+    # The clock has its own thread, because a run may wait for actors that never come.
     clock = threading.Timer(max_seconds, asked.requested.set)
     clock.daemon = True
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -1,4 +1,4 @@
-"""A run before it starts: everything that can be built, and refused, without starting a process."""
+"""A run before it starts: everything that can be built and checked without starting a process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # Ray is imported where it is used
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
-    """Settings, placement, the learner of this process, and the run's statistics."""
+    """A run's settings, its placement, the learner of this process, and its statistics."""
 
     config: Config
     run_dir: Path
@@ -65,7 +65,7 @@ class PreparedRun:
 
 
 def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedRun:
-    """Build a run; ``cluster`` is connected already, because what there is room for decides the layout.
+    """Build a run; ``cluster`` is connected already, because its free resources decide the layout.
 
     Raises:
         ValueError: settings, checkpoint and environment do not fit each other.
@@ -83,8 +83,8 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)
     learner = setup.make_learner_worker(share)
-    restore(origin, learner)
     statistics = RunStatistics(learner.queue.ledger, learner.clock)
+    restore(origin, learner)
     statistics.policy_version = learner.learner.policy_version
     return PreparedRun(
         config=config,
@@ -104,7 +104,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
 
 
 def _machine(config: Config, cluster: Cluster | None) -> Machine:
-    """The cores and the accelerator of this process, and with a cluster its room for actors."""
+    """The cores and the accelerator of this process, and the CPUs that a cluster has for actors."""
     accelerator = make_device_path(config.learner).device.type != "cpu"
     machine = Machine(cores=available_cores(), accelerator=accelerator)
     return cluster.machine(config, machine) if cluster else machine

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere."""
+"""The screen of a run: a live view on a terminal, plain lines elsewhere, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class _Pool(Protocol):
 
 
 def headline(run: PreparedRun, metrics_url: str | None) -> str:
-    """What is about to be trained, by whom and where."""
+    """The first lines of a run: policy, environment, actors, learners, metrics address and run directory."""
     config, layout, learner = run.config, run.layout, run.learner.learner
     count = sum(p.numel() for p in learner.policy.parameters())
     start = f", continuing from policy version {learner.policy_version}" if run.origin.session else ""
     name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
-    who = f"{learner.path.describe()}, {layout.batch_size} segments per update"
+    learners = f"{learner.path.describe()}, {layout.batch_size} segments per update"
     if layout.num_learners > 1:
-        apart = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
-        where = "in one process" if config.mode == "inline" else apart
-        who = f"{layout.num_learners}, {where}; {who}"
+        role = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
+        where = "in one process" if config.mode == "inline" else role
+        learners = f"{layout.num_learners}, {where}; {learners}"
     elif layout.placement == "disaggregated" and learner.path.device.type == "cpu":
-        who += f", gradient threads: {layout.num_threads}"
+        learners += f", gradient threads: {layout.num_threads}"
     slots, steps = config.env.num_envs, config.actor.unroll_length
     return "\n".join(
         [
             f"Training {name} ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
             f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
-            f"  {'learners' if layout.num_learners > 1 else 'learner '} {who}",
+            f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
             f"  metrics  {metrics_url or 'not served'}",
             f"  run      {run.run_dir}",
         ]
@@ -74,7 +74,7 @@ class Curve:
         self._part: list[float] = []
 
     def add(self, value: float) -> None:
-        """The next value."""
+        """Append a value."""
         self._part.append(value)
         if len(self._part) < self._size:
             return
@@ -86,7 +86,10 @@ class Curve:
 
 
 class Progress:
-    """Reads the run's statistics from a thread of its own; the training loop does nothing for it."""
+    """Prints the run's state once a second from a thread of its own; the training loop does no work for it.
+
+    ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object.
+    """
 
     def __init__(
         self,
@@ -110,9 +113,9 @@ class Progress:
         self._json_lines = json_lines
         self._monitor = monitor
         self._bottleneck: Bottleneck | None = None
-        self._told_limit = ""
+        self._reported_stage = ""
         self._evaluations = evaluations or Evaluations()
-        self._told_evaluation = self._evaluations.last
+        self._reported_evaluation = self._evaluations.last
         self._console = Console(highlight=False)
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve = Curve()
@@ -133,13 +136,12 @@ class Progress:
         self._thread = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
 
     def say(self, text: str) -> None:
-        """Print as it is."""
-        self._tell(text, "message", {"message": text})
+        """Print ``text`` unchanged."""
+        self._print(text, "message", {"message": text})
 
-    def _tell(self, text: str, kind: str, fields: Mapping[str, Any]) -> None:
-        """In words, or as an event of that kind."""
-        told = event(kind, fields) if self._json_lines else text
-        self._console.print(told, markup=False, soft_wrap=True)
+    def _print(self, text: str, kind: str, fields: Mapping[str, Any]) -> None:
+        """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``."""
+        self._console.print(event(kind, fields) if self._json_lines else text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -154,8 +156,8 @@ class Progress:
         if self._live:
             self._live.stop()
         else:
-            self._tell_evaluation()
-            self._tell_line()
+            self._print_evaluation()
+            self._print_line()
 
     def _keep_watching(self) -> None:
         last_line = time.monotonic()
@@ -163,26 +165,24 @@ class Progress:
             self._sample()
             if not self._live and time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
                 last_line = time.monotonic()
-                self._tell_line()
-                self._tell_limit()
+                self._print_line()
+                self._print_bottleneck()
             if not self._live:
-                self._tell_evaluation()
+                self._print_evaluation()
 
-    def _tell_limit(self) -> None:
-        """When it is another one than was told."""
-        if (
-            self._bottleneck
-            and self._statistics.seconds > WINDOW_SECONDS
-            and self._bottleneck.stage != self._told_limit
-        ):
-            self._told_limit = self._bottleneck.stage
-            self._tell(f"limit: {self._bottleneck.sentence}", "limit", self._bottleneck._asdict())
+    def _print_bottleneck(self) -> None:
+        """Print the bottleneck when it has moved to another stage."""
+        found = self._bottleneck
+        if found and self._statistics.seconds > WINDOW_SECONDS and found.stage != self._reported_stage:
+            self._reported_stage = found.stage
+            self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict())
 
-    def _tell_evaluation(self) -> None:
+    def _print_evaluation(self) -> None:
+        """Print the last evaluation once."""
         last = self._evaluations.last
-        if last is not None and last is not self._told_evaluation:
-            self._told_evaluation = last
-            self._tell(f"evaluation: {sentence(last)}", "evaluation", last._asdict())
+        if last is not None and last is not self._reported_evaluation:
+            self._reported_evaluation = last
+            self._print(f"evaluation: {sentence(last)}", "evaluation", last._asdict())
 
     def _sample(self) -> None:
         self._bottleneck = self._monitor.now()
@@ -195,14 +195,14 @@ class Progress:
                 self._curve.add(mean)
 
     def _rates(self) -> tuple[float, float]:
-        """(sampled, trained) environment steps per second over the last seconds."""
+        """Environment steps per second, (sampled, trained), over the last ``RATE_WINDOW_SECONDS``."""
         with self._lock:
             (t0, s0, n0), (t1, s1, n1) = self._samples[0], self._samples[-1]
         seconds = max(t1 - t0, 1e-9)
         return (s1 - s0) / seconds, (n1 - n0) / seconds
 
     def _eta(self, trained_rate: float) -> str:
-        """Until the last step or the end of the time, whichever comes first."""
+        """The time left until the last step or the end of ``max_seconds``, whichever comes first."""
         steps = self._total - self._trajectory_queue.ledger.trained
         seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
         return _clock(seconds) if seconds < math.inf else "--:--"
@@ -231,7 +231,7 @@ class Progress:
             "memory": self._memory(),
             "actors": self._actors(),
             **({"evaluation": sentence(last)} if (last := self._evaluations.last) else {}),
-            "limit": self._bottleneck.sentence if self._bottleneck else "-",
+            "bottleneck": self._bottleneck.sentence if self._bottleneck else "-",
         }
 
     def _memory(self) -> str:
@@ -241,7 +241,7 @@ class Progress:
         restarts = sum(self._pool.restarts.values())
         return f"{self._pool.num_alive} alive" + (f", {restarts} replaced" if restarts else "")
 
-    def _tell_line(self) -> None:
+    def _print_line(self) -> None:
         statistics, ledger = self._statistics, self._trajectory_queue.ledger
         sampled, trained = self._rates()
         fields = {
@@ -255,10 +255,10 @@ class Progress:
             "policy_lag": statistics.policy_lag.mean,
             **statistics.terms,
         }
-        self._tell(self._line(sampled, trained), "progress", fields)
+        self._print(self._line(sampled, trained), "progress", fields)
 
     def _line(self, sampled: float, trained: float) -> str:
-        """One plain line, always the same numbers in the same order."""
+        """One plain line that always has the same numbers in the same order."""
         statistics, ledger = self._statistics, self._trajectory_queue.ledger
         mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
         terms = statistics.terms
@@ -283,8 +283,8 @@ class Progress:
         return Group(ProgressBar(total=1.0, completed=self._done(), width=min(72, self._console.width)), table)
 
     def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
-        """What was learned and where it lies."""
-        self._tell("\n" + "\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
+        """Print what was learned, the step accounting, and where the run lies."""
+        self._print("\n" + "\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
 
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
@@ -304,15 +304,15 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
     else:
         times = f", {mean / random:.1f} times as much" if random > 0 else ""
         learned = f"{mean:.3f}; a random policy gets {random:.3f}{times}"
-    books = summary["ledger"]
-    dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in books["dropped"].items())
+    ledger, balances = summary["ledger"], "balances" if summary["books_balance"] else "DOES NOT BALANCE"
+    dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in ledger["dropped"].items())
     lines = [
         ended,
         f"  return      {learned}",
         f"  trained     {summary['env_steps']:,} environment steps in {_clock(summary['wall_seconds'])} "
         f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",
-        f"  books       {'balance' if summary['books_balance'] else 'DO NOT BALANCE'}: {books['sampled']:,} sampled = "
-        f"{books['trained']:,} trained + {books['in_flight']:,} in flight" + (f" + {dropped}" if dropped else ""),
+        f"  ledger      {balances}: {ledger['sampled']:,} sampled = "
+        f"{ledger['trained']:,} trained + {ledger['in_flight']:,} in flight" + (f" + {dropped}" if dropped else ""),
         f"  memory      {_memory_line(summary['max_log_prob_error'], summary['log_prob_checks'])}",
     ]
     if summary["actor_restarts"] or summary["env_faults"]:
@@ -328,18 +328,18 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
         failed = f"; {evaluation['failed']} failed" if evaluation["failed"] else ""
         lines.append(f"  evaluation  {sentence(last)}{better}{failed}")
     if summary["limit"]:
-        lines.append(f"  limit       {summary['limit']['sentence']}")
+        lines.append(f"  bottleneck  {summary['limit']['sentence']}")
     lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
     return lines
 
 
 def _memory_line(error: float | None, checks: int) -> str:
-    """``error`` None is one that was no number."""
+    """The parity check in one line; ``error`` None stands for NaN, which JSON does not have."""
     if not checks:
         return "not checked yet"
-    bottleneck = "right" if error is not None and error <= TOLERANCE else "MEMORY IS WRONG"
+    state = "right" if error is not None and error <= TOLERANCE else "MEMORY IS WRONG"
     size = "not a number" if error is None else f"{error:.1e} at most"
-    return f"{bottleneck}: actors' and learner's log-probabilities differ by {size} ({checks:,} checks)"
+    return f"{state}: actors' and learner's log-probabilities differ by {size} ({checks:,} checks)"
 
 
 def _clock(seconds: float) -> str:
@@ -349,7 +349,7 @@ def _clock(seconds: float) -> str:
 
 
 def _sparkline(values: list[float], width: int) -> str:
-    """Means of ``width`` equal stretches, drawn between the smallest and the largest."""
+    """``values`` in ``width`` bars, each the mean of an equal stretch, scaled from the smallest mean to the largest."""
     size = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
     low, high = min(means), max(means)

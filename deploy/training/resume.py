@@ -1,4 +1,4 @@
-"""Continuing a run: which checkpoint, whether its weights can read the environment, and what is taken from it."""
+"""Continues a run: finds its checkpoint, matches its weights to the environment, and restores learner and ledger."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What a run starts from."""
+    """The start of a run: a checkpoint, or fresh weights."""
 
     checkpoint: Checkpoint | None
     """None for a fresh run."""
     run_id: str
     session: int
-    """How often the run was resumed."""
+    """Number of times the run was resumed."""
 
 
 def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
@@ -39,10 +39,10 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
 
 
 def match_names(config: Config, origin: Origin, observation: Observation, actions: Actions) -> PolicyInterface | None:
-    """How the weights of a resumed run are to read the environment; None for fresh ones, which take its order.
+    """The names by which a resumed run's weights read the environment; None for fresh weights, which take its order.
 
     Raises:
-        ValueError: they do not fit, or something is mapped without weights that could have other names.
+        ValueError: they do not fit, or names are mapped though nothing is resumed.
     """
     settings = config.policy
     remapping = Remapping(
@@ -52,14 +52,14 @@ def match_names(config: Config, origin: Origin, observation: Observation, action
         return remap(origin.checkpoint.state["policy"], observation, actions, remapping)
     for names in (remapping.features, remapping.actions):
         if names.entries:
-            raise ValueError(f"{names.option}: nothing is resumed, so there are no other names to map to")
+            raise ValueError(f"{names.option}: nothing is resumed, so there are no trained names to map to")
     return None
 
 
 def restore(origin: Origin, worker: LearnerWorker) -> None:
     """Load the checkpoint into the learner and continue its ledger.
 
-    What was in flight when the checkpoint was saved can no longer come: it is dropped as ``restart``.
+    Steps that were in flight when the checkpoint was saved are lost: they are dropped as ``restart``.
     """
     if origin.checkpoint is None:
         return

@@ -13,7 +13,7 @@ from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.monitoring.sinks import make_sinks
+from shoal.deploy.monitoring.sinks import Sink, make_sinks
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
@@ -30,16 +30,16 @@ from shoal.learner.training_loop import Limits, Saving, train
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended."""
+    """The end of a run."""
 
     summary: dict[str, Any]
     interrupted_by: int | None
-    """The signal that ended it, if one did."""
+    """The signal that ended it; None where none did."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watchers:
-    """Everything that looks at a run and takes no part in it."""
+    """The parts that observe a run and take no part in it."""
 
     progress: Progress
     history: MetricsHistory
@@ -67,10 +67,10 @@ def run(config: Config, run_dir: Path) -> Outcome:
             sinks = make_sinks(config.log, run_dir, prepared.origin.run_id, to_dict(config))
         except ValueError as error:
             raise CannotStart(str(error)) from error
-        # Only now: where the run cannot be continued, the directory stays as it was.
+        # Written only now: where the run cannot be continued, the directory stays as it was.
         (run_dir / "config.yaml").write_text(to_yaml(config))
         workers = stack.enter_context(start_workers(prepared))
-        # After Ray, which sets handlers of its own.
+        # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds))
         watchers = _watch(prepared, workers, asked, sinks, stack)
         stack.callback(prepared.learner.learner.close)
@@ -80,9 +80,9 @@ def run(config: Config, run_dir: Path) -> Outcome:
 
 
 def _watch(
-    run: PreparedRun, workers: WorkerGroup, asked: Interruption, sinks: Any, stack: contextlib.ExitStack
+    run: PreparedRun, workers: WorkerGroup, asked: Interruption, sinks: list[Sink], stack: contextlib.ExitStack
 ) -> Watchers:
-    """Serve the metrics, say what starts, and begin the history."""
+    """Serve the metrics, print the headline, and begin the history."""
     config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
     sources = _sources(run, workers, evaluations)
     ready = Readiness(
@@ -132,7 +132,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             recoveries=workers.recoveries,
             weights=weights,
             trained_before=run.before.trained,
-            # A failed run's environment may be what failed: it is not played again.
+            # After a failure no episode is played: the environment may be the cause.
             random=measured_random_return(run.setup.worker) if completed else None,
             interrupted_by=asked.signal_number,
             limit=run.bottleneck.whole(),
@@ -144,7 +144,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
 
 
 def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -> Sources:
-    """What the metrics are read from."""
+    """The objects that the metrics are read from."""
     config, path = run.config, run.learner.learner.path
     return Sources(
         statistics=run.statistics,
@@ -174,7 +174,7 @@ def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -
 
 
 def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.AbstractContextManager[object]:
-    """Evaluation during training, where it is asked for."""
+    """Evaluation during training; does nothing where ``evaluation.every_env_steps`` is 0."""
     config, learner = run.config.evaluation, run.learner
     if not config.every_env_steps:
         return contextlib.nullcontext()

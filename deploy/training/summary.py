@@ -1,4 +1,4 @@
-"""What came of a run, as plain data: ``RUN/summary.json``."""
+"""The result of a run as plain data: ``RUN/summary.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 RANDOM_EPISODES = 512
 RANDOM_ENV_STEPS = 120_000
 RANDOM_RETURN_SECONDS = 60.0
-"""Time for measuring what random actions earn, after the run."""
+"""Longest time for measuring the return of random actions after the run."""
 
 
 def summarize(
@@ -42,7 +42,17 @@ def summarize(
     evaluations: Evaluations,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The summary of a run that is over; ``about`` says which it was, ``trained_before`` what it resumed from."""
+    """The summary of a run that is over.
+
+    Args:
+        actor_restarts: actors replaced.
+        weights: the last published ones; None where training failed.
+        trained_before: trained environment steps of the runs that this one resumed.
+        random: mean return of random actions; None where it was not measured.
+        interrupted_by: the signal that ended the run.
+        limit: the bottleneck over the whole run.
+        about: further entries that say which run it was.
+    """
     ledger, seconds, lag = trajectory_queue.ledger, statistics.seconds, statistics.policy_lag
     return {
         **about,
@@ -78,7 +88,7 @@ def summarize(
 
 
 def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
-    """None where the run was never evaluated."""
+    """The evaluations during training; None where there was none."""
     last, best = evaluations.last, evaluations.best
     if last is None and not evaluations.failed:
         return None
@@ -91,7 +101,7 @@ def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
 
 
 def measured_random_return(setup: WorkerSetup) -> float | None:
-    """What uniformly random actions earn; None where that cannot be measured soon. The run itself is over and saved."""
+    """Mean return of uniformly random actions; None where it cannot be measured within ``RANDOM_RETURN_SECONDS``."""
     found: list[float | None] = []
 
     def measure() -> None:
@@ -107,7 +117,7 @@ def measured_random_return(setup: WorkerSetup) -> float | None:
         except Exception as error:  # noqa: BLE001  (environments raise anything)
             log.warning("the return of random actions could not be measured: %s", error)
 
-    # A thread, because an environment that hangs would never come back.
+    # In a thread, because an environment that hangs never returns; the run itself is over and saved.
     thread = threading.Thread(target=measure, name="random-return", daemon=True)
     thread.start()
     thread.join(RANDOM_RETURN_SECONDS)
@@ -115,7 +125,7 @@ def measured_random_return(setup: WorkerSetup) -> float | None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Strict JSON (no NaN), replaced at once."""
+    """Replace ``path`` atomically by ``data`` as strict JSON; NaN and infinity become null."""
     clean = json.loads(json.dumps(data), parse_constant=lambda _: None)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(clean, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Everybody who acts and learns in a run, started and ended: rollout workers here or on Ray, and peer learners."""
+"""Starts and ends the workers of a run: rollout workers in this process or on Ray, and peer learners."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pool(Protocol):
 
     @property
     def restarts(self) -> Counter[str]:
-        """Workers replaced, by reason."""
+        """Number of replaced workers by reason."""
 
     @property
     def num_alive(self) -> int:
@@ -33,17 +33,17 @@ class Pool(Protocol):
 
     @property
     def states(self) -> Counter[ActorState]:
-        """Workers by state."""
+        """Number of workers by state."""
 
     @property
     def recoveries(self) -> Recoveries:
-        """How long replacements took."""
+        """Number and duration of the replacements."""
 
     def pump(self, timeout: float) -> None:
         """Make or collect unrolls."""
 
     def close(self) -> None:
-        """End all."""
+        """End all workers."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,7 +52,7 @@ class WorkerGroup:
 
     pool: Pool
     learners: Learners
-    """What the training loop calls."""
+    """The learners behind the one call that the training loop makes."""
     driver: RolloutDriver | None = None
     """Pumps the pool where the learner does not drive it itself."""
     peers: RayPeers | None = None
@@ -70,12 +70,12 @@ class WorkerGroup:
 
     @property
     def restarts(self) -> Counter[str]:
-        """Actors, and learners that also act, replaced by reason."""
+        """Number of replaced actors, and of replaced learners that also act, by reason."""
         return self.pool.restarts + (self.peers.restarts if self.peers else Counter())
 
     @property
     def recoveries(self) -> Recoveries:
-        """How long replacements took, of own actors and of peer learners."""
+        """Number and duration of the replacements of own actors and of peer learners."""
         own = self.pool.recoveries
         if not self.peers:
             return own
@@ -83,11 +83,11 @@ class WorkerGroup:
         return Recoveries(own.count + peers.count, own.seconds + peers.seconds, max(own.slowest, peers.slowest))
 
     def lags(self) -> list[int]:
-        """For every unroll under way, the versions made since it began."""
+        """Policy lag of every unroll under way: the versions made since it began."""
         return [*self.learners.worker.queue.lags(), *(self.peers.lags if self.peers else ())]
 
     def close(self) -> None:
-        """End the driver, then the peers, then the pool."""
+        """End the driver, then the peers, then the pool: nothing pumps a pool that is closed."""
         if self.driver:
             self.driver.stop()
         if self.peers:

@@ -293,7 +293,7 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     assert process.stderr is not None
     wait_for(lambda: list(tmp_path.glob("run/checkpoints/0*")), process=process)
     process.send_signal(signal.SIGINT)
-    assert any("once more to stop at once" in line for line in process.stderr)
+    assert any("interrupt again to stop at once" in line for line in process.stderr)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     process.stderr.close()

@@ -90,6 +90,7 @@ def _step(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool =
         ({"lost": True}, {"lost": True}, Ledger(sampled=7, dropped=Counter(learner_lost=7))),
         ({"lost": True}, {"trained": 7}, Ledger(sampled=7, dropped=Counter(learner_lost=7))),
         ({"trained": 5}, {"lost": True}, Ledger(sampled=7, trained=7)),
+        ({"refused": True}, {"lost": True}, Ledger(sampled=7, dropped=Counter(non_finite=7))),
     ],
 )
 def test_one_learner_says_what_became_of_an_update(own: dict[str, Any], other: dict[str, Any], books: Ledger) -> None:

@@ -28,7 +28,7 @@ def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any) -> Non
     assert all(LINE.fullmatch(line) for line in lines), lines
     assert "trained/s 0 " not in lines[-1]
     assert out.index("Training Fast") < out.index(lines[0]) < out.index("Done.")
-    for part in ("a random policy gets", "books       balance", "shoal evaluate", "limit       "):
+    for part in ("a random policy gets", "ledger      balances", "shoal evaluate", "bottleneck  "):
         assert part in out
 
 
@@ -62,7 +62,7 @@ def test_the_live_view_shows_what_matters(tmp_path: Path) -> None:
     frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.decode().replace("\r", "")).split("steps  ")
     assert len(frames) > 3
     last = frames[-1]
-    for label in ("time", "return", "steps/s", "lag", "loss", "memory", "actors", "limit", "curve"):
+    for label in ("time", "return", "steps/s", "lag", "loss", "memory", "actors", "bottleneck", "curve"):
         assert re.search(rf"^ *{label}  ", last, re.MULTILINE), last
     for part in ("elapsed", "left", "policy", "value", "entropy", "right: ", "1 alive", "Done."):
         assert part in last
@@ -93,7 +93,7 @@ def test_the_summary_says_what_went_wrong() -> None:
     parts = (
         "Interrupted",
         "no episode ended",
-        "DO NOT BALANCE",
+        "DOES NOT BALANCE",
         "5 dropped (stale)",
         "2 actors replaced (up again after 4.2 s, 6.0 s at most)",
         "updates take",
