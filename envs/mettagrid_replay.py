@@ -1,4 +1,4 @@
-"""MettaGrid whose episodes are written as its own replays, which its viewer, MettaScope, shows."""
+"""MettaGrid with each episode written as a replay for MettaScope, its viewer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ReplayedMettaGrid(MettaGridEnvironment):
         """
         super().__init__(mission, mission.num_agents, seed, **kwargs)
         self.files: list[Path] = []
-        """Of the episodes that have ended."""
+        """Replay files of the episodes that have ended."""
         self._name_file = name_file
         self._config = make_game_config(mission)
 

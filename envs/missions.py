@@ -1,4 +1,4 @@
-"""The MettaGrid missions: what each asks of its agents, its maps, and what random and scripted players earn in it.
+"""The MettaGrid missions: tasks, maps, and the recorded returns of a random and a scripted player.
 
 Plain data and numpy: ``envs.mettagrid`` turns a mission into a simulation, ``envs.config`` checks slots against it.
 It never imports mettagrid.
@@ -29,11 +29,11 @@ class Mission:
     description: str
     num_agents: int
     max_steps: int
-    """Length of an episode."""
+    """Length of an episode in steps."""
     make_map: Callable[[np.random.Generator], Map]
-    """Draws an episode's map, with exactly ``num_agents`` cells named ``agent.agent``."""
+    """Function that draws an episode's map, with exactly ``num_agents`` cells named ``agent.agent``."""
     collect_reward: float = 0.0
-    """Paid for taking a piece of ore; the recorded returns include it."""
+    """Reward for taking a piece of ore; the recorded returns include it."""
     window: int = 11
     """Side of the square that an agent sees, itself in the centre."""
     num_tokens: int = 200
