@@ -80,8 +80,8 @@ class Replaceable:
         return True
 
     def step(self, action: Any, read: Callable[[Any, Any, Any, Any], None]) -> bool:
-        """Step once and ``read`` (obs, reward, terminated, truncated); false where that took a replacement, whose first
-        observation was read instead.
+        """Step once and ``read`` (obs, reward, terminated, truncated); return False if the environment was
+        replaced, and ``read`` the replacement's first observation instead.
 
         Raises:
             EnvironmentFault: too many faults in a row.

@@ -143,13 +143,13 @@ class GymEnvironment(_GuardedRows):
             )
 
     def reset(self, obs: np.ndarray) -> None:
-        """As ``AutoresetRows.reset``, of all groups at once."""
+        """Reset all groups at once, as in ``AutoresetRows.reset``."""
         super().reset(obs)
         if isinstance(self._vector, ProcessVectorEnv):
             self.groups = tuple(_ProcessGroup(self, self._vector, slots) for slots in self._slices)
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
-        """As ``AutoresetRows.step``, of all groups."""
+        """Step all groups, as in ``AutoresetRows.step``."""
         if not self.groups:
             super().step(action, rows)
             return
@@ -187,12 +187,12 @@ class _ProcessGroup(_GuardedRows):
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
-        """As ``envs.boundary.SlotGroup``."""
+        """Start the step, as in ``envs.boundary.SlotGroup``."""
         self._steps += 1
         self._vector.step_async(self._to_env(action))
 
     def step_end(self, rows: StepRows) -> None:
-        """As ``envs.boundary.SlotGroup``."""
+        """Wait for the step and fill ``rows``, as in ``envs.boundary.SlotGroup``."""
         answer = self._vector.step_wait()
         self._collect(answer[4])
         self._fill(rows, answer)

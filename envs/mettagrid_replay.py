@@ -16,15 +16,15 @@ _LETTERS = {WALL: "#", EMPTY: ".", AGENT: "@", MINE: "m", ALTAR: "a"}
 
 
 class ReplayedMettaGrid(MettaGridEnvironment):
-    """As ``MettaGridEnvironment`` with one simulation: the same maps, steps and rewards for the same seed."""
+    """``MettaGridEnvironment`` with one simulation: it has the same maps, steps and rewards for the same seed."""
 
     def __init__(
         self, mission: Mission, seed: int | np.random.SeedSequence, name_file: Callable[[int], Path], **kwargs: Any
     ) -> None:
-        """As the base class.
+        """Build the buffers, as in the base class.
 
         Args:
-            mission: What to play.
+            mission: The mission to play.
             seed: As in the base class; this is the first simulation of that seed.
             name_file: The file of the k-th episode, from 0; replays end in ``.json.z``.
             **kwargs: For the base class.

@@ -40,8 +40,8 @@ class Mission:
     random_return: tuple[float, float]
     """Return per agent and episode of uniformly random actions, and its standard error."""
     scripted_return: tuple[float, float]
-    """The same of ``envs.reference.WindowPlayer``: it sees what an agent sees and remembers nothing but its
-    heading, and in the corridor the altars' end. Good, not optimal.
+    """The same for ``envs.reference.WindowPlayer``, which sees what an agent sees and remembers only its heading and,
+    in the corridor, the altars' end. It plays well but not optimally.
 
     Reproduce both with ``python -m shoal.envs.reference ENV_ID``.
     """

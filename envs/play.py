@@ -29,8 +29,8 @@ class Episodes:
     terminated: np.ndarray
     """bool; False if it was truncated."""
     start: np.ndarray
-    """uint32: a hash of what all agents of the environment saw first. Where two players have the same, they were set
-    the same task."""
+    """uint32: a hash of the first observations of all agents of the environment. Two players with equal hashes had the
+    same task."""
 
     @property
     def episodes(self) -> int:
@@ -51,7 +51,7 @@ class Episodes:
 
     @property
     def mean(self) -> float:
-        """Return per agent and episode; NaN where none ended."""
+        """Mean return per agent and episode; NaN if none ended."""
         return float(self.by_environment(self.returns).mean()) if self.episodes else float("nan")
 
     @property
@@ -62,7 +62,7 @@ class Episodes:
 
     @property
     def mean_length(self) -> float:
-        """Steps per episode; NaN where none ended."""
+        """Mean steps per episode; NaN if none ended."""
         return float(self.lengths.mean()) if self.episodes else float("nan")
 
     def _together(self) -> np.ndarray:
@@ -81,11 +81,11 @@ def join(parts: Sequence[Episodes]) -> Episodes:
 
 
 def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Episodes:
-    """Play until every environment has finished its share of ``episodes``; what it finishes beyond is not counted.
+    """Play until every environment has finished its share of ``episodes``; further episodes are not counted.
 
-    (Counting the first to finish would favour short episodes.) Where agents share an environment
-    (``EnvSpec.num_agents``), their episodes count together, when the last of them has ended. ``max_env_steps`` ends it
-    early where episodes may not; then as many of every environment count as all have finished.
+    (Counting the first to finish would favour short episodes.) If agents share an environment
+    (``EnvSpec.num_agents``), their episodes count together, once the last of them has ended. ``max_env_steps`` bounds
+    the steps if episodes may not end; the result then has, of each environment, as many episodes as all have finished.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -130,7 +130,7 @@ class _Ended(NamedTuple):
 
 
 class _Tally:
-    """The episodes of agents who share an environment, until all of them have ended."""
+    """The episodes of agents that share an environment, until all of them have ended."""
 
     def __init__(self, slots: int, agents: int) -> None:
         self._agents = agents
@@ -150,8 +150,9 @@ class _Tally:
             self._begins[environment] = False
 
     def add(self, rows: StepRows, full: np.ndarray) -> list[int]:
-        """Count a step; the environments whose last agent's episode has ended. ``full`` bool [B]: which episodes
-        count.
+        """Count a step and return the environments whose last agent's episode has ended.
+
+        ``full`` bool [B] marks the slots whose episodes count.
         """
         ended = rows.terminated | rows.truncated
         masked = rows.is_first & ~ended

@@ -64,17 +64,17 @@ class _Promise(gymnasium.Env[np.ndarray, Any]):
 
 
 class _WorkerGuard(Guard):
-    """A guard that reports what it gives up: an exception here would reach the other side as a warning and a text."""
+    """A guard that reports a given-up environment in ``info``: gymnasium turns exceptions into warnings and text."""
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """As ``Guard.reset``."""
+        """Reset as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
             return super().reset(**kwargs)
         except EnvironmentFault as fault:
             return self._first, _given_up(fault)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """As ``Guard.step``."""
+        """Step as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
             return super().step(action)
         except EnvironmentFault as fault:
@@ -102,7 +102,7 @@ def _end_with_parent() -> None:
 
 
 class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
-    """One process per environment; closing it leaves none, whatever state they are in."""
+    """One process per environment; closing it ends all of them, whatever their state."""
 
     _whole: ProcessVectorEnv | None = None
     """The whole vector that a part belongs to; None for the whole itself."""
@@ -134,7 +134,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             raise self._name_the_dead(error) from error
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """As gymnasium's.
+        """Reset every environment, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -145,7 +145,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             raise self._name_the_dead(error) from error
 
     def step_async(self, actions: Any) -> None:
-        """As gymnasium's.
+        """Start a step of every environment, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -158,7 +158,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
     def step_wait(
         self, timeout: float | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As gymnasium's.
+        """Wait for the results of the step in progress, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -174,8 +174,9 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
         return self._state is AsyncState.WAITING_STEP
 
     def part(self, slots: slice) -> ProcessVectorEnv:
-        """These slots as a vector of their own, with the same processes: whole and parts must take turns, and a process
-        that dies ends all. Closing is for the whole.
+        """Return these slots as a vector of their own that uses the same processes.
+
+        The whole and its parts must not step at the same time. If a process dies, all end. Only the whole is closed.
         """
         part = copy.copy(self)
         part._whole = self
@@ -233,7 +234,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
 def _without_main() -> Iterator[None]:
     """Keep new processes from importing the main module: in an actor, this would import Ray.
 
-    Nothing in them needs it: what a user defines there is pickled whole.
+    The processes do not need it: definitions in the main module are pickled by value.
     """
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:

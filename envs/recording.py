@@ -32,7 +32,7 @@ class CannotRecord(ValueError):
 
 
 class RecordedEnvironment(VectorEnvironment, Protocol):
-    """One environment, with a slot for each of its agents, whose every episode becomes a file."""
+    """One environment, one slot per agent, that writes each episode to a file."""
 
     files: list[Path]
     """Files of the episodes that have ended, in order."""
@@ -149,16 +149,16 @@ class _FilmedEnvironment:
         self._frames_per_second = metadata.get("render_fps") or FRAMES_PER_SECOND
 
     def reset(self, obs: np.ndarray) -> None:
-        """As ``VectorEnvironment.reset``."""
+        """Reset the environment and start a new recording."""
         self._env.reset(obs)
         self._begin()
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
-        """As ``VectorEnvironment.step``."""
+        """Step the environment and record its picture."""
         self._env.step(action, rows)
         ended = rows.terminated | rows.truncated
         if (rows.is_first & ~ended).all():
-            # A new episode. Where one was under way, a fault cut it off, and it is filmed anew.
+            # A new episode. If the previous one was cut off by a fault, its recording is discarded.
             self._begin()
             return
         assert self._frames is not None
@@ -170,7 +170,7 @@ class _FilmedEnvironment:
             self.files.append(file)
 
     def close(self) -> None:
-        """Close the environment; what was not filmed to its end is gone."""
+        """Close the environment; the recording of an unfinished episode is discarded."""
         self._stop()
         self._part.unlink(missing_ok=True)
         self._env.close()

@@ -49,11 +49,13 @@ class RecallPlayer:
 
 
 class WindowPlayer:
-    """Plays the MettaGrid missions from the tokens alone: walks the shortest way that its window shows to the nearest
-    mine, or altar if it carries ore; where it sees none it walks on in one direction until something is in the way.
+    """Plays the MettaGrid missions from the tokens alone.
 
-    With ``remember`` it walks where it last delivered instead, and back if it carries nothing: all that there is to
-    remember in a corridor.
+    It walks the shortest visible way to the nearest mine, or to the nearest altar if it carries ore. If it sees
+    none, it keeps its direction until something is in the way.
+
+    With ``remember`` it walks to the place of its last delivery instead, and back if it carries nothing, which is all
+    that memory can contribute in a corridor.
     """
 
     def __init__(self, spec: EnvSpec, rng: np.random.Generator, *, remember: bool = False) -> None:

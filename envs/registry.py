@@ -85,8 +85,9 @@ def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
 
 
 def evaluation_kwargs(env_id: str, **kwargs: Any) -> dict[str, Any]:
-    """``kwargs`` and those with which an environment is right for playing whole episodes: first episodes are not cut
-    short, and every episode has a seed of its own where the environment takes one. What ``kwargs`` say stays.
+    """Add to ``kwargs`` the arguments for playing whole episodes, without overriding any.
+
+    First episodes are not shortened, and each episode has its own seed if the environment takes one.
     """
     name = _split(env_id)[0]
     if name in MISSIONS:

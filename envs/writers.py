@@ -25,7 +25,7 @@ _BOUND_TOLERANCE = 1e-4
 
 
 class Malformed(Exception):
-    """An answer that is not what the environment's spaces promise; ``slot`` is the faulty one of a batch."""
+    """A result does not fit the environment's spaces; ``slot`` is the faulty one of a batch."""
 
     def __init__(self, text: str, slot: int | None = None) -> None:
         super().__init__(text)
