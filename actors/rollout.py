@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from shoal.actors.episodes import EpisodeCounter
 from shoal.envs.boundary import DiscreteActions, EnvSpec, GroupedEnvironment, SlotGroup, StepRows, VectorEnvironment
-from shoal.policy.memory import State
+from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
 from shoal.policy.weights import Weights, WeightsError, load_weights
@@ -181,7 +181,7 @@ class RolloutWorker:
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
         _write_state(columns, "initial", self._state())
 
-    def _state(self) -> State:
+    def _state(self) -> LSTMState:
         return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
 
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
@@ -237,7 +237,7 @@ class _Group(NamedTuple):
     rows: list[StepRows]
 
 
-def _write_state(columns: dict[str, np.ndarray], name: str, state: State) -> None:
+def _write_state(columns: dict[str, np.ndarray], name: str, state: LSTMState) -> None:
     for part, tensor in zip("hc", state, strict=True):
         columns[f"{name}_{part}"][:] = tensor.transpose(0, 1)  # [L, B, H] to a row per slot
 

@@ -1,11 +1,11 @@
-"""Gymnasium's vector environments in the rows of the boundary, whichever of its three ways they have to reset.
+"""Adapt gymnasium's vector environments, in any of its three autoreset modes, to the rows of ``envs.boundary``.
 
 - NEXT_STEP is the boundary's next-step form as it is.
 - SAME_STEP is its same-step form; the final observations are in ``infos``.
-- DISABLED becomes the same-step form: what ended is reset here, in the same call.
+- DISABLED becomes the same-step form: slots whose episode ended are reset here, in the same call.
 
-Used by ``envs.gym`` and ``envs.native``. The mode is the one that the vector environment declares; where its answers
-belie the declaration, that is a fault: rows in the wrong order would train the memory across episodes without a sign.
+Used by ``envs.gym`` and ``envs.native``. The mode is the one that the vector environment declares; rows that
+contradict it are a fault, because rows in the wrong order would silently train the memory across episodes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MODES = {name: mode for mode in AutoresetMode for name in (mode, mode.value, mo
 
 
 def mode_named(said: Any, whose: str) -> AutoresetMode:
-    """A mode from what names it: gymnasium's enumeration, its values, or ``next_step``, ``same_step``, ``disabled``.
+    """Parse an autoreset mode: gymnasium's enumeration, its values, or ``next_step``, ``same_step``, ``disabled``.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names no mode.
     """
     try:
         return _MODES[said]
@@ -35,10 +35,10 @@ def mode_named(said: Any, whose: str) -> AutoresetMode:
 
 
 def declared_mode(vector: VectorEnv[Any, Any, Any], env_id: str) -> AutoresetMode:
-    """The mode that a vector environment declares.
+    """Return the autoreset mode that a vector environment declares.
 
     Raises:
-        ValueError: it declares none that is known.
+        ValueError: it declares no known mode.
     """
     metadata = vector.metadata or {}
     if "autoreset_mode" not in metadata:
@@ -50,7 +50,7 @@ def declared_mode(vector: VectorEnv[Any, Any, Any], env_id: str) -> AutoresetMod
 
 
 class AutoresetRows(abc.ABC):
-    """A vector environment's episodes in rows. What steps, checks and writes is its subclass's affair:
+    """A vector environment's episodes in rows. Subclasses step, check and write, by implementing
     ``_call_reset``, ``_call_step``, ``_write`` and ``_write_final``.
     """
 
@@ -65,7 +65,7 @@ class AutoresetRows(abc.ABC):
         self._steps = 0
         self._ended = np.zeros(num_envs, dtype=bool)
         self._restarted = np.zeros(num_envs, dtype=bool)
-        """Slots to which the present call gave another environment."""
+        """Slots whose environment was replaced during the current call."""
         self._after_reset = (
             np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype) if mode is AutoresetMode.DISABLED else None
         )
@@ -85,20 +85,20 @@ class AutoresetRows(abc.ABC):
         """Apply ``action`` [B, *action_shape] and fill ``rows``.
 
         Raises:
-            EnvironmentFault: the environment is unusable, or resets otherwise than it declares.
+            EnvironmentFault: the environment is unusable, or its resets contradict the declared mode.
         """
         self._steps += 1
         self._fill(rows, self._call_step(action))
 
     def _fill(self, rows: StepRows, answer: tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]) -> None:
-        """``rows`` from what ``_call_step`` gives."""
+        """Fill ``rows`` from the results of ``_call_step``."""
         obs, reward, terminated, truncated, infos = answer
         self._write(obs, rows.obs)
         np.copyto(rows.reward, reward, casting="same_kind")
         np.copyto(rows.terminated, terminated)
         np.copyto(rows.truncated, truncated)
         if self._mode is AutoresetMode.NEXT_STEP:
-            self._check_void(rows)
+            self._check_masked(rows)
             np.copyto(rows.is_first, self._ended)
         np.logical_or(terminated, truncated, out=self._ended)
         any_ended = bool(self._ended.any())
@@ -114,7 +114,7 @@ class AutoresetRows(abc.ABC):
         np.logical_or(rows.is_first, self._restarted, out=rows.is_first)
         self._restarted.fill(False)
 
-    def _check_void(self, rows: StepRows) -> None:
+    def _check_masked(self, rows: StepRows) -> None:
         played = self._ended & ((rows.reward != 0) | rows.terminated | rows.truncated)
         if played.any():
             slot = int(np.argmax(played))
@@ -145,7 +145,7 @@ class AutoresetRows(abc.ABC):
         assert rows.final_obs is not None
         assert self._after_reset is not None
         rows.final_obs[self._ended] = rows.obs[self._ended]
-        # Both are new each time: vector environments take the mask out of the options, and may keep it.
+        # A new mask and new options each time: vector environments pop the mask from the options and may keep it.
         first, _ = self._call_reset({"reset_mask": self._ended.copy()})
         self._write(first, self._after_reset)
         changed = (self._after_reset != rows.obs).reshape(self.num_envs, -1).any(1) & ~self._ended
@@ -164,16 +164,16 @@ class AutoresetRows(abc.ABC):
 
     @abc.abstractmethod
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-        """The vector environment's answer to ``reset``: (obs, infos)."""
+        """Reset the vector environment and return (obs, infos)."""
 
     @abc.abstractmethod
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Its answer to ``step``: (obs, reward [B], terminated [B], truncated [B], infos)."""
+        """Step the vector environment and return (obs, reward [B], terminated [B], truncated [B], infos)."""
 
     @abc.abstractmethod
     def _write(self, obs: Any, out: np.ndarray) -> None:
-        """Its observations into ``out`` [B, *obs_shape]."""
+        """Write its observations into ``out`` [B, *obs_shape]."""
 
     @abc.abstractmethod
     def _write_final(self, final: Any, ended: np.ndarray, out: np.ndarray) -> None:
-        """Its final observations into those rows of ``out`` [B, *obs_shape] where an episode ended."""
+        """Write the final observations of episodes that ended into their rows of ``out`` [B, *obs_shape]."""

@@ -1,27 +1,30 @@
-"""What a step is: the one contract every environment is brought to.
+"""The environment contract: the rows that every adapter writes at each step.
 
-The rollout worker sees nothing else of an environment. An adapter writes its answers into rows of the caller's
-unroll buffers, so stepping allocates nothing and the same memory is what the learner later trains on.
+The rollout worker knows environments only through this contract. An adapter writes into rows of the caller's unroll
+buffers, so that stepping allocates nothing and the learner later trains on the same memory.
 
 Rows, for B slots (one slot = one agent in one environment = one ``training_env_id``):
 
-- ``obs[b]`` is what the network sees next.
-- ``is_first[b]`` says that ``obs[b]`` opens a new episode: the LSTM state must be zeroed before it is consumed.
-- ``reward[b], terminated[b], truncated[b]`` answer the action.
+- ``obs[b]`` is the network's next input.
+- ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the LSTM state must be zeroed before
+  it is consumed.
+- ``reward[b], terminated[b], truncated[b]`` are the results of the action.
 
-A transition is *void* where ``is_first`` is set and neither flag is: no action caused it, its reward is 0, and it is
-masked out of every loss, statistic and count. An episode ends in one of two forms, the same for a whole environment:
+A transition with ``is_first`` but neither ``terminated`` nor ``truncated`` is a *reset transition (masked)*: it leads
+from one episode to the next, its action had no effect, its reward is 0, and no loss, statistic or count includes it.
+
+An episode ends in one of two forms, the same for a whole environment:
 
 - *next step* (``EnvSpec.same_step`` false): the call in which the episode ends returns the true final observation as
   ``obs``; the next call ignores that slot's action and returns the first observation of the new episode with
-  ``is_first``, a void transition.
+  ``is_first``, a reset transition (masked).
 - *same step* (``EnvSpec.same_step`` true): the call in which the episode ends returns the first observation of the new
   episode as ``obs`` with ``is_first``, and the true final observation as ``final_obs``. No transition is lost.
 
-Either way a truncated episode is bootstrapped from its true final observation. A slot that had to be restarted after a
-fault returns ``is_first`` without a flag: the faulty transition is void and the one before it is bootstrapped like a
-truncation. A slot whose agent is out of the game while others play on returns ``is_first`` at every step until it is
-back: void transitions all of them, whatever ``obs`` holds.
+Either way a truncated episode is bootstrapped from its true final observation. A slot that was restarted after a
+fault returns ``is_first`` without an end: the faulty transition becomes a reset transition (masked), and the one before
+it is bootstrapped like a truncation. A slot whose agent is out of the game while others play on returns ``is_first`` at
+every step until the agent is back; all of these are reset transitions (masked), whatever ``obs`` holds.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ class TokenSpace:
     height: int
     num_tokens: int
     feature_names: tuple[str, ...]
-    """By feature id; ids run from 0 without gaps ("" for an id that is not used)."""
+    """Names by feature id; ids run from 0 without gaps ("" for an id that is not used)."""
     feature_normalizations: tuple[float, ...]
-    """The value that counts as 1.0, by feature id."""
+    """The value that is normalized to 1.0, by feature id."""
     categorical_features: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """(feature id, names of its values 0, 1, ...): each value gets a plane of its own instead of a magnitude."""
     global_coordinate: int | None = None
@@ -59,7 +62,7 @@ class VectorSpace:
 
     size: int
     names: tuple[str, ...] = ()
-    """One per number, no two alike, where the environment names the parts of its observations; else empty."""
+    """Unique names, one per number; empty if the environment does not name the parts of its observations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +79,9 @@ class DiscreteActions:
     """One or several discrete choices per step, int64 [B] (one) or [B, len(names)] (several)."""
 
     names: tuple[tuple[str, ...], ...]
-    """For each choice the names of its actions, in the order of their indices."""
+    """Names of each choice's actions, in the order of their indices."""
     scalar: bool = True
-    """True where the action is one number rather than an array of them."""
+    """True if the action is a single number and not an array."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +101,9 @@ class EnvSpec:
     observation: TokenSpace | VectorSpace | ImageSpace
     actions: DiscreteActions | ContinuousActions
     same_step: bool = False
-    """How episodes end: whether the next one begins in the same step, with the last observation in ``final_obs``."""
+    """Episodes end in the same-step form: the next begins in the same step, the last observation is ``final_obs``."""
     num_agents: int = 1
-    """Agents that share one environment: slots are groups of so many neighbours, whose returns are not independent."""
+    """Number of agents per environment; they occupy consecutive slots, and their returns are not independent."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
@@ -119,7 +122,7 @@ class EnvSpec:
 
     @property
     def action_shape(self) -> tuple[int, ...]:
-        """Shape of one slot's action: () where it is a scalar."""
+        """Shape of one slot's action: () for a scalar."""
         if isinstance(self.actions, ContinuousActions):
             return (len(self.actions.low),)
         return () if self.actions.scalar else (len(self.actions.names),)
@@ -144,11 +147,11 @@ class StepRows(NamedTuple):
     truncated: np.ndarray
     """[B] bool."""
     final_obs: np.ndarray | None = None
-    """[B, *obs_shape] in the spec's dtype, to be written for slots with a flag and left alone for others; None where
-    ``EnvSpec.same_step`` is false."""
+    """[B, *obs_shape] in the spec's dtype, written only for slots whose episode ended; None if ``EnvSpec.same_step`` is
+    false."""
 
     def of(self, slots: slice) -> StepRows:
-        """The views of these slots alone."""
+        """Views of these slots only."""
         return StepRows(
             self.obs[slots],
             self.is_first[slots],
@@ -160,7 +163,7 @@ class StepRows(NamedTuple):
 
 
 class EnvironmentFault(Exception):
-    """An environment broke its contract and could not be restarted slot by slot; the message says what, when, where."""
+    """An environment broke its contract and could not be restarted slot by slot; the message has the details."""
 
 
 @runtime_checkable
@@ -172,11 +175,11 @@ class VectorEnvironment(Protocol):
     num_envs: int
     """B."""
     short_episode: np.ndarray
-    """[B] bool; the episode under way began with a shorter time limit, so that slots do not all end together. Its steps
-    are ordinary, its return is no full episode's. Describes the episode that the next ``step`` may end."""
+    """[B] bool; the current episode began with a shorter time limit, so that slots do not all end together. Its steps
+    are valid, its return is not that of a full episode. Refers to the episode that the next ``step`` may end."""
     faults: list[str]
-    """One message for every fault, which restarted a slot or all slots of one environment together, since the caller
-    last cleared the list."""
+    """One message per fault since the caller last cleared the list; a fault restarts one slot, or all slots of one
+    environment."""
 
     def reset(self, obs: np.ndarray) -> None:
         """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape]."""
@@ -185,7 +188,7 @@ class VectorEnvironment(Protocol):
         """Apply ``action`` [B, *action_shape] and fill ``rows``.
 
         Raises:
-            EnvironmentFault: the whole vector environment is unusable and must be built anew.
+            EnvironmentFault: the whole vector environment is unusable and must be recreated.
         """
 
     def close(self) -> None:
@@ -193,28 +196,28 @@ class VectorEnvironment(Protocol):
 
 
 class SlotGroup(Protocol):
-    """Neighbouring slots of an environment, stepped elsewhere and apart from its other slots."""
+    """Consecutive slots of an environment that are stepped in other processes, independently of its other slots."""
 
     slots: slice
-    """Which of the environment's slots."""
+    """The group's slots within the environment."""
 
     def step_begin(self, action: np.ndarray) -> None:
-        """Start the step for ``action`` [slots, *action_shape] and come back; ``step_end`` must follow."""
+        """Start the step for ``action`` [slots, *action_shape] and return at once; ``step_end`` must follow."""
 
     def step_end(self, rows: StepRows) -> None:
-        """Wait for the step that was begun, and fill ``rows`` of these slots.
+        """Wait for the step in progress and fill ``rows`` of these slots.
 
-        Either raises what ``VectorEnvironment.step`` does, and then no group of the environment is usable.
+        Both methods raise like ``VectorEnvironment.step``; afterwards no group of the environment is usable.
         """
 
 
 @runtime_checkable
 class GroupedEnvironment(VectorEnvironment, Protocol):
-    """An environment whose slots are stepped in other processes: its caller may act for one group meanwhile.
+    """An environment whose slots are stepped in other processes: the caller may act for one group meanwhile.
 
-    ``step`` begins and ends a step of every group; the answers are the same.
+    ``step`` begins and ends a step of every group, with the same results.
     """
 
     groups: Sequence[SlotGroup]
-    """All slots, in order. New after every ``reset``, which no step may be under way at; empty before it, and where
-    the environment turns out to be stepped in the caller's own thread."""
+    """Groups covering all slots, in order. Every ``reset`` creates new ones and requires that no step is in progress.
+    Empty before the first ``reset``, and if the environment is stepped in the caller's own thread."""

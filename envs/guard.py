@@ -1,6 +1,6 @@
-"""A guard around each environment of others, so that a broken one costs one episode and not the run.
+"""A guard around each third-party environment, so that a failure costs one episode and not the run.
 
-Used by every adapter that steps environments one by one. What a guard lets through is what the spaces promise.
+Used by every adapter that steps environments one by one. A guard passes only values that fit the spaces.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from shoal.envs.spaces import Declared
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
 
 FAULTS_IN_A_ROW = 3
-"""So many faults without ``HEALTHY_STEPS`` good steps between them, and the environment is given up."""
+"""Number of faults without ``HEALTHY_STEPS`` good steps between them after which the environment is given up."""
 HEALTHY_STEPS = 10
 
 RESTARTED = "restarted"
-"""Key of ``info`` under which a guard tells that the observation is a replacement's first: a tuple of messages."""
+"""Key of ``info`` under which a guard marks the first observation of a replacement: a tuple of messages."""
 
 
 class Replaceable:
     """An environment that is replaced by a new one of the same kind when it fails.
 
-    ``read`` functions take its answers and raise where they are wrong, which counts as the environment's failure.
+    ``read`` functions parse its results and raise if they are malformed, which counts as a failure.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Replaceable:
         self._faults_in_a_row = 0
         self._messages: list[str] = []
         self.env: Any = None
-        """One that was made before, to look at its spaces, may be put here."""
+        """The environment; a caller may set one that it made earlier to inspect its spaces."""
 
     def reset(self) -> bool:
-        """Begin the next episode; false where that took a replacement.
+        """Begin the next episode; return False if the environment had to be replaced.
 
         Raises:
             EnvironmentFault: too many faults in a row.
@@ -80,8 +80,8 @@ class Replaceable:
         return True
 
     def step(self, action: Any, read: Callable[[Any, Any, Any, Any], None]) -> bool:
-        """Step once and ``read`` (obs, reward, terminated, truncated); false where that took a replacement, whose first
-        observation was read instead.
+        """Step once and ``read`` (obs, reward, terminated, truncated); return False if the environment was
+        replaced, and ``read`` the replacement's first observation instead.
 
         Raises:
             EnvironmentFault: too many faults in a row.
@@ -100,13 +100,13 @@ class Replaceable:
         return True
 
     def take_messages(self) -> tuple[str, ...]:
-        """What went wrong since the last call."""
+        """Return the messages of faults since the last call."""
         messages = tuple(self._messages)
         self._messages.clear()
         return messages
 
     def close(self) -> None:
-        """Close the environment; what it raises then is a message and no more."""
+        """Close the environment; an exception becomes a message."""
         env, self.env = self.env, None
         try:
             if env is not None:
@@ -177,22 +177,22 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         )
 
     def adopt(self, env: Any) -> None:
-        """Guard an environment that was made before."""
+        """Guard an existing environment."""
         self._inner.env = env
 
     @property
     def guarded(self) -> Any:
-        """The environment there is now."""
+        """The current environment."""
         return self._inner.env
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The next episode; called by the vector environment alone, which never seeds."""
+        """Begin the next episode; only the vector environment calls this, and it never seeds."""
         return self._first, {} if self._inner.reset() else self._restarted()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """The environment's answer, or the first observation of its replacement."""
+        """Return the environment's result, or the first observation of its replacement."""
         if not self._inner.step(action, self._read_step):
             return self._first, 0.0, False, False, self._restarted()
         return self._next, *self._outcome, {}
@@ -217,18 +217,18 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
 
 
 def row_space(spec: EnvSpec) -> spaces.Box:
-    """What a guard observes: rows as the boundary has them."""
+    """A guard's observation in the form of ``envs.boundary``'s rows."""
     bound: tuple[Any, Any] = (0, 255) if spec.obs_dtype == np.uint8 else (-np.inf, np.inf)
     return spaces.Box(*bound, shape=spec.obs_shape, dtype=spec.obs_dtype.type)
 
 
 @contextlib.contextmanager
 def naming_bad_arguments(env_id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Around making an environment.
+    """Translate the exceptions raised while an environment is created.
 
     Raises:
         EnvironmentNotFound: its package is not installed.
-        ValueError: it does not take the arguments.
+        ValueError: it rejects the arguments.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Any gymnasium environment behind the boundary: one after the other in this process, or each in its own.
+"""Any gymnasium environment behind the boundary: stepped in turn in this process, or each in its own.
 
 Made by ``envs.registry``. ``envs.native`` is for environments that step all slots at once by themselves.
 """
@@ -54,7 +54,7 @@ class _GuardedRows(AutoresetRows):
             out[slot] = final[slot]
 
     def _collect(self, infos: dict[str, Any]) -> None:
-        """What guards tell of the environments that they replaced or gave up."""
+        """Collect the guards' reports on environments that were replaced or given up."""
         if RESTARTED in infos:
             for slot in np.flatnonzero(infos[f"_{RESTARTED}"]):
                 self._report(infos[RESTARTED][slot])
@@ -143,13 +143,13 @@ class GymEnvironment(_GuardedRows):
             )
 
     def reset(self, obs: np.ndarray) -> None:
-        """As ``AutoresetRows.reset``, of all groups at once."""
+        """Reset all groups at once, as in ``AutoresetRows.reset``."""
         super().reset(obs)
         if isinstance(self._vector, ProcessVectorEnv):
             self.groups = tuple(_ProcessGroup(self, self._vector, slots) for slots in self._slices)
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
-        """As ``AutoresetRows.step``, of all groups."""
+        """Step all groups, as in ``AutoresetRows.step``."""
         if not self.groups:
             super().step(action, rows)
             return
@@ -159,18 +159,18 @@ class GymEnvironment(_GuardedRows):
             group.step_end(rows.of(group.slots))
 
     def first_environment(self) -> Any:
-        """The environment that slot 0 has now, where it is in this process."""
+        """The current environment of slot 0, if it lives in this process."""
         assert isinstance(self._vector, SyncVectorEnv)
         return cast(Guard, self._vector.envs[0]).guarded
 
     def close(self) -> None:
-        """Close every environment; no process is left."""
+        """Close every environment and end every process."""
         if self._vector is not None:
             self._vector.close()
 
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         if self._vector is None:
-            # Not before: who only asks for the spec starts no process.
+            # Created late, so that asking only for the spec starts no process.
             self._vector = self._make_vector()
         for group in self.groups:
             group.check_idle("reset")
@@ -178,7 +178,7 @@ class GymEnvironment(_GuardedRows):
 
 
 class _ProcessGroup(_GuardedRows):
-    """Neighbouring slots of an environment, whose processes step while its other slots wait for their actions."""
+    """Consecutive slots whose processes step while the other slots wait for their actions."""
 
     def __init__(self, env: GymEnvironment, vector: ProcessVectorEnv, slots: slice) -> None:
         super().__init__(env.spec, slots.stop - slots.start, env._mode, slots.start)
@@ -187,18 +187,18 @@ class _ProcessGroup(_GuardedRows):
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
-        """As ``envs.boundary.SlotGroup``."""
+        """Start the step, as in ``envs.boundary.SlotGroup``."""
         self._steps += 1
         self._vector.step_async(self._to_env(action))
 
     def step_end(self, rows: StepRows) -> None:
-        """As ``envs.boundary.SlotGroup``."""
+        """Wait for the step and fill ``rows``, as in ``envs.boundary.SlotGroup``."""
         answer = self._vector.step_wait()
         self._collect(answer[4])
         self._fill(rows, answer)
 
     def check_idle(self, wanted: str) -> None:
-        """Raises RuntimeError where a step is under way: its answer would be taken for that of ``wanted``."""
+        """Raise RuntimeError if a step is in progress, since its results would be mistaken for those of ``wanted``."""
         if self._vector.is_stepping:
             raise RuntimeError(f"{self.spec.env_id}: {wanted} while slots {self.slots} are stepped")
 
@@ -225,7 +225,7 @@ def _itself(guard: Guard) -> Guard:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes one environment, in whatever process it is called."""
+    """Create one environment in the calling process."""
 
     env_id: str
     spec: gymnasium.envs.registration.EnvSpec
@@ -233,7 +233,7 @@ class _Maker:
     kwargs: Mapping[str, Any]
 
     def __call__(self) -> Any:
-        # Another process has not registered what this one has; the environment may make others of its module by id.
+        # A new process lacks this one's registrations, and the environment may create others of its module by id.
         if module := self.env_id.rpartition(":")[0]:
             importlib.import_module(module)
         # The checker wrapper warns once and changes nothing; the guard checks every step.

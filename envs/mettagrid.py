@@ -84,7 +84,7 @@ def make_game_config(mission: Mission) -> Any:
 
 
 def make_spec(mission: Mission, game: Any | None = None) -> EnvSpec:
-    """The mission's tokens and actions in the words of the boundary."""
+    """The mission's tokens and actions as an ``EnvSpec``."""
     game = make_game_config(mission) if game is None else game
     action_names = tuple(action.name for action in game.actions.actions())
     features = game.id_map().features()
@@ -140,10 +140,10 @@ class MettaGridEnvironment:
 
         self.spec = make_spec(mission, game)
         self.num_envs = num_envs
-        """Of one simulation."""
+        """Agents per simulation."""
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
-        """[B]: the slot's present episode was cut short by ``stagger``; its return is not that of an episode."""
+        """[B]: the slot's current episode was shortened by ``stagger``, so its return is not that of a full episode."""
 
         self._mission = mission
         self._stagger = stagger
@@ -176,7 +176,7 @@ class MettaGridEnvironment:
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
         """Apply ``action`` int64 [B] and fill ``rows``."""
-        # The simulation passes over actions out of range in silence.
+        # The simulation silently ignores actions out of range.
         if action.min() < 0 or action.max() >= self._num_actions:
             raise ValueError(
                 f"{self.spec.env_id}: actions from {action.min()} to {action.max()}, must be 0..{self._num_actions - 1}"
@@ -199,7 +199,7 @@ class MettaGridEnvironment:
         np.copyto(rows.reward, self._reward)
         np.copyto(rows.terminated, self._terminated)
         np.copyto(rows.truncated, self._truncated)
-        # All agents of a simulation end together, so its first agent tells.
+        # All agents of a simulation end together, so its first agent's flags suffice.
         agents = self._mission.num_agents
         ended = self._terminated[::agents] | self._truncated[::agents]
         if ended.any():
@@ -233,7 +233,7 @@ class MettaGridEnvironment:
         self._advance[index] = simulation.step
 
     def _make_simulation(self, grid: Map, limit: int, seed: int) -> Any:
-        """What an episode is stepped by; ``limit`` is its length."""
+        """Create an episode's simulation; ``limit`` is its length in steps."""
         names = grid.astype(object)
         # Every agent has a configuration of its own under a name of its own.
         names[names == AGENT] = self._agent_names

@@ -1,4 +1,4 @@
-"""MettaGrid whose episodes are written as its own replays, which its viewer, MettaScope, shows."""
+"""MettaGrid with each episode written as a replay for MettaScope, its viewer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _LETTERS = {WALL: "#", EMPTY: ".", AGENT: "@", MINE: "m", ALTAR: "a"}
 
 
 class ReplayedMettaGrid(MettaGridEnvironment):
-    """As ``MettaGridEnvironment`` with one simulation: the same maps, steps and rewards for the same seed."""
+    """``MettaGridEnvironment`` with one simulation: it has the same maps, steps and rewards for the same seed."""
 
     def __init__(
         self, mission: Mission, seed: int | np.random.SeedSequence, name_file: Callable[[int], Path], **kwargs: Any
     ) -> None:
-        """As the base class.
+        """Build the buffers, as in the base class.
 
         Args:
-            mission: What to play.
+            mission: The mission to play.
             seed: As in the base class; this is the first simulation of that seed.
             name_file: The file of the k-th episode, from 0; replays end in ``.json.z``.
             **kwargs: For the base class.
         """
         super().__init__(mission, mission.num_agents, seed, **kwargs)
         self.files: list[Path] = []
-        """Of the episodes that have ended."""
+        """Replay files of the episodes that have ended."""
         self._name_file = name_file
         self._config = make_game_config(mission)
 

@@ -1,4 +1,4 @@
-"""The MettaGrid missions: what each asks of its agents, its maps, and what random and scripted players earn in it.
+"""The MettaGrid missions: tasks, maps, and the recorded returns of a random and a scripted player.
 
 Plain data and numpy: ``envs.mettagrid`` turns a mission into a simulation, ``envs.config`` checks slots against it.
 It never imports mettagrid.
@@ -29,19 +29,19 @@ class Mission:
     description: str
     num_agents: int
     max_steps: int
-    """Length of an episode."""
+    """Length of an episode in steps."""
     make_map: Callable[[np.random.Generator], Map]
-    """Draws an episode's map, with exactly ``num_agents`` cells named ``agent.agent``."""
+    """Function that draws an episode's map, with exactly ``num_agents`` cells named ``agent.agent``."""
     collect_reward: float = 0.0
-    """Paid for taking a piece of ore; the recorded returns include it."""
+    """Reward for taking a piece of ore; the recorded returns include it."""
     window: int = 11
     """Side of the square that an agent sees, itself in the centre."""
     num_tokens: int = 200
     random_return: tuple[float, float]
     """Return per agent and episode of uniformly random actions, and its standard error."""
     scripted_return: tuple[float, float]
-    """The same of ``envs.reference.WindowPlayer``: it sees what an agent sees and remembers nothing but its
-    heading, and in the corridor the altars' end. Good, not optimal.
+    """The same for ``envs.reference.WindowPlayer``, which sees what an agent sees and remembers only its heading and,
+    in the corridor, the altars' end. It plays well but not optimally.
 
     Reproduce both with ``python -m shoal.envs.reference ENV_ID``.
     """

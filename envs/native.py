@@ -1,7 +1,7 @@
 """Gymnasium environments that step all their slots at once: an id's own ``vector_entry_point``.
 
-Made by ``envs.registry`` for ``vectorization="native"``. There is nothing here per slot, so no guard could replace one
-either: whatever is wrong ends the whole vector environment with a message.
+Made by ``envs.registry`` for ``vectorization="native"``. A single slot cannot be replaced,
+so any fault ends the whole vector environment with a message.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NativeEnvironment(AutoresetRows):
         self._to_env = action_converter(declared.action)
         self._write_batch = make_writer(space, spec, batched=True)
         self._write_one = make_writer(space, spec, batched=False)
-        # What is checked here is copied to the caller's rows, which may be strided so that they cannot be flattened.
+        # Values are checked in this buffer and then copied: the caller's rows may be strided and cannot be flattened.
         self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
         self._flat = self._checked.reshape(num_envs, -1)
         self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))

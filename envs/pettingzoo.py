@@ -1,9 +1,9 @@
-"""PettingZoo's parallel environments: several agents in one game, a slot for each, who may end together or apart.
+"""PettingZoo's parallel environments: several agents per game, one slot each; they may end together or separately.
 
 Made by ``envs.registry`` for ids of the form ``pettingzoo:package.module:factory``. Episodes end in the boundary's
 next-step form. The same-step form would need the first observation of an agent's next episode in the step in which its
-last one ends, and there is none before the others have ended too; here such an agent is out of the game, with void
-transitions, until the call that resets the game and is void for all of its agents.
+last one ends, and there is none before the others have ended too; here such an agent is out of the game, with
+reset transitions (masked), until the call that resets the game, which is a reset transition for all of its agents.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Game:
         self._flat = self._obs.reshape(len(agents), -1)
         self._playing = np.zeros(len(agents), dtype=bool)
         self._finished = np.zeros(len(agents), dtype=bool)
-        """Had an episode since the game was last reset; PettingZoo does not revive agents."""
+        """Agents that had an episode since the last reset; PettingZoo does not revive agents."""
         self.inner = Replaceable(
             env_id,
             f"slots {slots.start}..{slots.stop - 1}",
@@ -146,11 +146,11 @@ class _Game:
         )
 
     def begin(self) -> None:
-        """Reset the game: a void transition for all of its agents."""
+        """Reset the game: a reset transition (masked) for all of its agents."""
         self.inner.reset()
 
     def step(self, actions: np.ndarray) -> None:
-        """Step the game with the actions [B, ...] of those who play, or reset it where nobody does."""
+        """Step the game with the actions [B, ...] of agents in the game, or reset it if there are none."""
         if not self._playing.any():
             self.begin()
             return
@@ -185,7 +185,8 @@ class _Game:
                     raise Malformed("is gone from agents, but was neither terminated nor truncated")
 
     def _enter(self, index: int, agent: Any, obs: Any, *, enters: bool) -> None:
-        """A void row: the first observation of an agent that ``enters`` the game, zeros for one that is out of it."""
+        """A row of a reset transition (masked): ``obs`` is the first observation if the agent ``enters`` the game, else
+        zeros."""
         self._is_first[index] = True
         self._reward[index], self._terminated[index], self._truncated[index] = 0.0, False, False
         self._playing[index] = enters
@@ -252,7 +253,7 @@ def _find_factory(env_id: str, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
 def _make_first(
     env_id: str, make: Callable[[], Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, tuple[Any, ...], Declared]:
-    """An environment, its possible agents, and what one of them sees and does."""
+    """An environment, its possible agents, and the observation and action space of one agent."""
     from pettingzoo import AECEnv, ParallelEnv
 
     with naming_bad_arguments(env_id, kwargs):

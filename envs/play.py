@@ -1,4 +1,4 @@
-"""Playing an environment to the end of a number of episodes, whoever the player is."""
+"""Play a number of whole episodes of an environment with any player."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Episodes:
     """Whole episodes, one per agent, ordered by environment and by time; [N] each."""
 
     environment: np.ndarray
-    """int64: which environment it was in. Agents who share one share its number."""
+    """int64: index of the episode's environment; agents that share an environment share its index."""
     number: np.ndarray
-    """int64: which of its environment's episodes it was, from 0. Those of agents who share one count together."""
+    """int64: index within its environment's episodes, from 0; agents that share an environment share the index."""
     returns: np.ndarray
     """float64, undiscounted."""
     lengths: np.ndarray
     """int64 steps."""
     terminated: np.ndarray
-    """bool; false where it was truncated."""
+    """bool; False if it was truncated."""
     start: np.ndarray
-    """uint32: a hash of what all agents of the environment saw first. Where two players have the same, they were set
-    the same task."""
+    """uint32: a hash of the first observations of all agents of the environment. Two players with equal hashes had the
+    same task."""
 
     @property
     def episodes(self) -> int:
@@ -51,28 +51,28 @@ class Episodes:
 
     @property
     def mean(self) -> float:
-        """Return per agent and episode; NaN where none ended."""
+        """Mean return per agent and episode; NaN if none ended."""
         return float(self.by_environment(self.returns).mean()) if self.episodes else float("nan")
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, between episodes of whole environments; NaN where there are fewer than two."""
+        """Standard error of the mean over episodes of whole environments; NaN if there are fewer than two."""
         means = self.by_environment(self.returns)
         return float(np.std(means, ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
 
     @property
     def mean_length(self) -> float:
-        """Steps per episode; NaN where none ended."""
+        """Mean steps per episode; NaN if none ended."""
         return float(self.lengths.mean()) if self.episodes else float("nan")
 
     def _together(self) -> np.ndarray:
-        """Where the episodes that were played together begin."""
+        """Start indices of the groups of episodes that were played together."""
         changes = (np.diff(self.environment) != 0) | (np.diff(self.number) != 0)
         return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
 def join(parts: Sequence[Episodes]) -> Episodes:
-    """Episodes of different environments as one; they are numbered on."""
+    """Concatenate episodes of different environments and renumber these."""
     first = np.cumsum([0, *(part.environment.max(initial=-1) + 1 for part in parts)])
     renumbered = [part.environment + offset for part, offset in zip(parts, first, strict=False)]
     fields = [field.name for field in dataclasses.fields(Episodes)][1:]
@@ -81,11 +81,11 @@ def join(parts: Sequence[Episodes]) -> Episodes:
 
 
 def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Episodes:
-    """Play until every environment has finished its share of ``episodes``; what it finishes beyond is not counted.
+    """Play until every environment has finished its share of ``episodes``; further episodes are not counted.
 
-    (Counting the first to finish would favour short episodes.) Where agents share an environment
-    (``EnvSpec.num_agents``), their episodes count together, when the last of them has ended. ``max_env_steps`` ends it
-    early where episodes may not; then as many of every environment count as all have finished.
+    (Counting the first to finish would favour short episodes.) If agents share an environment
+    (``EnvSpec.num_agents``), their episodes count together, once the last of them has ended. ``max_env_steps`` bounds
+    the steps if episodes may not end; the result then has, of each environment, as many episodes as all have finished.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -130,7 +130,7 @@ class _Ended(NamedTuple):
 
 
 class _Tally:
-    """The episodes of agents who share an environment, until all of them have ended."""
+    """The episodes of agents that share an environment, until all of them have ended."""
 
     def __init__(self, slots: int, agents: int) -> None:
         self._agents = agents
@@ -140,7 +140,7 @@ class _Tally:
         self._begins = np.ones(slots // agents, dtype=bool)
         """The environment's next episode has not been seen yet."""
         self.ended: list[list[_Ended]] = [[] for _ in range(slots // agents)]
-        """By environment, since it began."""
+        """Steps by environment since its episode began."""
 
     def note_starts(self, rows: StepRows) -> None:
         """Look at the first observations of environments that begin an episode."""
@@ -150,16 +150,17 @@ class _Tally:
             self._begins[environment] = False
 
     def add(self, rows: StepRows, full: np.ndarray) -> list[int]:
-        """Count a step; the environments whose last agent's episode has ended. ``full`` bool [B]: which episodes
-        count.
+        """Count a step and return the environments whose last agent's episode has ended.
+
+        ``full`` bool [B] marks the slots whose episodes count.
         """
         ended = rows.terminated | rows.truncated
-        void = rows.is_first & ~ended
+        masked = rows.is_first & ~ended
         self._return += rows.reward
         self._length += 1
-        self._return[void] = 0.0
-        self._length[void] = 0
-        if not (ended.any() or void.any()):
+        self._return[masked] = 0.0
+        self._length[masked] = 0
+        if not (ended.any() or masked.any()):
             return []
         for slot in np.flatnonzero(ended & full).tolist():
             environment = slot // self._agents
@@ -173,10 +174,10 @@ class _Tally:
             )
         self._return[ended] = 0.0
         self._length[ended] = 0
-        # A reset, and so is a fault: what agents finished before it is not joined to the episodes after it.
-        for environment in np.flatnonzero(self._of_environments(void).all(1)).tolist():
+        # A reset, possibly after a fault: episodes finished before it are not grouped with those after it.
+        for environment in np.flatnonzero(self._of_environments(masked).all(1)).tolist():
             self.clear(environment)
-        over = self._of_environments(ended).any(1) & self._of_environments(ended | void).all(1)
+        over = self._of_environments(ended).any(1) & self._of_environments(ended | masked).all(1)
         found: list[int] = np.flatnonzero(over).tolist()
         return found
 

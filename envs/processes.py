@@ -1,7 +1,7 @@
 """Environments in processes of their own, by gymnasium's ``AsyncVectorEnv``, for environments that are slow.
 
-Made by ``envs.gym``. What gymnasium 1.4 leaves to chance is settled here: a worker process that dies is named, none is
-left behind, and none of the calls that wait with a timeout is used, because the answers then come a step late.
+Made by ``envs.gym``. This module adds what gymnasium 1.4 lacks: a worker process that dies is named, and none is left
+running. Calls that wait with a timeout are not used, because after a timeout the results arrive one step late.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from shoal.envs.guard import Guard, row_space
 from shoal.envs.spaces import Declared
 
 GIVEN_UP = "given_up"
-"""Key of ``info`` under which a worker tells that its environment is beyond repair: (message, traceback)."""
+"""Key of ``info`` under which a worker reports that its environment was given up: (message, traceback)."""
 _CLOSE_SECONDS = 5.0
-"""After so long a process that was asked to close is killed: an environment's ``close`` may hang."""
+"""Seconds after which a process that was asked to close is killed: an environment's ``close`` may hang."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the environment of one slot is made, in whatever process."""
+    """Recipe for one slot's environment, usable in any process."""
 
     spec: EnvSpec
     declared: Declared
@@ -49,12 +49,12 @@ class Recipe:
     reseed_episodes: bool = False
 
     def guard(self, kind: type[Guard] = Guard) -> Guard:
-        """The guard around it; the environment itself is made by the guard's first reset."""
+        """Create the guard; its first reset creates the environment."""
         return kind(self.spec, self.declared, self.slot, self.seed, self.make, self.reseed_episodes)
 
 
 class _Promise(gymnasium.Env[np.ndarray, Any]):
-    """What ``AsyncVectorEnv`` looks at in this process: the spaces of an environment that is made in another."""
+    """Stand-in with the spaces of an environment that lives in another process, for ``AsyncVectorEnv``."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -64,17 +64,17 @@ class _Promise(gymnasium.Env[np.ndarray, Any]):
 
 
 class _WorkerGuard(Guard):
-    """A guard that reports what it gives up: an exception here would reach the other side as a warning and a text."""
+    """A guard that reports a given-up environment in ``info``: gymnasium turns exceptions into warnings and text."""
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """As ``Guard.reset``."""
+        """Reset as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
             return super().reset(**kwargs)
         except EnvironmentFault as fault:
             return self._first, _given_up(fault)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """As ``Guard.step``."""
+        """Step as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
             return super().step(action)
         except EnvironmentFault as fault:
@@ -102,10 +102,10 @@ def _end_with_parent() -> None:
 
 
 class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
-    """One process per environment; closing it leaves none, whatever state they are in."""
+    """One process per environment; closing it ends all of them, whatever their state."""
 
     _whole: ProcessVectorEnv | None = None
-    """Of a part, what it is a part of."""
+    """The whole vector that a part belongs to; None for the whole itself."""
 
     def __init__(self, recipes: list[Recipe], mode: AutoresetMode) -> None:
         """Start the processes.
@@ -134,7 +134,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             raise self._name_the_dead(error) from error
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """As gymnasium's.
+        """Reset every environment, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -145,7 +145,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             raise self._name_the_dead(error) from error
 
     def step_async(self, actions: Any) -> None:
-        """As gymnasium's.
+        """Start a step of every environment, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -158,7 +158,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
     def step_wait(
         self, timeout: float | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As gymnasium's.
+        """Wait for the results of the step in progress, as in gymnasium.
 
         Raises:
             EnvironmentFault: a process ended; the others are ended too.
@@ -170,12 +170,13 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
 
     @property
     def is_stepping(self) -> bool:
-        """Whether a step was begun whose answer nobody has taken."""
+        """True while a step is in progress, its results not yet received."""
         return self._state is AsyncState.WAITING_STEP
 
     def part(self, slots: slice) -> ProcessVectorEnv:
-        """These slots as a vector of their own, with the same processes: whole and parts must take turns, and a process
-        that dies ends all. Closing is for the whole.
+        """Return these slots as a vector of their own that uses the same processes.
+
+        The whole and its parts must not step at the same time. If a process dies, all end. Only the whole is closed.
         """
         part = copy.copy(self)
         part._whole = self
@@ -214,10 +215,10 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
         super(ProcessVectorEnv, whole)._raise_if_errors([*successes, *[True] * (whole.num_envs - self.num_envs)])
 
     def _name_the_dead(self, error: Exception) -> EnvironmentFault:
-        """Which process ended how, after ending the others: gymnasium knows but that a pipe is broken."""
+        """End the other processes and name the dead one and its exit: gymnasium only reports a broken pipe."""
         if self._whole is not None:
             return self._whole._name_the_dead(error)
-        # The system may take a moment to say so.
+        # The exit code may take a moment to appear.
         multiprocessing.connection.wait([process.sentinel for process in self.processes], timeout=_CLOSE_SECONDS)
         dead = [
             f"slot {slot}: its process {process.pid} {_ending(process.exitcode)}"
@@ -231,9 +232,9 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Around the start of processes: each would run this program's main module anew, which in an actor imports Ray.
+    """Keep new processes from importing the main module: in an actor, this would import Ray.
 
-    Nothing in them needs it: what a user defines there is pickled whole.
+    The processes do not need it: definitions in the main module are pickled by value.
     """
     main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
     try:

@@ -1,4 +1,4 @@
-"""Environments that leave something to look at: films of what they render, or MettaGrid's replays.
+"""Environments that record their episodes: videos of rendered frames, or MettaGrid's replays.
 
 ``film`` and ``replay`` make an environment for ``envs.play.play``; what it played lies in its ``files`` afterwards.
 Both find out whether they can before anything is played.
@@ -21,21 +21,21 @@ from shoal.envs.registry import evaluation_kwargs, list_env_ids, make_env_spec, 
 from shoal.envs.writers import short
 
 FRAMES_PER_SECOND = 30
-"""Where an environment does not say how many it renders."""
+"""Frames per second if an environment declares none."""
 _STEPPING = ("vectorization", "slot_groups", "autoreset_mode")
 """Arguments that say how several slots are stepped; here is only one environment."""
 _PART = ".part.mp4"
 
 
 class CannotRecord(ValueError):
-    """An environment that leaves nothing to look at, or a package or directory that is missing."""
+    """The environment cannot be recorded, or a package or directory is missing."""
 
 
 class RecordedEnvironment(VectorEnvironment, Protocol):
-    """One environment, with a slot for each of its agents, whose every episode becomes a file."""
+    """One environment, one slot per agent, that writes each episode to a file."""
 
     files: list[Path]
-    """Of the episodes that have ended, in order."""
+    """Files of the episodes that have ended, in order."""
 
 
 class _Rendering(VectorEnvironment, Protocol):
@@ -98,7 +98,7 @@ def replay(
 
 
 def _make_rendering(env_id: str, seed: np.random.SeedSequence, kwargs: dict[str, Any]) -> Callable[[], _Rendering]:
-    """What makes the environment, once one of its kind has rendered a picture."""
+    """Return the environment's factory after one instance has rendered a picture."""
     slots = make_env_spec(env_id, **kwargs).num_agents
 
     def make(**more: str) -> _Rendering:
@@ -149,16 +149,16 @@ class _FilmedEnvironment:
         self._frames_per_second = metadata.get("render_fps") or FRAMES_PER_SECOND
 
     def reset(self, obs: np.ndarray) -> None:
-        """As ``VectorEnvironment.reset``."""
+        """Reset the environment and start a new recording."""
         self._env.reset(obs)
         self._begin()
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
-        """As ``VectorEnvironment.step``."""
+        """Step the environment and record its picture."""
         self._env.step(action, rows)
         ended = rows.terminated | rows.truncated
         if (rows.is_first & ~ended).all():
-            # A new episode. Where one was under way, a fault cut it off, and it is filmed anew.
+            # A new episode. If the previous one was cut off by a fault, its recording is discarded.
             self._begin()
             return
         assert self._frames is not None
@@ -170,7 +170,7 @@ class _FilmedEnvironment:
             self.files.append(file)
 
     def close(self) -> None:
-        """Close the environment; what was not filmed to its end is gone."""
+        """Close the environment; the recording of an unfinished episode is discarded."""
         self._stop()
         self._part.unlink(missing_ok=True)
         self._env.close()

@@ -1,4 +1,4 @@
-"""What an environment's return means: the returns of a random player and of a scripted one, measured.
+"""Reference returns: measure those of a random and a scripted player in an environment.
 
 ``python -m shoal.envs.reference ENV_ID [--episodes N] [--seed N]`` prints both. Runs call ``random_return``.
 """
@@ -49,11 +49,13 @@ class RecallPlayer:
 
 
 class WindowPlayer:
-    """Plays the MettaGrid missions from the tokens alone: walks the shortest way that its window shows to the nearest
-    mine, or altar if it carries ore; where it sees none it walks on in one direction until something is in the way.
+    """Plays the MettaGrid missions from the tokens alone.
 
-    With ``remember`` it walks where it last delivered instead, and back if it carries nothing: all that there is to
-    remember in a corridor.
+    It walks the shortest visible way to the nearest mine, or to the nearest altar if it carries ore. If it sees
+    none, it keeps its direction until something is in the way.
+
+    With ``remember`` it walks to the place of its last delivery instead, and back if it carries nothing, which is all
+    that memory can contribute in a corridor.
     """
 
     def __init__(self, spec: EnvSpec, rng: np.random.Generator, *, remember: bool = False) -> None:
@@ -116,12 +118,12 @@ class WindowPlayer:
 
     @staticmethod
     def _neighbours(grid: np.ndarray) -> np.ndarray:
-        """What lies north, south, west and east of every inner cell: [4, B, height, width]."""
+        """Values north, south, west and east of every inner cell: [4, B, height, width]."""
         return np.stack([grid[:, :-2, 1:-1], grid[:, 2:, 1:-1], grid[:, 1:-1, :-2], grid[:, 1:-1, 2:]])
 
 
 def scripted_player(spec: EnvSpec, rng: np.random.Generator) -> Player | None:
-    """A good player where we have one."""
+    """The scripted player of an environment; None if there is none."""
     if spec.env_id in MISSIONS:
         return WindowPlayer(spec, rng, remember=spec.env_id == "mettagrid/corridor")
     return RecallPlayer() if spec.env_id == "recall" else None
@@ -136,7 +138,7 @@ def random_return(
     max_env_steps: int | None = None,
     **kwargs: object,
 ) -> Episodes:
-    """What uniformly random actions earn; a mission's recorded figure is the same measured over more episodes."""
+    """Measure the return of uniformly random actions; missions record it over more episodes."""
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
     try:
         player = random_player(env.spec, np.random.default_rng([seed, 2]))
@@ -146,7 +148,7 @@ def random_return(
 
 
 def scripted_return(env_id: str, *, episodes: int = 256, seed: int = 0, num_envs: int = 64) -> Episodes | None:
-    """What the scripted player earns, or None where there is none."""
+    """Measure the return of the scripted player; None if there is none."""
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]))
     try:
         player = scripted_player(env.spec, np.random.default_rng([seed, 2]))

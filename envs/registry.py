@@ -1,4 +1,4 @@
-"""From an environment id to a vector environment. Called by rollout workers and by whoever needs a spec."""
+"""Create vector environments, or only their specs, from environment ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shoal.envs.missions import MISSIONS
 
 
 def list_env_ids() -> list[str]:
-    """The ids of our own; any gymnasium id and PettingZoo's parallel environments work besides."""
+    """List the built-in ids; any gymnasium id and PettingZoo's parallel environments work as well."""
     return [*MISSIONS, "recall", "synthetic"]
 
 
@@ -32,7 +32,7 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
             and what ``envs.gym.GymEnvironment`` takes.
 
     Raises:
-        EnvironmentNotFound: the id names nothing that is installed.
+        EnvironmentNotFound: no installed environment has this id.
         ValueError: ``num_envs`` or an argument does not fit the environment.
     """
     if isinstance(seed, np.random.SeedSequence):
@@ -71,7 +71,7 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
 
 
 def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
-    """The spec that ``make_vector_env`` would give its environment, from the smallest one there is."""
+    """Return the spec of ``make_vector_env``'s environment, from an instance with the fewest slots."""
     if env_id.startswith("pettingzoo:"):
         from shoal.envs.pettingzoo import make_pettingzoo_spec
 
@@ -85,8 +85,9 @@ def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
 
 
 def evaluation_kwargs(env_id: str, **kwargs: Any) -> dict[str, Any]:
-    """``kwargs`` and those with which an environment is right for playing whole episodes: first episodes are not cut
-    short, and every episode has a seed of its own where the environment takes one. What ``kwargs`` say stays.
+    """Add to ``kwargs`` the arguments for playing whole episodes, without overriding any.
+
+    First episodes are not shortened, and each episode has its own seed if the environment takes one.
     """
     name = _split(env_id)[0]
     if name in MISSIONS:
@@ -99,7 +100,7 @@ def evaluation_kwargs(env_id: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def _split(env_id: str) -> tuple[str, dict[str, Any]]:
-    """``recall?delay=12`` to its name and ``{"delay": 12}``; values are JSON."""
+    """Parse ``recall?delay=12`` into its name and ``{"delay": 12}``; values are JSON."""
     name, _, query = env_id.partition("?")
     if not query or not (name.startswith("mettagrid/") or name in ("recall", "synthetic")):
         return env_id, {}

@@ -1,4 +1,4 @@
-"""What an environment declares of itself in gymnasium's words, in the words of the boundary."""
+"""Translate an environment's gymnasium spaces and metadata into an ``EnvSpec``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Declared:
     observation: spaces.Space[Any]
     action: spaces.Space[Any]
     tokens: Any = None
-    """``metadata["token_space"]``: a ``TokenSpace`` or its arguments, where observations are tokens."""
+    """``metadata["token_space"]``: a ``TokenSpace`` or its arguments, if observations are tokens."""
     action_meanings: tuple[str, ...] = ()
 
 
 def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Declared:
-    """What an environment object says besides its spaces: in its metadata, and by ``get_action_meanings``."""
+    """Read an environment's metadata and ``get_action_meanings``."""
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
     names = tuple(str(name) for name in meanings()) if callable(meanings) else ()
     return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
@@ -132,7 +132,7 @@ def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousAct
 
 
 def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """From the policy's rows [B, *action_shape] to the batched action space."""
+    """Convert the policy's actions [B, *action_shape] to the batched action space."""
     if isinstance(space, spaces.Discrete):
         return lambda action: action + space.start
     if isinstance(space, spaces.MultiDiscrete):

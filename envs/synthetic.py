@@ -15,7 +15,7 @@ from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, TokenSpace
 PADDING = 0xFF
 POOL_ROWS = 1024
 POOL_STRIDE = 331
-"""How far a step moves through the pool; odd, so that all ``POOL_ROWS`` places are visited before one comes again."""
+"""Rows of the pool that a step advances; odd, so that all ``POOL_ROWS`` places are visited before one comes again."""
 
 
 class SyntheticEnvironment:
@@ -137,7 +137,7 @@ class SyntheticEnvironment:
 
 
 def _check(name: str, value: int, lowest: int, highest: int | None) -> None:
-    """Refuse what is no whole number from ``lowest`` to ``highest``."""
+    """Raise ValueError unless the value is an integer from ``lowest`` to ``highest``."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if whole and lowest <= value and (highest is None or value <= highest):
         return

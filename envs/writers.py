@@ -1,6 +1,6 @@
-"""Observations of gymnasium's spaces into rows of numbers, checked against their space on the way.
+"""Write observations of gymnasium's spaces into rows of numbers, checking them against the space.
 
-Used by every adapter of other people's environments. A writer takes the observation of one slot, or of a whole batch
+Used by every adapter of third-party environments. A writer takes the observation of one slot, or of a whole batch
 whose every array has the slots as first dimension, and fills flat rows [slots, size].
 """
 
@@ -19,13 +19,13 @@ Writer = Callable[[Any, np.ndarray], None]
 """(observation, rows [B, size]): writes the rows, or raises ``Malformed``."""
 
 REWARD_LIMIT = 1e9
-"""A reward beyond it is a mistake: squared errors of its size leave float32 no digits for anything else."""
+"""Largest magnitude of a valid reward: squared errors of its size leave float32 no digits for anything else."""
 _BOUND_TOLERANCE = 1e-4
 """Relative; environments compute in float64 and clip in float32."""
 
 
 class Malformed(Exception):
-    """An answer that is not what the environment's spaces promise; ``slot`` where one of a batch is to blame."""
+    """A result does not fit the environment's spaces; ``slot`` is the faulty one of a batch."""
 
     def __init__(self, text: str, slot: int | None = None) -> None:
         super().__init__(text)
@@ -74,7 +74,7 @@ def _space_writer(space: spaces.Space[Any], field: str, batched: bool) -> Writer
 
 
 def parts_of(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
-    """Keys and spaces of the parts, in the order in which they are laid out."""
+    """Keys and spaces of the parts, in layout order."""
     return list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
 
 
@@ -149,7 +149,7 @@ def _array(obs: Any, shape: tuple[int, ...], slots: int, field: str, batched: bo
 
 
 def check_rewards(rewards: Any, slots: int) -> np.ndarray:
-    """A batch of rewards as an array [B]; raises ``Malformed`` where one is no finite number within the limit."""
+    """A batch of rewards as an array [B]; raises ``Malformed`` if one is not a finite number within the limit."""
     array = np.asarray(rewards)
     if array.shape != (slots,) or array.dtype.kind not in "iufb":
         raise Malformed(f"reward is {array.dtype} {array.shape}, must be numbers {(slots,)}")
@@ -161,7 +161,7 @@ def check_rewards(rewards: Any, slots: int) -> np.ndarray:
 
 
 def check_flags(flags: Any, slots: int, name: str) -> np.ndarray:
-    """A batch of flags as an array [B]; raises ``Malformed`` where they are not bool."""
+    """A batch of flags as an array [B]; raises ``Malformed`` if they are not bool."""
     array = np.asarray(flags)
     if array.shape != (slots,) or array.dtype != np.bool_:
         raise Malformed(f"{name} is {array.dtype} {array.shape}, must be bool {(slots,)}")
@@ -169,7 +169,7 @@ def check_flags(flags: Any, slots: int, name: str) -> np.ndarray:
 
 
 def check_reward(reward: Any) -> float:
-    """One reward as a float; raises ``Malformed`` where it is no finite number within the limit."""
+    """One reward as a float; raises ``Malformed`` if it is not a finite number within the limit."""
     is_scalar = isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "iufb"
     if not is_scalar and not isinstance(reward, (int, float, np.integer, np.floating, np.bool_)):
         raise Malformed(f"reward {short(reward)} is not a number")
@@ -180,7 +180,7 @@ def check_reward(reward: Any) -> float:
 
 
 def check_flag(flag: Any, name: str) -> bool:
-    """One flag as a bool; raises ``Malformed`` where it is something else."""
+    """One flag as a bool; raises ``Malformed`` if it is not a bool."""
     if not isinstance(flag, (bool, np.bool_)):
         raise Malformed(f"{name} {short(flag)} is not a bool")
     return bool(flag)

@@ -21,7 +21,7 @@ from shoal.learner.rollback import Rollback
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
 from shoal.learner.vtrace import Targets, vtrace
-from shoal.policy.recurrent import State
+from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.regularization import WeightRegularizer
 from tensordict import TensorDict
@@ -271,7 +271,7 @@ class Learner:
             return with_state(batch, self._map_states(burned_in, batch))
         return batch
 
-    def _map_states(self, function: Callable[..., State], batch: TensorDict) -> State:
+    def _map_states(self, function: Callable[..., LSTMState], batch: TensorDict) -> LSTMState:
         """(h, c), each [L, B, H], of all shards."""
         shards = self._shards.cut(batch, self.config.minibatches)
         parts = self._shards.map(lambda shard: function(self.policy, shard, self.path), shards)

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import torch
 from shoal.learner.device import DevicePath
-from shoal.policy.recurrent import State, plan_resets
+from shoal.policy.recurrent import LSTMState, plan_resets
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
 from torch import Tensor
 
 
-def stored_state(batch: TensorDict, name: str = "initial") -> State:
+def stored_state(batch: TensorDict, name: str = "initial") -> LSTMState:
     """(h, c), each [L, B, H], of columns ``<name>_h`` and ``<name>_c``."""
     h, c = (batch[f"{name}_{part}"].transpose(0, 1).contiguous() for part in "hc")
     return h, c
 
 
-def with_state(batch: TensorDict, state: State) -> TensorDict:
+def with_state(batch: TensorDict, state: LSTMState) -> TensorDict:
     """The batch with other initial states; everything else is shared."""
     changed = batch.copy()
     for part, tensor in zip("hc", state, strict=True):
@@ -37,18 +37,18 @@ def with_state(batch: TensorDict, state: State) -> TensorDict:
 
 
 @torch.no_grad()
-def burned_in(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
+def burned_in(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> LSTMState:
     """The state before row 0, from the C rows before it."""
     return _run(policy, batch["burn_in_obs"], batch["burn_in_is_first"], stored_state(batch, "burn_in"), path)
 
 
 @torch.no_grad()
-def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
+def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> LSTMState:
     """The state before row T, from which the slot's next unroll starts."""
     return _run(policy, batch["obs"][:, :-1], batch["is_first"][:, :-1], stored_state(batch), path)
 
 
-def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: State, path: DevicePath) -> State:
+def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: LSTMState, path: DevicePath) -> LSTMState:
     plan = plan_resets(is_first.T.cpu().numpy()).to(path.device)
     with path.autocast():
         _, final = policy.unroll(obs.transpose(0, 1), is_first.T, state, plan=plan)
@@ -59,7 +59,7 @@ def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: State, p
 class RefreshedStates:
     """The state after the last trained unroll of every slot, made by the weights after that unroll's update."""
 
-    def __init__(self, nothing: State) -> None:
+    def __init__(self, nothing: LSTMState) -> None:
         """``nothing`` is the policy's state for zero slots, (h, c) each [L, 0, H]."""
         self._row_of: dict[int, int] = {}
         self._unroll = torch.empty(0, dtype=torch.int64)
@@ -75,7 +75,7 @@ class RefreshedStates:
         h, c = stored_state(batch)
         return with_state(batch, (torch.where(keep, self._h[:, rows], h), torch.where(keep, self._c[:, rows], c)))
 
-    def keep(self, batch: TensorDict, state: State) -> None:
+    def keep(self, batch: TensorDict, state: LSTMState) -> None:
         """Keep ``state``, (h, c) each [L, B, H], as the state before row T of each segment."""
         rows = self._rows(batch)
         self._unroll[rows] = batch["unroll_index"].cpu()
@@ -130,6 +130,6 @@ class StalenessProbe:
         }
 
 
-def _flat(state: State) -> Tensor:
+def _flat(state: LSTMState) -> Tensor:
     """[B, 2 L H]"""
     return torch.cat([part.transpose(0, 1).flatten(1) for part in state], 1)

@@ -1,4 +1,4 @@
-"""What a mind is: the network, its memory, its weights, and the trajectory contract that both sides share.
+"""The policy: its network, its recurrent memory, its weights, and the trajectory format shared by actors and learner.
 
 Names load on first use: settings (``policy.config``) can be read without importing torch.
 """

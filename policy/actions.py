@@ -1,6 +1,7 @@
-"""What a policy answers: action spaces as plain data and the distributions over them.
+"""Action spaces as plain data, and the distributions over them.
 
-A policy emits ``logits`` [..., P]; these classes say what they mean. All are stateless and work on any batch shape.
+A policy emits ``logits`` [..., P]; these classes interpret them as a distribution. They are stateless
+and accept any batch shape.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Discrete:
         return tuple(f"{i}:{name}" for i, choice in enumerate(self.names) for name in choice)
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """(action, log_prob [...]): the inverse distribution function at ``uniform`` [..., num choices] in (0, 1]."""
+        """Sample (action, log_prob [...]) by inverting the CDF at ``uniform`` [..., num choices], each in (0, 1]."""
         actions, log_probs = [], []
         for i, part in enumerate(self._split(logits)):
             log_p = part.log_softmax(-1)
@@ -75,7 +76,7 @@ class Discrete:
 class Continuous:
     """A diagonal Gaussian. ``logits`` [..., 2 D] = means, log standard deviations; actions float32 [..., D], unclipped.
 
-    The environment's side clips to its bounds; probabilities are those of the unclipped action.
+    The environment adapter clips actions to the bounds; log-probabilities refer to the unclipped action.
     """
 
     names: tuple[str, ...]
@@ -94,7 +95,7 @@ class Continuous:
         return len(self.names)
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """(action, log_prob [...]) by the normal quantiles of ``uniform`` [..., D] in (0, 1]."""
+        """Sample (action [..., D], log_prob [...]) by the normal quantiles of ``uniform`` [..., D], each in (0, 1]."""
         mean, log_std = logits.chunk(2, -1)
         # float32 has nothing between 1 - 2^-24 and 1, where the quantile is infinite.
         noise = torch.special.ndtri(uniform.clamp_max(1 - 2**-24))

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process: large tensors would otherwise be mapped and unmapped at every step."""
+"""Keep freed memory in the process, so that large tensors are not mapped and unmapped at every step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """Raise glibc's thresholds for giving memory back; nothing on other systems. Call before threads are started.
+    """Raise glibc's thresholds for returning memory to the system; call before threads start. No effect without glibc.
 
-    One arena: others are limited to 64 MiB pieces and would map larger tensors anew each time.
+    One arena only: glibc limits the others to 64 MiB heaps and would map larger tensors anew each time.
     """
     if platform.libc_ver()[0] != "glibc":
         return

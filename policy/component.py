@@ -42,17 +42,17 @@ class ComponentPolicy(RecurrentPolicy):
     Each component is a submodule under its name; the actor's parameters are ``actor_W`` and ``actor_bias``.
 
     Args:
-        observation: what one observation is.
+        observation: shape and meaning of one observation.
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
         embedding_rows: size of the action embedding table.
         components: differences from the default graph by component, as ``policy.components`` in the configuration.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
-        initialization: where the weights start. Equal seeds of torch's global generator give equal weights, and each
-            component's depend on its own settings alone.
-        trained_observation: what the weights were made for, where that is not ``observation``.
+        initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights,
+            and the weights of each component depend on its own settings alone.
+        trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
 
     Raises:
-        ValueError: as ``FastPolicy``, or the components do not make a network: all problems, a line each.
+        ValueError: as ``FastPolicy``, or the components do not form a network; the message lists every problem.
     """
 
     kind = "component"
@@ -93,11 +93,11 @@ class ComponentPolicy(RecurrentPolicy):
 
     @property
     def to_box(self) -> TokensToBox | None:
-        """The component that places tokens, where there is one."""
+        """The component that places tokens into a box; None if the graph has none."""
         return next((module for module in self.children() if isinstance(module, TokensToBox)), None)
 
     def _make(self, settings: Initialization, streams: Streams, embedding_rows: int) -> None:
-        """Register and initialise the components, in the graph's order; shapes follow that of the data."""
+        """Register and initialise the components, in the graph's order, deriving shapes from the observation."""
         shapes: dict[str, tuple[int, ...]] = {OBS: self.trained_observation.shape}
         made: dict[str, nn.Module | None] = {}
         for name in (*self._encoder, LSTM, *self._heads):
@@ -123,7 +123,7 @@ class ComponentPolicy(RecurrentPolicy):
     def _make_component(
         self, component: Component, inputs: Sequence[tuple[int, ...]], embedding_rows: int
     ) -> tuple[nn.Module | None, tuple[int, ...]]:
-        """The module, not initialised, and the shape of one row's output."""
+        """The uninitialised module and the shape of its output for one row."""
         size = component.size
         match component.kind:
             case "tokens_to_box":
@@ -152,7 +152,7 @@ class ComponentPolicy(RecurrentPolicy):
                 return None, (len(self._rows),)
 
     def _make_actor(self, component: Component, features: int, embedding: int, stream: torch.Generator) -> None:
-        """``actor_W`` and ``actor_bias``: parameters of the policy itself, by whose names others know them."""
+        """``actor_W`` and ``actor_bias``: parameters of the policy itself, the names that checkpoints use."""
         self.actor_W = nn.Parameter(torch.empty(1, features, embedding))
         self.actor_bias = nn.Parameter(torch.zeros(1))
         scheme, gain = component.initialization, component.gain
@@ -163,16 +163,16 @@ class ComponentPolicy(RecurrentPolicy):
             self.actor_log_std = nn.Parameter(torch.zeros(self.num_known_actions))
 
     def encode(self, obs: Tensor) -> Tensor:
-        """[N, *observation.shape] -> what the LSTM reads, [N, ...]; runs nothing but what it needs."""
+        """[N, *observation.shape] -> the LSTM's input [N, ...]; runs only the encoder's components."""
         return self.encode_outputs(obs)[0]
 
     def heads(self, core: Tensor) -> PolicyOutput:
-        """[N, H] -> logits [N, A], value [N]; runs nothing but what they need."""
+        """[N, H] -> logits [N, A], value [N]; runs only the components that they depend on."""
         outputs = self._run(self._heads, {LSTM: core})
         return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1))
 
     def logits(self, core: Tensor) -> Tensor:
-        """[N, H] -> logits [N, A]; runs nothing but what they need."""
+        """[N, H] -> logits [N, A]; runs only the components that they depend on."""
         return self._run(self._actor, {LSTM: core})[ACTOR]
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Convolutions over windows and pictures of any size: kernels that fit, and what comes out."""
+"""Convolutions over token windows and images of any size: kernel, padding and output size, and the product itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MOST_OVERLAP = 3
-"""Patches in which a cell comes up this often on average are left to a convolution; tokens have 25 / 9."""
+"""Use ``F.conv2d`` if each cell lies in this many patches or more on average; for tokens it is 25 / 9."""
 
 
 def convolution_geometry(
@@ -15,7 +15,8 @@ def convolution_geometry(
 ) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
     """(kernel, padding of ``F.pad``, height and width of the output) for boxes of ``height`` x ``width``.
 
-    The kernel is smaller where the box is. ``whole`` adds zero columns and rows where the stride would drop cells.
+    The kernel is reduced to the box's size if that is smaller. With ``whole``, zero columns and rows are added
+    so that the stride drops no cells.
     """
     size = (min(kernel, height), min(kernel, width))
     pad = (0, -(width - size[1]) % stride, 0, -(height - size[0]) % stride) if whole else (0, 0, 0, 0)
@@ -24,21 +25,22 @@ def convolution_geometry(
 
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``layer(x)``; where its patches overlap little, as the matrix product of patches and weights that it is.
+    """``layer(x)``, computed as a matrix product of patches and weights if the patches overlap little.
 
-    For a box of tokens that costs a half of a convolution with its gradient in float32, a third in bfloat16 (``shoal
-    bench kernels``); patches that overlap much, as those of pictures do, cost more to write down than they save.
+    ``x`` is [N, C, height, width]. With its gradient, a box of tokens takes half the time of ``F.conv2d`` in float32
+    and a third in bfloat16 (``shoal bench kernels``). Patches that overlap much, as in images, cost more to copy than
+    they save.
     """
     (height, width), (down, right) = layer.kernel_size, layer.stride
     if x.shape[-2:] == layer.kernel_size:
         patches = x.permute(0, 2, 3, 1)[:, None, None]
     elif height * width < MOST_OVERLAP * down * right:
-        if torch.is_autocast_enabled(x.device.type):  # a cell is in more than one patch: rounded once, moved as half
+        if torch.is_autocast_enabled(x.device.type):  # a cell is in several patches: round it once, copy half the bytes
             x = x.to(torch.get_autocast_dtype(x.device.type))
         patches = x.unfold(2, height, down).unfold(3, width, right).permute(0, 2, 3, 4, 5, 1)
     else:
         # Not layer(x): a layer may have its own forward, which calls this.
         return F.conv2d(x, layer.weight, layer.bias, layer.stride)
-    # Channels come last, as in the box that tokens make, and in what this gives.
+    # Channels last in memory, as in the box of tokens and in the result.
     y = F.linear(patches.flatten(3), layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
     return y.permute(0, 3, 1, 2)

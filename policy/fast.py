@@ -29,15 +29,15 @@ EMBEDDING_SIZE = 16
 
 
 class FastPolicy(RecurrentPolicy):
-    """The recurrent actor-critic that everything here trains.
+    """The default recurrent actor-critic, written out in plain PyTorch.
 
     Args:
-        observation: what one observation is; a ``TokenObservation`` gives the original network.
+        observation: shape and meaning of one observation; a ``TokenObservation`` gives the original network.
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
         embedding_rows: size of the action embedding table.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
-        initialization: where the weights start. Equal seeds of torch's global generator give equal weights.
-        trained_observation: what the weights were made for, where that is not ``observation``.
+        initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights.
+        trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
 
     Raises:
         ValueError: more actions than embedding rows, repeated names, or names without a row in ``action_rows``.
@@ -78,7 +78,7 @@ class FastPolicy(RecurrentPolicy):
             self._initialize(initialization or Initialization(), streams)
 
     def _make_encoder(self, trained: Observation) -> int:
-        """Everything before fc1; its number of features."""
+        """Create every layer before fc1 and return the number of features that they output."""
         if isinstance(trained, VectorObservation):
             return trained.size
         if isinstance(trained, TokenObservation):
@@ -126,7 +126,7 @@ class FastPolicy(RecurrentPolicy):
         return PolicyOutput(self.logits(core), value)
 
     def logits(self, core: Tensor) -> Tensor:
-        """[N, H] -> logits [N, A]: what acting needs."""
+        """[N, H] -> logits [N, A], without the value, which acting does not need."""
         query = tanh(F.relu(self.actor_1(core)) @ self.actor_W[0])
         logits = self.in_order(linear(query, self.action_embeddings.weight[self._rows], None) + self.actor_bias)
         if isinstance(self.actions, Continuous):

@@ -1,4 +1,4 @@
-"""Where weights start: every component draws from a stream of its own, so none depends on what was made before it."""
+"""Weight initialisation: each component draws from its own random stream, so none depends on those created before."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Streams = Callable[[str], torch.Generator]
 
 @contextlib.contextmanager
 def component_streams() -> Iterator[Streams]:
-    """A random stream by component name, from one number of torch's global generator.
+    """Yield a function from component name to random stream, seeded by one draw of torch's global generator.
 
-    Whatever layers draw from the global generator inside the block (torch initialises what it constructs) is undone.
+    The block's own draws from the global generator are undone: torch initialises every layer that it constructs.
     """
     base = int(torch.randint(2**63 - 1, (), device="cpu"))
 
@@ -35,7 +35,10 @@ def initialize_weight(
 ) -> None:
     """Fill ``weight`` (two or more dimensions) by a scheme of ``policy.graph.ComponentConfig``.
 
-    ``inputs`` is what ``uniform`` divides its bound by the root of.
+    ``uniform`` draws from [-b, b] with b = gain / sqrt(inputs).
+
+    Raises:
+        ValueError: the scheme is unknown.
     """
     if scheme == "orthogonal":
         nn.init.orthogonal_(weight, gain, generator=stream)
@@ -55,7 +58,7 @@ def initialize_weight(
 def initialize_layer(
     layer: nn.Linear | nn.Conv2d, stream: torch.Generator, *, scheme: str = "orthogonal", gain: float = 1.0
 ) -> None:
-    """The weight by ``initialize_weight``; the bias starts at zero."""
+    """Initialise the weight with ``initialize_weight`` and the bias with zeros."""
     initialize_weight(layer.weight, stream, scheme=scheme, gain=gain, inputs=layer.weight[0].numel())
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -65,7 +68,7 @@ def initialize_layer(
 def initialize_lstm(
     lstm: nn.LSTM, stream: torch.Generator, *, bias: str, scheme: str = "orthogonal", gain: float = 1.0
 ) -> None:
-    """Weight matrices by ``initialize_weight``; ``bias`` is ``policy.config.Initialization.lstm_bias``."""
+    """Initialise the weights with ``initialize_weight``; ``bias`` is ``policy.config.Initialization.lstm_bias``."""
     hidden = lstm.hidden_size
     for name, parameter in lstm.named_parameters():
         if "weight" in name:

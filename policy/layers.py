@@ -1,4 +1,4 @@
-"""The modules that components of a ``ComponentPolicy`` are made of; parameters have torch's own names."""
+"""Modules of a ``ComponentPolicy``'s components; their parameters have torch's own names."""
 
 # N rows, C planes, A actions, E embedding size
 
@@ -29,7 +29,7 @@ class ImageShaper(nn.Module):
     """uint8 [N, height, width, C] -> float32 [N, C, height, width], 0..255."""
 
     def forward(self, obs: Tensor) -> Tensor:
-        """The box of every row."""
+        """Move the channels first and convert to float32."""
         return obs.permute(0, 3, 1, 2).float()
 
 
@@ -46,7 +46,7 @@ class Normalizer(nn.Module):
         self.register_buffer("_scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
 
     def forward(self, box: Tensor) -> Tensor:
-        """The same box, normalized."""
+        """Divide each plane by its scale."""
         return box / self._scale
 
 
@@ -60,20 +60,20 @@ class Convolution(nn.Conv2d):
         self.pad, self.shape, self.activation = pad, (channels, *out), component.activation
 
     def forward(self, box: Tensor) -> Tensor:
-        """The box of every row."""
+        """Pad, convolve and apply the activation."""
         x = F.pad(box, self.pad) if any(self.pad) else box
         return _activate(self.activation, convolve(self, x))
 
 
 class Dense(nn.Linear):
-    """One or more [N, ...], flattened and side by side -> [N, size], with its activation."""
+    """One or more inputs [N, ...], flattened and concatenated -> [N, size], with its activation."""
 
     def __init__(self, inputs: int, component: Component) -> None:
         super().__init__(inputs, component.size)
         self.activation = component.activation
 
     def forward(self, *sources: Tensor) -> Tensor:
-        """The features of every row."""
+        """Concatenate the inputs, apply the linear layer and the activation."""
         flat = [source.flatten(1) if source.ndim > 2 else source for source in sources]
         x = flat[0] if len(flat) == 1 else torch.cat(flat, -1)
         return _activate(self.activation, linear(x, self.weight, self.bias))
@@ -88,7 +88,7 @@ class ActionEmbeddings(nn.Embedding):
         self.register_buffer("_rows", rows.clone(), persistent=False)
 
     def forward(self) -> Tensor:  # type: ignore[override]
-        """No input: they are the same for every row."""
+        """Return [A, E]; there is no input, since they are the same for every row."""
         return self.weight[self._rows]
 
 

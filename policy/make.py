@@ -1,4 +1,4 @@
-"""A policy of any kind from plain data: what a configuration says of it, and what a checkpoint does."""
+"""Construct a policy of any kind from plain data, as found in a configuration or a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def make_policy(
     initialization: Initialization | None = None,
     trained_observation: Observation | None = None,
 ) -> RecurrentPolicy:
-    """A policy with fresh weights; equal seeds of torch's global generator give equal ones, whatever the kind.
+    """Construct a policy with fresh weights, which depend only on the seed of torch's global generator.
 
     Raises:
-        ValueError: an unknown kind, components for a kind that has none, or as the policies themselves.
+        ValueError: the kind is unknown or takes no components, or the policy's constructor raised it.
     """
     if kind == "component":
         return ComponentPolicy(

@@ -1,4 +1,4 @@
-"""Memory while acting: one detached LSTM state per ``training_env_id``. Never part of a weight checkpoint."""
+"""Recurrent memory while acting: one detached LSTM state per ``training_env_id``. It is no part of the weights."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
-from torch import Tensor
-
-State = tuple[Tensor, Tensor]
+from shoal.policy.recurrent import LSTMState
 
 
 class Memory:
     """(h, c), each [L, H], by ``training_env_id``; an id that was never written reads as zeros.
 
-    A caller that always passes the same tuples of ids, none of which shares an id with another (a rollout worker, for
-    each group of its slots), gets and gives whole tensors: nothing is gathered or copied per id.
+    A caller that always passes the same disjoint tuples of ids (a rollout worker passes one per group of its slots)
+    reads and writes whole tensors: nothing is gathered or copied per id.
     """
 
     def __init__(self, num_layers: int, hidden: int) -> None:
         self._num_layers, self._hidden = num_layers, hidden
-        self._blocks: list[tuple[tuple[int, ...], State]] = []
-        """No id is in two of them, and none is without ids."""
+        self._blocks: list[tuple[tuple[int, ...], LSTMState]] = []
+        """The blocks' ids are disjoint, and no block is empty."""
 
-    def read(self, training_env_ids: Sequence[int]) -> State | None:
-        """(h, c), each [L, B, H], in the order of the ids; None where nothing has a state."""
+    def read(self, training_env_ids: Sequence[int]) -> LSTMState | None:
+        """(h, c), each [L, B, H], in the order of the ids; None while no id has a state."""
         ids = tuple(training_env_ids)
         for known, state in self._blocks:
             if ids is known:  # the same tuple at every step of a rollout: nothing is done per id then
@@ -39,8 +37,12 @@ class Memory:
         h, c = (torch.cat([state[i] for _, state in self._blocks], 1) for i in (0, 1))
         return torch.nn.functional.pad(h, (0, 0, 0, 1))[:, rows], torch.nn.functional.pad(c, (0, 0, 0, 1))[:, rows]
 
-    def write(self, training_env_ids: Sequence[int], state: State) -> None:
-        """Keep ``state`` ((h, c), each [L, B, H]) for the ids, detached."""
+    def write(self, training_env_ids: Sequence[int], state: LSTMState) -> None:
+        """Keep ``state`` ((h, c), each [L, B, H]) for the ids, detached.
+
+        Raises:
+            ValueError: an id occurs twice, or B is not the number of ids.
+        """
         ids = tuple(training_env_ids)
         if state[0].shape[1] != len(ids):
             raise ValueError(f"state has {state[0].shape[1]} rows for {len(ids)} training_env_ids")
@@ -56,16 +58,20 @@ class Memory:
         if ids:
             self._blocks.append((ids, state))
 
-    def get(self) -> dict[int, State]:
-        """Every state, copied."""
+    def get(self) -> dict[int, LSTMState]:
+        """A copy of every state: (h, c), each [L, H], by ``training_env_id``."""
         return {
             env_id: (h[:, row].clone(), c[:, row].clone())
             for ids, (h, c) in self._blocks
             for row, env_id in enumerate(ids)
         }
 
-    def set(self, states: Mapping[int, State]) -> None:
-        """Replace everything by ``states``."""
+    def set(self, states: Mapping[int, LSTMState]) -> None:
+        """Replace all memory by ``states``: (h, c), each [L, H], by ``training_env_id``.
+
+        Raises:
+            ValueError: a state has another shape.
+        """
         shape = (self._num_layers, self._hidden)
         for env_id, parts in states.items():
             if any(tuple(part.shape) != shape for part in parts):
@@ -77,7 +83,7 @@ class Memory:
             self.write(tuple(states), (h, c))
 
     def reset(self, training_env_ids: Sequence[int] | None = None) -> None:
-        """Zero these ids' states; None forgets all."""
+        """Zero the states of these ids, or of all ids if None."""
         if training_env_ids is None:
             self._blocks = []
         else:

@@ -1,4 +1,4 @@
-"""What a policy is told about its observations: plain data, saved with the weights."""
+"""Descriptions of observations as plain data, saved with the weights."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class TokenObservation:
     height: int
     num_tokens: int
     feature_normalizations: Sequence[float | None] | Mapping[int, float]
-    """The value that becomes 1.0 in a feature's plane, by feature id. A feature with None has no plane of magnitudes;
-    in a mapping, ids that are missing below the largest one get 1.0."""
+    """The value that becomes 1.0 in a feature's plane, by feature id. A feature with None has no plane of magnitudes.
+    In a mapping, missing ids below the largest one get 1.0."""
     feature_names: Sequence[str] | None = None
-    """By feature id; lets a checkpoint be matched to another environment by name."""
+    """Names by feature id; they let a checkpoint be matched to another environment by name."""
     categorical_features: Sequence[tuple[int, Sequence[str]]] = ()
     """(feature id, names of its values 0, 1, ...): each value has a plane of its own, after those of the magnitudes."""
     global_coordinate: int | None = None
     """Coordinate byte of tokens that belong to no cell: they go to the window's centre."""
     left_out: Sequence[tuple[int, int | None]] = ()
-    """Tokens that were mapped to nothing on purpose: (feature id, None), or (feature id, value) of a categorical one.
+    """Tokens that the user left out on purpose: (feature id, None), or (feature id, value) of a categorical one.
     They change nothing and do not count as ignored."""
 
     def __post_init__(self) -> None:
@@ -80,12 +80,12 @@ class TokenObservation:
         return (*magnitudes, *((names[f], value) for f, values in self.categorical_features for value in values))
 
     def planes_of(self, presented: TokenObservation) -> tuple[tuple[int, int | None, int], ...]:
-        """Where the tokens of ``presented`` belong among the planes of this observation, matched by name.
+        """Match the tokens of ``presented`` with the planes of this observation by name.
 
-        Returns (feature id, value or None, plane) with the ids of ``presented``; what has no plane here is missing.
+        Returns (feature id, value or None, plane) with the ids of ``presented``; others are omitted.
 
         Raises:
-            ValueError: the windows differ in size; or the features differ and some have no name, or one twice.
+            ValueError: the windows differ in size, or the features differ and some are unnamed or share a name.
         """
         self.check_window(presented)
         left_out = set(presented.left_out)
@@ -110,7 +110,7 @@ class TokenObservation:
         )
 
     def check_window(self, presented: TokenObservation) -> None:
-        """Raises ValueError where the window of ``presented`` has another size."""
+        """Raise ValueError if the window of ``presented`` has another size."""
         if (self.width, self.height) != (presented.width, presented.height):
             raise ValueError(
                 f"the policy was trained with a window of {self.width}x{self.height} cells (width x height), the "
@@ -127,7 +127,7 @@ class VectorObservation:
 
     size: int
     names: Sequence[str] | None = None
-    """By column; lets a checkpoint be matched to another environment by name. "" for one that was mapped to nothing."""
+    """Names by column; they let a checkpoint be matched to another environment by name. A column left out has ""."""
 
     def __post_init__(self) -> None:
         if self.names is not None:
@@ -141,11 +141,12 @@ class VectorObservation:
         return (self.size,)
 
     def columns_of(self, presented: VectorObservation) -> tuple[int | None, ...] | None:
-        """For every column the one of ``presented`` with its name, None where there is none; without names here, or
-        with the same in the same order, None: nothing has to be moved.
+        """For each column the column of ``presented`` that has its name, or None if there is none.
+
+        The result as a whole is None if no column moves: this side has no names, or both have the same in one order.
 
         Raises:
-            ValueError: there are names here and none there, or one twice; without names the sizes differ.
+            ValueError: only this side has names, a name occurs twice, or there are no names and the sizes differ.
         """
         if self.names is None or self.names == presented.names:
             if self.size != presented.size:

@@ -1,14 +1,14 @@
-"""A reset-aware LSTM unroll: what stepping with the state zeroed at ``is_first`` gives, in one call per layer.
+"""A reset-aware LSTM unroll: equal to stepping with the state zeroed at ``is_first``, but one call per layer.
 
-T time, B rows, S slots in time, K final rows, I inputs, H hidden, L layers. Before every reset inside a row one more
-step is inserted that empties the LSTM: an input of its own closes the gates of input, forgetting and output so far that
-they are exactly 0, and with them c, h and every gradient through that step. The rest of the row moves on by one, so the
-batch takes S >= T steps, T and the most resets of a row, and nothing is cut or looped over. (Only where resets nearly
-double the steps of many rows, it is.) Shorter rows are held at their end:
-the forget gate is exactly 1, so c stays what it was.
+T time, B rows, S slots in time, K final rows, I inputs, H hidden, L layers. Before every reset inside a row, one
+step is inserted that empties the LSTM: an extra input drives the input, forget and output gates to exactly 0, so c, h
+and every gradient through that step are 0. The rest of the row moves on by one slot, so the batch takes S >= T steps,
+S = T + the largest number of resets in a row, without cuts or loops. (Stepping is used instead if resets nearly double
+the steps of many rows.) Shorter rows are held at their end: the forget gate is exactly 1 and the input gate exactly 0,
+so c does not change.
 
-A *final row* is consumed after a step and before the reset that follows it: the last observation of an episode that
-ended in the same-step form. Its output counts, no later step sees it.
+A *final row* is the last observation of an episode that ended in the same-step form. The LSTM consumes it after that
+episode's last step and before the reset; its output is returned, and no later step depends on it.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-State = tuple[Tensor, Tensor]
+LSTMState = tuple[Tensor, Tensor]
 """(h, c), each [L, B, H]."""
 
 SATURATED = 2.0**14
-"""sigmoid(-SATURATED + x) is exactly 0 for any x that weights make of a state, and every dtype has the number."""
+"""sigmoid(-SATURATED + x) is exactly 0 for any realistic pre-activation x; every dtype represents this number."""
 # With more inserted steps than this in that many rows, stepping is cheaper on a CPU in float32 (bench kernels).
 LOOP_FROM, LOOP_ROWS = 1.7, 64
 _EMPTY, _HOLD = (-1.0, -1.0, 0.0, -1.0), (-1.0, 1.0, 0.0, -1.0)
-"""What the two inserted kinds of step do to the gates of input, forgetting, cell and output."""
+"""Signs added to the input, forget, cell and output gates by the two kinds of inserted steps."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResetPlan:
-    """Where the steps of one [T, B] segment batch go so that resets become steps; depends on ``is_first`` alone."""
+    """Slots of the steps of one [T, B] segment batch, with inserted steps for resets; a function of ``is_first``."""
 
     slots: int
-    """S; 0 where no row has a reset after its first step: the batch is run as it is."""
+    """S; 0 if no row has a reset after its first step, so that the batch runs unchanged."""
     place: Tensor
-    """[T * B + K] int64: the place among S * B of every step and final row, time-major."""
+    """[T * B + K] int64: index into S * B of each step and final row, time-major."""
     inserted: Tensor
-    """float32 [S, B, 2]: 1 in the first where the LSTM is emptied, in the second where it is held."""
+    """float32 [S, B, 2]: [..., 0] is 1 in steps that empty the LSTM, [..., 1] in steps that hold it."""
     last: Tensor
-    """[B] int64: the place of every row's last step."""
+    """[B] int64: index into S * B of each row's last step."""
     final: Tensor
-    """[K] int64: among T * B the step that each final row follows."""
+    """[K] int64: index into T * B of the step that each final row follows."""
 
     def to(self, device: torch.device) -> ResetPlan:
         """The same plan on ``device``."""
@@ -54,11 +54,11 @@ def plan_resets(is_first: np.ndarray, final: tuple[np.ndarray, np.ndarray] | Non
     """Place a batch's steps around its resets.
 
     ``is_first`` is bool [T, B] on the host. Row 0's flag inserts nothing: it decides whether the row starts from the
-    stored state or from zeros. ``final`` are the K final rows as (t [K], b [K]): consumed after step (t, b), where
-    ``is_first[t + 1, b]`` is set.
+    stored state or from zeros. ``final`` lists the K final rows as (t [K], b [K]): each is consumed after step (t, b)
+    and requires ``is_first[t + 1, b]``.
     """
     steps, rows = is_first.shape
-    # By how many slots each step is later than its time: one per reset and per final row up to it.
+    # later[t, b] = slot[t, b] - t, the number of resets and final rows up to step t.
     later = is_first.astype(np.int64)
     later[0] = 0
     if not later.any():
@@ -81,13 +81,13 @@ def plan_resets(is_first: np.ndarray, final: tuple[np.ndarray, np.ndarray] | Non
     )
 
 
-def zeroed(state: State, is_first: Tensor) -> State:
-    """[L, B, H] with the rows of ``is_first`` [B] empty: no product, a state that is not finite must not survive it."""
+def zeroed(state: LSTMState, is_first: Tensor) -> LSTMState:
+    """[L, B, H] with the rows of ``is_first`` [B] zeroed; masked, since NaN * 0 would stay NaN."""
     reset = is_first.view(1, -1, 1)
     return state[0].masked_fill(reset, 0.0), state[1].masked_fill(reset, 0.0)
 
 
-def step_lstm(lstm: nn.LSTM, x: Tensor, is_first: Tensor, state: State) -> tuple[Tensor, State]:
+def step_lstm(lstm: nn.LSTM, x: Tensor, is_first: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
     """One step: x [B, I], is_first bool [B], state [L, B, H] -> output [B, H], new state."""
     h, c = zeroed(state, is_first)
     # Cell by cell: for one step nn.LSTM spends half its time on preparing weights for more.
@@ -99,12 +99,13 @@ def step_lstm(lstm: nn.LSTM, x: Tensor, is_first: Tensor, state: State) -> tuple
 
 
 def unroll_lstm(
-    lstm: nn.LSTM, x: Tensor, plan: ResetPlan, is_first: Tensor, state: State, *, return_state: bool
-) -> tuple[Tensor, State | None]:
-    """T steps of B rows from ``state`` [L, B, H]: outputs [T * B + K, H], the state after the last step (if wanted).
+    lstm: nn.LSTM, x: Tensor, plan: ResetPlan, is_first: Tensor, state: LSTMState, *, return_state: bool
+) -> tuple[Tensor, LSTMState | None]:
+    """T steps of B rows from ``state`` [L, B, H]: outputs [T * B + K, H], and the state after the last step.
 
     ``x`` [T * B + K, I] holds the steps in time-major order and the final rows behind them; the outputs likewise.
-    ``plan`` is that of ``is_first``, bool [T, B] on x's device.
+    ``plan`` was made from ``is_first``, bool [T, B] on x's device. The returned state may be None unless
+    ``return_state`` is set.
     """
     steps, rows = is_first.shape
     if plan.slots > LOOP_FROM * steps and rows >= LOOP_ROWS and x.dtype != torch.bfloat16 and x.device.type == "cpu":
@@ -131,7 +132,7 @@ def unroll_lstm(
     return outputs[-1].index_select(0, plan.place), last_state
 
 
-def _loop(lstm: nn.LSTM, x: Tensor, plan: ResetPlan, is_first: Tensor, state: State) -> tuple[Tensor, State]:
+def _loop(lstm: nn.LSTM, x: Tensor, plan: ResetPlan, is_first: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
     outputs, states = [], []
     for t, flags in enumerate(is_first):
         y, state = step_lstm(lstm, x[t * len(flags) : (t + 1) * len(flags)], flags, state)

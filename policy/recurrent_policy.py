@@ -1,4 +1,4 @@
-"""RecurrentPolicy: what every policy has around its layers: memory, steps, unrolls and the TensorDict interface."""
+"""RecurrentPolicy: the base class of every policy, with memory, steps, unrolls and the TensorDict interface."""
 
 # T time, B rows, N = T * B, K final rows, A actions, L layers, H hidden
 
@@ -11,7 +11,7 @@ import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.memory import Memory
 from shoal.policy.observation import Observation, VectorObservation
-from shoal.policy.recurrent import ResetPlan, State, plan_resets, step_lstm, unroll_lstm
+from shoal.policy.recurrent import LSTMState, ResetPlan, plan_resets, step_lstm, unroll_lstm
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # actors never need it, and it takes a second to import
@@ -22,18 +22,18 @@ LSTM_LAYERS = 2
 
 
 class PolicyOutput(NamedTuple):
-    """What the network says of each row."""
+    """The network's output for each row."""
 
     logits: Tensor
     """[..., A]: unnormalized log-probabilities, or means and log standard deviations of continuous actions."""
     value: Tensor
     """[...]"""
     final_value: Tensor | None = None
-    """[K]: V of the final rows of an unroll, where there are any."""
+    """[K]: values of the final rows of an unroll; None if it has none."""
 
 
 class ActorOutput(NamedTuple):
-    """What acting needs of each row."""
+    """The part of the network's output that acting needs, for each row."""
 
     logits: Tensor
     """[..., A], as ``PolicyOutput``'s."""
@@ -42,25 +42,25 @@ class ActorOutput(NamedTuple):
 class RecurrentPolicy(nn.Module):
     """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
 
-    A subclass makes its layers, among them ``lstm`` and ``action_embeddings``, and gives ``encode``, ``heads`` and
-    ``logits``.
+    A subclass creates its layers, among them ``lstm`` and ``action_embeddings``, and implements ``encode``, ``heads``
+    and ``logits``.
 
     Args:
-        observation: what arrives.
+        observation: the environment's observation.
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
         embedding_rows: size of the action embedding table.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
-            It may know more actions than there are here, and two here may have one name (``policy.remap``).
-        trained_observation: what the weights were made for, where that is not ``observation``.
+            It may hold more actions than the environment has, and two of those may share a name (``policy.remap``).
+        trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
         hidden: H of the LSTM.
 
     Raises:
         ValueError: more actions than embedding rows, repeated names, names without a row in ``action_rows``, or an
-            observation that cannot be matched with what the weights were made for.
+            observation that cannot be matched with the trained one.
     """
 
     kind: ClassVar[str]
-    """As ``policy.kind`` in the configuration."""
+    """The value of ``policy.kind`` in the configuration."""
     lstm: nn.LSTM
     action_embeddings: nn.Embedding
 
@@ -84,7 +84,8 @@ class RecurrentPolicy(nn.Module):
         )
         self.action_rows = _embedding_rows(self.actions.flat_names, embedding_rows, action_rows)
         rows = [self.action_rows[name] for name in self.actions.flat_names]
-        # Of all actions that the weights know: a product rounds by position, so equal bits take an order of its own.
+        # Logits are computed for all actions that the weights know, in row order: the rounding of a product depends on
+        # the position, so this order makes them equal bit for bit in every environment.
         known = sorted(set(self.action_rows.values()))
         self.num_known_actions = len(known)
         self._rows: Tensor
@@ -95,7 +96,7 @@ class RecurrentPolicy(nn.Module):
         self.memory = Memory(LSTM_LAYERS, hidden)
 
     def in_order(self, x: Tensor) -> Tensor:
-        """[..., actions that the weights know, by row] -> [..., A], those of ``actions``."""
+        """[..., actions that the weights know, by row] -> [..., A], in the order of ``actions``."""
         return x if self._order is None else x.index_select(-1, self._order)
 
     @property
@@ -104,7 +105,7 @@ class RecurrentPolicy(nn.Module):
         return {}
 
     def encode(self, obs: Tensor) -> Tensor:
-        """[N, *observation.shape] -> what the LSTM reads, [N, ...]."""
+        """[N, *observation.shape] -> the LSTM's input [N, ...]."""
         raise NotImplementedError
 
     def heads(self, core: Tensor) -> PolicyOutput:
@@ -112,20 +113,20 @@ class RecurrentPolicy(nn.Module):
         raise NotImplementedError
 
     def logits(self, core: Tensor) -> Tensor:
-        """[N, H] -> logits [N, A], those of ``heads`` without what only the value needs."""
+        """[N, H] -> logits [N, A] equal to those of ``heads``, without computing the value."""
         raise NotImplementedError
 
-    def initial_state(self, batch: int) -> State:
+    def initial_state(self, batch: int) -> LSTMState:
         """Zeros, (h, c) each [L, B, H]."""
         weight, shape = self.lstm.all_weights[0][0], (self.lstm.num_layers, batch, self.lstm.hidden_size)
         return weight.new_zeros(shape), weight.new_zeros(shape)
 
-    def step(self, obs: Tensor, is_first: Tensor, state: State | None = None) -> tuple[PolicyOutput, State]:
+    def step(self, obs: Tensor, is_first: Tensor, state: LSTMState | None = None) -> tuple[PolicyOutput, LSTMState]:
         """One step of B rows. The returned state is detached.
 
         Args:
             obs: [B, *observation.shape], uint8 tokens or images, float32 vectors.
-            is_first: bool [B]; where true the state is zeroed before the row is consumed.
+            is_first: bool [B]; if true, the state is zeroed before the row is consumed.
             state: (h, c), each [L, B, H]; None is zeros.
         """
         core, state = self._step_core(self.encode(obs), is_first, state)
@@ -135,23 +136,23 @@ class RecurrentPolicy(nn.Module):
         self,
         obs: Tensor,
         is_first: Tensor,
-        state: State | None = None,
+        state: LSTMState | None = None,
         *,
         plan: ResetPlan | None = None,
         final_obs: Tensor | None = None,
         return_state: bool = True,
-    ) -> tuple[PolicyOutput, State | None]:
-        """Train: T steps of B rows with resets inside, the same numbers as ``step`` T times.
+    ) -> tuple[PolicyOutput, LSTMState | None]:
+        """T steps of B rows with resets inside, for training; the outputs equal those of ``step`` called T times.
 
         Args:
             obs: [T, B, *observation.shape].
-            is_first: bool [T, B]; where true the state is zeroed before the row is consumed.
+            is_first: bool [T, B]; if true, the state is zeroed before the row is consumed.
             state: (h, c) before row 0, each [L, B, H]; None is zeros.
-            plan: ``plan_resets(is_first)`` where the caller made it already (on a GPU that saves a synchronisation).
+            plan: ``plan_resets(is_first)``, if the caller has it (on a GPU that saves a synchronisation).
             final_obs: [K, *observation.shape], the final rows that ``plan`` was made with: last observations of
-                episodes that ended in the same-step form. They are valued with the state at that step and change no
+                episodes that ended in the same-step form. Their values use the state at that step; they affect no
                 other row.
-            return_state: whether the state after row T-1 is wanted.
+            return_state: return the state after row T-1, which may otherwise be None.
         """
         steps, batch = is_first.shape
         rows = obs.reshape(steps * batch, *self.observation.shape)
@@ -167,13 +168,13 @@ class RecurrentPolicy(nn.Module):
         )
         return output, state
 
-    def _step_core(self, x: Tensor, is_first: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _step_core(self, x: Tensor, is_first: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
         core, (h, c) = step_lstm(self.lstm, x, is_first, state or self.initial_state(len(x)))
         return core, (h.detach(), c.detach())
 
     def _unroll_core(
-        self, x: Tensor, is_first: Tensor, state: State | None, plan: ResetPlan | None, return_state: bool
-    ) -> tuple[Tensor, State | None]:
+        self, x: Tensor, is_first: Tensor, state: LSTMState | None, plan: ResetPlan | None, return_state: bool
+    ) -> tuple[Tensor, LSTMState | None]:
         if plan is None:
             plan = plan_resets(is_first.cpu().numpy()).to(x.device)
         state = state or self.initial_state(is_first.shape[1])
@@ -182,11 +183,11 @@ class RecurrentPolicy(nn.Module):
     # The TensorDict interface, batch-major.
 
     def forward(self, td: TensorDict) -> TensorDict:
-        """``step`` (td [B]) or ``unroll`` (td [B, T]) over a TensorDict; the caller's is not written to.
+        """Apply ``step`` (td [B]) or ``unroll`` (td [B, T]) to a TensorDict, which is not modified.
 
-        Reads ``obs`` and ``is_first`` (bool), and ``initial_h``, ``initial_c`` [..., L, H] where they are given: the
-        state before each row. Of [B, T] only that before row 0 is read, so an expanded tensor does. Without them [B]
-        uses the memory of ``training_env_id`` where that is given; else the state is zeros.
+        Reads ``obs`` and ``is_first`` (bool), and ``initial_h``, ``initial_c`` [..., L, H] if present: the
+        state before each row. For [B, T] only the state before row 0 is read, so an expanded tensor is enough. Without
+        them, [B] uses the memory of ``training_env_id`` if present; otherwise the state is zeros.
 
         Returns a copy with ``logits`` [..., A] and ``value`` [...], ``bptt`` and ``batch`` (int64, filled with T and B;
         T is 1 while acting), ``next_h`` and ``next_c`` [B, L, H] of [B], and the outputs of named components.
@@ -198,7 +199,7 @@ class RecurrentPolicy(nn.Module):
             raise ValueError(f"expected a TensorDict of [B] or [B, T], got batch size {tuple(td.batch_size)}")
         obs, is_first = td["obs"], td["is_first"]
         given = "initial_h" in td.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
-        state: State | None = (td["initial_h"], td["initial_c"]) if given else None
+        state: LSTMState | None = (td["initial_h"], td["initial_c"]) if given else None
         result = td.copy()
         if td.batch_dims == 1:
             steps = 1
@@ -228,15 +229,15 @@ class RecurrentPolicy(nn.Module):
         return result.update(found)
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``encode``, and the outputs of the encoder's named components where there are any, each [N, ...]."""
+        """``encode``, and the outputs of the encoder's named components, each [N, ...]."""
         return self.encode(obs), {}
 
     def head_outputs(self, core: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
-        """``heads``, and the outputs of their named components where there are any, each [N, ...]."""
+        """``heads``, and the outputs of their named components, each [N, ...]."""
         return self.heads(core), {}
 
     def trained_columns(self, obs: Tensor) -> Tensor:
-        """Vectors [N, size] in the order of ``trained_observation``; columns that do not arrive are 0."""
+        """Vectors [N, size] in the order of ``trained_observation``; columns that the environment lacks are 0."""
         if self._columns is None:
             return obs
         return nn.functional.pad(obs, (0, 1)).index_select(1, self._columns)
@@ -245,35 +246,35 @@ class RecurrentPolicy(nn.Module):
 
     def act(self, obs: Tensor, training_env_ids: Sequence[int], is_first: Tensor) -> ActorOutput:
         """``step`` with the state of each row kept here by its ``training_env_id`` (unknown ids start from zeros), and
-        without the value: nobody who acts reads it, and it is a fifth of the work."""
+        without the value, which acting does not need and which is a fifth of the work."""
         core, state = self._step_core(self.encode(obs), is_first, self.memory.read(training_env_ids))
         self.memory.write(training_env_ids, state)
         return ActorOutput(self.logits(core))
 
     def has_memory(self) -> bool:
-        """Whether the policy is recurrent."""
+        """Return True: every policy here is recurrent."""
         return True
 
-    def get_memory(self) -> dict[int, State]:
+    def get_memory(self) -> dict[int, LSTMState]:
         """A copy of every state: (h, c), each [L, H], by ``training_env_id``."""
         return self.memory.get()
 
-    def set_memory(self, states: Mapping[int, State]) -> None:
-        """Replace all memory by ``states``, as ``get_memory`` gave them."""
+    def set_memory(self, states: Mapping[int, LSTMState]) -> None:
+        """Replace all memory by ``states``, as returned by ``get_memory``."""
         self.memory.set(states)
 
     def reset_memory(self, training_env_ids: Sequence[int] | None = None) -> None:
-        """Zero the states of these ids; None forgets all of them."""
+        """Zero the states of these ids, or of all ids if None."""
         self.memory.reset(training_env_ids)
 
 
-def _layers_first(state: State) -> State:
+def _layers_first(state: LSTMState) -> LSTMState:
     """[B, L, H] -> [L, B, H]"""
     return state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous()
 
 
 def _columns(trained: Observation, presented: Observation) -> Tensor | None:
-    """[size] int64: the column of every trained one, or that behind the last; None where nothing has to be moved."""
+    """[size] int64: the environment's column for each trained one, ``presented.size`` if absent; None if none moves."""
     if type(trained) is not type(presented):
         raise ValueError(f"the policy was trained with {trained}, the environment has {presented}: they do not match")
     if not isinstance(trained, VectorObservation) or not isinstance(presented, VectorObservation):

@@ -19,15 +19,14 @@ from torch import Tensor, nn
 class WeightRegularizer:
     """Holds the initial weights w0 of one policy and their largest magnitudes; both go into every checkpoint.
 
-    They are held of all parameters, whatever the settings: a run that is resumed with other settings still knows where
-    it began.
+    They are kept for all parameters, whatever the settings, so that a run may be resumed with other settings.
 
     Args:
-        policy: with its initial weights; they are clipped in place, and the loss has a gradient to them.
-        config: what is clipped and what is drawn to w0.
+        policy: the policy with its initial weights; its parameters are clipped in place and get the loss's gradient.
+        config: the parameters to clip and those to pull towards w0.
 
     Raises:
-        ValueError: a name in the settings fits no parameter that it could apply to.
+        ValueError: a name in the settings matches no parameter that it could apply to.
     """
 
     def __init__(self, policy: nn.Module, config: RegularizationConfig) -> None:
@@ -57,12 +56,12 @@ class WeightRegularizer:
 
     @torch.no_grad()
     def clip_weights(self) -> None:
-        """Clamp to the bounds; after every optimizer step."""
+        """Clamp the parameters to their bounds; call after every optimizer step."""
         for name, bound in self.bounds.items():
             self.parameters[name].clamp_(-bound, bound)
 
     def l2_init_loss(self) -> Tensor | None:
-        """Sum over parameters of coef * sum (w - w0)^2, with its gradient, 2 coef (w - w0); None where it is off."""
+        """Sum over parameters of coef * sum (w - w0)^2, with its gradient, 2 coef (w - w0); None if it is off."""
         terms = [
             coef * (self.parameters[name] - self.reference[name]).square().sum()
             for name, coef in self.l2_init_coefs.items()
@@ -70,7 +69,7 @@ class WeightRegularizer:
         return torch.stack(terms).sum() if terms else None
 
     def end_update(self, policy_version: int) -> None:
-        """Move the reference where ``l2_init_reference_every`` says so; after the update that made ``policy_version``.
+        """Update the reference every ``l2_init_reference_every`` versions; call after the update to ``policy_version``.
 
         Versions, not updates of this process, are counted: a resumed run moves it when the uninterrupted one would.
         """
@@ -80,7 +79,7 @@ class WeightRegularizer:
 
     @torch.no_grad()
     def update_l2_init_reference(self) -> None:
-        """The present weights become w0 of all parameters. Bounds stay those of the initial weights."""
+        """Set w0 of all parameters to the current weights. The bounds still follow from the initial weights."""
         for name, p in self.parameters.items():
             self.reference[name].copy_(p)
 
@@ -91,10 +90,10 @@ class WeightRegularizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a checkpoint's w0 and initial magnitudes; the bounds follow from these and the present settings.
+        """Load a checkpoint's w0 and initial magnitudes; the bounds follow from these and the current settings.
 
         Raises:
-            ValueError: a parameter's are missing or of another shape; nothing was changed.
+            ValueError: those of a parameter are missing or have another shape; nothing was changed.
         """
         for name, w0 in self.reference.items():
             saved = state.get(f"reference/{name}")

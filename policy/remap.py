@@ -1,8 +1,8 @@
-"""Weights in another environment: features and actions matched by name, or refused with what to write.
+"""Match weights with another environment's features and actions by name, or explain which mapping to write.
 
-Weights have an order of features and of actions, and names for both. An environment may have the same in another
-order, under other names, some more or some less. What only one side has must be mapped or left out explicitly;
-``remap`` then says everything in the weights' names, so that a policy built from it finds each by its name.
+Weights have an order of features and of actions, and names for both. An environment may have them in another
+order, under other names, or have more or fewer. Names that only one side has must be mapped or left out explicitly;
+``remap`` then translates everything to the weights' names, by which a policy finds each feature and action.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from shoal.policy.observation import (
 
 PlaneName = tuple[str, str | None]
 _MOST = 50
-"""Names that a message lists."""
+"""Largest number of names that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NameMap:
-    """What stands for what, as its user wrote it.
+    """A mapping from the environment's names to the weights' names, as the user wrote it.
 
     Raises:
-        ValueError: an entry has another form.
+        ValueError: an entry is malformed.
     """
 
     entries: Sequence[str] = ()
-    """``ENVIRONMENT=TRAINED``; ``NAME=`` leaves out what the environment has, ``=NAME`` says that it does not have what
-    the weights know."""
+    """``ENVIRONMENT=TRAINED``; ``NAME=`` leaves out a name of the environment, ``=NAME`` declares that the environment
+    lacks a name of the weights."""
     option: str = ""
-    """What takes such entries; for messages."""
+    """The command-line option that takes these entries, for messages."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", tuple(self.entries))
@@ -51,10 +51,10 @@ class NameMap:
             )
 
     def pairs(self, what: str, here: Set[str], known: Set[str]) -> list[tuple[str, str]]:
-        """(the environment's name, the weights' name), "" for none; of names with an = in them, those that there are.
+        """(environment's name, weights' name) pairs, "" for none. An entry is split at the = that gives existing names.
 
         Raises:
-            ValueError: an entry is about a name that there is not, or two are about one name of the environment.
+            ValueError: an entry has an unknown name or is ambiguous, or a name of the environment is mapped twice.
         """
         pairs, problems = [], []
         for entry in self.entries:
@@ -81,7 +81,7 @@ class NameMap:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Remapping:
-    """The two maps of a run; empty ones accept what has the same names."""
+    """The two name maps of a run. An empty map requires equal names on both sides."""
 
     features: NameMap = NameMap(option="--map-feature")
     actions: NameMap = NameMap(option="--map-action")
@@ -89,26 +89,26 @@ class Remapping:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyInterface:
-    """What a policy's constructor is told of both sides, all in the weights' names."""
+    """Arguments of a policy's constructor, all in the weights' names."""
 
     observation: Observation
-    """What arrives: ids, coordinates and sizes of the environment."""
+    """The environment's observation, with its ids, coordinates and sizes."""
     trained_observation: TokenObservation | VectorObservation | None
-    """The order of the weights; None for images, which have none."""
+    """The observation that the weights were trained with, in their order; None for images."""
     actions: Actions
-    """What the environment takes, in its order; two of its actions may have one name."""
+    """The environment's actions, in its order; two of them may share a name."""
     action_rows: dict[str, int]
-    """Of every action that the weights know."""
+    """Embedding row by name, for every action that the weights know."""
 
 
 def remap(
     described: Mapping[str, Any], observation: Observation, actions: Actions, remapping: Remapping
 ) -> PolicyInterface:
-    """How the policy that a checkpoint describes reads ``observation`` and takes ``actions``.
+    """Match the policy that a checkpoint describes with an environment's ``observation`` and ``actions``.
 
     Raises:
-        ValueError: they do not fit. It says of features and actions both which names only one side knows, which look
-            alike, and how to map them.
+        ValueError: they do not match. For features and actions, the message lists the names that only one side has,
+            those that look alike, and how to map them.
     """
     trained = observation_from_json(described["observation"])
     rows = {str(name): int(row) for name, row in described["action_rows"].items()}
@@ -177,7 +177,7 @@ def _remap_tokens(trained: TokenObservation, presented: TokenObservation, names:
         presented,
         feature_names=[renamed.get(i, name) for i, name in enumerate(presented.feature_names or ())],
         categorical_features=tuple(values.items()),
-        # All of a feature at once where none of it is seen: ids beyond its named values are left out as well.
+        # A feature with no visible plane is left out as a whole, including ids beyond its named values.
         left_out=tuple(dict.fromkeys((f, v if f in seen else None) for f, v in left_out)),
     )
     trained.planes_of(result)
@@ -230,12 +230,12 @@ def _remap_actions(trained: Actions, rows: Mapping[str, int], presented: Actions
 
 
 def _match(what: str, known: Sequence[PlaneName], here: Sequence[PlaneName], names: NameMap) -> list[PlaneName | None]:
-    """Of each name in ``here`` the one among the weights' (``known``) that it stands for; None leaves it out.
+    """For each name in ``here`` the weights' name (in ``known``) that it is mapped to; None if it is left out.
 
-    A pair about a categorical feature holds for all of its values that have no pair of their own.
+    A pair for a categorical feature applies to all of its values that have no pair of their own.
 
     Raises:
-        ValueError: a name is on one side only, or a pair names nothing.
+        ValueError: only one side has a name, or a pair has an unknown name.
     """
     by_text = {shown(name): name for name in known}
     pairs = names.pairs(

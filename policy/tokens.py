@@ -1,4 +1,4 @@
-"""Tokens to box: the first, parameter-free layer of the token policies."""
+"""TokensToBox: the first layer of the token policies, without parameters."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 PADDING = 0xFF
 _PLACED, _NOWHERE, _PADDING, _LEFT_OUT, _SOME_VALUES = range(5)
-"""Of coordinate and feature bytes: has a place; has none; is padding; is left out on purpose; depends on the value."""
+"""Kinds of coordinate or feature bytes: placed, without a place, padding, left out on purpose, value decides."""
 
 
 class TokensToBox(nn.Module):
     """uint8 [N, tokens, 3] -> float32 [N, planes, height, width], channels last; never writes to its input.
 
-    Placement and normalization are one table look-up each: by coordinate byte the cell, by (feature, value) the plane
-    and the number to put there. Whatever has no place goes to one spare element behind the box, so padding and
-    unknown tokens erase nothing.
+    Placement and normalization are table look-ups: the coordinate byte gives the cell; (feature, value) gives the plane
+    and the number to write. Tokens without a place go to one spare element behind the box, so padding and unknown
+    tokens overwrite nothing.
 
-    Planes, their order and their normalizations are those of ``trained``. Feature and value ids, the coordinates and
-    what is left out are those of ``presented`` (the same, unless given), matched by name: weights that were trained
-    with one order of features read another. It is all in the tables and costs nothing per step.
+    Planes, their order and their normalizations follow ``trained``. Feature and value ids, coordinates and left-out
+    tokens follow ``presented`` (by default ``trained``), matched by name, so that weights can read features in another
+    order. The matching is part of the tables and costs nothing per step.
 
     Raises:
         ValueError: ``presented`` cannot be matched (``TokenObservation.planes_of``).
@@ -71,9 +71,10 @@ class TokensToBox(nn.Module):
         self._feature_kind = kinds.numpy()
 
     def _place(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every token: its position among N * M, its index into one row's box (its size or more: no place; three
-        times its size or more: left out on purpose), and the number to put there. On the CPU padding, which is most of
-        it, is left out first; elsewhere that would cost a synchronisation.
+        """For each token: its position among N * M, its index into one row's box, and the number to write there.
+
+        An index of the box's size or more means no place; three times its size or more means left out on purpose. On
+        the CPU, padding (most tokens) is dropped first; on a GPU that would cost a synchronisation.
         """
         tokens = obs.reshape(-1, 3)
         if obs.device.type == "cpu":
@@ -87,7 +88,7 @@ class TokensToBox(nn.Module):
         return position, place, self._magnitude.index_select(0, key)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """The box of every row."""
+        """Place each row's tokens: uint8 [N, tokens, 3] -> float32 [N, planes, height, width]."""
         rows, tokens_per_row = obs.shape[:2]
         position, place, magnitude = self._place(obs)
         spare = rows * self._size
@@ -99,8 +100,8 @@ class TokensToBox(nn.Module):
         return box[:-1].view(rows, self.height, self.width, self.num_planes).permute(0, 3, 1, 2)
 
     def count_ignored(self, obs: np.ndarray) -> int:
-        """Tokens that nobody expected, over all of ``obs`` uint8 [..., tokens, 3]: no padding, not left out on purpose,
-        and yet without a place. An actor looks at all it has seen, so it is done by translating bytes."""
+        """Count the unexpected tokens in ``obs``, uint8 [..., tokens, 3]: those without a place that are neither
+        padding nor left out on purpose. Translating bytes is fast enough to check every observation of an actor."""
         tokens = obs.reshape(-1, 3)
         where = _translate(tokens[:, 0], self._coordinate_kind)
         what = _translate(tokens[:, 1], self._feature_kind)
@@ -115,12 +116,12 @@ class TokensToBox(nn.Module):
 
 
 def _translate(column: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """``table[column]``, several times as fast."""
+    """Return ``table[column]``, several times as fast."""
     return np.frombuffer(column.tobytes().translate(table.tobytes()), np.uint8)
 
 
 def last_write(index: Tensor, size: int) -> Tensor:
-    """For every position p of ``index`` [M] the last position that writes to ``index[p]``; [M] int64.
+    """For each position p of ``index`` [M], the last position that writes to ``index[p]``; int64 [M].
 
     Makes a scatter deterministic where the order of writes is not (on a GPU): all writers of a cell write one value.
     """

@@ -1,10 +1,11 @@
-"""The trajectory contract: what an actor ships to a learner, on the wire, in the object store and on disk.
+"""The trajectory format: one unroll as an actor ships it to a learner, on the wire, in the object store and on disk.
 
 One Arrow record batch per unroll, a row per environment slot, fixed-shape-tensor columns. Network rows (``obs``,
 ``is_first``) are T+1: row T is not acted on here; it bootstraps this unroll and is row 0 of the next. Environment rows
-are T. Transition t is *void* where ``is_first[t + 1]`` is set and neither ``terminated[t]`` nor ``truncated[t]``: it
-belongs to no episode and is trained on, counted and averaged nowhere. Where an episode ends with ``is_first`` in the
-same step, its last observation is ``final_obs[t]``; otherwise it is row t+1 (``envs.boundary`` has both forms).
+are T. Transition t is a *reset transition (masked)* if ``is_first[t + 1]`` is set but neither ``terminated[t]`` nor
+``truncated[t]`` is: it only leads from one episode to the next, so no loss, step count or average includes it. If an
+episode ends with ``is_first`` in the same step, its last observation is ``final_obs[t]``; otherwise it is row t+1
+(``envs.boundary`` explains both forms).
 """
 
 # T time, B rows (slots), C burn-in rows, L layers, H hidden
@@ -27,7 +28,7 @@ _SCALAR_COLUMNS = ("training_env_id",)
 
 
 class TrajectoryError(ValueError):
-    """Bytes that are not a trajectory of this run: what was expected, what came."""
+    """The bytes are not a trajectory of this run; the message says what was expected and what arrived."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class TrajectorySpec:
     num_actions: tuple[int, ...] = ()
     """Number of actions of each discrete choice; empty where actions are continuous."""
     same_step: bool = False
-    """Whether episodes end in the same-step form of ``envs.boundary``: there is a ``final_obs`` then."""
+    """Episodes end in the same-step form of ``envs.boundary``, so there is a column ``final_obs``."""
     burn_in: int = 0
-    """C: rows before row 0 that travel along, with the state before the first of them."""
+    """C: rows before row 0 that are shipped as well, with the state before the first of them."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
@@ -84,7 +85,7 @@ class TrajectorySpec:
         return _schema(self)
 
     def spaces_hash(self) -> str:
-        """Hash of everything above: batches of another shape or type are recognised before they are read."""
+        """Hash of all fields, by which batches of another shape or type are recognised before they are read."""
         return _spaces_hash(self)
 
 
@@ -104,7 +105,7 @@ def _schema(spec: TrajectorySpec) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrajectoryHeader:
-    """Who made the unroll, when and how; travels as schema metadata."""
+    """Origin of one unroll: run, actor, sequence number and policy version; shipped as schema metadata."""
 
     run_id: str
     actor: int
@@ -113,7 +114,7 @@ class TrajectoryHeader:
     sequence: int
     """Number of this unroll within (actor, restart index), from 0."""
     policy_version: int
-    """The version that acted."""
+    """Version of the weights that acted."""
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Plain numbers for metrics: finished episodes, seconds by stage, faults."""
 
@@ -133,21 +134,21 @@ class Trajectory:
 
     @property
     def env_steps(self) -> int:
-        """Valid transitions."""
+        """Number of transitions, reset transitions (masked) excluded."""
         return count_valid(self.columns)
 
 
 def count_valid(columns: Mapping[str, np.ndarray]) -> int:
-    """Number of transitions that some action caused."""
+    """Number of transitions, reset transitions (masked) excluded."""
     ended = columns["terminated"] | columns["truncated"]
-    void = columns["is_first"][:, 1:] > ended
-    return int(void.size - np.count_nonzero(void))
+    masked = columns["is_first"][:, 1:] > ended
+    return int(masked.size - np.count_nonzero(masked))
 
 
 def allocate(spec: TrajectorySpec, num_slots: int) -> dict[str, np.ndarray]:
-    """Empty columns for one unroll, [B, ...] each. Unwritten values are loud: NaN, -1, 255.
+    """Empty columns for one unroll, [B, ...] each. Unwritten values are recognisable: NaN, -1, 255.
 
-    Only of ``final_obs`` not everything is written in the end; it begins as zeros.
+    ``final_obs`` starts as zeros, because only rows where an episode ended are ever written.
     """
     columns = {}
     for name, (shape, dtype) in spec.columns().items():
@@ -172,7 +173,7 @@ def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[st
         "spaces_hash": spec.spaces_hash(),
         "statistics": json.dumps(header.statistics),
     }
-    # Stands where the checksum will be; nothing else in the bytes can be equal to it.
+    # Reserves the checksum's place; nothing else in the bytes can equal it.
     placeholder = xxhash.xxh3_64_hexdigest(json.dumps(metadata).encode())
     metadata["checksum"] = placeholder
     batch = pa.RecordBatch.from_arrays(arrays, schema=spec.schema().with_metadata(metadata))
@@ -190,10 +191,11 @@ def from_bytes(
 ) -> Trajectory:
     """Read and check one unroll; the columns are views into ``payload``.
 
-    ``run_id`` refuses the batches of any other run. Everything that a network or a disk can do to the bytes ends here.
+    If ``run_id`` is given, batches of other runs raise. No later check stands between damaged bytes and training.
 
     Raises:
-        TrajectoryError: not one record batch of this schema, too many rows, a wrong checksum, numbers out of range.
+        TrajectoryError: the bytes are not one record batch of this schema, it has too many rows, the checksum differs,
+            or a value is out of range.
     """
     buffer = payload if isinstance(payload, pa.Buffer) else pa.py_buffer(payload)
     source = pa.BufferReader(buffer)
@@ -213,7 +215,7 @@ def from_bytes(
     columns = {}
     begin, end = buffer.address, buffer.address + buffer.size
     for index, (name, (shape, dtype)) in enumerate(spec.columns().items()):
-        # Bitmaps of what is null, of a tensor one for its rows and one for its numbers; Arrow leaves out empty ones.
+        # Null bitmaps come first: a tensor has one for its rows and one for its values; Arrow omits empty ones.
         *nulls, values = batch.column(index).buffers()
         if any(bitmap is not None for bitmap in nulls):
             raise TrajectoryError(f"column {name} has nulls")
@@ -289,7 +291,7 @@ def _check_ends(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None
 
 
 def _check_checksum(payload: np.ndarray, schema_bytes: int, checksum: str) -> None:
-    """Before Arrow reads the batch: it then never sees bytes that changed on their way."""
+    """Compare the checksum before Arrow reads the batch, so that Arrow never parses damaged bytes."""
     place = _find(payload[:schema_bytes], checksum)
     if checksum != _checksum(payload, place):
         raise TrajectoryError(f"checksum {checksum} does not match the data: the bytes changed on their way")
@@ -301,7 +303,7 @@ def _find(schema: np.ndarray, checksum: str) -> slice:
 
 
 def _checksum(payload: np.ndarray, place: slice) -> str:
-    """Over every byte, padding included, but for the checksum's own ``place``."""
+    """xxh3-64 of every byte, padding included, except the checksum's own ``place``."""
     digest = xxhash.xxh3_64(payload[: place.start].data)
     digest.update(payload[place.stop :].data)
     return digest.hexdigest()

@@ -13,22 +13,22 @@ from torch import nn
 
 
 class WeightsError(ValueError):
-    """A buffer that is not what was published: wrong size, wrong hash, an older version."""
+    """The buffer is not the published one: its size or hash differs, or its version is older."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weights:
-    """One published version."""
+    """One published version of a policy's weights."""
 
     policy_version: int
-    """Updates made so far."""
+    """Number of updates made so far."""
     flat: np.ndarray
     """float32 [parameters], the policy's parameters in ``named_parameters`` order."""
     content_hash: str
-    """xxh3, 128 bits: every actor looks for damage in every version, and sha256 costs ten times as much."""
+    """xxh3-128 of the buffer: every actor verifies every version, and sha256 would cost ten times as much."""
 
     def verify(self) -> None:
-        """Raises WeightsError where the buffer is not the one that was hashed."""
+        """Raise WeightsError if the buffer does not match its hash."""
         actual = hash_of(self.flat)
         if actual != self.content_hash:
             raise WeightsError(
@@ -37,7 +37,7 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the buffer's bytes: the name of these weights to the world."""
+        """SHA-256 of the buffer's bytes as hex; identifies the weights in summaries and checkpoints."""
         return hashlib.sha256(np.ascontiguousarray(self.flat).data).hexdigest()
 
 
@@ -54,7 +54,7 @@ def flatten_weights(policy: nn.Module, policy_version: int) -> Weights:
 
 
 def named_weights(policy: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:
-    """A version's parameters by name, in the shapes they have in the policy; the buffer itself, not a copy.
+    """A version's parameters by name, in the policy's shapes, as views of the buffer.
 
     Raises:
         WeightsError: the number of parameters differs.
@@ -66,7 +66,7 @@ def named_weights(policy: nn.Module, weights: Weights) -> dict[str, torch.Tensor
             f"weights of version {weights.policy_version}: expected {expected} parameters, got {weights.flat.size}"
         )
     with warnings.catch_warnings():
-        # It may lie in read-only shared memory; here it is only read.
+        # The buffer may lie in read-only shared memory; nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
         source = torch.from_numpy(weights.flat)
     parts = source.split([p.numel() for p in parameters.values()])
