@@ -218,15 +218,15 @@ def test_schema_is_a_json_schema() -> None:
     assert list(validator(schema).iter_errors({"mode": "remote"}))
 
 
-# Settings that leave the checks across fields nothing to say, so that each bound can be tried alone.
+# With these, the bounds of all numbers can be tried one by one: no check across fields refuses a value within them.
 BASE = (
     *("env={id: recall, num_envs: 1}", "cluster.actor_resources={gpu: 1}", "log.sinks=[wandb]"),
     *("policy.kind=component", "policy.components.cnn1.size=1"),
 )
-# Names of the mappings whose values have bounds; others of a mapping are as good as these.
+# Keys for the mappings whose values have bounds.
 NAMES = {"policy.components": "cnn1", "cluster.actor_resources": "gpu"}
+# Keywords of JSON schema, with the direction in which values are allowed.
 LIMITS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}
-"""Keywords of JSON schema, with the direction in which values are allowed."""
 
 
 def numbers_of(schema: Mapping[str, Any], at: str = "", defs: Mapping[str, Any] | None = None) -> Iterator[Any]:
@@ -294,6 +294,18 @@ def test_bounds_of_the_schema_hold(path: str, outside: float, inside: float) -> 
     assert dataclasses.replace(section, **{name: {keys[0]: inside} if keys else inside}) == section
     with pytest.raises(ValueError, match=name):
         dataclasses.replace(section, **{name: {keys[0]: outside} if keys else outside})
+
+
+def test_only_limits_may_be_infinite() -> None:
+    """Catches a NaN or an infinity that a run would train with; an infinite limit is none."""
+    paths = [path for path, number in numbers_of(json_schema()) if number["type"] == "number"]
+    found = problems_of(*BASE, *(f"{path}=.nan" for path in paths))
+    assert sorted(problem.split(":")[0] for problem in found) == sorted(paths)
+    found = problems_of(*BASE, *(f"{path}=.inf" for path in paths))
+    assert set(paths) - {problem.split(":")[0] for problem in found} == {
+        *("learner.max_grad_norm", "learner.rho_bar", "learner.c_bar", "learner.clip_coef", "learner.value_clip_coef"),
+        *("actor.unroll_timeout_seconds", "evaluation.max_seconds", "metrics.max_update_age_seconds"),
+    }
 
 
 @pytest.mark.parametrize(
