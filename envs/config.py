@@ -1,10 +1,13 @@
-"""What a run says about its environments, checked before any process starts and before any library is imported."""
+"""Settings of the environments, checked before any process starts and before any library is imported."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 from shoal.envs.missions import MISSIONS, check_slots
 
 
@@ -12,14 +15,26 @@ class EnvironmentNotFound(ValueError):
     """An environment id names nothing that is installed; the message says what to write or install instead."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+def _not_blank(env_id: str) -> str:
+    if not env_id.strip():
+        raise ValueError("must name an environment, e.g. 'mettagrid/forage'")
+    return env_id
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # a mistake, which pydantic would count as 0 or 1
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class EnvConfig:
     """Which environment each actor steps, and how many slots of it."""
 
-    id: str = "mettagrid/forage"
+    id: Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})] = "mettagrid/forage"
     """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), or
     ``pettingzoo:package.module:factory`` for what returns a ``pettingzoo.ParallelEnv``."""
-    num_envs: int = 64
+    num_envs: Annotated[int, Field(ge=1), BeforeValidator(_no_bool)] = 64
     """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``. For gymnasium ids also
@@ -27,12 +42,9 @@ class EnvConfig:
     ``slot_groups``."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id.strip():
-            raise ValueError(f"id={self.id!r} must name an environment, e.g. 'mettagrid/forage'")
-        if isinstance(self.num_envs, bool) or not isinstance(self.num_envs, int) or self.num_envs < 1:
-            raise ValueError(f"num_envs={self.num_envs!r} must be a positive integer")
-        if not isinstance(self.kwargs, dict) or not all(isinstance(name, str) for name in self.kwargs):
-            raise ValueError(f"kwargs={self.kwargs!r} must map argument names to values")
         mission = MISSIONS.get(self.id)
         if mission is not None:
-            check_slots(mission, self.num_envs)
+            try:
+                check_slots(mission, self.num_envs)
+            except ValueError as error:
+                raise PydanticCustomError("cross_field", "{num_envs}", {"num_envs": str(error)}) from error

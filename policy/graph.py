@@ -13,8 +13,10 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
 
 OBS = "obs"
@@ -30,7 +32,7 @@ RESERVED = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class ComponentConfig:
     """One component of ``policy.kind=component``. What is not set stays as in the default graph, or
     as is usual for the kind."""
@@ -40,30 +42,18 @@ class ComponentConfig:
     ``bilinear`` for the components that have these already."""
     sources: tuple[str, ...] | None = None
     """Components that it reads, or ``obs``; a ``linear`` one reads several side by side."""
-    size: int | None = None
+    size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Outputs: features, channels, or the LSTM's hidden size."""
-    kernel: int | None = None
+    kernel: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Height and width of a ``conv``'s kernel; it is smaller where the box is."""
-    stride: int | None = None
-    """Of a ``conv``."""
+    stride: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Stride of a ``conv``."""
     activation: Literal["relu", "tanh", "none"] | None = None
     initialization: Literal["orthogonal", "orthogonal_max", "uniform", "zeros"] | None = None
-    """Of weights. Biases start at 0, but for the LSTM's (``policy.initialization.lstm_bias``) and a uniform actor's."""
-    gain: float | None = None
+    """Distribution of the initial weights. Biases start at 0, but for the LSTM's (``policy.initialization.lstm_bias``)
+    and a uniform actor's."""
+    gain: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """``orthogonal``: a factor; ``orthogonal_max``: the largest |w|; ``uniform``: |w| <= gain / sqrt(inputs)."""
-
-    def __post_init__(self) -> None:
-        if self.sources is not None:
-            object.__setattr__(self, "sources", tuple(self.sources))
-        problems = [
-            f"{name}={value} must lie in 1..65536"
-            for name in ("size", "kernel", "stride")
-            if (value := getattr(self, name)) is not None and not 1 <= value <= 65536
-        ]
-        if self.gain is not None and not 0 < self.gain < math.inf:
-            problems.append(f"gain={self.gain} must be positive")
-        if problems:
-            raise ValueError("\n".join(problems))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,14 +202,16 @@ def components_from_json(data: Mapping[str, Mapping[str, Any] | None]) -> dict[s
     """The inverse of ``components_to_json``.
 
     Raises:
-        ValueError: a setting that there is not, or a bad value.
+        ValueError: all unknown settings and bad values of a component, a line each, beginning with ``components.NAME``.
     """
     found: dict[str, ComponentConfig | None] = {}
     for name, settings in data.items():
         try:
             found[name] = None if settings is None else ComponentConfig(**settings)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"components.{name}: {error}") from error
+        except ValidationError as error:
+            problems = [(".".join(map(str, each["loc"])), each["msg"], each["input"]) for each in error.errors()]
+            lines = [f"components.{name}.{setting}: {message} (got {value!r})" for setting, message, value in problems]
+            raise ValueError("\n".join(lines)) from error
     return found
 
 

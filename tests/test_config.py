@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +42,27 @@ def write(path: Path, text: str) -> Path:
         ("policy.initialization.lstm_bas=ones", "did you mean policy.initialization.lstm_bias?"),
         ("learner.regularization.clip_overrides={lstm: x}", "learner.regularization.clip_overrides.lstm: "),
         ("learner.gamma=high", "learner.gamma: Input should be a valid number"),
-        ("learner.gamma=1.5", "learner.gamma=1.5 must lie in 0..1"),
+        ("learner.gamma=1.5", "learner.gamma: Input should be less than or equal to 1 (got 1.5)"),
         ("seed=1.5", "seed: Input should be a valid integer"),
         ("mode=remote", "mode: Input should be 'inline', 'local' or 'cluster' (got 'remote')"),
         ("actor.num_actors=many", "Input should be 'auto' (got 'many')"),
         ("env=5", "env: Input should be"),
-        ("env.id=", "env.id='' must name an environment"),
+        ("env.id=", "env.id: must name an environment, e.g. 'mettagrid/forage' (got '')"),
         ("run_dir=12", "(got 12; write it in quotes)"),
-        ("total_env_steps=0", "total_env_steps=0 must be at least 1"),
-        ("checkpoint.keep=1", "checkpoint.keep=1 must be at least 2"),
-        ("metrics.port=70000", "metrics.port=70000 must lie in 0..65535"),
+        ("total_env_steps=0", "total_env_steps: Input should be greater than or equal to 1 (got 0)"),
+        ("checkpoint.keep=1", "checkpoint.keep: Input should be greater than or equal to 2 (got 1)"),
+        ("metrics.port=70000", "metrics.port: Input should be less than or equal to 65535 (got 70000)"),
         ("learner.batch_size=100", "learner.batch_size: 100 segments are not a whole number of unrolls"),
         ("env.num_envs=60", "env.num_envs=60 must be a multiple of the 8 agents of mettagrid/forage"),
         ("learner={batch_size: 64, minibatches: 3}", "batch_size=64 must be a multiple of minibatches=3"),
-        ("learner.num_learners=0", "learner.num_learners=0 must be at least 1, or 'auto'"),
+        ("learner.num_learners=0", "Input should be greater than or equal to 1 or Input should be 'auto' (got 0)"),
+        ("env.num_envs=true", "env.num_envs: Input should be a valid integer (got True)"),
+        ("learner.learning_rate=.inf", "learner.learning_rate: Input should be a finite number (got inf)"),
+        ("learner.max_grad_norm=.nan", "learner.max_grad_norm: Input should be greater than 0 (got nan)"),
+        ("log.sinks=[a, b]", "log.sinks: Input should be 'tensorboard', 'wandb' or 'trackio' (got 'a', 'b')"),
+        ("policy.map_actions=[up]", "must be of the form ENVIRONMENT=TRAINED, where one side may be empty (got 'up')"),
+        ("cluster.actor_cpus=0", "cluster.actor_cpus=0 needs actor_resources"),
+        ("metrics={tls_key: k, token_file: t}", "metrics.tls_key=k, token_file=t: tls_certificate must be set, too"),
         ("justtext", "argument 'justtext': expected key=value"),
         ("=3", "argument '=3': expected key=value"),
         ("learner..gamma=1", "argument 'learner..gamma=1': expected key=value"),
@@ -205,6 +216,125 @@ def test_schema_is_a_json_schema() -> None:
     assert list(validator(schema).iter_errors(to_dict(Config()))) == []
     assert list(validator(schema).iter_errors({"learner": {"batchsize": 3}}))
     assert list(validator(schema).iter_errors({"mode": "remote"}))
+
+
+# With these, the bounds of all numbers can be tried one by one: no check across fields refuses a value within them.
+BASE = (
+    *("env={id: recall, num_envs: 1}", "cluster.actor_resources={gpu: 1}", "log.sinks=[wandb]"),
+    *("policy.kind=component", "policy.components.cnn1.size=1"),
+)
+# Keys for the mappings whose values have bounds.
+NAMES = {"policy.components": "cnn1", "cluster.actor_resources": "gpu"}
+# Keywords of JSON schema, with the direction in which values are allowed.
+LIMITS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}
+
+
+def numbers_of(schema: Mapping[str, Any], at: str = "", defs: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """(dotted path, its schema) of every number in a JSON schema."""
+    defs = schema.get("$defs", {}) if defs is None else defs
+    if "$ref" in schema:
+        schema = defs[schema["$ref"].split("/")[-1]]
+    if schema.get("type") in ("integer", "number"):
+        yield at, schema
+    for option in schema.get("anyOf", ()):
+        yield from numbers_of(option, at, defs)
+    for name, inner in schema.get("properties", {}).items():
+        yield from numbers_of(inner, f"{at}.{name}" if at else name, defs)
+    if isinstance(values := schema.get("additionalProperties"), dict):
+        yield from numbers_of(values, f"{at}.{NAMES.get(at, 'lstm')}", defs)
+
+
+def next_to(limit: float, direction: int, kind: str) -> float:
+    """The nearest number above (1) or below (-1)."""
+    return int(limit) + direction if kind == "integer" else math.nextafter(limit, direction * math.inf)
+
+
+def bounds() -> list[tuple[str, float, float]]:
+    """(dotted path, nearest value that is refused, nearest that is taken) of every bound in the schema."""
+    found = []
+    for path, number in numbers_of(json_schema()):
+        for keyword, direction in LIMITS.items():
+            if keyword in number:
+                limit, kind = number[keyword], number["type"]
+                if keyword.startswith("exclusive"):
+                    found.append((path, limit, next_to(limit, direction, kind)))
+                else:
+                    found.append((path, next_to(limit, -direction, kind), limit))
+    return found
+
+
+def section_of(section: Any, names: list[str]) -> tuple[Any, list[str]]:
+    """The innermost section that holds a setting, and the setting's names in it."""
+    here, found = section, (section, names)
+    for depth, name in enumerate(names[:-1], 1):
+        here = here[name] if isinstance(here, Mapping) else getattr(here, name)
+        if dataclasses.is_dataclass(here):
+            found = (here, names[depth:])
+    return found
+
+
+def test_every_number_has_a_lower_bound() -> None:
+    """Catches a setting without a range: none means anything at minus a billion."""
+    numbers = dict(numbers_of(json_schema()))
+    assert {"seed", "learner.gamma", "actor.num_actors", "policy.components.cnn1.size"} < numbers.keys()
+    assert "learner.regularization.clip_overrides.lstm" in numbers
+    assert [path for path, number in numbers.items() if not {"minimum", "exclusiveMinimum"} & number.keys()] == []
+
+
+@pytest.mark.parametrize(("path", "outside", "inside"), bounds())
+def test_bounds_of_the_schema_hold(path: str, outside: float, inside: float) -> None:
+    """Catches a bound that editors show and nothing keeps: in a file, or in a section made by hand."""
+    [problem] = problems_of(*BASE, f"{path}={outside!r}")
+    assert problem.startswith(f"{path}: Input should be ")
+    assert problem.endswith(f"(got {outside!r})")
+    config, problems = load_config((), [*BASE, f"{path}={inside!r}"])
+    assert problems == []
+
+    section, (name, *keys) = section_of(config, path.split("."))
+    assert dataclasses.replace(section, **{name: {keys[0]: inside} if keys else inside}) == section
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(section, **{name: {keys[0]: outside} if keys else outside})
+
+
+def test_only_limits_may_be_infinite() -> None:
+    """Catches a NaN or an infinity that a run would train with; an infinite limit is none."""
+    paths = [path for path, number in numbers_of(json_schema()) if number["type"] == "number"]
+    found = problems_of(*BASE, *(f"{path}=.nan" for path in paths))
+    assert sorted(problem.split(":")[0] for problem in found) == sorted(paths)
+    found = problems_of(*BASE, *(f"{path}=.inf" for path in paths))
+    assert set(paths) - {problem.split(":")[0] for problem in found} == {
+        *("learner.max_grad_norm", "learner.rho_bar", "learner.c_bar", "learner.clip_coef", "learner.value_clip_coef"),
+        *("actor.unroll_timeout_seconds", "evaluation.max_seconds", "metrics.max_update_age_seconds"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (LearnerConfig, {"gamma": 2}, "gamma"),
+        (LearnerConfig, {"gamma": "high"}, "gamma"),
+        (LearnerConfig, {"gama": 0.9}, "gama"),
+        (LearnerConfig, {"device": "tpu"}, "device"),
+        (LearnerConfig, {"batch_size": 64, "minibatches": 3}, "batch_size=64 must be a multiple of minibatches=3"),
+        (EnvConfig, {"id": " "}, "must name an environment"),
+        (EnvConfig, {"id": "mettagrid/forage", "num_envs": 60}, "num_envs=60 must be a multiple of the 8 agents"),
+        (Config, {"learner": {"gamma": 2}}, "learner.gamma"),
+    ],
+)
+def test_sections_made_by_hand_are_checked(cls: Any, settings: dict[str, Any], message: str) -> None:
+    """Catches checks that only the command line makes."""
+    with pytest.raises(ValueError, match=message):
+        cls(**settings)
+
+
+def test_sections_are_plain_values() -> None:
+    """Catches a configuration that Ray cannot send, that can be changed, or that loses settings on the way."""
+    config, _ = load_config((), [*BASE, "learner.gamma=0.5"])
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert Config(**dataclasses.asdict(config)) == config
+    assert not hasattr(config.learner, "__dict__")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.learner.gamma = 0.9  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

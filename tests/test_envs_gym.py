@@ -368,7 +368,11 @@ def test_importing_envs_imports_no_environment_library() -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "said"),
-    [({"id": ""}, "id=''"), ({"num_envs": 0}, "num_envs=0"), ({"num_envs": True}, "num_envs=True")],
+    [
+        ({"id": ""}, "id\n.*input_value=''"),
+        ({"num_envs": 0}, "num_envs\n.*=0"),
+        ({"num_envs": True}, "num_envs\n.*=True"),
+    ],
 )
 def test_config_names_the_bad_value(kwargs: dict[str, Any], said: str) -> None:
     """Catches bad settings before any process starts."""

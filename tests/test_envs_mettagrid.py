@@ -136,7 +136,7 @@ def test_actions_out_of_range_are_refused() -> None:
 @pytest.mark.parametrize(("num_envs", "nearest"), [(3, "8"), (12, "8 or 16"), (63, "56 or 64")])
 def test_slots_must_fill_simulations(num_envs: int, nearest: str) -> None:
     """Catches a slot count that would leave agents without a slot, before any process starts."""
-    match = rf"num_envs={num_envs} .* 8 agents .* nearest: {nearest}$"
+    match = rf"num_envs={num_envs} .* 8 agents .* nearest: {nearest}\b"
     with pytest.raises(ValueError, match=match):
         EnvConfig(id="mettagrid/forage", num_envs=num_envs)
     with pytest.raises(ValueError, match=match):

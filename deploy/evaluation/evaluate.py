@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.evaluation.intervals import Difference, difference
 from shoal.deploy.evaluation.job_process import run_jobs
@@ -155,11 +156,14 @@ def evaluation_setup(
         remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
     if not (env_id or state["env_id"]):
         raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
-    env = EnvConfig(
-        id=env_id or state["env_id"],
-        num_envs=num_envs or config["env"]["num_envs"],
-        kwargs={**({} if env_id else state["env_kwargs"]), **(env_kwargs or {})},
-    )
+    try:
+        env = EnvConfig(
+            id=env_id or state["env_id"],
+            num_envs=num_envs or config["env"]["num_envs"],
+            kwargs={**({} if env_id else state["env_kwargs"]), **(env_kwargs or {})},
+        )
+    except ValidationError as error:
+        raise ValueError("\n".join(each["msg"] for each in error.errors())) from error
     try:
         spec = make_env_spec(env.id, **env.kwargs)
     except ValueError:

@@ -1,6 +1,7 @@
 """The root configuration: YAML files, then ``key.sub=value`` arguments, validated at once and before anything starts.
 
-Every section is a frozen dataclass beside what it configures. Importing this module imports neither torch nor Ray.
+Every section is a frozen pydantic dataclass beside the code that it configures, and checks its types and ranges
+wherever it is made; this module words the problems. Importing it imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from shoal.deploy.settings.sections import Config
-from shoal.policy.graph import ComponentConfig, components_to_json
+from shoal.policy.graph import components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -45,7 +46,8 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
     for argument in arguments:
         _merge(raw, _parse(argument, problems))
     adapter = _adapter()
-    # What is wrong is taken out and the rest looked at again: a section's own checks run only once its types are right.
+    # Bad settings are taken out and the rest is validated again: a section is checked across its fields only once each
+    # of them is right.
     config = None
     while config is None:
         try:
@@ -64,7 +66,7 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain data."""
     data = dataclasses.asdict(config)
-    # Only what is set of each: the rest is as in the default graph.
+    # Only the settings that are set: the others are as in the default graph.
     data["policy"]["components"] = components_to_json(config.policy.components)
     return data
 
@@ -81,14 +83,11 @@ def json_schema() -> dict[str, Any]:
 
 @functools.cache
 def _adapter() -> TypeAdapter[Config]:
-    for cls in (*_sections(), ComponentConfig):
-        # The sections know nothing of pydantic; that a key they do not have is an error is the root's rule.
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")
     return TypeAdapter(Config)
 
 
 def _cross_checks(config: Config) -> list[str]:
-    """What no section can see alone."""
+    """Problems between sections."""
     problems = []
     batch, envs = config.learner.batch_size, config.env.num_envs
     if batch == "auto":
@@ -229,14 +228,19 @@ def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorD
     for part in path[:-1]:
         here = here.get(part, {})
     section = here.get(path[-1], {}) if path else raw
-    named = re.findall(r"\b(\w+)=", details[0]["msg"]) if details[0]["type"] == "value_error" else []
-    if any(name in section for name in named):
-        for name in named:
+    involved = _involved(details[0])
+    if any(name in section for name in involved):
+        for name in involved:
             section.pop(name, None)
     elif path:
         here.pop(path[-1], None)
     else:
         raw.clear()
+
+
+def _involved(detail: ErrorDetails) -> Mapping[str, Any]:
+    """The settings of a section that an error across its fields names; empty for an error of one field."""
+    return detail["ctx"] if detail["type"] == "cross_field" else {}
 
 
 def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str]:
@@ -248,16 +252,14 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
         meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(path[-1], fields, n=1)]
         hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
         return [f"{dotted}: unknown key; {hint}"]
-    if kind == "value_error":
-        # A section's own checks name their keys and may find several problems.
-        return [f"{dotted}.{line}" if dotted else line for line in _lines(details[0])]
-    # Several for one setting are the branches of a union.
+    if kind == "cross_field":
+        # The message names the fields, and may be several problems, a line each.
+        return [f"{dotted}.{line}" if dotted else line for line in details[0]["msg"].splitlines()]
+    # Several errors of one setting are the branches of a union, or the elements of a list.
+    expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
+    got = dict.fromkeys(repr(detail["input"]) for detail in details)
     quote = "; write it in quotes" if kind == "string_type" else ""
-    return [f"{dotted}: {' or '.join(d['msg'] for d in details)} (got {details[0]['input']!r}{quote})"]
-
-
-def _lines(detail: ErrorDetails) -> list[str]:
-    return detail["msg"].removeprefix("Value error, ").splitlines()
+    return [f"{dotted}: {' or '.join(expected)} (got {', '.join(got)}{quote})"]
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:
@@ -275,10 +277,6 @@ def _fields_at(path: Sequence[str]) -> list[str]:
 def _section(hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
-
-
-def _sections(cls: Any = Config) -> list[Any]:
-    return [cls, *(s for hint in typing.get_type_hints(cls).values() if (c := _section(hint)) for s in _sections(c))]
 
 
 def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:

@@ -6,19 +6,22 @@ Importing this module imports neither torch nor Ray.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import LearnerConfig
 from shoal.policy.config import PolicyConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class MetricsConfig:
     """The Prometheus endpoint."""
 
-    port: int = 9464
+    port: Annotated[int, Field(ge=-1, le=65535)] = 9464
     """0 takes a free port and says which; -1 serves no metrics."""
     address: str = "127.0.0.1"
     """Only this machine unless asked otherwise: metrics tell who trains what."""
@@ -29,135 +32,102 @@ class MetricsConfig:
     """File of its key in PEM, without a passphrase."""
     token_file: str = ""
     """File of the token that readers of /metrics send (Authorization: Bearer). Read again when it changes."""
-    max_update_age_seconds: float = 300.0
+    max_update_age_seconds: Annotated[float, Field(gt=0)] = 300.0
     """/readyz says 503 when the last update is older."""
     file_sd: str = ""
     """File to write the address to while the run goes on, for Prometheus' file_sd_configs; empty writes none."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if not -1 <= self.port <= 65535:
-            problems.append(f"port={self.port} must lie in 0..65535, or be -1 for no endpoint")
-        if not self.max_update_age_seconds > 0:
-            problems.append(f"max_update_age_seconds={self.max_update_age_seconds} must be positive")
         names = ("tls_certificate", "tls_key", "token_file")
-        given = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name)]
-        if missing := [name for name in names if not getattr(self, name)] if given else []:
-            problems.append(
-                f"{', '.join(given)}: {' and '.join(missing)} must be set, too, or none of the three: without TLS "
-                "everybody on the way reads the token, without a token everybody reads the metrics"
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        if given and (missing := [name for name in names if name not in given]):
+            raise PydanticCustomError(
+                "cross_field",
+                ", ".join(f"{name}={{{name}}}" for name in given)
+                + f": {' and '.join(missing)} must be set, too, or none of the three: without TLS everybody on the way "
+                "reads the token, without a token everybody reads the metrics",
+                given,
             )
-        if problems:
-            raise ValueError("\n".join(problems))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class LogConfig:
-    """What is written down while a run goes on."""
+    """Logs and trackers of a run."""
 
-    every_seconds: float = 10.0
-    """Between lines of RUN/metrics.jsonl, which has every metric over time."""
+    every_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    """Seconds between lines of RUN/metrics.jsonl, which has every metric over time."""
     format: Literal["text", "json"] = "text"
     """``json``: progress, warnings, the summary and RUN/run.log are one JSON object a line, for machines."""
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = dataclasses.field(default_factory=list)
     """Trackers that get the same numbers; each is an extra: pip install 'shoal[tensorboard]'."""
     project: str = "shoal"
-    """What W&B and trackio file the run under."""
+    """Project of the run in W&B and trackio."""
     name: str = ""
-    """What they call it; empty takes the name of run_dir."""
-
-    def __post_init__(self) -> None:
-        if not self.every_seconds > 0:
-            raise ValueError(f"every_seconds={self.every_seconds} must be positive")
+    """Name of the run there; empty takes the name of run_dir."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class CheckpointConfig:
-    """When the run is saved; it is always saved at its end."""
+    """Checkpoints during the run; one is always saved at its end."""
 
-    every_updates: int = 100
-    """0 saves only at the end."""
-    keep: int = 3
-    """Newest checkpoints that are kept, at least 2."""
-
-    def __post_init__(self) -> None:
-        if self.every_updates < 0:
-            raise ValueError(f"every_updates={self.every_updates} must not be negative")
-        if self.keep < 2:
-            raise ValueError(f"keep={self.keep} must be at least 2: the newest may turn out to be damaged")
+    every_updates: Annotated[int, Field(ge=0)] = 100
+    """Updates between checkpoints; 0 saves only at the end."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """Newest checkpoints that are kept, at least 2: the newest may turn out to be damaged."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class EvaluationConfig:
     """Playing whole episodes with the newest weights during training, apart from it and at a low priority."""
 
-    every_env_steps: int = 0
+    every_env_steps: Annotated[int, Field(ge=0)] = 0
     """Trained environment steps from one to the next; 0 makes none. There is never more than one at a time: what falls
     due meanwhile is left out."""
-    episodes: int = 128
+    episodes: Annotated[int, Field(ge=1)] = 128
     """At least so many, one per agent; with the same seeds every time."""
     greedy: bool = False
     """Take the most probable action instead of sampling."""
     best: bool = True
     """Keep the weights with the highest mean return in RUN/best."""
-    max_seconds: float = 600.0
+    max_seconds: Annotated[float, Field(gt=0)] = 600.0
     """One that takes longer is given up."""
-    niceness: int = 15
-    """Of the process that plays, 0 to 19: at 15 Linux gives it about 3% of a core where training uses all of them, and
-    what is idle."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.every_env_steps < 0:
-            problems.append(f"every_env_steps={self.every_env_steps} must not be negative; 0 makes no evaluations")
-        if self.episodes < 1:
-            problems.append(f"episodes={self.episodes} must be at least 1")
-        if not self.max_seconds > 0:
-            problems.append(f"max_seconds={self.max_seconds} must be positive")
-        if not 0 <= self.niceness <= 19:
-            problems.append(f"niceness={self.niceness} must lie in 0..19")
-        if problems:
-            raise ValueError("\n".join(problems))
+    niceness: Annotated[int, Field(ge=0, le=19)] = 15
+    """Niceness of the process that plays, 0 to 19: at 15 Linux gives it about 3% of a core where training uses all of
+    them, and all idle time."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class ClusterConfig:
-    """With mode=cluster: where the cluster is, and where on it everybody goes. The learner is the process that runs the
-    command."""
+    """With mode=cluster: the address of the cluster and the placement of processes on it. The learner is the process
+    that runs the command."""
 
-    address: str = "auto"
+    address: Annotated[str, Field(min_length=1)] = "auto"
     """host:port of the head; ``auto`` takes RAY_ADDRESS, or the cluster that this machine is part of."""
-    actor_cpus: float = 1.0
+    actor_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """CPUs that each rollout actor takes."""
-    actor_resources: dict[str, float] = dataclasses.field(default_factory=dict)
+    actor_resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = dataclasses.field(
+        default_factory=dict
+    )
     """Other resources of the cluster that each rollout actor takes, by name."""
     actor_labels: dict[str, str] = dataclasses.field(default_factory=dict)
     """Labels of the nodes that rollout actors may be on: a value, !value, in(a,b) or !in(a,b)."""
     learner_labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The same for learners beside the run's own (learner.num_learners)."""
+    """The same for peer learners (learner.num_learners)."""
     autoscaling: bool | Literal["auto"] = "auto"
-    """Whether nodes may still come: a run then starts with the actors that have a place. ``auto`` asks the cluster."""
+    """Nodes may still come: a run then starts with the actors that have a place. ``auto`` asks the cluster."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
     """A Ray runtime environment for all processes of the run. This code is sent to them in any case."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if not self.address:
-            problems.append("address must not be empty; auto takes RAY_ADDRESS, or this machine's cluster")
-        if not self.actor_cpus >= 0:
-            problems.append(f"actor_cpus={self.actor_cpus} must not be negative")
-        problems += [
-            f"actor_resources.{name}={amount} must be positive"
-            for name, amount in self.actor_resources.items()
-            if not amount > 0
-        ]
         if not self.actor_cpus and not self.actor_resources:
-            problems.append("actor_cpus=0 needs actor_resources: nothing else would limit the actors of a node")
-        if problems:
-            raise ValueError("\n".join(problems))
+            raise PydanticCustomError(
+                "cross_field",
+                "actor_cpus={actor_cpus} needs actor_resources: nothing else would limit the actors of a node",
+                {"actor_cpus": 0},
+            )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Config:
     """One run."""
 
@@ -169,13 +139,13 @@ class Config:
     processes feed the learner, or each of learner.num_learners. ``auto``: disaggregated where the learner has an
     accelerator, in a cluster, where actor.num_actors or learner.num_threads is set, where environments run in
     processes of their own, or where minibatches are small; else colocated."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""
     """Where the run is written; empty makes a new directory below ``runs/``."""
-    total_env_steps: int = 3_000_000
+    total_env_steps: Annotated[int, Field(ge=1)] = 3_000_000
     """Environment steps to train on; one step of one slot counts one."""
-    max_seconds: float = 0.0
+    max_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Training also ends after so many seconds; 0 is no limit."""
     resume: str = "auto"
     """``auto`` continues what ``run_dir`` holds, ``never`` refuses a run_dir with checkpoints, a path continues that
@@ -189,11 +159,3 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-
-    def __post_init__(self) -> None:
-        if self.total_env_steps < 1:
-            raise ValueError(f"total_env_steps={self.total_env_steps} must be at least 1")
-        if self.max_seconds < 0:
-            raise ValueError(f"max_seconds={self.max_seconds} must not be negative")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} must lie in 0..2^63-1")
