@@ -1,1 +1,1 @@
-"""Checks before a run: what it would do on this machine, and what is in its way."""
+"""Checks before a run: what it would do on this machine, and what prevents it from starting."""

@@ -108,7 +108,7 @@ def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learn
     [
         (2, {}),
         (2, {"epochs": 2, "minibatches": 4}),
-        (3, {"minibatches": 2, "adam_eps": 1e-3}),  # smaller ones magnify the rounding of gradients that are zero
+        (3, {"minibatches": 2}),
     ],
 )
 def test_learners_that_share_an_update_equal_one(size: int, settings: dict[str, Any]) -> None:
@@ -125,10 +125,8 @@ def test_learners_that_share_an_update_equal_one(size: int, settings: dict[str, 
             assert own < total
             assert all(result[2] == terms for _, result in told)
         alone = _one_learner(size, seeds, {"learning_rate": 1e-2, **settings})
-        if size == 2:  # a + b is b + a: not even the rounding differs
-            assert told[0][0] == flatten_weights(alone.policy, 0).sha256
-        for shared, single in zip(group.learner.policy.parameters(), alone.policy.parameters(), strict=True):
-            torch.testing.assert_close(shared, single, rtol=1e-4, atol=1e-6)
+        # Shards are added in the order of their learners in either case: not even the rounding differs.
+        assert told[0][0] == flatten_weights(alone.policy, 0).sha256
     finally:
         group.close()
 
