@@ -1,4 +1,4 @@
-"""What a pool of rollout workers needs of the learner's side, and the pool that runs them in this process.
+"""The sink that a pool of rollout workers delivers to, and the pool that runs them in this process.
 
 A pool is a producer that never ends by itself. It asks its ``TrajectorySink`` before every unroll, so that a slow
 learner makes actors wait instead of making data nobody can use. ``actors.ray_pool`` runs the workers as Ray actors.

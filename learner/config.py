@@ -29,8 +29,8 @@ class LearnerConfig:
     minibatches: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Where rollout processes feed one learner on the CPU (placement=disaggregated): gradient threads, each of which
-    computes its share of the batch; ``auto`` takes the cores that do not act."""
+    """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
+    its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.000457
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-12
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.977

@@ -39,7 +39,7 @@ class PolicyConfig:
     """``fast``: the network in plain PyTorch. ``component``: the same network put together from named components, which
     ``components`` change. Each loads the other's weights."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
-    """By name: what is changed or added; null takes a component out. Only of kind ``component``."""
+    """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
     embedding_rows: Annotated[int, Field(ge=1)] = 100
     """Rows of the action embedding table: the most actions that a policy can have."""
     initialization: Initialization = dataclasses.field(default_factory=Initialization)

@@ -71,7 +71,7 @@ class Component:
 
 
 class Kind(NamedTuple):
-    """What a kind of component takes and gives."""
+    """The types that a kind of component takes and gives."""
 
     reads: tuple[tuple[str, ...], ...]
     """The types allowed of each source."""
@@ -80,7 +80,7 @@ class Kind(NamedTuple):
     new: Mapping[str, Any] = {}
     """The settings it has, with their values where the default graph gives none."""
     any_number: bool = False
-    """Whether it reads one or more sources, side by side."""
+    """It reads one or more sources, side by side, instead of exactly one."""
 
 
 _WEIGHTS = {"initialization": "orthogonal", "gain": 1.0}
@@ -174,7 +174,7 @@ def heads_of(graph: Mapping[str, Component]) -> list[str]:
 
 
 def actor_of(graph: Mapping[str, Component]) -> list[str]:
-    """Those of ``heads_of`` that the actions' logits need, each after its sources."""
+    """The components of ``heads_of`` that the actions' logits need, each after its sources."""
     return _needed(graph, (ACTOR,), {OBS, LSTM})
 
 

@@ -21,7 +21,7 @@ from shoal.deploy.placement.hardware import available_cores
 T = TypeVar("T")
 
 START_SECONDS = 5.0
-"""What a new process costs before it begins its first job: it imports torch and the environment."""
+"""Seconds that a new process takes before it begins its first job: it imports torch and the environment."""
 
 
 class JobFailed(Exception):

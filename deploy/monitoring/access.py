@@ -1,4 +1,4 @@
-"""Who may read the metrics: TLS and a bearer token, from files that may be replaced while a run goes on."""
+"""Access to the metrics: TLS and a bearer token, from files that may be replaced while a run goes on."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class MetricsServer:
         host = f"[{address}]" if ":" in address else address
         self.url = f"{'https' if access else 'http'}://{host}:{self.port}/metrics"
         self._connections: dict[IOStream, bool] = {}
-        """Whether a connection has a request to answer; those that have none, in the order of their last answers."""
+        """True for connections with a request to answer; the others come in the order of their last answers."""
         self._answers: set[asyncio.Task[None]] = set()
         self._request_pace, self._connection_pace = _Pace(REQUESTS_PER_SECOND), _Pace(CONNECTIONS_PER_SECOND)
         self._reported: set[type[Exception]] = set()

@@ -150,7 +150,7 @@ TRACKERS: Mapping[str, tuple[str, Callable[..., Tracker]]] = {
     "wandb": ("wandb", WeightsAndBiases),
     "trackio": ("trackio", Trackio),
 }
-"""By name, as in ``log.sinks`` and in the extras: the required package, and the tracker's class."""
+"""The required package and the class of each tracker, by its name in ``log.sinks`` and in the extras."""
 
 
 def missing(settings: LogConfig) -> list[str]:

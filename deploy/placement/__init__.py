@@ -1,1 +1,1 @@
-"""Who acts and who learns, and where, on the hardware there is."""
+"""Placement: which processes act and which learn, on the hardware there is."""

@@ -34,7 +34,7 @@ class Machine:
     actor_places: int | None = None
     """Rollout actors that a cluster has room for; None where there is only this machine."""
     actors_here: int = 0
-    """Those of ``actor_places`` on this machine."""
+    """The ``actor_places`` on this machine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -142,7 +142,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""
-    """Where the run is written; empty makes a new directory below ``runs/``."""
+    """Directory of the run; empty makes a new one below ``runs/``."""
     total_env_steps: Annotated[int, Field(ge=1)] = 3_000_000
     """Environment steps to train on; one step of one slot counts one."""
     max_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -54,13 +54,13 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "actions": [f"{name}_{i}" for name, count in _ARGUMENTS.items() for i in range(count)],
     },
 }
-"""What weights were trained with, by name; a file says the same of others. Features and actions in their order."""
+"""Features and actions that known weights were trained with, in their order; a file says the same of others."""
 _KEYS = {"width": int, "height": int, "num_tokens": int, "features": dict, "actions": list}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What was written."""
+    """The checkpoint that was written."""
 
     checkpoint: Path
     num_parameters: int

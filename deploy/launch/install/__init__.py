@@ -1,1 +1,1 @@
-"""What runs before anything is installed: standard library only, called by the Makefile."""
+"""Code that runs before anything is installed: standard library only, called by the Makefile."""

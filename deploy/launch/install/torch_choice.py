@@ -159,7 +159,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def run_pip(arguments: list[str], limit_seconds: float) -> str:
-    """What a pip command printed; empty when it failed or took too long."""
+    """The output of a pip command; empty when it failed or took too long."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_seconds)
