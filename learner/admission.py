@@ -7,7 +7,8 @@ It keeps data fresh: an unroll may start only if, with everything that is ahead 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+
+from shoal.learner.mailbox import Mailbox
 
 
 class Admission:
@@ -37,17 +38,17 @@ class Admission:
         """Whether every actor makes the same number of unrolls per version."""
         return self._quota is not None
 
-    def admit(self, actor: int, policy_version: int, queued: Sequence[int]) -> bool:
-        """Whether ``actor`` may start an unroll with ``policy_version``; if so, it is under way.
+    def admit(self, actor: int, policy_version: int, mailbox: Mailbox) -> bool:
+        """Admit an unroll of ``actor`` with ``policy_version`` if it may start now; it is under way then.
 
-        ``queued`` are the actors of the unrolls that wait for their update.
+        The trajectories in ``mailbox`` are trained before it.
         """
         if self._under_way == 0:
             # A refused delivery does not name its actor. Once all unrolls have come back, only the admissions that gave
             # a trajectory count; otherwise lock step would wait for ever for the one that was refused.
-            self._admitted = Counter(queued)
+            self._admitted = Counter(mailbox.actors())
             self._begun.clear()
-        ahead = len(queued) + self._under_way
+        ahead = len(mailbox) + self._under_way
         lag = self._updating + ((ahead + 1) * self._num_envs - 1) // self._batch_size
         if lag > self.max_policy_lag or (self._quota is not None and self._admitted[actor] >= self._quota):
             return False

@@ -74,7 +74,7 @@ class TrajectoryQueue:
         """The newest weights if ``actor`` may start an unroll now, otherwise None."""
         with self._changed:
             version = self._weights.policy_version
-            if version < 0 or not self._admission.admit(actor, version, self._mailbox.actors()):
+            if version < 0 or not self._admission.admit(actor, version, self._mailbox):
                 return None
             return self._weights.newest
 
