@@ -113,6 +113,7 @@ def ray_session(_ray_at_end: None) -> None:
 
     if not ray.is_initialized():
         ray.init(
+            address="local",  # one of our own, beside any other that this machine runs
             num_cpus=4,
             include_dashboard=False,
             log_to_driver=False,
