@@ -39,7 +39,7 @@ def observation_of(spec: EnvSpec) -> Observation:
         )
     if isinstance(space, ImageSpace):
         return ImageObservation(space.height, space.width, space.channels)
-    return VectorObservation(space.size, space.names or None)
+    return VectorObservation(space.size, space.names or None, space.categorical)
 
 
 def actions_of(spec: EnvSpec) -> Actions:
@@ -67,6 +67,8 @@ class WorkerSetup:
     components: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
     """Differences from the default graph (``policy.graph.components_to_json``)."""
     embedding_rows: int = 100
+    normalize_observations: bool = False
+    normalize_values: bool = False
     action_rows: dict[str, int] | None = None
     trained_observation: TokenObservation | VectorObservation | None = None
     """The observation that the weights were made for, where it is not ``observation``."""
@@ -88,6 +90,8 @@ class WorkerSetup:
             action_rows=self.action_rows,
             initialization=initialization,
             trained_observation=self.trained_observation,
+            normalize_observations=self.normalize_observations,
+            normalize_values=self.normalize_values,
         )
 
     def make_env(self, seed: np.random.SeedSequence) -> VectorEnvironment:

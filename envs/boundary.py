@@ -63,6 +63,8 @@ class VectorSpace:
     size: int
     names: tuple[str, ...] = ()
     """Unique names, one per number; empty if the environment does not name the parts of its observations."""
+    categorical: tuple[int, ...] = ()
+    """Indices of the numbers that are one-hot codes or flags, 0 or 1: these are never normalized."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

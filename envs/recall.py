@@ -44,7 +44,7 @@ class RecallEnvironment:
             raise ValueError(f"recall: min_delay={min_delay} and max_delay={max_delay} must satisfy 0 <= min <= max")
         self.spec = EnvSpec(
             env_id="recall",
-            observation=VectorSpace(size=num_cues + 1),
+            observation=VectorSpace(size=num_cues + 1, categorical=tuple(range(num_cues + 1))),
             actions=DiscreteActions(names=(tuple(f"cue_{cue}" for cue in range(num_cues)),)),
         )
         self.num_envs = num_envs

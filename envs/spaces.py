@@ -60,7 +60,17 @@ def _observation(declared: Declared, env_id: str) -> TokenSpace | VectorSpace | 
         return ImageSpace(height=height, width=width, channels=channels)
     _check_observation(space, "obs", env_id)
     names = _unique_names(space) if isinstance(space, (spaces.Dict, spaces.Tuple)) else ()
-    return VectorSpace(size=spaces.flatdim(space), names=names)
+    return VectorSpace(size=spaces.flatdim(space), names=names, categorical=tuple(_categorical(space, 0)))
+
+
+def _categorical(space: spaces.Space[Any], start: int) -> Iterator[int]:
+    """Indices of the numbers, counted from ``start``, that a writer writes as one-hot codes or flags."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for _, inner in parts_of(space):
+            yield from _categorical(inner, start)
+            start += spaces.flatdim(inner)
+    elif not isinstance(space, spaces.Box):
+        yield from range(start, start + spaces.flatdim(space))
 
 
 def _check_observation(space: spaces.Space[Any], field: str, env_id: str) -> None:
@@ -140,4 +150,11 @@ def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndar
     if isinstance(space, spaces.MultiBinary):
         return lambda action: action.reshape(-1, *space.shape).astype(np.int8)
     assert isinstance(space, spaces.Box)
-    return lambda action: np.clip(action.reshape(-1, *space.shape), space.low, space.high).astype(space.dtype)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    # [-1, 1] is mapped onto the bounds where an action has both of them.
+    bounded = np.isfinite(low) & np.isfinite(high)
+    center = np.where(bounded, low / 2 + high / 2, 0.0)
+    reach = np.where(bounded, high / 2 - low / 2, 1.0)
+    return lambda action: np.clip(action.reshape(-1, *space.shape) * reach + center, space.low, space.high).astype(
+        space.dtype
+    )

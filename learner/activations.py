@@ -56,6 +56,8 @@ def _by_components(policy: RecurrentPolicy) -> ComponentPolicy:
             policy.action_embeddings.num_embeddings,
             action_rows=policy.action_rows,
             trained_observation=None if isinstance(trained, ImageObservation) else trained,
+            normalize_observations=policy.vector_normalizer is not None,
+            normalize_values=policy.value_scale is not None,
         ).to(policy.action_embeddings.weight.device)
     view.load_state_dict(policy.state_dict(), assign=True)
     return view

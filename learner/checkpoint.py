@@ -2,7 +2,7 @@
 
 ``<policy_version>/weights.safetensors``  the policy's ``state_dict``
 ``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
-``<policy_version>/optimizer.pt``  optimizer and random streams, loaded with ``weights_only=True``
+``<policy_version>/optimizer.pt``  optimizer, random streams and running statistics, loaded with ``weights_only=True``
 ``<policy_version>/state.json``  counters, ledger, config, observation and action names
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
@@ -35,6 +35,12 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
 
+_NORMALIZATION = {
+    "normalize_observations": "policy.normalize_observations",
+    "normalize_values": "learner.normalize_values",
+}
+"""Settings by their names in a policy's description."""
+
 _INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"
 
 
@@ -64,6 +70,8 @@ class Checkpoint:
             described["embedding_rows"],
             components=described.get("components"),
             action_rows=described["action_rows"],
+            normalize_observations=described.get("normalize_observations", False),
+            normalize_values=described.get("normalize_values", False),
         )
         policy.load_state_dict(self.load_weights())
         return policy
@@ -85,6 +93,13 @@ class Checkpoint:
                 f"{self.path} holds another policy than this run's config describes: it has other components "
                 f"{', '.join(changed)} than {learner.policy.kind} with policy.components={learner.policy.components}"
             )
+        here = describe_policy(learner.policy)
+        for key, name in _NORMALIZATION.items():
+            saved_with = self.state["policy"].get(key, False)
+            if saved_with != here[key] and not (key == "normalize_values" and here[key]):
+                raise CheckpointError(
+                    f"{self.path} was trained with {name}={str(saved_with).lower()} and can only be resumed so"
+                )
         try:
             # mmap=False: a mapped file could change after it was verified.
             saved = torch.load(
@@ -93,7 +108,11 @@ class Checkpoint:
         except Exception as error:  # pickle and torch raise errors of any class
             raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
         try:
-            learner.policy.load_state_dict(load_file(self.path / "weights.safetensors"))
+            weights = load_file(self.path / "weights.safetensors")
+            if learner.policy.value_scale is not None and not self.state["policy"].get("normalize_values", False):
+                # Values in units of the reward are values in units of 1.
+                weights |= {"value_scale.mean": torch.zeros(()), "value_scale.std": torch.ones(())}
+            learner.policy.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{self.path} holds another policy than this run's config describes: {error}"
@@ -103,6 +122,7 @@ class Checkpoint:
         for group in learner.optimizer.param_groups:
             # The optimizer's moments come from the checkpoint, its settings from this run.
             group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
+        learner.statistics.load_state_dict(saved.get("statistics", {}))
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
 
@@ -124,6 +144,8 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),
         "embedding_rows": policy.action_embeddings.num_embeddings,
+        "normalize_observations": policy.vector_normalizer is not None,
+        "normalize_values": policy.value_scale is not None,
     }
 
 
@@ -162,7 +184,12 @@ class Checkpoints:
             save_file(
                 {k: v.cpu().contiguous() for k, v in learner.regularizer.state_dict().items()}, temporary / _FILES[1]
             )
-            torch.save({"optimizer": optimizer, "random": learner.random_state()}, temporary / _FILES[2])
+            tensors = {
+                "optimizer": optimizer,
+                "random": learner.random_state(),
+                "statistics": learner.statistics.state_dict(),
+            }
+            torch.save(tensors, temporary / _FILES[2])
             document = {
                 "format_version": FORMAT_VERSION,
                 "policy_version": version,

@@ -49,6 +49,9 @@ class LearnerConfig:
     value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.44
     entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0021
     normalize_advantage: bool = True
+    normalize_values: bool = True
+    """Values are learned in units of the spread of their targets (PopArt), so that value_coef, value_clip_coef and
+    gradients mean the same whatever the scale of the rewards."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     max_skipped_updates: Annotated[int, Field(ge=1)] = 3
     """The run ends after so many skipped updates in a row (non-finite loss or gradient); the batch of each is saved."""

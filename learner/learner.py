@@ -17,6 +17,7 @@ from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error
 from shoal.learner.group import LearnerGroup, LearnerLost
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
+from shoal.learner.normalization import RunningStatistics
 from shoal.learner.rollback import Rollback
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
@@ -24,6 +25,7 @@ from shoal.learner.vtrace import Targets, vtrace
 from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.regularization import WeightRegularizer
+from shoal.policy.weights import published_tensors
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -93,7 +95,8 @@ class Learner:
         """Updates made so far."""
         self.group: LearnerGroup | None = None
         """The learners whose gradients are added; None where this is the only one."""
-        self._parameters = list(policy.parameters())
+        parameters = dict(policy.named_parameters())
+        self._parameters = list(parameters.values())
         threads = num_threads if path.device.type == "cpu" else 1
         self._shards = Shards(
             num_shards=num_shards or threads,
@@ -102,7 +105,9 @@ class Learner:
             seed=seed,
             device=path.device,
         )
-        self._rollback = Rollback(self._parameters, self.optimizer)
+        buffers = [tensor for name, tensor in published_tensors(policy).items() if name not in parameters]
+        self._rollback = Rollback([*self._parameters, *buffers], self.optimizer)
+        self.statistics = RunningStatistics(policy)
         self._refreshed = RefreshedStates(policy.initial_state(0)) if config.refresh_states else None
         self._probe = StalenessProbe(path)
 
@@ -120,7 +125,7 @@ class Learner:
         staleness = self._probe.measure(self.policy, batch, started)
         # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
-        several = self.config.epochs * self.config.minibatches > 1
+        several = self.config.epochs * self.config.minibatches > 1 or self.statistics.lack_values
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
         if self._refreshed is not None:
@@ -129,13 +134,18 @@ class Learner:
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         config, shards = self.config, self._shards.cut(batch, self.config.minibatches)
+        observed = self._sum_observations(shards)
+        if self.statistics.lack_values:
+            # Values need a unit before their first step. Until now all were 0.
+            moments = self._sum_moments(self._prepare_all(shards))
+            self.statistics.begin_values(moments.transitions, moments.target, moments.target_squared)
         known: list[Prepared] | list[None] = [None] * len(shards)
         if config.epochs > 1:
             # Several epochs use a segment several times: its targets, and the value that clipping is measured from, are
             # those of the weights before the first step. With one epoch V-trace uses the weights of each step.
-            with torch.no_grad():
-                known = self._shards.map(self._prepare, shards, known, [None] * len(shards))
+            known = self._prepare_all(shards)
         sums: dict[str, float] = {}
+        targets = torch.zeros(3, dtype=torch.float64)
         error: float | None = None
         total = 0
         minibatches = self._shards.minibatches([len(shard) for shard in shards], config.epochs, config.minibatches)
@@ -143,7 +153,7 @@ class Learner:
             parts = [rows_of(shard, index) for shard, index in zip(shards, indices, strict=True)]
             # Forward pass and targets of every shard, and the sums over all of them that normalization needs.
             prepared = self._shards.map(self._prepare, parts, known, indices)
-            moments = Moments(*self._sum([p.moments for p in prepared]).tolist())
+            moments = self._sum_moments(prepared)
             # Gradients and loss terms of every shard in one buffer, and its sum.
             flat = self._sum(self._shards.map(partial(self._gradient, moments), parts, prepared))
             numbers = self._step(flat, moments)
@@ -151,17 +161,34 @@ class Learner:
                 sums[name] = sums.get(name, 0.0) + value
             if step < config.minibatches:
                 total += int(moments.transitions)
+                targets += torch.tensor([moments.transitions, moments.target, moments.target_squared])
             if compare and step == 0:
                 error = self._log_prob_error(parts, prepared)
         steps = config.epochs * config.minibatches
         self.policy_version += 1
         self.regularizer.end_update(self.policy_version)
+        # Statistics move here only: within an update, every forward pass is that of the actors with these weights.
+        self.statistics.end_update(observed, *targets.tolist())
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
             terms={name: value / steps for name, value in sums.items()},
             log_prob_error=error,
         )
+
+    @torch.no_grad()
+    def _prepare_all(self, shards: list[TensorDict]) -> list[Prepared]:
+        nothing: list[None] = [None] * len(shards)
+        return self._shards.map(self._prepare, shards, nothing, nothing)
+
+    def _sum_moments(self, prepared: list[Prepared]) -> Moments:
+        return Moments(*self._sum([p.moments for p in prepared]).tolist())
+
+    def _sum_observations(self, shards: list[TensorDict]) -> Tensor | None:
+        """Sums over the observations of all learners' batches, for their statistics; None where there are none."""
+        if self.statistics.observations is None:
+            return None
+        return self._sum(self._shards.map(self.statistics.observations.sums, shards)).cpu()
 
     def _prepare(self, shard: TensorDict, known: Prepared | None, index: Tensor | None) -> Prepared:
         """The forward pass under the current weights, and the V-trace targets (GAE: all ratios 1).
@@ -215,6 +242,7 @@ class Learner:
             old_value=prepared.old_value,
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
+            value_std=self.statistics.value_std,
             config=self.config,
         )
         parts = torch.autograd.grad(terms.loss, self._parameters)
@@ -288,6 +316,7 @@ class Learner:
                 "policy": self.policy.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "regularizer": self.regularizer.state_dict(),
+                "statistics": self.statistics.state_dict(),
                 "policy_version": self.policy_version,
             }
         )
@@ -296,6 +325,7 @@ class Learner:
             self.policy.load_state_dict(state["policy"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.regularizer.load_state_dict(state["regularizer"])
+            self.statistics.load_state_dict(state["statistics"])
             self.policy_version = state["policy_version"]
 
     def random_state(self) -> dict[str, Any]:

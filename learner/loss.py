@@ -32,6 +32,7 @@ def actor_critic_loss(
     old_value: Tensor,
     valid: Tensor,
     count: int,
+    value_std: float,
     config: LearnerConfig,
 ) -> LossTerms:
     """The loss of one shard and its terms (Schulman et al. 2017, PPO). All tensors are [T, B].
@@ -42,8 +43,11 @@ def actor_critic_loss(
         old_value: V_old, which value clipping is measured from.
         valid: bool; false on reset transitions.
         count: valid transitions of the whole batch, over all learners.
+        value_std: S, the unit of values: the spread of their targets, or 1. With 0, targets that have never varied,
+            there is no value loss.
 
-    policy: -min(r A, clip(r, 1 +- eps) A)      value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps) - vs)^2)
+    policy: -min(r A, clip(r, 1 +- eps) A)
+    value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps S) - vs)^2) / S^2
     """
     mask = valid.to(value.dtype)
 
@@ -57,9 +61,10 @@ def actor_critic_loss(
     policy_loss = mean(torch.maximum(-advantage * ratio, -advantage * clipped))
     error = (value - vs).square()
     if config.value_clip_coef:
-        step = (value - old_value).clamp(-config.value_clip_coef, config.value_clip_coef)
+        bound = config.value_clip_coef * value_std
+        step = (value - old_value).clamp(-bound, bound)
         error = torch.maximum(error, (old_value + step - vs).square())
-    value_loss = 0.5 * mean(error)
+    value_loss = 0.5 * mean(error) * (value_std and 1 / value_std**2)
     mean_entropy = mean(entropy)
     loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
     with torch.no_grad():

@@ -10,10 +10,14 @@ from torch import Tensor
 
 
 class Rollback:
-    """Keeps copies of weights and optimizer state, in memory that is reused from update to update."""
+    """Keeps copies of a policy's tensors and of the optimizer's state, in memory that is reused.
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        self._parameters, self._optimizer = parameters, optimizer
+    Args:
+        weights: parameters and statistics.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self._weights, self._optimizer = weights, optimizer
         self._saved: list[Tensor] = []
 
     @contextlib.contextmanager
@@ -21,7 +25,7 @@ class Rollback:
         """Restore weights and optimizer state if the block raises one of ``errors``, and raise it again."""
         state = self._optimizer.state
         fresh = not state
-        tensors = [*self._parameters, *(t for p in self._parameters for t in state.get(p, {}).values())]
+        tensors = [*self._weights, *(t for p in self._weights for t in state.get(p, {}).values())]
         if len(self._saved) != len(tensors):
             self._saved = [torch.empty_like(t) for t in tensors]
         with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from shoal.policy.actions import Actions, Continuous
-from shoal.policy.config import Initialization
+from shoal.policy.config import ORIGINAL, Initialization
 from shoal.policy.graph import (
     ACTOR,
     EMBEDDINGS,
@@ -50,6 +50,8 @@ class ComponentPolicy(RecurrentPolicy):
         initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights,
             and the weights of each component depend on its own settings alone.
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
+        normalize_observations: the network sees vectors in units of their own spread (``policy.normalization``).
+        normalize_values: the value head's output is in units of the spread of its targets.
 
     Raises:
         ValueError: as ``FastPolicy``, or the components do not form a network; the message lists every problem.
@@ -67,6 +69,8 @@ class ComponentPolicy(RecurrentPolicy):
         action_rows: Mapping[str, int] | None = None,
         initialization: Initialization | None = None,
         trained_observation: Observation | None = None,
+        normalize_observations: bool = False,
+        normalize_values: bool = False,
     ) -> None:
         self._components = {
             name: None if settings is None else dict(settings) for name, settings in (components or {}).items()
@@ -79,12 +83,14 @@ class ComponentPolicy(RecurrentPolicy):
             action_rows=action_rows,
             trained_observation=trained_observation,
             hidden=self.graph[LSTM].size,
+            normalize_observations=normalize_observations,
+            normalize_values=normalize_values,
         )
         if taken := [name for name in self.graph if hasattr(self, name)]:
             raise ValueError("\n".join(f"components.{name}: the name is taken; choose another" for name in taken))
         self._encoder, self._heads, self._actor = encoder_of(self.graph), heads_of(self.graph), actor_of(self.graph)
         with component_streams() as streams:
-            self._make(initialization or Initialization(), streams, embedding_rows)
+            self._make(initialization or ORIGINAL, streams, embedding_rows)
 
     @property
     def components(self) -> dict[str, dict[str, Any] | None]:
@@ -108,7 +114,7 @@ class ComponentPolicy(RecurrentPolicy):
             module, stream = made[name], streams(name)
             if name == ACTOR:
                 features, embedding = (shapes[source][0] for source in component.sources)
-                self._make_actor(component, features, embedding, stream)
+                self._make_actor(component, features, embedding, stream, settings.log_std)
                 continue
             assert module is not None
             self.add_module(name, module)
@@ -118,6 +124,8 @@ class ComponentPolicy(RecurrentPolicy):
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 initialize_layer(module, stream, scheme=scheme, gain=gain)
             elif isinstance(module, nn.Embedding):
+                if (self._components.get(name) or {}).get("gain") is None:
+                    gain = settings.action_embeddings
                 initialize_weight(module.weight, stream, scheme=scheme, gain=gain, inputs=component.size)
 
     def _make_component(
@@ -151,7 +159,9 @@ class ComponentPolicy(RecurrentPolicy):
             case _:
                 return None, (len(self._rows),)
 
-    def _make_actor(self, component: Component, features: int, embedding: int, stream: torch.Generator) -> None:
+    def _make_actor(
+        self, component: Component, features: int, embedding: int, stream: torch.Generator, log_std: float
+    ) -> None:
         """``actor_W`` and ``actor_bias``: parameters of the policy itself, the names that checkpoints use."""
         self.actor_W = nn.Parameter(torch.empty(1, features, embedding))
         self.actor_bias = nn.Parameter(torch.zeros(1))
@@ -160,7 +170,7 @@ class ComponentPolicy(RecurrentPolicy):
         if scheme == "uniform":
             initialize_weight(self.actor_bias, stream, scheme=scheme, gain=gain, inputs=features)
         if isinstance(self.actions, Continuous):
-            self.actor_log_std = nn.Parameter(torch.zeros(self.num_known_actions))
+            self.actor_log_std = nn.Parameter(torch.full((self.num_known_actions,), log_std))
 
     def encode(self, obs: Tensor) -> Tensor:
         """[N, *observation.shape] -> the LSTM's input [N, ...]; runs only the encoder's components."""
@@ -169,7 +179,7 @@ class ComponentPolicy(RecurrentPolicy):
     def heads(self, core: Tensor) -> PolicyOutput:
         """[N, H] -> logits [N, A], value [N]; runs only the components that they depend on."""
         outputs = self._run(self._heads, {LSTM: core})
-        return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1))
+        return PolicyOutput(outputs[ACTOR], self.in_reward_units(outputs[VALUE].squeeze(-1)))
 
     def logits(self, core: Tensor) -> Tensor:
         """[N, H] -> logits [N, A]; runs only the components that they depend on."""
@@ -177,7 +187,7 @@ class ComponentPolicy(RecurrentPolicy):
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``encode``, and the output of every component before the LSTM, each [N, ...]."""
-        outputs = self._run(self._encoder, {OBS: self.trained_columns(obs)})
+        outputs = self._run(self._encoder, {OBS: self.network_input(obs)})
         x = outputs[self.graph[LSTM].sources[0]]
         del outputs[OBS]
         return x, outputs
@@ -187,7 +197,7 @@ class ComponentPolicy(RecurrentPolicy):
         outputs = self._run(self._heads, {LSTM: core})
         table = outputs[EMBEDDINGS]
         outputs[EMBEDDINGS] = table.expand(len(core), *table.shape)
-        return PolicyOutput(outputs[ACTOR], outputs[VALUE].squeeze(-1)), outputs
+        return PolicyOutput(outputs[ACTOR], self.in_reward_units(outputs[VALUE].squeeze(-1))), outputs
 
     def _run(self, names: Iterable[str], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         for name in names:

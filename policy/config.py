@@ -25,10 +25,19 @@ def _well_formed(entry: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Initialization:
-    """Initial weights. The defaults are those of the original Fast policy."""
+    """Initial weights."""
 
-    lstm_bias: Literal["ones", "forget", "zeros"] = "ones"
+    lstm_bias: Literal["ones", "forget", "zeros"] = "zeros"
     """``ones``: every LSTM bias 1 (each gate starts at +2); ``forget``: 1 on the forget gate, else 0; ``zeros``."""
+    action_embeddings: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Largest |w| of the action embeddings. The trunk's policy gradient passes through them: at the original's 0.1 it
+    is a tenth, and the value's drowns it."""
+    log_std: Annotated[float, Field(ge=-5, le=2)] = 0.0
+    """Log standard deviation that continuous actions start with, where the bounds of an action lie at -1 and 1."""
+
+
+ORIGINAL = Initialization(lstm_bias="ones", action_embeddings=0.1, log_std=0.0)
+"""The original policies' initialization, which ``FastPolicy`` has unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -43,6 +52,9 @@ class PolicyConfig:
     embedding_rows: Annotated[int, Field(ge=1)] = 100
     """Rows of the action embedding table: the most actions that a policy can have."""
     initialization: Initialization = dataclasses.field(default_factory=Initialization)
+    normalize_observations: bool = True
+    """The network sees vector observations in units of their own mean and spread, which the policy keeps as running
+    statistics. Images and tokens have fixed ranges, and one-hot columns stay as they are."""
     map_features: Sequence[Annotated[str, AfterValidator(_well_formed)]] = dataclasses.field(default_factory=list)
     """``ENVIRONMENT=TRAINED`` for features that a resumed policy knows by another name; ``NAME=`` for one that it does
     not see, ``=NAME`` for one that is absent here."""

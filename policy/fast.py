@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from shoal.policy.actions import Actions, Continuous
-from shoal.policy.config import Initialization
+from shoal.policy.config import ORIGINAL, Initialization
 from shoal.policy.convolution import convolution_geometry, convolve
 from shoal.policy.graph import cnn_kernels
 from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
@@ -38,6 +38,8 @@ class FastPolicy(RecurrentPolicy):
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
         initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights.
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
+        normalize_observations: the network sees vectors in units of their own spread (``policy.normalization``).
+        normalize_values: the value head's output is in units of the spread of its targets.
 
     Raises:
         ValueError: more actions than embedding rows, repeated names, or names without a row in ``action_rows``.
@@ -54,6 +56,8 @@ class FastPolicy(RecurrentPolicy):
         action_rows: Mapping[str, int] | None = None,
         initialization: Initialization | None = None,
         trained_observation: Observation | None = None,
+        normalize_observations: bool = False,
+        normalize_values: bool = False,
     ) -> None:
         super().__init__(
             observation,
@@ -61,7 +65,10 @@ class FastPolicy(RecurrentPolicy):
             embedding_rows,
             action_rows=action_rows,
             trained_observation=trained_observation,
+            normalize_observations=normalize_observations,
+            normalize_values=normalize_values,
         )
+        settings = initialization or ORIGINAL
         with component_streams() as streams:
             encoded = self._make_encoder(self.trained_observation)
             self.fc1 = nn.Linear(encoded, HIDDEN)
@@ -74,8 +81,8 @@ class FastPolicy(RecurrentPolicy):
             self.actor_W = nn.Parameter(torch.empty(1, 512, EMBEDDING_SIZE))
             self.actor_bias = nn.Parameter(torch.empty(1))
             if isinstance(self.actions, Continuous):
-                self.actor_log_std = nn.Parameter(torch.zeros(self.num_known_actions))
-            self._initialize(initialization or Initialization(), streams)
+                self.actor_log_std = nn.Parameter(torch.full((self.num_known_actions,), settings.log_std))
+            self._initialize(settings, streams)
 
     def _make_encoder(self, trained: Observation) -> int:
         """Create every layer before fc1 and return the number of features that they output."""
@@ -101,7 +108,10 @@ class FastPolicy(RecurrentPolicy):
                 initialize_layer(layer, streams(name), gain=math.sqrt(2) if name == "critic_1" else 1.0)
         initialize_lstm(self.lstm, streams("lstm"), bias=settings.lstm_bias)
         initialize_weight(
-            self.action_embeddings.weight, streams("action_embeddings"), scheme="orthogonal_max", gain=0.1
+            self.action_embeddings.weight,
+            streams("action_embeddings"),
+            scheme="orthogonal_max",
+            gain=settings.action_embeddings,
         )
         actor = streams("actor")
         for parameter in (self.actor_W, self.actor_bias):
@@ -110,7 +120,7 @@ class FastPolicy(RecurrentPolicy):
     def encode(self, obs: Tensor) -> Tensor:
         """[N, *observation.shape] -> [N, H]."""
         if isinstance(self.trained_observation, VectorObservation):
-            x = self.trained_columns(obs)
+            x = self.network_input(obs)
         else:
             if isinstance(self.trained_observation, TokenObservation):
                 box = self.to_box(obs)
@@ -123,7 +133,7 @@ class FastPolicy(RecurrentPolicy):
     def heads(self, core: Tensor) -> PolicyOutput:
         """[N, H] -> logits [N, A], value [N]."""
         value = linear(tanh(self.critic_1(core)), self.value_head.weight, self.value_head.bias).squeeze(-1)
-        return PolicyOutput(self.logits(core), value)
+        return PolicyOutput(self.logits(core), self.in_reward_units(value))
 
     def logits(self, core: Tensor) -> Tensor:
         """[N, H] -> logits [N, A], without the value, which acting does not need."""

@@ -23,6 +23,8 @@ def make_policy(
     action_rows: Mapping[str, int] | None = None,
     initialization: Initialization | None = None,
     trained_observation: Observation | None = None,
+    normalize_observations: bool = False,
+    normalize_values: bool = False,
 ) -> RecurrentPolicy:
     """Construct a policy with fresh weights, which depend only on the seed of torch's global generator.
 
@@ -38,6 +40,8 @@ def make_policy(
             action_rows=action_rows,
             initialization=initialization,
             trained_observation=trained_observation,
+            normalize_observations=normalize_observations,
+            normalize_values=normalize_values,
         )
     if kind != "fast" or components:
         raise ValueError(f"expected kind component, or fast without components, got {kind} with {components or {}}")
@@ -48,4 +52,6 @@ def make_policy(
         action_rows=action_rows,
         initialization=initialization,
         trained_observation=trained_observation,
+        normalize_observations=normalize_observations,
+        normalize_values=normalize_values,
     )

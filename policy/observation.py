@@ -128,8 +128,11 @@ class VectorObservation:
     size: int
     names: Sequence[str] | None = None
     """Names by column; they let a checkpoint be matched to another environment by name. A column left out has ""."""
+    categorical: Sequence[int] = ()
+    """Columns of one-hot codes and flags, which are not normalized."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "categorical", tuple(self.categorical))
         if self.names is not None:
             object.__setattr__(self, "names", tuple(self.names))
             if len(self.names) != self.size:

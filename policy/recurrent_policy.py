@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.memory import Memory
+from shoal.policy.normalization import ObservationNormalizer, ValueScale
 from shoal.policy.observation import Observation, VectorObservation
 from shoal.policy.recurrent import LSTMState, ResetPlan, plan_resets, step_lstm, unroll_lstm
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class PolicyOutput(NamedTuple):
     logits: Tensor
     """[..., A]: unnormalized log-probabilities, or means and log standard deviations of continuous actions."""
     value: Tensor
-    """[...]"""
+    """[...], in units of the reward."""
     final_value: Tensor | None = None
     """[K]: values of the final rows of an unroll; None if it has none."""
 
@@ -42,8 +43,9 @@ class ActorOutput(NamedTuple):
 class RecurrentPolicy(nn.Module):
     """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
 
-    A subclass creates its layers, among them ``lstm`` and ``action_embeddings``, and implements ``encode``, ``heads``
-    and ``logits``.
+    A subclass creates its layers, among them ``lstm``, ``action_embeddings`` and ``value_head``, and implements
+    ``encode``, ``heads`` and ``logits``. ``encode`` reads vectors through ``network_input``, and ``heads`` returns
+    values through ``in_reward_units``.
 
     Args:
         observation: the environment's observation.
@@ -53,6 +55,8 @@ class RecurrentPolicy(nn.Module):
             It may hold more actions than the environment has, and two of those may share a name (``policy.remap``).
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
         hidden: H of the LSTM.
+        normalize_observations: the network sees vectors in units of their own spread (``policy.normalization``).
+        normalize_values: the value head's output is in units of the spread of its targets.
 
     Raises:
         ValueError: more actions than embedding rows, repeated names, names without a row in ``action_rows``, or an
@@ -63,6 +67,7 @@ class RecurrentPolicy(nn.Module):
     """The value of ``policy.kind`` in the configuration."""
     lstm: nn.LSTM
     action_embeddings: nn.Embedding
+    value_head: nn.Linear
 
     def __init__(
         self,
@@ -73,12 +78,23 @@ class RecurrentPolicy(nn.Module):
         action_rows: Mapping[str, int] | None,
         trained_observation: Observation | None,
         hidden: int = HIDDEN,
+        normalize_observations: bool = False,
+        normalize_values: bool = False,
     ) -> None:
         super().__init__()
         self.observation = observation
         self.trained_observation: Observation = trained_observation or observation
         self._columns: Tensor | None
         self.register_buffer("_columns", _columns(self.trained_observation, observation), persistent=False)
+        self.vector_normalizer: ObservationNormalizer | None = None
+        trained = self.trained_observation
+        if (
+            normalize_observations
+            and isinstance(trained, VectorObservation)
+            and len(trained.categorical) < trained.size
+        ):
+            self.vector_normalizer = ObservationNormalizer(trained, self._columns, observation)
+        self.value_scale = ValueScale() if normalize_values else None
         self.actions: Actions = (
             action_names if isinstance(action_names, Discrete | Continuous) else Discrete((tuple(action_names),))
         )
@@ -242,6 +258,15 @@ class RecurrentPolicy(nn.Module):
             return obs
         return nn.functional.pad(obs, (0, 1)).index_select(1, self._columns)
 
+    def network_input(self, obs: Tensor) -> Tensor:
+        """``trained_columns``, normalized where this policy normalizes observations."""
+        x = self.trained_columns(obs)
+        return x if self.vector_normalizer is None else self.vector_normalizer(x)
+
+    def in_reward_units(self, value: Tensor) -> Tensor:
+        """The value head's output [N] in units of the reward."""
+        return value if self.value_scale is None else self.value_scale(value)
+
     # Memory while acting: one state per training_env_id, no part of the weights (policy.memory).
 
     def act(self, obs: Tensor, training_env_ids: Sequence[int], is_first: Tensor) -> ActorOutput:
@@ -271,6 +296,11 @@ class RecurrentPolicy(nn.Module):
 def _layers_first(state: LSTMState) -> LSTMState:
     """[B, L, H] -> [L, B, H]"""
     return state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous()
+
+
+def _is_measured(observation: Observation) -> TypeGuard[VectorObservation]:
+    """Some of its numbers are measurements, which have statistics."""
+    return isinstance(observation, VectorObservation) and len(observation.categorical) < observation.size
 
 
 def _columns(trained: Observation, presented: Observation) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Weights on the wire: one flat float32 buffer per version, with its hash."""
+"""Weights on the wire: parameters and statistics in one flat float32 buffer per version, with its hash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Weights:
     policy_version: int
     """Number of updates made so far."""
     flat: np.ndarray
-    """float32 [parameters], the policy's parameters in ``named_parameters`` order."""
+    """float32 [size]: the policy's ``published_tensors``, one after the other."""
     content_hash: str
     """xxh3-128 of the buffer: every actor verifies every version, and sha256 would cost ten times as much."""
 
@@ -46,20 +46,28 @@ def hash_of(flat: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(flat).data)
 
 
+def published_tensors(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """What a version consists of, by name: the parameters in ``named_parameters`` order, then the persistent buffers,
+    which are statistics that the network computes with. They share the policy's memory."""
+    tensors: dict[str, torch.Tensor] = {name: parameter.detach() for name, parameter in policy.named_parameters()}
+    return tensors | {name: tensor for name, tensor in policy.state_dict().items() if name not in tensors}
+
+
 @torch.no_grad()
 def flatten_weights(policy: nn.Module, policy_version: int) -> Weights:
-    """The policy's parameters as a new buffer."""
-    flat = torch.cat([p.detach().reshape(-1).to("cpu", torch.float32) for p in policy.parameters()]).numpy()
+    """The policy's ``published_tensors`` as a new buffer."""
+    parts = [p.reshape(-1).to("cpu", torch.float32) for p in published_tensors(policy).values()]
+    flat = torch.cat(parts).numpy()
     return Weights(policy_version, flat, hash_of(flat))
 
 
 def named_weights(policy: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:
-    """A version's parameters by name, in the policy's shapes, as views of the buffer.
+    """A version's tensors by name, in the policy's shapes, as views of the buffer.
 
     Raises:
         WeightsError: the number of parameters differs.
     """
-    parameters = dict(policy.named_parameters())
+    parameters = published_tensors(policy)
     expected = sum(p.numel() for p in parameters.values())
     if weights.flat.size != expected:
         raise WeightsError(
@@ -80,5 +88,6 @@ def load_weights(policy: nn.Module, weights: Weights) -> None:
     Raises:
         WeightsError: the number of parameters differs.
     """
-    for parameter, part in zip(policy.parameters(), named_weights(policy, weights).values(), strict=True):
-        parameter.copy_(part)
+    tensors = published_tensors(policy)
+    for name, part in named_weights(policy, weights).items():
+        tensors[name].copy_(part)

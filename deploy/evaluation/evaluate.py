@@ -188,6 +188,8 @@ def evaluation_setup(
         policy_kind=state["policy"]["kind"],
         components=state["policy"].get("components") or {},
         embedding_rows=state["policy"]["embedding_rows"],
+        normalize_observations=state["policy"].get("normalize_observations", False),
+        normalize_values=state["policy"].get("normalize_values", False),
         action_rows=interface.action_rows,
         trained_observation=interface.trained_observation,
         presented=presented,

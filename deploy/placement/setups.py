@@ -41,6 +41,8 @@ def make_worker_setup(
         policy_kind=config.policy.kind,
         components=components_to_json(config.policy.components),
         embedding_rows=config.policy.embedding_rows,
+        normalize_observations=config.policy.normalize_observations,
+        normalize_values=config.learner.normalize_values,
         action_rows=interface.action_rows if interface else None,
         trained_observation=interface.trained_observation if interface else None,
         presented=presented,

@@ -1,0 +1,172 @@
+"""Running statistics of observations and value targets, from which a policy's normalization follows.
+
+The policy has means and scales in float32 (``policy.normalization``); the learner keeps what they are made from, in
+float64, and moves both after an update. Sums run over all learners, so that all have the same statistics.
+"""
+
+# T time, B segments, N columns
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from shoal.learner.forward_pass import valid_transitions
+from shoal.policy.normalization import ObservationNormalizer
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from tensordict import TensorDict
+from torch import Tensor
+
+OUTLIER = 100.0
+"""Observations count as at most this many standard deviations from the mean: one broken reading cannot spoil the
+statistics of a whole run, and a spread that really grows is followed within a few updates."""
+CONSTANT = 2.0**-22
+"""A column whose standard deviation is smaller than this part of its mean varies by float32's rounding alone."""
+VALUE_RATE = 0.1
+"""Weight of an update's targets in the running statistics of values."""
+SMALLEST_STD = 1e-3
+"""Standard deviation of value targets that is assumed at least, as a part of their root mean square."""
+
+
+class ObservationStatistics:
+    """Count, mean and sum of squared deviations of every column (Chan et al. 1979), over valid transitions.
+
+    Args:
+        policy: whose ``vector_normalizer`` follows them.
+    """
+
+    def __init__(self, policy: RecurrentPolicy, normalizer: ObservationNormalizer) -> None:
+        self._policy, self._normalizer = policy, normalizer
+        self._count, self._mean, self._deviations = torch.zeros(3, len(normalizer.mean), dtype=torch.float64)
+
+    def sums(self, shard: TensorDict) -> Tensor:
+        """[1 + 2 N]: number of valid transitions in a shard [B], and per column the sums of x - m and (x - m)^2 over
+        them; m is the running mean. In float64, where the device has it."""
+        obs = shard["obs"][:, :-1]
+        x = self._policy.trained_columns(obs.reshape(-1, obs.shape[-1])).detach()
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        weight = valid_transitions(shard).reshape(-1).to(x.device, wide)
+        x = x.to(wide) - self._mean.to(x.device, wide)
+        bound = OUTLIER * (self._deviations / self._count.clamp_min(1)).sqrt()
+        bound = torch.where(bound > 0, bound, torch.inf).to(x.device, wide)
+        x = x.clamp(-bound, bound)
+        return torch.cat([weight.sum()[None], weight @ x, weight @ x.square()])
+
+    def end_update(self, sums: Tensor) -> None:
+        """Merge the ``sums`` of all shards, and move the policy's means and scales.
+
+        With sums S1, S2 around the old mean m of n new and N old observations:
+        mean' = m + S1 / (N + n), deviations' = deviations + S2 - S1^2 / (N + n).
+        """
+        number, (first, second) = sums[0].double(), sums[1:].double().view(2, -1)
+        normalizer = self._normalizer
+        moves = (normalizer.measured & normalizer.present).cpu()
+        if not number:
+            return
+        count = self._count + number
+        mean = self._mean + first / count
+        deviations = (self._deviations + second - first.square() / count).clamp_min(0)
+        for kept, new in ((self._count, count), (self._mean, mean), (self._deviations, deviations)):
+            kept.copy_(torch.where(moves, new, kept))
+        std = (self._deviations / self._count.clamp_min(1)).sqrt()
+        varies = std > CONSTANT * self._mean.abs()
+        scale = torch.where(varies, 1 / std, 0.0)
+        for buffer, new in ((normalizer.mean, self._mean), (normalizer.scale, scale)):
+            buffer.copy_(torch.where(moves, new, buffer.cpu().double()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors for a checkpoint."""
+        return {"count": self._count, "mean": self._mean, "deviations": self._deviations}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state_dict``."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+class ValueStatistics:
+    """Mean and mean square of value targets, as moving averages over updates without the bias of their start."""
+
+    def __init__(self) -> None:
+        self._averages = torch.zeros(3, dtype=torch.float64)
+        """Weight, mean and mean square; each begins at 0."""
+
+    def after(self, number: float, total: float, squared: float) -> tuple[float, float]:
+        """(mean, std) when an update's ``number`` targets, with their sum and sum of squares, have come in."""
+        weight, mean, square = self._merged(number, total, squared).tolist()
+        if not weight:
+            return 0.0, 0.0
+        mean, square = mean / weight, square / weight
+        return mean, max(square - mean**2, SMALLEST_STD**2 * square) ** 0.5
+
+    def merge(self, number: float, total: float, squared: float) -> None:
+        """Take in the targets of one update."""
+        self._averages.copy_(self._merged(number, total, squared))
+
+    def _merged(self, number: float, total: float, squared: float) -> Tensor:
+        if not number:
+            return self._averages
+        new = torch.tensor([1.0, total / number, squared / number], dtype=torch.float64)
+        return self._averages + VALUE_RATE * (new - self._averages)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors for a checkpoint."""
+        return {"averages": self._averages}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state_dict``."""
+        self._averages.copy_(state["averages"])
+
+
+class RunningStatistics:
+    """All statistics of a learner; without any where its policy normalizes nothing."""
+
+    def __init__(self, policy: RecurrentPolicy) -> None:
+        normalizer = policy.vector_normalizer
+        self.observations = None if normalizer is None else ObservationStatistics(policy, normalizer)
+        self._scale, self._head = policy.value_scale, policy.value_head
+        self._values = None if self._scale is None else ValueStatistics()
+        self.value_std = 1.0
+        """The unit in which values are learned; 0 before the first targets that are not all 0."""
+        self._read_value_std()
+
+    @property
+    def lack_values(self) -> bool:
+        """Return True while values have no unit."""
+        return self.value_std == 0
+
+    def begin_values(self, number: float, total: float, squared: float) -> None:
+        """Give values a first unit, from the targets of the update that is being made; ``end_update`` counts them."""
+        assert self._values is not None
+        self._rescale(*self._values.after(number, total, squared))
+
+    @torch.no_grad()
+    def end_update(self, observed: Tensor | None, number: float, total: float, squared: float) -> None:
+        """Move the statistics by one update: sums over observations, and number, sum and squares of value targets."""
+        if self.observations is not None and observed is not None:
+            self.observations.end_update(observed)
+        if self._values is not None:
+            self._values.merge(number, total, squared)
+            self._rescale(*self._values.after(0, 0, 0))
+
+    def _rescale(self, mean: float, std: float) -> None:
+        assert self._scale is not None
+        self._scale.rescale(self._head, mean, std)
+        self.value_std = std
+
+    def _read_value_std(self) -> None:
+        if self._scale is not None:
+            self.value_std = float(self._scale.std)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Plain tensors for a checkpoint."""
+        parts = {"observations": self.observations, "values": self._values}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``state_dict``; the policy's own statistics are loaded already, with its weights. Statistics
+        that ``state`` lacks begin anew."""
+        for name, part in (("observations", self.observations), ("values", self._values)):
+            if part is not None and name in state:
+                part.load_state_dict(state[name])
+        self._read_value_std()
