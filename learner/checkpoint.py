@@ -123,6 +123,7 @@ class Checkpoint:
             # The optimizer's moments come from the checkpoint, its settings from this run.
             group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
         learner.statistics.load_state_dict(saved.get("statistics", {}))
+        learner.kl_adaptation.factor = float(saved.get("learning_rate_factor", 1.0))
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
 
@@ -188,6 +189,7 @@ class Checkpoints:
                 "optimizer": optimizer,
                 "random": learner.random_state(),
                 "statistics": learner.statistics.state_dict(),
+                "learning_rate_factor": learner.kl_adaptation.factor,
             }
             torch.save(tensors, temporary / _FILES[2])
             document = {

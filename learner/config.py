@@ -32,6 +32,10 @@ class LearnerConfig:
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.000457
+    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    """The learning rate falls where an update's last pass ends with more than twice this KL divergence between the
+    policies that acted and that was learned, and rises where it is less than half of it; learning_rate is where it
+    begins. 0 keeps it fixed."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-12
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.977
     """Discount per step."""

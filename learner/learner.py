@@ -15,6 +15,7 @@ from shoal.learner.config import LearnerConfig
 from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error, valid_transitions
 from shoal.learner.group import LearnerGroup, LearnerLost
+from shoal.learner.kl_adaptation import KLAdaptation
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
@@ -108,6 +109,9 @@ class Learner:
         buffers = [tensor for name, tensor in published_tensors(policy).items() if name not in parameters]
         self._rollback = Rollback([*self._parameters, *buffers], self.optimizer)
         self.statistics = RunningStatistics(policy)
+        self.kl_adaptation = KLAdaptation(config.desired_kl)
+        self._value_std = 1.0
+        """The unit of values in the update that is being made."""
         self._refreshed = RefreshedStates(policy.initial_state(0)) if config.refresh_states else None
         self._probe = StalenessProbe(path)
 
@@ -125,7 +129,7 @@ class Learner:
         staleness = self._probe.measure(self.policy, batch, started)
         # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
-        several = self.config.epochs * self.config.minibatches > 1 or self.statistics.lack_values
+        several = self.config.epochs * self.config.minibatches > 1 or not self.statistics.value_std
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
         if self._refreshed is not None:
@@ -135,16 +139,20 @@ class Learner:
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         config, shards = self.config, self._shards.cut(batch, self.config.minibatches)
         observed = self._sum_observations(shards)
-        if self.statistics.lack_values:
+        if not self.statistics.value_std:
             # Values need a unit before their first step. Until now all were 0.
             moments = self._sum_moments(self._prepare_all(shards))
             self.statistics.begin_values(moments.transitions, moments.target, moments.target_squared)
+        self._value_std = self.statistics.value_std
         known: list[Prepared] | list[None] = [None] * len(shards)
         if config.epochs > 1:
             # Several epochs use a segment several times: its targets, and the value that clipping is measured from, are
             # those of the weights before the first step. With one epoch V-trace uses the weights of each step.
             known = self._prepare_all(shards)
         sums: dict[str, float] = {}
+        last_kl = 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self.kl_adaptation.factor
         targets = torch.zeros(3, dtype=torch.float64)
         error: float | None = None
         total = 0
@@ -159,6 +167,8 @@ class Learner:
             numbers = self._step(flat, moments)
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value
+            if step >= (config.epochs - 1) * config.minibatches:
+                last_kl += numbers["approx_kl"] / config.minibatches
             if step < config.minibatches:
                 total += int(moments.transitions)
                 targets += torch.tensor([moments.transitions, moments.target, moments.target_squared])
@@ -169,6 +179,7 @@ class Learner:
         self.regularizer.end_update(self.policy_version)
         # Statistics move here only: within an update, every forward pass is that of the actors with these weights.
         self.statistics.end_update(observed, *targets.tolist())
+        self.kl_adaptation.end_update(last_kl)
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
@@ -242,7 +253,7 @@ class Learner:
             old_value=prepared.old_value,
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
-            value_std=self.statistics.value_std,
+            value_std=self._value_std,
             config=self.config,
         )
         parts = torch.autograd.grad(terms.loss, self._parameters)
@@ -317,6 +328,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "regularizer": self.regularizer.state_dict(),
                 "statistics": self.statistics.state_dict(),
+                "learning_rate_factor": self.kl_adaptation.factor,
                 "policy_version": self.policy_version,
             }
         )
@@ -326,6 +338,7 @@ class Learner:
             self.optimizer.load_state_dict(state["optimizer"])
             self.regularizer.load_state_dict(state["regularizer"])
             self.statistics.load_state_dict(state["statistics"])
+            self.kl_adaptation.factor = state["learning_rate_factor"]
             self.policy_version = state["policy_version"]
 
     def random_state(self) -> dict[str, Any]:

@@ -126,14 +126,11 @@ class RunningStatistics:
         self.observations = None if normalizer is None else ObservationStatistics(policy, normalizer)
         self._scale, self._head = policy.value_scale, policy.value_head
         self._values = None if self._scale is None else ValueStatistics()
-        self.value_std = 1.0
-        """The unit in which values are learned; 0 before the first targets that are not all 0."""
-        self._read_value_std()
 
     @property
-    def lack_values(self) -> bool:
-        """Return True while values have no unit."""
-        return self.value_std == 0
+    def value_std(self) -> float:
+        """The unit in which values are learned; 0 before the first targets that are not all 0."""
+        return 1.0 if self._scale is None else float(self._scale.std)
 
     def begin_values(self, number: float, total: float, squared: float) -> None:
         """Give values a first unit, from the targets of the update that is being made; ``end_update`` counts them."""
@@ -152,11 +149,6 @@ class RunningStatistics:
     def _rescale(self, mean: float, std: float) -> None:
         assert self._scale is not None
         self._scale.rescale(self._head, mean, std)
-        self.value_std = std
-
-    def _read_value_std(self) -> None:
-        if self._scale is not None:
-            self.value_std = float(self._scale.std)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Plain tensors for a checkpoint."""
@@ -169,4 +161,3 @@ class RunningStatistics:
         for name, part in (("observations", self.observations), ("values", self._values)):
             if part is not None and name in state:
                 part.load_state_dict(state[name])
-        self._read_value_std()

@@ -1,0 +1,32 @@
+"""Adapts the learning rate to the size of the policy's steps (as in RSL-RL, Rudin et al. 2022, and rl_games)."""
+
+from __future__ import annotations
+
+FACTOR = 1.5
+"""Change of the learning rate from one update to the next."""
+TOLERANCE = 2.0
+"""A KL divergence within this factor of the desired one changes nothing."""
+LIMITS = (0.01, 10.0)
+"""Smallest and largest learning rate, as multiples of the configured one."""
+
+
+class KLAdaptation:
+    """The factor by which the learning rate is multiplied, from the KL divergence after each update.
+
+    Args:
+        desired_kl: KL(mu || pi) of the last pass over a batch, mu being the policy that acted; 0 keeps the factor at 1.
+    """
+
+    def __init__(self, desired_kl: float) -> None:
+        self._desired_kl = desired_kl
+        self.factor = 1.0
+
+    def end_update(self, kl: float) -> None:
+        """Take in the KL divergence of an update's last pass."""
+        if not self._desired_kl:
+            return
+        smallest, largest = LIMITS
+        if kl > TOLERANCE * self._desired_kl:
+            self.factor = max(self.factor / FACTOR, smallest)
+        elif kl < self._desired_kl / TOLERANCE:
+            self.factor = min(self.factor * FACTOR, largest)
