@@ -16,7 +16,7 @@ class ActorConfig:
     num_actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rollout workers, each with env.num_envs slots; ``auto`` chooses from the cores of the machine. Setting it makes
     them processes of their own that feed one learner, unless placement says otherwise."""
-    unroll_length: Annotated[int, Field(ge=1)] = 64
+    unroll_length: Annotated[int, Field(ge=1)] = 32
     """T: environment steps per slot in one unroll, and the length of backpropagation through time."""
     burn_in: Annotated[int, Field(ge=0)] = 0
     """Rows before each unroll that travel with it, so that the learner can bring the memory up to its newest weights

@@ -34,7 +34,7 @@ class EnvConfig:
     id: Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})] = "mettagrid/forage"
     """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), or
     ``pettingzoo:package.module:factory`` for what returns a ``pettingzoo.ParallelEnv``."""
-    num_envs: Annotated[int, Field(ge=1), BeforeValidator(_no_bool)] = 64
+    num_envs: Annotated[int, Field(ge=1), BeforeValidator(_no_bool)] = 16
     """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``. For gymnasium ids also

@@ -13,7 +13,7 @@ from shoal.policy.config import RegularizationConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class LearnerConfig:
-    """The update and everything around it. Coefficients default to the original trainer's."""
+    """The update and everything around it. ``--config original`` has the coefficients of the original trainer."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` takes a CUDA device where there is one, then Apple's MPS, then the CPU."""
@@ -24,34 +24,35 @@ class LearnerConfig:
     """Processes that make every update together, each on its part of the batch, and add up their gradients. With
     placement=colocated each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with
     placement=disaggregated each is fed by its part of the actors, and ``auto`` is one."""
-    epochs: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1)] = 4
     """Passes over each batch."""
-    minibatches: Annotated[int, Field(ge=1)] = 1
+    minibatches: Annotated[int, Field(ge=1)] = 4
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.000457
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """The learning rate falls where an update's last pass ends with more than twice this KL divergence between the
     policies that acted and that was learned, and rises where it is less than half of it; learning_rate is where it
     begins. 0 keeps it fixed."""
-    adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-12
-    gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.977
+    adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
     """Discount per step."""
     advantage: Literal["vtrace", "gae"] = "vtrace"
     """``gae`` ignores the lag between acting and training; the two are equal at lag 0."""
-    advantage_lambda: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.916
+    advantage_lambda: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.95
     rho_bar: Annotated[float, Field(gt=0)] = 1.0
     """V-trace: bound of the importance weight in the temporal difference."""
     c_bar: Annotated[float, Field(gt=0)] = 1.0
     """V-trace: bound of the importance weight in the trace."""
-    clip_coef: Annotated[float, Field(ge=0)] = 0.1
+    clip_coef: Annotated[float, Field(ge=0)] = 0.2
     """PPO: the policy's ratio counts within 1 +- clip_coef."""
-    value_clip_coef: Annotated[float, Field(ge=0)] = 0.1
-    """With several epochs the value counts within +- this of the value before the update; 0 turns it off."""
-    value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.44
-    entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0021
+    value_clip_coef: Annotated[float, Field(ge=0)] = 0.0
+    """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
+    turns it off."""
+    value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.003
     normalize_advantage: bool = True
     normalize_values: bool = True
     """Values are learned in units of the spread of their targets (PopArt), so that value_coef, value_clip_coef and

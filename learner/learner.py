@@ -242,7 +242,7 @@ class Learner:
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
         if self.config.normalize_advantage:
-            advantage = moments.normalize(advantage, prepared.valid)
+            advantage = moments.normalize(advantage, prepared.valid, self._value_std or 1.0)
         terms = actor_critic_loss(
             forward.log_prob,
             forward.entropy,

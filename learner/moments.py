@@ -24,13 +24,16 @@ class Moments(NamedTuple):
     """Sum of vs."""
     target_squared: float
 
-    def normalize(self, advantage: Tensor, valid: Tensor) -> Tensor:
-        """[T, B] advantages with mean 0 and variance 1 over all valid transitions; 0 elsewhere."""
+    def normalize(self, advantage: Tensor, valid: Tensor, unit: float = 1.0) -> Tensor:
+        """[T, B] advantages with mean 0 and variance 1 over all valid transitions; 0 elsewhere.
+
+        Differences that are small beside 1e-8 ``unit``, the spread of value targets, are taken for rounding.
+        """
         if self.transitions < 2:
             return advantage
         mean = self.advantage / self.transitions
         variance = max(self.advantage_squared - self.transitions * mean**2, 0.0) / (self.transitions - 1)
-        return (advantage - mean) / (variance**0.5 + 1e-8) * valid
+        return (advantage - mean) / (variance**0.5 + 1e-8 * unit) * valid
 
     @property
     def explained_variance(self) -> float:

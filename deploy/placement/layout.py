@@ -16,7 +16,7 @@ from typing import Literal
 
 from shoal.deploy.settings.sections import Config
 
-SMALLEST_BATCH = 64
+SMALLEST_BATCH = 32
 """Segments per update that ``auto`` does not go below."""
 SMALLEST_COLOCATED_STEPS = 1024
 """Environment steps of one learner in one optimizer step below which its fixed costs are not worth having twice: one
