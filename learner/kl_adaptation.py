@@ -6,8 +6,9 @@ FACTOR = 1.5
 """Change of the learning rate from one update to the next."""
 TOLERANCE = 2.0
 """A KL divergence within this factor of the desired one changes nothing."""
-LIMITS = (0.01, 10.0)
-"""Smallest and largest learning rate, as multiples of the configured one."""
+SMALLEST = 0.01
+"""Smallest learning rate, as a part of the configured one, which is the largest: a policy that is sure of itself hardly
+moves whatever its weights do, and a rate that rose until it did would undo what was learned."""
 
 
 class KLAdaptation:
@@ -25,8 +26,7 @@ class KLAdaptation:
         """Take in the KL divergence of an update's last pass."""
         if not self._desired_kl:
             return
-        smallest, largest = LIMITS
         if kl > TOLERANCE * self._desired_kl:
-            self.factor = max(self.factor / FACTOR, smallest)
+            self.factor = max(self.factor / FACTOR, SMALLEST)
         elif kl < self._desired_kl / TOLERANCE:
-            self.factor = min(self.factor * FACTOR, largest)
+            self.factor = min(self.factor * FACTOR, 1.0)
