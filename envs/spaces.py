@@ -153,8 +153,8 @@ def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndar
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     # [-1, 1] is mapped onto the bounds where an action has both of them.
     bounded = np.isfinite(low) & np.isfinite(high)
-    center = np.where(bounded, low / 2 + high / 2, 0.0)
-    reach = np.where(bounded, high / 2 - low / 2, 1.0)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    center, reach = low / 2 + high / 2, high / 2 - low / 2
     return lambda action: np.clip(action.reshape(-1, *space.shape) * reach + center, space.low, space.high).astype(
         space.dtype
     )

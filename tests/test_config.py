@@ -221,7 +221,7 @@ def test_schema_is_a_json_schema() -> None:
 # With these, the bounds of all numbers can be tried one by one: no check across fields refuses a value within them.
 BASE = (
     *("env={id: recall, num_envs: 1}", "cluster.actor_resources={gpu: 1}", "log.sinks=[wandb]"),
-    *("policy.kind=component", "policy.components.cnn1.size=1"),
+    *("policy.kind=component", "policy.components.cnn1.size=1", "learner.minibatches=1"),
 )
 # Keys for the mappings whose values have bounds.
 NAMES = {"policy.components": "cnn1", "cluster.actor_resources": "gpu"}

@@ -18,14 +18,17 @@ def config_of(*arguments: str) -> Config:
     return config
 
 
+BIG_UPDATES = ("env.num_envs=64", "actor.unroll_length=64", "learner.minibatches=1")
+
+
 def layout_of(*arguments: str, cores: int, accelerator: bool = False) -> Layout:
     return choose_layout(config_of(*arguments), Machine(cores=cores, accelerator=accelerator))
 
 
 @pytest.mark.parametrize("cores", [2, 4, 16, 64])
-def test_without_an_accelerator_every_core_acts_and_learns(cores: int) -> None:
-    """Catches a default that leaves cores idle."""
-    layout = layout_of(cores=cores)
+def test_with_large_optimizer_steps_every_core_acts_and_learns(cores: int) -> None:
+    """Catches cores that wait for each other though each has enough of every optimizer step."""
+    layout = layout_of(*BIG_UPDATES, cores=cores)
     assert (layout.placement, layout.num_learners, layout.num_actors) == ("colocated", cores, cores)
     assert layout.batch_size == 64 * cores
     assert layout.share(cores - 1).batch_size == 64
@@ -34,19 +37,21 @@ def test_without_an_accelerator_every_core_acts_and_learns(cores: int) -> None:
 def test_one_core_does_both_in_one_process() -> None:
     """Catches processes that take turns on one core."""
     layout = layout_of(cores=1)
-    assert (layout.placement, layout.num_learners, layout.num_actors, layout.batch_size) == ("colocated", 1, 1, 64)
+    assert (layout.placement, layout.num_learners, layout.num_actors, layout.batch_size) == ("colocated", 1, 1, 32)
 
 
 @pytest.mark.parametrize(
     ("arguments", "cores", "actors", "threads"),
     [
-        (["actor.num_actors=3"], 4, 3, 1),  # processes that somebody asked for are made
-        (["learner.num_threads=3"], 4, 2, 3),
+        ([*BIG_UPDATES, "actor.num_actors=3"], 4, 3, 1),  # processes that somebody asked for are made
+        ([*BIG_UPDATES, "learner.num_threads=3"], 4, 2, 3),
         (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
         (["env.kwargs={vectorization: async}"], 4, 2, 2),
         (["placement=disaggregated"], 2, 1, 1),
         (["learner.num_learners=1"], 2, 1, 1),
-        (["learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step
+        ([*BIG_UPDATES, "learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step
+        ([], 2, 1, 1),  # the defaults have small minibatches
+        ([], 16, 8, 8),
     ],
 )
 def test_where_rollout_processes_feed_one_learner(arguments: list[str], cores: int, actors: int, threads: int) -> None:
@@ -60,7 +65,7 @@ def test_an_accelerator_is_fed_by_all_cores_but_one() -> None:
     """Catches a batch too small for all actors to be under way within the lag: some would never be admitted."""
     layout = layout_of(cores=100, accelerator=True)
     assert (layout.placement, layout.num_actors) == ("disaggregated", 99)
-    assert layout.batch_size * 2 >= 99 * 64
+    assert layout.batch_size * 2 >= 99 * 16
 
 
 def test_several_learners_with_accelerators_are_each_fed() -> None:
@@ -68,7 +73,7 @@ def test_several_learners_with_accelerators_are_each_fed() -> None:
     layout = layout_of("learner.num_learners=2", cores=9, accelerator=True)
     assert (layout.placement, layout.num_learners, layout.num_actors) == ("disaggregated", 2, 8)
     assert layout.share(1).actors == range(4, 8)
-    assert layout.share(1).batch_size * 2 >= 4 * 64
+    assert layout.share(1).batch_size * 2 >= 4 * 16
     with pytest.raises(LayoutError, match="2 learners that act on CPUs would leave their accelerators idle"):
         layout_of("learner.num_learners=2", "placement=colocated", cores=4, accelerator=True)
 
@@ -99,7 +104,7 @@ def test_a_cluster_is_laid_out_by_its_room() -> None:
             "actor.num_actors: 3 must be a multiple of learner.num_learners=2",
         ),
         (
-            ["learner.num_learners=2", "placement=disaggregated", "learner.batch_size=64"],
+            ["learner.num_learners=2", "placement=disaggregated", "env.num_envs=64", "learner.batch_size=64"],
             "learner.batch_size: 64 segments must be a multiple of 2 learners x 64 slots",
         ),
     ],

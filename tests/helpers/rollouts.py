@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 import torch
+import yaml
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import actions_of, observation_of
+from shoal.deploy.settings.load import CONFIGS
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, VectorSpace
 from shoal.envs.recall import RecallEnvironment
 from shoal.learner.batch import BatchAssembler
@@ -20,6 +22,8 @@ from shoal.policy.weights import flatten_weights
 from slow_reference import ENDS, draw_boundaries
 
 RUN = "a-run"
+ORIGINAL = yaml.safe_load((CONFIGS / "original.yaml").read_text())["learner"] | {"adam_eps": 1e-12}
+"""The section ``learner`` of ``--config original``; YAML 1.1 takes 1e-12 for a string."""
 
 
 class RecallWithTimeLimits(RecallEnvironment):
@@ -99,8 +103,8 @@ def make_policy(observation, actions, seed=0):
 
 
 def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=0, **settings):
-    """A learner on the CPU."""
-    config = LearnerConfig(**{"device": "cpu", "precision": "float32", **settings})
+    """A learner on the CPU, with the original trainer's coefficients."""
+    config = LearnerConfig(**{**ORIGINAL, "device": "cpu", "precision": "float32", **settings})
     return Learner(
         policy,
         config,
