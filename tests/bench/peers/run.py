@@ -123,7 +123,12 @@ PEERS = {
     "rllib-appo": Peer(script="run_rllib.py", venv="rllib", best=rllib("APPO"), others=rllib_others("APPO")),
 }
 SHOAL = "shoal"
-OURS = {SHOAL: [], "shoal-64": ["env.num_envs=32", "learner.batch_size=64"]}
+ONE_STEP = ["actor.unroll_length=64", "learner.epochs=1", "learner.minibatches=1"]
+"""Every step is trained once, in whole batches: the work that the others do in one environment step."""
+OURS = {
+    SHOAL: [*ONE_STEP, "env.num_envs=64"],
+    "shoal-64": [*ONE_STEP, "env.num_envs=32", "learner.batch_size=64"],
+}
 """Our defaults, and as many slots and segments in all as the peers have (on two cores)."""
 
 
