@@ -18,6 +18,7 @@ from shoal.learner.group import LearnerGroup, LearnerLost
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.rollback import Rollback
+from shoal.learner.schedules import ScheduledSettings, scheduled_settings
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
 from shoal.learner.vtrace import Targets, vtrace
@@ -26,6 +27,9 @@ from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.regularization import WeightRegularizer
 from tensordict import TensorDict
 from torch import Tensor
+
+GRADIENT_SEGMENTS = 8
+"""Segments that ``Learner.gradient_norms`` looks at."""
 
 
 class NonFiniteUpdate(FloatingPointError):
@@ -54,11 +58,17 @@ class UpdateResult:
     """Valid transitions of all learners' batches, as the loss counted them."""
     terms: dict[str, float]
     """Loss terms, gradient norm and explained variance, each the mean over the optimizer steps."""
+    optimizer_steps: int
+    """Optimizer steps made: ``learner.target_kl`` may end an update early."""
+    scheduled: ScheduledSettings
+    """The values that the update was made with."""
     log_prob_error: float | None
     """Reading of the log-prob parity check over the segments that were acted with the weights before the update; None
     without such segments, or where training did not start from the stored states."""
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     """Staleness of the states that segments start from (``learner.start_states``); empty where it was not measured."""
+    gradient_norms: dict[str, float] = dataclasses.field(default_factory=dict)
+    """``Learner.gradient_norms`` of the update's first step; empty where it was not measured."""
 
 
 class Learner:
@@ -71,6 +81,7 @@ class Learner:
         num_shards: number of parts that this learner cuts its batches into; by default ``num_threads``.
         first_shard: number of its first shard among the shards of all learners.
         num_threads: gradient threads (on the CPU).
+        total_env_steps: trained environment steps at which the run ends; needed by schedules over the whole run.
     """
 
     def __init__(
@@ -82,6 +93,7 @@ class Learner:
         num_threads: int = 1,
         num_shards: int | None = None,
         first_shard: int = 0,
+        total_env_steps: int | None = None,
         seed: int,
     ) -> None:
         self.policy, self.config, self.path = policy, config, path
@@ -91,6 +103,10 @@ class Learner:
         )
         self.policy_version = 0
         """Updates made so far."""
+        self.env_steps = 0
+        """Environment steps trained so far, by all learners; schedules go by it."""
+        self._total_env_steps = total_env_steps
+        self._scheduled = scheduled_settings(config, self.env_steps, total_env_steps)
         self.group: LearnerGroup | None = None
         """The learners whose gradients are added; None where this is the only one."""
         self._parameters = list(policy.parameters())
@@ -107,7 +123,7 @@ class Learner:
         self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
-        """``epochs`` x ``minibatches`` optimizer steps on one batch; a new policy version.
+        """``epochs`` x ``minibatches`` optimizer steps on one batch, fewer with ``target_kl``; a new policy version.
 
         Args:
             batch: [B], as ``BatchAssembler`` makes it, on the learner's device.
@@ -120,6 +136,9 @@ class Learner:
         staleness = self._probe.measure(self.policy, batch, started)
         # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
+        self._scheduled = scheduled_settings(self.config, self.env_steps, self._total_env_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._scheduled.learning_rate
         several = self.config.epochs * self.config.minibatches > 1
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
@@ -137,9 +156,11 @@ class Learner:
                 known = self._shards.map(self._prepare, shards, known, [None] * len(shards))
         sums: dict[str, float] = {}
         error: float | None = None
-        total = 0
+        every = config.weight_metrics_every
+        measured = self.gradient_norms(batch) if every and self.policy_version % every == 0 else {}
+        total = steps = 0
         minibatches = self._shards.minibatches([len(shard) for shard in shards], config.epochs, config.minibatches)
-        for step, indices in enumerate(minibatches):
+        for step, indices in enumerate(minibatches, 1):
             parts = [rows_of(shard, index) for shard, index in zip(shards, indices, strict=True)]
             # Forward pass and targets of every shard, and the sums over all of them that normalization needs.
             prepared = self._shards.map(self._prepare, parts, known, indices)
@@ -149,19 +170,45 @@ class Learner:
             numbers = self._step(flat, moments)
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value
-            if step < config.minibatches:
+            steps = step
+            if step <= config.minibatches:
                 total += int(moments.transitions)
-            if compare and step == 0:
+            if compare and step == 1:
                 error = self._log_prob_error(parts, prepared)
-        steps = config.epochs * config.minibatches
+            # The sum over all learners: all stop here, or none does.
+            if config.target_kl and step % config.minibatches == 0 and numbers["approx_kl"] > config.target_kl:
+                break
         self.policy_version += 1
+        self.env_steps += total
         self.regularizer.end_update(self.policy_version)
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
             terms={name: value / steps for name, value in sums.items()},
+            optimizer_steps=steps,
+            scheduled=self._scheduled,
             log_prob_error=error,
+            gradient_norms=measured,
         )
+
+    def gradient_norms(self, batch: TensorDict) -> dict[str, float]:
+        """L2 norms of the gradients of the two losses, ``policy`` (with its entropy bonus) and ``value`` (times
+        ``value_coef``), through the parameters that both reach, on a few segments [B] of this learner's batch.
+
+        They compete there: one that is far smaller than the other decides nothing about these parameters.
+        """
+        part = batch[:GRADIENT_SEGMENTS]
+        both, policy = (
+            self._backward(Moments(*prepared.moments.tolist()), part, prepared, config)[0]
+            for config in (self.config, dataclasses.replace(self.config, value_coef=0.0))
+            for prepared in [self._prepare(part, None, None)]
+        )
+        value = [b - p for b, p in zip(both, policy, strict=True)]
+        shared = [(p, v) for p, v in zip(policy, value, strict=True) if p.any() and v.any()]
+        if not shared:
+            return {}
+        norms = [torch.stack([g.norm() for g in of_one]).norm() for of_one in zip(*shared, strict=True)]
+        return dict(zip(("policy", "value"), torch.stack(norms).tolist(), strict=True))
 
     def _prepare(self, shard: TensorDict, known: Prepared | None, index: Tensor | None) -> Prepared:
         """The forward pass under the current weights, and the V-trace targets (GAE: all ratios 1).
@@ -201,9 +248,16 @@ class Learner:
 
         One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
+        parts, terms = self._backward(moments, shard, prepared, self.config)
+        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
+
+    def _backward(
+        self, moments: Moments, shard: TensorDict, prepared: Prepared, config: LearnerConfig
+    ) -> tuple[tuple[Tensor, ...], LossTerms]:
+        """The gradient of the shard's part of the loss, by parameter, and its terms."""
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
-        if self.config.normalize_advantage:
+        if config.normalize_advantage:
             advantage = moments.normalize(advantage, prepared.valid)
         terms = actor_critic_loss(
             forward.log_prob,
@@ -215,10 +269,10 @@ class Learner:
             old_value=prepared.old_value,
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
-            config=self.config,
+            config=config,
+            scheduled=self._scheduled,
         )
-        parts = torch.autograd.grad(terms.loss, self._parameters)
-        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
+        return torch.autograd.grad(terms.loss, self._parameters), terms
 
     @torch.no_grad()
     def _step(self, flat: Tensor, moments: Moments) -> dict[str, float]:
@@ -241,6 +295,7 @@ class Learner:
             terms["loss"] = terms["loss"] + l2_init.detach()
         numbers = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         numbers["explained_variance"] = moments.explained_variance
+        numbers["advantage_std"] = moments.advantage_std
         if not (_finite(numbers["loss"]) and _finite(numbers["grad_norm"])):
             raise NonFiniteUpdate(f"policy version {self.policy_version}: {numbers}")
         self.optimizer.step()
@@ -289,6 +344,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "regularizer": self.regularizer.state_dict(),
                 "policy_version": self.policy_version,
+                "env_steps": self.env_steps,
             }
         )
         self.group = group
@@ -296,7 +352,7 @@ class Learner:
             self.policy.load_state_dict(state["policy"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.regularizer.load_state_dict(state["regularizer"])
-            self.policy_version = state["policy_version"]
+            self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
 
     def random_state(self) -> dict[str, Any]:
         """The random streams that updates draw from."""

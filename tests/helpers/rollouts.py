@@ -98,7 +98,7 @@ def make_policy(observation, actions, seed=0):
     return policy
 
 
-def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=0, **settings):
+def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, total_env_steps=None, seed=0, **settings):
     """A learner on the CPU."""
     config = LearnerConfig(**{"device": "cpu", "precision": "float32", **settings})
     return Learner(
@@ -108,6 +108,7 @@ def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=
         num_threads=num_threads,
         num_shards=num_shards,
         first_shard=first_shard,
+        total_env_steps=total_env_steps,
         seed=seed,
     )
 
