@@ -80,12 +80,20 @@ def join(parts: Sequence[Episodes]) -> Episodes:
     return Episodes(environment=np.concatenate(renumbered), **rest)
 
 
-def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps: int | None = None) -> Episodes:
+def play(
+    env: VectorEnvironment,
+    player: Player,
+    episodes: int,
+    *,
+    max_env_steps: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> Episodes:
     """Play until every environment has finished its share of ``episodes``; further episodes are not counted.
 
     (Counting the first to finish would favour short episodes.) If agents share an environment
     (``EnvSpec.num_agents``), their episodes count together, once the last of them has ended. ``max_env_steps`` bounds
-    the steps if episodes may not end; the result then has, of each environment, as many episodes as all have finished.
+    the steps if episodes may not end, and ``enough``, asked before every step, ends them at any moment; the result then
+    has, of each environment, as many episodes as all have finished.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -98,7 +106,7 @@ def play(env: VectorEnvironment, player: Player, episodes: int, *, max_env_steps
     finished: list[list[list[_Ended]]] = [[] for _ in tally.ended]
     env.reset(obs)
     env_steps = 0
-    while min(map(len, finished)) < share and (max_env_steps is None or env_steps < max_env_steps):
+    while min(map(len, finished)) < share and (max_env_steps is None or env_steps < max_env_steps) and not enough():
         tally.note_starts(rows)
         action = player(rows.obs, rows.is_first)
         full = ~env.short_episode

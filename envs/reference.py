@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
@@ -136,13 +137,17 @@ def random_return(
     seed: int = 0,
     num_envs: int = 64,
     max_env_steps: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
     **kwargs: object,
 ) -> Episodes:
-    """Measure the return of uniformly random actions; missions record it over more episodes."""
+    """Measure the return of uniformly random actions; missions record it over more episodes.
+
+    ``max_env_steps`` and ``enough`` as in ``envs.play.play``.
+    """
     env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
     try:
         player = random_player(env.spec, np.random.default_rng([seed, 2]))
-        return play(env, player, episodes, max_env_steps=max_env_steps)
+        return play(env, player, episodes, max_env_steps=max_env_steps, enough=enough)
     finally:
         env.close()
 

@@ -120,8 +120,9 @@ class Checkpoint:
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
         learner.optimizer.load_state_dict(saved["optimizer"])
         for group in learner.optimizer.param_groups:
-            # The optimizer's moments come from the checkpoint, its settings from this run.
-            group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
+            # The optimizer's moments come from the checkpoint, its settings from this run; every update sets the
+            # learning rate.
+            group.update(eps=learner.config.adam_eps)
         learner.statistics.load_state_dict(saved.get("statistics", {}))
         learner.kl_adaptation.factor = float(saved.get("learning_rate_factor", 1.0))
         learner.load_random_state(saved["random"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
+from shoal.learner.schedules import ScheduleConfig, Scheduled
 from shoal.policy.config import RegularizationConfig
 
 
@@ -26,6 +28,9 @@ class LearnerConfig:
     placement=disaggregated each is fed by its part of the actors, and ``auto`` is one."""
     epochs: Annotated[int, Field(ge=1)] = 4
     """Passes over each batch."""
+    target_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """With several epochs an update makes no further pass once the KL divergence from the policy that acted, as the
+    last optimizer step of a pass found it (approx_kl), is above this; 0 always makes all passes."""
     minibatches: Annotated[int, Field(ge=1)] = 4
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
     num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -52,7 +57,13 @@ class LearnerConfig:
     """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
     turns it off."""
     value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.003
+    entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Weight of the entropy bonus; ``auto`` is 0.01 where actions are discrete and 0 where they are continuous, whose
+    entropy has no largest value."""
+    schedules: Mapping[Scheduled, ScheduleConfig] = dataclasses.field(default_factory=dict)
+    """Courses of ``learning_rate``, ``entropy_coef``, ``clip_coef`` and ``value_clip_coef`` over the trained
+    environment steps of the run, by name: ``learner.schedules.learning_rate={kind: linear, end: 0.0}``. A setting that
+    is not named stays as it is."""
     normalize_advantage: bool = True
     normalize_values: bool = True
     """Values are learned in units of the spread of their targets (PopArt), so that value_coef, value_clip_coef and
@@ -69,8 +80,8 @@ class LearnerConfig:
     compile: bool = False
     """torch.compile of the encoder and the heads on an accelerator."""
     weight_metrics_every: Annotated[int, Field(ge=0)] = 50
-    """Updates between readings of the weight metrics (norms, ranks, dormant units), each of which takes about as long
-    as a tenth of a default update on a CPU; 0 never reads them."""
+    """Updates between readings of the weight metrics (norms, ranks, dormant units, gradients by loss), each of which
+    takes about as long as a tenth of a default update on a CPU; 0 never reads them."""
     regularization: RegularizationConfig = dataclasses.field(default_factory=RegularizationConfig)
 
     def __post_init__(self) -> None:
@@ -79,4 +90,12 @@ class LearnerConfig:
                 "cross_field",
                 "batch_size={batch_size} must be a multiple of minibatches={minibatches}",
                 {"batch_size": self.batch_size, "minibatches": self.minibatches},
+            )
+        course = self.schedules.get("value_clip_coef")
+        if course and (not self.value_clip_coef or (course.kind != "constant" and not course.end)):
+            raise PydanticCustomError(
+                "cross_field",
+                "schedules.value_clip_coef goes from value_clip_coef={value_clip_coef} to {end}, but 0 turns value "
+                "clipping off instead of clipping most; both must be above 0",
+                {"schedules": self.schedules, "value_clip_coef": self.value_clip_coef, "end": course.end or 0},
             )

@@ -20,15 +20,20 @@ from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
 from shoal.learner.rollback import Rollback
+from shoal.learner.schedules import ScheduledSettings, scheduled_settings
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
 from shoal.learner.vtrace import Targets, vtrace
+from shoal.policy.actions import Actions, Discrete
 from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.regularization import WeightRegularizer
 from shoal.policy.weights import published_tensors
 from tensordict import TensorDict
 from torch import Tensor
+
+GRADIENT_SEGMENTS = 8
+"""Segments that ``Learner.gradient_norms`` looks at."""
 
 
 class NonFiniteUpdate(FloatingPointError):
@@ -57,11 +62,17 @@ class UpdateResult:
     """Valid transitions of all learners' batches, as the loss counted them."""
     terms: dict[str, float]
     """Loss terms, gradient norm and explained variance, each the mean over the optimizer steps."""
+    optimizer_steps: int
+    """Optimizer steps made: ``learner.target_kl`` may end an update early."""
+    scheduled: ScheduledSettings
+    """The values that the update was made with."""
     log_prob_error: float | None
     """Reading of the log-prob parity check over the segments that were acted with the weights before the update; None
     without such segments, or where training did not start from the stored states."""
     staleness: dict[str, float] = dataclasses.field(default_factory=dict)
     """Staleness of the states that segments start from (``learner.start_states``); empty where it was not measured."""
+    gradient_norms: dict[str, float] = dataclasses.field(default_factory=dict)
+    """``Learner.gradient_norms`` of the update's first step; empty where it was not measured."""
 
 
 class Learner:
@@ -74,6 +85,7 @@ class Learner:
         num_shards: number of parts that this learner cuts its batches into; by default ``num_threads``.
         first_shard: number of its first shard among the shards of all learners.
         num_threads: gradient threads (on the CPU).
+        total_env_steps: trained environment steps at which the run ends; needed by schedules over the whole run.
     """
 
     def __init__(
@@ -85,8 +97,11 @@ class Learner:
         num_threads: int = 1,
         num_shards: int | None = None,
         first_shard: int = 0,
+        total_env_steps: int | None = None,
         seed: int,
     ) -> None:
+        if config.entropy_coef == "auto":
+            config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
         self.policy, self.config, self.path = policy, config, path
         self.regularizer = WeightRegularizer(policy, config.regularization)
         self.optimizer = torch.optim.Adam(
@@ -94,6 +109,10 @@ class Learner:
         )
         self.policy_version = 0
         """Updates made so far."""
+        self.env_steps = 0
+        """Environment steps trained so far, by all learners; schedules go by it."""
+        self._total_env_steps = total_env_steps
+        self._scheduled = scheduled_settings(config, self.env_steps, total_env_steps)
         self.group: LearnerGroup | None = None
         """The learners whose gradients are added; None where this is the only one."""
         parameters = dict(policy.named_parameters())
@@ -116,7 +135,7 @@ class Learner:
         self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
-        """``epochs`` x ``minibatches`` optimizer steps on one batch; a new policy version.
+        """``epochs`` x ``minibatches`` optimizer steps on one batch, fewer with ``target_kl``; a new policy version.
 
         Args:
             batch: [B], as ``BatchAssembler`` makes it, on the learner's device.
@@ -129,6 +148,11 @@ class Learner:
         staleness = self._probe.measure(self.policy, batch, started)
         # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
+        scheduled = scheduled_settings(self.config, self.env_steps, self._total_env_steps)
+        rate = scheduled.learning_rate * self.kl_adaptation.factor
+        self._scheduled = scheduled._replace(learning_rate=rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         several = self.config.epochs * self.config.minibatches > 1 or not self.statistics.value_std
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
@@ -150,14 +174,14 @@ class Learner:
             # those of the weights before the first step. With one epoch V-trace uses the weights of each step.
             known = self._prepare_all(shards)
         sums: dict[str, float] = {}
-        last_kl = 0.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self.kl_adaptation.factor
+        pass_kl = 0.0
         targets = torch.zeros(3, dtype=torch.float64)
         error: float | None = None
-        total = 0
+        every = config.weight_metrics_every
+        measured = self.gradient_norms(batch) if every and self.policy_version % every == 0 else {}
+        total = steps = 0
         minibatches = self._shards.minibatches([len(shard) for shard in shards], config.epochs, config.minibatches)
-        for step, indices in enumerate(minibatches):
+        for step, indices in enumerate(minibatches, 1):
             parts = [rows_of(shard, index) for shard, index in zip(shards, indices, strict=True)]
             # Forward pass and targets of every shard, and the sums over all of them that normalization needs.
             prepared = self._shards.map(self._prepare, parts, known, indices)
@@ -167,24 +191,32 @@ class Learner:
             numbers = self._step(flat, moments)
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value
-            if step >= (config.epochs - 1) * config.minibatches:
-                last_kl += numbers["approx_kl"] / config.minibatches
-            if step < config.minibatches:
+            if step % config.minibatches == 1 % config.minibatches:
+                pass_kl = 0.0
+            pass_kl += numbers["approx_kl"] / config.minibatches
+            steps = step
+            if step <= config.minibatches:
                 total += int(moments.transitions)
                 targets += torch.tensor([moments.transitions, moments.target, moments.target_squared])
-            if compare and step == 0:
+            if compare and step == 1:
                 error = self._log_prob_error(parts, prepared)
-        steps = config.epochs * config.minibatches
+            # The sum over all learners: all stop here, or none does.
+            if config.target_kl and step % config.minibatches == 0 and numbers["approx_kl"] > config.target_kl:
+                break
         self.policy_version += 1
+        self.env_steps += total
         self.regularizer.end_update(self.policy_version)
         # Statistics move here only: within an update, every forward pass is that of the actors with these weights.
         self.statistics.end_update(observed, *targets.tolist())
-        self.kl_adaptation.end_update(last_kl)
+        self.kl_adaptation.end_update(pass_kl)
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
             terms={name: value / steps for name, value in sums.items()},
+            optimizer_steps=steps,
+            scheduled=self._scheduled,
             log_prob_error=error,
+            gradient_norms=measured,
         )
 
     @torch.no_grad()
@@ -200,6 +232,25 @@ class Learner:
         if self.statistics.observations is None:
             return None
         return self._sum(self._shards.map(self.statistics.observations.sums, shards)).cpu()
+
+    def gradient_norms(self, batch: TensorDict) -> dict[str, float]:
+        """L2 norms of the gradients of the two losses, ``policy`` (with its entropy bonus) and ``value`` (times
+        ``value_coef``), through the parameters that both reach, on a few segments [B] of this learner's batch.
+
+        They compete there: one that is far smaller than the other decides nothing about these parameters.
+        """
+        part = batch[:GRADIENT_SEGMENTS]
+        both, policy = (
+            self._backward(Moments(*prepared.moments.tolist()), part, prepared, config)[0]
+            for config in (self.config, dataclasses.replace(self.config, value_coef=0.0))
+            for prepared in [self._prepare(part, None, None)]
+        )
+        value = [b - p for b, p in zip(both, policy, strict=True)]
+        shared = [(p, v) for p, v in zip(policy, value, strict=True) if p.any() and v.any()]
+        if not shared:
+            return {}
+        norms = [torch.stack([g.norm() for g in of_one]).norm() for of_one in zip(*shared, strict=True)]
+        return dict(zip(("policy", "value"), torch.stack(norms).tolist(), strict=True))
 
     def _prepare(self, shard: TensorDict, known: Prepared | None, index: Tensor | None) -> Prepared:
         """The forward pass under the current weights, and the V-trace targets (GAE: all ratios 1).
@@ -239,9 +290,16 @@ class Learner:
 
         One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
+        parts, terms = self._backward(moments, shard, prepared, self.config)
+        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
+
+    def _backward(
+        self, moments: Moments, shard: TensorDict, prepared: Prepared, config: LearnerConfig
+    ) -> tuple[tuple[Tensor, ...], LossTerms]:
+        """The gradient of the shard's part of the loss, by parameter, and its terms."""
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
-        if self.config.normalize_advantage:
+        if config.normalize_advantage:
             advantage = moments.normalize(advantage, prepared.valid, self._value_std or 1.0)
         terms = actor_critic_loss(
             forward.log_prob,
@@ -254,10 +312,10 @@ class Learner:
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
             value_std=self._value_std,
-            config=self.config,
+            config=config,
+            scheduled=self._scheduled,
         )
-        parts = torch.autograd.grad(terms.loss, self._parameters)
-        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
+        return torch.autograd.grad(terms.loss, self._parameters), terms
 
     @torch.no_grad()
     def _step(self, flat: Tensor, moments: Moments) -> dict[str, float]:
@@ -280,6 +338,7 @@ class Learner:
             terms["loss"] = terms["loss"] + l2_init.detach()
         numbers = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
         numbers["explained_variance"] = moments.explained_variance
+        numbers["advantage_std"] = moments.advantage_std
         if not (_finite(numbers["loss"]) and _finite(numbers["grad_norm"])):
             raise NonFiniteUpdate(f"policy version {self.policy_version}: {numbers}")
         self.optimizer.step()
@@ -330,6 +389,7 @@ class Learner:
                 "statistics": self.statistics.state_dict(),
                 "learning_rate_factor": self.kl_adaptation.factor,
                 "policy_version": self.policy_version,
+                "env_steps": self.env_steps,
             }
         )
         self.group = group
@@ -339,7 +399,7 @@ class Learner:
             self.regularizer.load_state_dict(state["regularizer"])
             self.statistics.load_state_dict(state["statistics"])
             self.kl_adaptation.factor = state["learning_rate_factor"]
-            self.policy_version = state["policy_version"]
+            self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
 
     def random_state(self) -> dict[str, Any]:
         """The random streams that updates draw from."""
@@ -353,6 +413,11 @@ class Learner:
     def close(self) -> None:
         """End the gradient threads."""
         self._shards.close()
+
+
+def default_entropy_coef(actions: Actions) -> float:
+    """``learner.entropy_coef=auto``."""
+    return 0.01 if isinstance(actions, Discrete) else 0.0
 
 
 def _finite(x: float) -> bool:

@@ -21,6 +21,7 @@ from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate
 from shoal.learner.ledger import Ledger
 from shoal.learner.parity_check import LogProbParityCheck
+from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import StageClock, TrajectoryReport, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import Trajectory
@@ -41,8 +42,14 @@ class Trained:
     """Environment steps that it trained, over all learners."""
     terms: dict[str, float]
     """Loss terms, gradient norm and explained variance (``UpdateResult.terms``)."""
+    optimizer_steps: int
+    """Optimizer steps made, the same in all learners."""
+    scheduled: ScheduledSettings
+    """The values that it was made with."""
     staleness: dict[str, float]
     """``UpdateResult.staleness``."""
+    gradient_norms: dict[str, float]
+    """``UpdateResult.gradient_norms``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +137,14 @@ class LearnerWorker:
         with clock.time("publish"):
             weights = self.publish()
         return StepResult(
-            outcome=Trained(all_env_steps=result.all_env_steps, terms=result.terms, staleness=result.staleness),
+            outcome=Trained(
+                all_env_steps=result.all_env_steps,
+                terms=result.terms,
+                optimizer_steps=result.optimizer_steps,
+                scheduled=result.scheduled,
+                staleness=result.staleness,
+                gradient_norms=result.gradient_norms,
+            ),
             ledger=ledger,
             reports=report_trajectories(trajectories, version),
             log_prob_errors=_readings([*errors, result.log_prob_error]),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from shoal.learner.config import LearnerConfig
+from shoal.learner.schedules import ScheduledSettings
 from torch import Tensor
 
 
@@ -34,6 +35,7 @@ def actor_critic_loss(
     count: int,
     value_std: float,
     config: LearnerConfig,
+    scheduled: ScheduledSettings,
 ) -> LossTerms:
     """The loss of one shard and its terms (Schulman et al. 2017, PPO). All tensors are [T, B].
 
@@ -45,6 +47,7 @@ def actor_critic_loss(
         count: valid transitions of the whole batch, over all learners.
         value_std: S, the unit of values: the spread of their targets, or 1. With 0, targets that have never varied,
             there is no value loss.
+        scheduled: this update's values, which count in place of those in ``config``.
 
     policy: -min(r A, clip(r, 1 +- eps) A)
     value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps S) - vs)^2) / S^2
@@ -57,17 +60,17 @@ def actor_critic_loss(
     # Reset transitions have a log-probability, too; a log-ratio of 0 keeps their ratio finite until they are masked.
     log_ratio = (log_prob - behavior_log_prob) * mask
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+    clipped = ratio.clamp(1 - scheduled.clip_coef, 1 + scheduled.clip_coef)
     policy_loss = mean(torch.maximum(-advantage * ratio, -advantage * clipped))
     error = (value - vs).square()
-    if config.value_clip_coef:
-        bound = config.value_clip_coef * value_std
+    if scheduled.value_clip_coef:
+        bound = scheduled.value_clip_coef * value_std
         step = (value - old_value).clamp(-bound, bound)
         error = torch.maximum(error, (old_value + step - vs).square())
     value_loss = 0.5 * mean(error) * (value_std and 1 / value_std**2)
     mean_entropy = mean(entropy)
-    loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * mean_entropy
+    loss = policy_loss + config.value_coef * value_loss - scheduled.entropy_coef * mean_entropy
     with torch.no_grad():
         approx_kl = mean(ratio - 1 - log_ratio)
-        clip_fraction = mean(((ratio - 1).abs() > config.clip_coef).to(value.dtype))
+        clip_fraction = mean(((ratio - 1).abs() > scheduled.clip_coef).to(value.dtype))
     return LossTerms(loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl, clip_fraction)

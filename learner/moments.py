@@ -36,6 +36,14 @@ class Moments(NamedTuple):
         return (advantage - mean) / (variance**0.5 + 1e-8 * unit) * valid
 
     @property
+    def advantage_std(self) -> float:
+        """Standard deviation of the advantages before they are normalized; NaN without a valid transition."""
+        if not self.transitions:
+            return float("nan")
+        mean = self.advantage / self.transitions
+        return max(self.advantage_squared / self.transitions - mean**2, 0.0) ** 0.5
+
+    @property
     def explained_variance(self) -> float:
         """1 - var(vs - V) / var(vs); NaN without a valid transition."""
         if not self.transitions:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import bisect
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal.learner.ledger import Ledger
+from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.weight_metrics import WeightMetrics
 from shoal.policy.trajectory import Trajectory
 
+if TYPE_CHECKING:
+    from shoal.learner.learner_worker import Trained
+
 RETURN_WINDOW = 256
 """Finished episodes (one agent's each) that ``mean_return`` averages over."""
+TERMS_WINDOW = 64
+"""Updates that ``mean_terms`` averages over."""
 
 
 class Histogram:
@@ -86,6 +93,15 @@ class RunStatistics:
         self._last_update: float | None = None
         self.policy_version = 0
         self.updates = 0
+        self.optimizer_steps = 0
+        self.scheduled: ScheduledSettings | None = None
+        self.first_terms: dict[str, float] = {}
+        """Terms of the first update that this process made."""
+        self.gradient_norms: dict[str, float] = {}
+        """``Learner.gradient_norms``, last reading."""
+        self.learning_rate_sum = 0.0
+        """Sum of the learning rate over the optimizer steps: about the most that any one weight has moved by Adam."""
+        self._terms: deque[dict[str, float]] = deque(maxlen=TERMS_WINDOW)
         self.skipped_updates = 0
         self.failed_checkpoints = 0
         self.episodes = 0
@@ -118,6 +134,16 @@ class RunStatistics:
         """Wall seconds since the start, up to the end of training."""
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
+    @property
+    def mean_terms(self) -> dict[str, float]:
+        """Each term's mean over the last ``TERMS_WINDOW`` updates; empty before the first."""
+        recent = list(self._terms)
+        return {name: sum(terms.get(name, math.nan) for terms in recent) / len(recent) for name in self.terms}
+
+    def begin(self) -> None:
+        """Start the clock anew: training begins."""
+        self._started = time.monotonic()
+
     def end(self) -> None:
         """Stop the clock: training is over."""
         self._ended = time.monotonic()
@@ -127,12 +153,18 @@ class RunStatistics:
         """Whether training is over."""
         return self._ended is not None
 
-    def add_update(self, policy_version: int, terms: Mapping[str, float], staleness: Mapping[str, float]) -> None:
+    def add_update(self, policy_version: int, made: Trained) -> None:
         """Count an update that was made just now."""
         self.policy_version = policy_version
         self.updates += 1
-        self.terms = dict(terms)
-        self.staleness.update(staleness)
+        self.optimizer_steps += made.optimizer_steps
+        self.learning_rate_sum += made.optimizer_steps * made.scheduled.learning_rate
+        self.terms = dict(made.terms)
+        self.first_terms = self.first_terms or self.terms
+        self._terms.append(self.terms)
+        self.gradient_norms.update(made.gradient_norms)
+        self.scheduled = made.scheduled
+        self.staleness.update(made.staleness)
         self.stamp_update()
 
     def stamp_update(self) -> None:

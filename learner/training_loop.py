@@ -81,7 +81,7 @@ def train(
                 raise outcome.error
             continue
         skipped_in_a_row = 0
-        statistics.add_update(learner.policy_version, outcome.terms, outcome.staleness)
+        statistics.add_update(learner.policy_version, outcome)
         every = learner.config.weight_metrics_every
         if every and (statistics.updates - 1) % every == 0:
             # Meanwhile the actors act with the new version.

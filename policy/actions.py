@@ -53,6 +53,11 @@ class Discrete:
         """Uniform numbers that ``sample`` uses per row."""
         return len(self.names)
 
+    @property
+    def max_entropy(self) -> float | None:
+        """Entropy of uniformly random actions, in nats."""
+        return sum(math.log(len(choice)) for choice in self.names)
+
     def mode(self, logits: Tensor) -> Tensor:
         """The most probable action."""
         picks = [part.argmax(-1) for part in self._split(logits)]
@@ -93,6 +98,11 @@ class Continuous:
     def num_uniform(self) -> int:
         """Uniform numbers that ``sample`` uses per row."""
         return len(self.names)
+
+    @property
+    def max_entropy(self) -> float | None:
+        """None: a Gaussian's entropy has no bound."""
+        return None
 
     def sample(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Sample (action [..., D], log_prob [...]) by the normal quantiles of ``uniform`` [..., D], each in (0, 1]."""

@@ -222,9 +222,10 @@ def test_schema_is_a_json_schema() -> None:
 BASE = (
     *("env={id: recall, num_envs: 1}", "cluster.actor_resources={gpu: 1}", "log.sinks=[wandb]"),
     *("policy.kind=component", "policy.components.cnn1.size=1", "learner.minibatches=1"),
+    "learner.schedules.learning_rate.kind=linear",
 )
 # Keys for the mappings whose values have bounds.
-NAMES = {"policy.components": "cnn1", "cluster.actor_resources": "gpu"}
+NAMES = {"policy.components": "cnn1", "cluster.actor_resources": "gpu", "learner.schedules": "learning_rate"}
 # Keywords of JSON schema, with the direction in which values are allowed.
 LIMITS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
-from shoal.deploy.evaluation.intervals import Difference, difference
 from shoal.deploy.evaluation.job_process import run_jobs
+from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
 from shoal.envs.play import Episodes, Player, join, play

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluate import Side, play_sides
-from shoal.deploy.evaluation.intervals import confidence_interval
 from shoal.deploy.evaluation.job_process import JobFailed
+from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.envs.play import Episodes
@@ -55,15 +55,19 @@ class Jobs(Protocol):
         """End everything at once, from any thread; there is no next one."""
 
 
+def in_one_process(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment's keywords without those that spread it over processes: one is enough beside those that train."""
+    if env_kwargs.get("vectorization") != "async":
+        return dict(env_kwargs)
+    return {name: value for name, value in env_kwargs.items() if name not in ("vectorization", "slot_groups")}
+
+
 def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: int, seed: int) -> Side:
     """How a run's own policy is evaluated, but for its weights: every time with the same seeds, so that evaluations
     differ by their weights alone. ``num_agents`` share an environment.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]
-    kwargs = dict(setup.env_kwargs)
-    if kwargs.get("vectorization") == "async":
-        # One process is enough beside those that train.
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("vectorization", "slot_groups")}
+    kwargs = in_one_process(setup.env_kwargs)
     num_envs = min(setup.num_envs, -(-config.episodes // num_agents) * num_agents)
     return Side(
         label="evaluation",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from shoal.deploy.evaluation.evaluate import Side, compare
-from shoal.deploy.evaluation.intervals import Difference, confidence_interval
+from shoal.deploy.monitoring.intervals import Difference, confidence_interval
 from shoal.envs.play import Episodes
 
 

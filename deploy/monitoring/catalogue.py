@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from shoal.deploy.monitoring.bottleneck import STAGES, Bottleneck
+from shoal.deploy.monitoring.learning import CAUSES, VERDICTS, Interval, Learning, Recorded, judge
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
 from shoal.learner.ledger import Ledger
+from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import Histogram, RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
@@ -51,6 +53,7 @@ class Sources:
     accelerator_memory: Callable[[], Mapping[str, int]] = dict
     target_env_steps: int = 0
     """Environment steps after which the whole run ends."""
+    learning: Callable[[], Learning] = lambda: judge(Recorded(), expect_after=1.0)
     run_dir: Path = Path()
     evaluations: Evaluations = dataclasses.field(default_factory=Evaluations)
     failed_readings: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -125,7 +128,7 @@ _DROPPED = (
 )
 _LOSS = (
     "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl, clip_fraction, "
-    "grad_norm (before clipping) and explained_variance."
+    "grad_norm (before clipping), explained_variance and advantage_std (before normalization)."
 )
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
@@ -146,6 +149,31 @@ _ACCELERATOR = (
     "Memory of the accelerator of learner 0: allocated to tensors, reserved by torch, and in total. Absent on the CPU."
 )
 
+_OPTIMIZER_STEPS = "Optimizer steps made by this process: learner.epochs x learner.minibatches an update at most."
+_SCHEDULED: tuple[tuple[str, str, Read], ...] = (
+    ("learning_rate", "Learning rate", lambda s: _scheduled(s).learning_rate),
+    ("entropy_coef", "Coefficient of the entropy bonus", lambda s: _scheduled(s).entropy_coef),
+    ("clip_coef", "Bound of the policy's ratio", lambda s: _scheduled(s).clip_coef),
+    ("value_clip_coef", "Bound of the value's change", lambda s: _scheduled(s).value_clip_coef),
+)
+_GRADIENTS = (
+    "L2 norm of the gradients of the losses, policy (with the entropy bonus) and value (times learner.value_coef), "
+    "through the parameters that both reach, on a few segments, every learner.weight_metrics_every updates. Where "
+    "value is far larger, the policy does not learn."
+)
+_RETURN_CI = "Half the width of the 95% interval of shoal_mean_return; NaN before the second episode."
+_RANDOM = "Mean return of uniformly random actions, measured before the first update; NaN if that could not be done."
+_RANDOM_CI = "Half the width of the 95% interval of shoal_random_return."
+_LEARNING = (
+    "1 for how the mean return compares with a random policy's, 0 for the others: better, no_better (within noise), "
+    "worse, unknown."
+)
+_PROBLEM = (
+    "Once the return should be better than a random policy's (log.expect_learning_after) and is not: 1 for the "
+    "likeliest cause, 0 for the others. "
+    + "; ".join(f"{cause}: {words}" for cause, words in CAUSES.items())
+    + ". The live view and summary.json say it in a sentence, with the setting to turn."
+)
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
@@ -186,6 +214,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     # Updates
     _gauge("policy_version", "Updates made in the whole run.", lambda s: s.statistics.policy_version),
     _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),
+    _counter("optimizer_steps_total", _OPTIMIZER_STEPS, lambda s: s.statistics.optimizer_steps),
     _counter(
         "skipped_updates_total",
         "Updates skipped because a loss or a gradient was not finite.",
@@ -196,6 +225,11 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
     _gauge("loss", _LOSS, lambda s: s.statistics.terms, "term"),
+    _gauge("gradient_norm", _GRADIENTS, lambda s: s.statistics.gradient_norms, "loss"),
+    *(
+        _gauge(name, f"{what} of the last update (learner.{name}, learner.schedules); NaN before the first.", read)
+        for name, what, read in _SCHEDULED
+    ),
     # Weights, by component; read every learner.weight_metrics_every updates
     _weights("weight_norm", "L2 norm of a component's parameters.", lambda w: w.norm),
     _weights("weight_distance_to_init", f"L2 distance of the parameters to {_W0}.", lambda w: w.distance_to_init),
@@ -231,6 +265,12 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Mean return of the last 256 finished episodes; NaN before the first.",
         lambda s: _number(s.statistics.mean_return),
     ),
+    # Is it learning?
+    _gauge("mean_return_ci95", _RETURN_CI, lambda s: _half_width(s.learning().returned)),
+    _gauge("random_return", _RANDOM, lambda s: _mean(s.learning().random)),
+    _gauge("random_return_ci95", _RANDOM_CI, lambda s: _half_width(s.learning().random)),
+    _gauge("learning", _LEARNING, lambda s: _one_of(VERDICTS, s.learning().verdict), "verdict"),
+    _gauge("learning_problem", _PROBLEM, lambda s: _one_of(CAUSES, s.learning().cause), "cause"),
     # Evaluation during training
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
@@ -329,6 +369,18 @@ def _bottleneck(sources: Sources) -> dict[str, int]:
     return {stage: int(found is not None and found.stage == stage) for stage in STAGES}
 
 
+def _one_of(names: Iterable[str], holds: str | None) -> dict[str, int]:
+    return {name: int(name == holds) for name in names}
+
+
+def _mean(interval: Interval | None) -> float:
+    return float("nan") if interval is None else interval.mean
+
+
+def _half_width(interval: Interval | None) -> float:
+    return float("nan") if interval is None else interval.half_width
+
+
 def _evaluated(result: EvaluationResult | None) -> float:
     return float("nan") if result is None else result.mean_return
 
@@ -336,6 +388,10 @@ def _evaluated(result: EvaluationResult | None) -> float:
 def _evaluation_steps(sources: Sources) -> float:
     last = sources.evaluations.last
     return float("nan") if last is None else last.env_steps
+
+
+def _scheduled(sources: Sources) -> ScheduledSettings:
+    return sources.statistics.scheduled or ScheduledSettings(*[float("nan")] * len(ScheduledSettings._fields))
 
 
 def _number(value: float | None) -> float:

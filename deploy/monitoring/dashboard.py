@@ -8,15 +8,15 @@ of ``ROWS`` shows.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry
+from shoal.deploy.monitoring.panels import Panel, buckets, mean, rate, term
 from shoal.learner.parity_check import TOLERANCE
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
@@ -29,53 +29,8 @@ _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 Json = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Panel:
-    """One panel: expressions by their legends, without the labels that select a run."""
-
-    title: str
-    queries: Mapping[str, str]
-    unit: str = "short"
-    """One of Grafana's: short, none, sci, s, bytes, Bps, percentunit."""
-    _: dataclasses.KW_ONLY
-    kind: Literal["timeseries", "stat", "bargauge", "heatmap", "table"] = "timeseries"
-    width: int = 8
-    height: int = 8
-    decimals: int | None = None
-    log: bool = False
-    stacked: bool = False
-    share: bool = False
-    """The axis goes from 0 to 1."""
-    bad_above: float | None = None
-    """Values from here on are red."""
-    when_empty: str = ""
-    """Text in place of the panel while there are no values, if that is the normal case."""
-    note: str = ""
-    """Advice to the reader; the help texts of the catalogue follow it."""
-
-
-def rate(metric: str) -> str:
-    """Return the rate per second, over an interval that follows the zoom."""
-    return f"rate({metric}[$__rate_interval])"
-
-
-def mean(histogram: str) -> str:
-    """Return the mean of recent observations of a histogram."""
-    return f"{rate(f'{histogram}_sum')} / ({rate(f'{histogram}_count')} > 0)"
-
-
-def buckets(histogram: str) -> str:
-    """Return the recent observations of a histogram by bucket."""
-    return f"sum by (le) (increase({histogram}_bucket[$__rate_interval]))"
-
-
 def _number(title: str, expression: str, unit: str = "short", **more: Any) -> Panel:
     return Panel(title, {"": expression}, unit, kind="stat", width=3, height=4, **more)
-
-
-def term(*names: str) -> dict[str, str]:
-    """Return expressions for terms of ``shoal_loss``, by their names."""
-    return {"{{term}}": f'shoal_loss{{term=~"{"|".join(names)}"}}'}
 
 
 _OF_LEARNER = 'shoal_stage_seconds_total{stage!~"actor_.+"}'
@@ -190,6 +145,12 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "none",
         ),
         Panel("Updates", {"updates of the run": "shoal_policy_version", "of this process": "shoal_updates_total"}),
+        Panel(
+            "Optimizer steps per update",
+            {"steps": f"{rate('shoal_optimizer_steps_total')} / ({rate('shoal_updates_total')} > 0)"},
+            "none",
+            note="learner.target_kl may end an update early.",
+        ),
         Panel("Updates skipped", {"skipped": "shoal_skipped_updates_total"}, "none", bad_above=1),
     ),
     "Speed by stage": (
@@ -249,6 +210,17 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="approx_kl to the policy that acted, and the share of transitions whose ratio was clipped.",
         ),
         Panel("Gradient norm before clipping", term("grad_norm"), log=True),
+        Panel(
+            "Learning rate",
+            {"learning rate": "shoal_learning_rate"},
+            "sci",
+            note="It changes where learner.schedules says so.",
+        ),
+        Panel(
+            "Scheduled coefficients",
+            {name: f"shoal_{name}" for name in ("entropy_coef", "clip_coef", "value_clip_coef")},
+            "none",
+        ),
     ),
     "Memory": (
         Panel(
@@ -265,6 +237,31 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "percentunit",
             note="Freshened by actor.burn_in or learner.refresh_states.",
         ),
+    ),
+    "Is it learning?": (
+        Panel(
+            "Return against a random policy's",
+            {"return": "shoal_mean_return", "random policy": "shoal_random_return"},
+            note="Good: it rises well above.",
+        ),
+        Panel(
+            "Half width of their 95% intervals",
+            {"return": "shoal_mean_return_ci95", "random policy": "shoal_random_return_ci95"},
+        ),
+        Panel("Compared", {"{{verdict}}": "shoal_learning"}, "none", stacked=True, share=True),
+        Panel(
+            "Likeliest cause, where nothing is learned",
+            {"{{cause}}": "shoal_learning_problem > 0"},
+            "none",
+            when_empty="none",
+        ),
+        Panel(
+            "Gradients of policy and value loss",
+            {"{{loss}}": "shoal_gradient_norm"},
+            log=True,
+            note="They share layers: the larger one decides what these learn (learner.value_coef).",
+        ),
+        Panel("Spread of the advantages", term("advantage_std")),
     ),
     "Episodes": (
         Panel("Returns", {"{{le}}": buckets("shoal_episode_return")}, kind="heatmap"),

@@ -42,6 +42,8 @@ class LearnerSetup:
 
     worker: WorkerSetup
     learner: LearnerConfig
+    total_env_steps: int
+    """Trained environment steps at which the run ends."""
     initialization: Initialization
     env: EnvSpec
     max_policy_lag: int
@@ -65,6 +67,7 @@ class LearnerSetup:
             num_shards=share.num_shards,
             first_shard=share.first_shard,
             num_threads=share.num_threads,
+            total_env_steps=self.total_env_steps,
             seed=self.seed,
         )
         worker = LearnerWorker(

@@ -59,6 +59,7 @@ def make_learner_setup(
     return LearnerSetup(
         worker=worker,
         learner=config.learner,
+        total_env_steps=config.total_env_steps,
         initialization=config.policy.initialization,
         env=spec,
         # A process that acts and learns alternately acts with the newest weights.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.deploy.evaluation.intervals import t_quantile
+from shoal.deploy.monitoring.intervals import t_quantile
 from shoal.deploy.report.recorded_metrics import Numbers
 from shoal.deploy.report.recorded_run import RecordedRun
 

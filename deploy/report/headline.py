@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from shoal.deploy.report.page import Fact, Note, Table
+from shoal.deploy.monitoring.learning import CAUSES
+from shoal.deploy.report.page import Fact, Note, State, Table
 from shoal.deploy.report.recorded_run import RecordedRun
 from shoal.deploy.report.text import count, duration, margin, moment, number, several
 
@@ -32,7 +33,7 @@ _DROPPED = {
 
 def lead(run: RecordedRun) -> list[Note]:
     """Return sentences on what was trained, how the run ended, and gaps in its records."""
-    notes = [Note(_what(run)), _ending(run), Note(_bottleneck(run))]
+    notes = [Note(_what(run)), _ending(run), *_learning(run), Note(_bottleneck(run))]
     resumed = run.metrics.sessions[1:]
     if resumed:
         again = sum(session.repeated for session in resumed)
@@ -58,7 +59,7 @@ def facts(run: RecordedRun) -> list[Fact]:
 
 def final_random_return(run: RecordedRun) -> float | None:
     """Return the mean return of uniformly random actions; None if the run did not measure it."""
-    value = (run.summary or {}).get("random_return")
+    value = run.summary.get("random_return") if run.summary else run.metrics.last("random_return")
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -148,16 +149,43 @@ def _bottleneck(run: RecordedRun) -> str:
     return "Its bottleneck is not known: there was no update yet."
 
 
+def _learning(run: RecordedRun) -> list[Note]:
+    """Whether it learned: the summary's sentence, or else what the last line of the metrics says in a word."""
+    found = (run.summary or {}).get("learning")
+    if isinstance(found, dict) and found.get("sentence"):
+        advice = found.get("advice")
+        state: State = "good" if found.get("verdict") == "better" else "open"
+        notes = [Note(f"Is it learning? {_sentence(found['sentence'])}", state)]
+        return [*notes, Note(_sentence(advice), "bad")] if advice else notes
+    causes = [words for cause, words in CAUSES.items() if run.metrics.last(f"learning_problem/{cause}") == 1]
+    return [
+        Note(f"Its return is no better than a random policy's; the likeliest cause: {words}.", "bad")
+        for words in causes
+    ]
+
+
+def _sentence(text: object) -> str:
+    words = str(text)
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def _return(run: RecordedRun) -> Fact:
     value, random = run.final_return, final_random_return(run)
     if value is None:
         return Fact("Return", "-", "no episode ended", "open")
+    shown = _with_margin(run, value, "mean_return_ci95")
     if random is None:
-        return Fact("Return", number(value), "mean of the last 256 episodes")
+        return Fact("Return", shown, "mean of the last 256 episodes")
     times = f", {value / random:.1f} times as much" if random > 0 else ""
     better: bool = value > random
-    note = f"mean of the last 256 episodes; a random policy gets {number(random)}"
-    return Fact("Return", number(value), note + (times if better else ""), "good" if better else "open")
+    note = f"mean of the last 256 episodes; a random policy gets {_with_margin(run, random, 'random_return_ci95')}"
+    return Fact("Return", shown, note + (times if better else ""), "good" if better else "open")
+
+
+def _with_margin(run: RecordedRun, value: float, half_width: str) -> str:
+    """A value with its interval, whose half width is the last value of a metric."""
+    half = run.metrics.last(half_width)
+    return number(value) if half is None else f"{number(value)} {margin(half)}"
 
 
 def _evaluation(run: RecordedRun) -> list[Fact]:

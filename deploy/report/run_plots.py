@@ -137,6 +137,19 @@ def updates(run: RecordedRun) -> list[Figure]:
             "loss",
             {"policy_loss": "policy loss", "l2_init_loss": "pull towards the initial weights"},
         ),
+        Figure(
+            key="gradients",
+            title="Gradients of policy and value loss",
+            caption="Through the layers that both share. Good: within a factor of ten; if that of the value loss is "
+            "far larger, these layers do not learn for the policy (learner.value_coef).",
+            x_label=STEPS,
+            y_label="L2 norm (log scale)",
+            lines=[
+                _line(metrics, "gradient_norm/policy", "policy, with its entropy bonus"),
+                _line(metrics, "gradient_norm/value", "value, times its coefficient"),
+            ],
+            log=True,
+        ),
         _terms(
             metrics,
             "value-loss",
@@ -188,6 +201,18 @@ def updates(run: RecordedRun) -> list[Figure]:
             y_label="L2 norm (log scale)",
             lines=[_line(metrics, "loss/grad_norm", "gradient norm"), *bound],
             log=True,
+        ),
+        *(
+            Figure(
+                key=f"schedule-{name}",
+                title=f"learner.{name}",
+                caption="As learner.schedules makes it.",
+                x_label=STEPS,
+                y_label=name,
+                lines=[_line(metrics, name, name)],
+            )
+            for name in ("learning_rate", "entropy_coef", "clip_coef", "value_clip_coef")
+            if len(np.unique(metrics.curve(name)[1])) > 1
         ),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from shoal.deploy.evaluation.intervals import confidence_interval, difference
+from shoal.deploy.monitoring.intervals import confidence_interval, difference
 from shoal.deploy.report import headline
 from shoal.deploy.report.comparison import Band, Curve, Group, band, common_end, group_runs, rate_curve, value_at
 from shoal.deploy.report.figure import GREY, Figure, Line, style

@@ -113,6 +113,12 @@ def _cross_checks(config: Config) -> list[str]:
             f"learner.refresh_states: segments start either from refreshed states or from actor.burn_in="
             f"{config.actor.burn_in} rows before them, not from both; set one of the two to nothing"
         )
+    problems += [
+        f"learner.schedules.{name}.warmup_env_steps: {schedule.warmup_env_steps} leaves nothing of total_env_steps="
+        f"{config.total_env_steps}, which includes it"
+        for name, schedule in config.learner.schedules.items()
+        if schedule.over_env_steps == "run" and schedule.warmup_env_steps >= config.total_env_steps
+    ]
     if config.evaluation.every_env_steps > config.total_env_steps:
         problems.append(
             f"evaluation.every_env_steps: {config.evaluation.every_env_steps} is more than total_env_steps="
@@ -258,8 +264,16 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
     # Several errors of one setting are the branches of a union, or the elements of a list.
     expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
     got = dict.fromkeys(repr(detail["input"]) for detail in details)
-    quote = "; write it in quotes" if kind == "string_type" else ""
-    return [f"{dotted}: {' or '.join(expected)} (got {', '.join(got)}{quote})"]
+    hint = "; write it in quotes" if kind == "string_type" else _meant(details)
+    return [f"{dotted}: {' or '.join(expected)} (got {', '.join(got)}{hint})"]
+
+
+def _meant(details: Sequence[ErrorDetails]) -> str:
+    """The word of a fixed choice that a misspelt one comes nearest to, as a hint; empty where none is near."""
+    choices = [detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error"]
+    words = [word for choice in choices for word in re.findall(r"'(\w+)'", choice)]
+    near = [match for d in details for match in difflib.get_close_matches(str(d["input"]), words, n=1)]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

@@ -58,6 +58,9 @@ class LogConfig:
     """Seconds between lines of RUN/metrics.jsonl, which has every metric over time."""
     format: Literal["text", "json"] = "text"
     """``json``: progress, warnings, the summary and RUN/run.log are one JSON object a line, for machines."""
+    expect_learning_after: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the run (of total_env_steps, or of max_seconds) after which its return should be better than a random
+    policy's; from then on, while it is not, the run names the likeliest cause and the setting to turn."""
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = dataclasses.field(default_factory=list)
     """Trackers that get the same numbers; each is an extra: pip install 'shoal[tensorboard]'."""
     project: str = "shoal"
@@ -80,6 +83,9 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Playing whole episodes with the newest weights during training, apart from it and at a low priority."""
 
+    random_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """Longest time that a uniformly random policy plays before the first update, for the return to be compared with; 0
+    plays none. Where rollout processes act, another process plays it beside the training."""
     every_env_steps: Annotated[int, Field(ge=0)] = 0
     """Trained environment steps from one to the next; 0 makes none. There is never more than one at a time: what falls
     due meanwhile is left out."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
+from shoal.deploy.monitoring.learning import LearningMonitor
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
@@ -23,6 +24,7 @@ from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
+from shoal.policy.actions import Actions
 from shoal.policy.allocator import keep_freed_memory
 
 if TYPE_CHECKING:  # Ray is imported where it is used
@@ -46,6 +48,7 @@ class PreparedRun:
     learner: LearnerWorker
     statistics: RunStatistics
     bottleneck: BottleneckMonitor
+    learning: LearningMonitor
     before: Ledger
     """The ledger that the run continues."""
     checkpoints: Checkpoints
@@ -98,6 +101,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         learner=learner,
         statistics=statistics,
         bottleneck=_bottleneck(config, layout, statistics),
+        learning=_learning(config, setup, learner.learner.policy.actions, statistics),
         before=learner.queue.snapshot(),
         checkpoints=checkpoints,
     )
@@ -115,6 +119,17 @@ def _setup(config: Config, run_dir: Path, layout: Layout, origin: Origin) -> Lea
     interface = match_names(config, origin, observation_of(spec), actions_of(spec))
     worker = make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
     return make_learner_setup(config, layout, worker, spec, run_dir / "skipped")
+
+
+def _learning(config: Config, setup: LearnerSetup, actions: Actions, statistics: RunStatistics) -> LearningMonitor:
+    return LearningMonitor(
+        statistics,
+        max_entropy=actions.max_entropy,
+        action_dimensions=len(actions.flat_names),
+        num_agents=setup.env.num_agents,
+        normalized=config.learner.normalize_advantage,
+        expect_after=config.log.expect_learning_after,
+    )
 
 
 def _bottleneck(config: Config, layout: Layout, statistics: RunStatistics) -> BottleneckMonitor:

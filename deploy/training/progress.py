@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Bottleneck, BottleneckMonitor
+from shoal.deploy.monitoring.learning import Cause, LearningMonitor
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.records.json_lines import event
 from shoal.learner.parity_check import TOLERANCE
@@ -97,6 +98,7 @@ class Progress:
         trajectory_queue: TrajectoryQueue,
         pool: _Pool,
         monitor: BottleneckMonitor,
+        learning: LearningMonitor,
         *,
         total_env_steps: int,
         time_is_up_at: float = math.inf,
@@ -114,6 +116,8 @@ class Progress:
         self._monitor = monitor
         self._bottleneck: Bottleneck | None = None
         self._reported_stage = ""
+        self._learning = learning
+        self._reported_cause: Cause | None = None
         self._evaluations = evaluations or Evaluations()
         self._reported_evaluation = self._evaluations.last
         self._console = Console(highlight=False)
@@ -167,6 +171,7 @@ class Progress:
                 last_line = time.monotonic()
                 self._print_line()
                 self._print_bottleneck()
+                self._print_learning()
             if not self._live:
                 self._print_evaluation()
 
@@ -176,6 +181,13 @@ class Progress:
         if found and self._statistics.seconds > WINDOW_SECONDS and found.stage != self._reported_stage:
             self._reported_stage = found.stage
             self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict())
+
+    def _print_learning(self) -> None:
+        """Print why nothing is learned, when that is found or has changed."""
+        found = self._learning.now(self.share_done)
+        if found.cause and found.cause != self._reported_cause:
+            self._print(f"learning: {found.advice}", "learning", found.words())
+        self._reported_cause = found.cause
 
     def _print_evaluation(self) -> None:
         """Print the last evaluation once."""
@@ -207,7 +219,8 @@ class Progress:
         seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
         return _clock(seconds) if seconds < math.inf else "--:--"
 
-    def _done(self) -> float:
+    @property
+    def share_done(self) -> float:
         """The share of the run that is over, by steps or by time."""
         now, begun = time.monotonic(), self._begun_at
         by_time = (now - begun) / (self._time_is_up_at - begun) if self._time_is_up_at > begun else 1.0
@@ -216,18 +229,17 @@ class Progress:
     def _facts(self) -> dict[str, str]:
         statistics, ledger = self._statistics, self._trajectory_queue.ledger
         sampled, trained = self._rates()
-        mean = statistics.mean_return
+        learning = self._learning.now(self.share_done)
         terms = statistics.terms
         lag = statistics.policy_lag
         return {
             "steps": f"{ledger.trained:,} of {self._total:,}",
             "time": f"{_clock(statistics.seconds)} elapsed, {self._eta(trained)} left",
-            "return": "no episode has ended yet"
-            if mean is None
-            else f"{mean:.3f} (last {len(statistics.returns)} episodes)",
+            "return": learning.comparison.removeprefix("return "),
             "steps/s": f"{sampled:,.0f} sampled, {trained:,.0f} trained",
             "lag": f"{lag.mean:.1f} versions mean, {lag.max:.0f} max" if lag.count else "-",
             "loss": "  ".join(f"{label} {terms[name]:.3f}" for name, label in _LOSSES.items() if name in terms) or "-",
+            **({"learning": learning.advice or learning.details} if learning.details else {}),
             "memory": self._memory(),
             "actors": self._actors(),
             **({"evaluation": sentence(last)} if (last := self._evaluations.last) else {}),
@@ -280,7 +292,7 @@ class Progress:
             curve = list(self._curve.points)
         if curve:
             table.add_row("curve", Text(_sparkline(curve, max(10, min(60, self._console.width - 16))), style="cyan"))
-        return Group(ProgressBar(total=1.0, completed=self._done(), width=min(72, self._console.width)), table)
+        return Group(ProgressBar(total=1.0, completed=self.share_done, width=min(72, self._console.width)), table)
 
     def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
         """Print what was learned, the step accounting, and where the run lies."""
@@ -300,15 +312,19 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
     if mean is None:
         learned = "no episode ended"
     elif random is None:
-        learned = f"{mean:.3f}"
+        learned = f"{mean:.3f}{_margin(summary['return_ci95'])}"
     else:
         times = f", {mean / random:.1f} times as much" if random > 0 else ""
-        learned = f"{mean:.3f}; a random policy gets {random:.3f}{times}"
+        learned = (
+            f"{mean:.3f}{_margin(summary['return_ci95'])}; a random policy gets "
+            f"{random:.3f}{_margin(summary['random_return_ci95'])}{times}"
+        )
     ledger, balances = summary["ledger"], "balances" if summary["books_balance"] else "DOES NOT BALANCE"
     dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in ledger["dropped"].items())
     lines = [
         ended,
         f"  return      {learned}",
+        *([f"  learning    {summary['learning']['advice']}"] if summary["learning"]["advice"] else []),
         f"  trained     {summary['env_steps']:,} environment steps in {_clock(summary['wall_seconds'])} "
         f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",
         f"  ledger      {balances}: {ledger['sampled']:,} sampled = "
@@ -331,6 +347,10 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
         lines.append(f"  bottleneck  {summary['limit']['sentence']}")
     lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
     return lines
+
+
+def _margin(half_width: float | None) -> str:
+    return "" if half_width is None or math.isnan(half_width) else f" +- {half_width:.3f}"
 
 
 def _memory_line(error: float | None, checks: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
+from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
 from shoal.deploy.placement.versions import versions
@@ -22,7 +24,8 @@ from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, prepare
 from shoal.deploy.training.progress import Progress, headline
-from shoal.deploy.training.summary import measured_random_return, summarize, write_json
+from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPlayer
+from shoal.deploy.training.summary import summarize, write_json
 from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.training_loop import Limits, Saving, train
@@ -84,7 +87,18 @@ def _watch(
 ) -> Watchers:
     """Serve the metrics, print the headline, and begin the history."""
     config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
-    sources = _sources(run, workers, evaluations)
+    progress = Progress(
+        run.statistics,
+        run.learner.queue,
+        workers,
+        run.bottleneck,
+        run.learning,
+        total_env_steps=config.total_env_steps,
+        time_is_up_at=asked.time_is_up_at,
+        json_lines=config.log.format == "json",
+        evaluations=evaluations,
+    )
+    sources = _sources(run, workers, evaluations, progress)
     ready = Readiness(
         statistics=run.statistics,
         actors_alive=lambda: workers.num_alive,
@@ -92,16 +106,6 @@ def _watch(
         max_update_age_seconds=config.metrics.max_update_age_seconds,
     )
     server = stack.enter_context(served(config.metrics, sources, ready, run=run.run_dir.name))
-    progress = Progress(
-        run.statistics,
-        run.learner.queue,
-        workers,
-        run.bottleneck,
-        total_env_steps=config.total_env_steps,
-        time_is_up_at=asked.time_is_up_at,
-        json_lines=config.log.format == "json",
-        evaluations=evaluations,
-    )
     progress.say(headline(run, server.url if server else None))
     history = MetricsHistory(
         sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
@@ -112,18 +116,25 @@ def _watch(
 def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers: Watchers) -> dict[str, Any]:
     """Train, then end everything in the order in which data flows, and write the summary."""
     weights, completed = None, False
+    random = _random_player(run, workers)
     saving = Saving(checkpoints=run.checkpoints, describe=run.describe)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with watchers.progress, _evaluator(run, watchers.evaluations):
             if workers.driver:
                 workers.driver.start()
+            random.before(asked.requested)
+            run.statistics.begin()
             weights = train(workers.learners, run.statistics, saving, limits, asked.requested)
         completed = True
     finally:
         run.statistics.end()
         workers.close()
         run.learner.queue.close()
+        if completed:
+            # After a failure no episode is played: the environment may be the cause.
+            random.after()
+        random.close()
         watchers.history.close()
         summary = summarize(
             run.statistics,
@@ -132,8 +143,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             recoveries=workers.recoveries,
             weights=weights,
             trained_before=run.before.trained,
-            # After a failure no episode is played: the environment may be the cause.
-            random=measured_random_return(run.setup.worker) if completed else None,
+            learning=run.learning.now(watchers.progress.share_done),
             interrupted_by=asked.signal_number,
             limit=run.bottleneck.whole(),
             evaluations=watchers.evaluations,
@@ -143,7 +153,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
     return summary
 
 
-def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -> Sources:
+def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations, progress: Progress) -> Sources:
     """The objects that the metrics are read from."""
     config, path = run.config, run.learner.learner.path
     return Sources(
@@ -152,6 +162,7 @@ def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -
         actors_alive=lambda: workers.num_alive,
         actor_restarts=lambda: workers.restarts,
         bottleneck=run.bottleneck.now,
+        learning=lambda: run.learning.now(progress.share_done),
         before=run.before,
         build=versions(),
         about={
@@ -171,6 +182,17 @@ def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations) -
         run_dir=run.run_dir,
         evaluations=evaluations,
     )
+
+
+def _random_player(run: PreparedRun, workers: WorkerGroup) -> RandomPlayer:
+    config, learning = run.config, run.learning
+
+    def found(random: Interval) -> None:
+        learning.random = random
+
+    play = RandomPlay(setup=run.setup.worker, num_agents=run.setup.env.num_agents, niceness=config.evaluation.niceness)
+    seconds = min(config.evaluation.random_seconds, SHARE_BEFORE * (config.max_seconds or math.inf))
+    return RandomPlayer(play, seconds, found, workers.elsewhere)
 
 
 def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.AbstractContextManager[object]:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 from shoal.actors.pool import Recoveries
-from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.monitoring.bottleneck import Bottleneck
+from shoal.deploy.monitoring.learning import Learning
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
-from shoal.envs.reference import random_return
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import Weights
-
-log = logging.getLogger(__name__)
-
-RANDOM_EPISODES = 512
-RANDOM_ENV_STEPS = 120_000
-RANDOM_RETURN_SECONDS = 60.0
-"""Longest time for measuring the return of random actions after the run."""
 
 
 def summarize(
@@ -36,7 +26,7 @@ def summarize(
     recoveries: Recoveries,
     weights: Weights | None,
     trained_before: int,
-    random: float | None,
+    learning: Learning,
     interrupted_by: int | None,
     limit: Bottleneck | None,
     evaluations: Evaluations,
@@ -48,7 +38,7 @@ def summarize(
         actor_restarts: actors replaced.
         weights: the last published ones; None where training failed.
         trained_before: trained environment steps of the runs that this one resumed.
-        random: mean return of random actions; None where it was not measured.
+        learning: whether it learned.
         interrupted_by: the signal that ended the run.
         limit: the bottleneck over the whole run.
         about: further entries that say which run it was.
@@ -61,9 +51,12 @@ def summarize(
         "env_steps_per_second": (ledger.trained - trained_before) / seconds,
         "wall_seconds": seconds,
         "mean_return": statistics.mean_return,
+        "return_ci95": learning.returned.half_width if learning.returned else None,
         "episodes": statistics.episodes,
         "evaluation": _evaluation(evaluations),
-        "random_return": random,
+        "random_return": learning.random.mean if learning.random else None,
+        "random_return_ci95": learning.random.half_width if learning.random else None,
+        "learning": learning.words(),
         "max_log_prob_error": statistics.max_log_prob_error,
         "log_prob_checks": statistics.log_prob_checks,
         "actor_restarts": actor_restarts,
@@ -74,6 +67,7 @@ def summarize(
         },
         "env_faults": statistics.env_faults,
         "skipped_updates": statistics.skipped_updates,
+        "optimizer_steps": statistics.optimizer_steps,
         "lost_unrolls": trajectory_queue.lost_unrolls,
         "refused_trajectories": dict(trajectory_queue.refused),
         "ledger": ledger.to_json(),
@@ -98,30 +92,6 @@ def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
         "last": last._asdict() if last else None,
         "best": best._asdict() if best else None,
     }
-
-
-def measured_random_return(setup: WorkerSetup) -> float | None:
-    """Mean return of uniformly random actions; None where it cannot be measured within ``RANDOM_RETURN_SECONDS``."""
-    found: list[float | None] = []
-
-    def measure() -> None:
-        try:
-            returns = random_return(
-                setup.env_id,
-                episodes=RANDOM_EPISODES,
-                num_envs=setup.num_envs,
-                max_env_steps=RANDOM_ENV_STEPS,
-                **setup.env_kwargs,
-            )
-            found.append(returns.mean if returns.episodes else None)
-        except Exception as error:  # noqa: BLE001  (environments raise anything)
-            log.warning("the return of random actions could not be measured: %s", error)
-
-    # In a thread, because an environment that hangs never returns; the run itself is over and saved.
-    thread = threading.Thread(target=measure, name="random-return", daemon=True)
-    thread.start()
-    thread.join(RANDOM_RETURN_SECONDS)
-    return found[0] if found else None
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, get_args
 
 from shoal.actors.pool import ActorState, Recoveries
+from shoal.deploy.evaluation.evaluator import Jobs
 from shoal.deploy.placement.learner_setup import RolloutProcesses
 from shoal.deploy.training.prepared_run import PreparedRun
 from shoal.learner.learners import Learners, OneLearner, SeveralLearners
@@ -56,6 +57,8 @@ class WorkerGroup:
     driver: RolloutDriver | None = None
     """Pumps the pool where the learner does not drive it itself."""
     peers: RayPeers | None = None
+    elsewhere: Jobs | None = None
+    """Does jobs where the environments are, if those are not in this process."""
 
     @property
     def num_alive(self) -> int:
@@ -111,13 +114,20 @@ def start_workers(run: PreparedRun) -> Iterator[WorkerGroup]:
             yield WorkerGroup(pool, SeveralLearners(worker=run.learner, drive=pool.pump, peers=peers), peers=peers)
             return
         from shoal.actors.ray_pool import RayPool
+        from shoal.deploy.evaluation.ray_jobs import RayJobs
 
         run.learner.publish_to = ray.put
         actors = RayPool(run.setup.worker, run.share.actors, run.config.actor, run.learner.queue, ray.actor_options)
         learners: Learners = OneLearner(worker=run.learner, drive=None)
         if peers:
             learners = SeveralLearners(worker=run.learner, drive=None, peers=peers)
-        yield WorkerGroup(actors, learners, driver=RolloutDriver(actors.pump, run.learner.queue), peers=peers)
+        yield WorkerGroup(
+            actors,
+            learners,
+            driver=RolloutDriver(actors.pump, run.learner.queue),
+            peers=peers,
+            elsewhere=RayJobs(ray.actor_options),
+        )
 
 
 def _ray(run: PreparedRun) -> contextlib.AbstractContextManager[RaySession]:

@@ -27,7 +27,11 @@ from shoal.learner.device import DevicePath
 from shoal.policy.convolution import convolve
 from torch import Tensor, nn
 
-SIZES = {"demo": (["forage"], []), "demo, whole batch": (["forage"], ["learner.minibatches=1"]), "default": (["original"], [])}
+SIZES = {
+    "demo": (["forage"], []),
+    "demo, whole batch": (["forage"], ["learner.minibatches=1"]),
+    "default": (["original"], []),
+}
 RATES = (0.0, 0.01, 0.03, 0.1, 0.5, 1.0)
 PRECISIONS = {"float32": False, "bfloat16": True}
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ from rollouts import RUN, SMALL, random_columns
 from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.learner.ledger import Ledger
+from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import RunStatistics, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
@@ -38,6 +39,8 @@ def make_sources() -> Sources:
     statistics.policy_version = 5
     assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
     statistics.terms = {"policy_loss": -0.5}
+    statistics.optimizer_steps = 40
+    statistics.scheduled = ScheduledSettings(learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1)
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
     statistics.weights = WeightMetrics(**numbers)
     statistics.staleness = {"stored": 0.1, "used": 0.02}

@@ -102,7 +102,7 @@ def make_policy(observation, actions, seed=0):
     return policy
 
 
-def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=0, **settings):
+def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, total_env_steps=None, seed=0, **settings):
     """A learner on the CPU, with the original trainer's coefficients."""
     config = LearnerConfig(**{**ORIGINAL, "device": "cpu", "precision": "float32", **settings})
     return Learner(
@@ -112,6 +112,7 @@ def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, seed=
         num_threads=num_threads,
         num_shards=num_shards,
         first_shard=first_shard,
+        total_env_steps=total_env_steps,
         seed=seed,
     )
 

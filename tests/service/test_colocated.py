@@ -36,6 +36,7 @@ from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.learner_worker import Lost, Skipped, StepResult, Trained
 from shoal.learner.learners import reconcile
 from shoal.learner.ledger import Ledger
+from shoal.learner.schedules import scheduled_settings
 from shoal.policy.config import Initialization
 from shoal.policy.weights import Weights
 
@@ -70,7 +71,14 @@ def test_processes_change_nothing(tmp_path: Path, settings: list[str]) -> None:
 
 def _step(*, sampled: int, trained: int = 0, lost: bool = False, refused: bool = False) -> StepResult:
     reason = "learner_lost" if lost else "non_finite"
-    outcome: Trained | Skipped | Lost = Trained(all_env_steps=0, terms={}, staleness={})
+    outcome: Trained | Skipped | Lost = Trained(
+        all_env_steps=0,
+        terms={},
+        optimizer_steps=1,
+        scheduled=scheduled_settings(LearnerConfig(), 0, None),
+        staleness={},
+        gradient_norms={},
+    )
     if lost or refused:
         outcome = Lost(error=LearnerLost()) if lost else Skipped(error=NonFiniteUpdate())
     return StepResult(
@@ -104,6 +112,7 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
     setup = LearnerSetup(
         worker=worker,
         learner=LearnerConfig(device="cpu"),
+        total_env_steps=1000,
         initialization=Initialization(),
         env=make_env_spec("recall"),
         max_policy_lag=0,

@@ -198,6 +198,7 @@ def test_output_as_json(tmp_path: Path) -> None:
         "env.id=service_envs:Scripted-v0",
         f'env.kwargs={{how: raises, at: 40, marker: "{tmp_path / "marker"}"}}',
         "total_env_steps=3000",
+        "evaluation.random_seconds=0",  # it would meet the fault first
         "log.format=json",
         cwd=tmp_path,
     )

@@ -21,6 +21,10 @@ from tensordict import TensorDict
 CPU = torch.device("cpu")
 
 SLOTS = 8
+SCHEDULES = {
+    "learning_rate": {"kind": "cosine", "end": 0.0, "over_env_steps": 1000},
+    "clip_coef": {"kind": "linear", "end": 0.01, "over_env_steps": 800},
+}
 
 
 def _make(rank: int, size: int, settings: dict[str, Any], num_shards: int = 1) -> Learner:
@@ -109,6 +113,7 @@ def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learn
         (2, {}),
         (2, {"epochs": 2, "minibatches": 4}),
         (3, {"minibatches": 2}),
+        (2, {"epochs": 4, "target_kl": 1e-4, "schedules": SCHEDULES}),
     ],
 )
 def test_learners_that_share_an_update_equal_one(size: int, settings: dict[str, Any]) -> None:

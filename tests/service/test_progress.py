@@ -74,7 +74,10 @@ def test_the_summary_says_what_went_wrong() -> None:
     """Catches good words for a run that was interrupted, lost steps or saw no episode end."""
     summary = {
         "mean_return": None,
+        "return_ci95": None,
         "random_return": None,
+        "random_return_ci95": None,
+        "learning": {"advice": ""},
         "ledger": {"sampled": 10, "trained": 4, "in_flight": 0, "dropped": {"stale": 5}},
         "interrupted_by": "SIGINT",
         "env_steps": 4,
@@ -106,6 +109,11 @@ def test_the_summary_says_what_went_wrong() -> None:
     text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
     assert "3.000; a random policy gets 1.500, 2.0 times as much" in text
     assert "WRONG" not in text
+    assert "learning" not in text
+    summary |= {"return_ci95": 0.25, "random_return_ci95": 0.125, "learning": {"advice": "after 100 steps"}}
+    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
+    assert "3.000 +- 0.250; a random policy gets 1.500 +- 0.125, 2.0 times as much" in text
+    assert "  learning    after 100 steps\n" in text
 
 
 def test_the_curve_is_drawn_between_its_ends() -> None:

@@ -208,7 +208,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         runs = [
             stack.enter_context(training(folder / "well")),
             stack.enter_context(
-                training(folder / "hangs", "env.id=service_envs:Scripted-v0", "env.kwargs={how: hangs, at: 200}")
+                training(
+                    folder / "hangs",
+                    "env.id=service_envs:Scripted-v0",
+                    "env.kwargs={how: hangs, at: 200}",
+                    "evaluation.random_seconds=0",
+                )
             ),
         ]
         server = stack.enter_context(prometheus(folder / "prometheus"))

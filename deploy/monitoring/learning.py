@@ -1,0 +1,312 @@
+"""Whether a run learns, in words: its return against a random policy's, and where it is no better, the likeliest cause.
+
+A cause is named with the setting to turn. It is found from numbers that the run records anyway; the thresholds below
+were set by runs that were broken on purpose in each of these ways (``tests/service/test_learning_causes.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from shoal.deploy.monitoring.intervals import confidence_interval
+
+if TYPE_CHECKING:  # which imports torch, and a report does without
+    from shoal.learner.statistics import RunStatistics
+
+Verdict = Literal["unknown", "better", "no_better", "worse"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Cause = Literal[
+    "no_signal", "few_steps", "clipping", "entropy_gone", "entropy_held", "value_loss", "stale_memory", "unclear"
+]
+CAUSES: Mapping[Cause, str] = {
+    "no_signal": "every episode returns the same",
+    "few_steps": "too few optimizer steps",
+    "clipping": "updates are refused by ratio clipping",
+    "entropy_gone": "the policy stopped exploring",
+    "entropy_held": "the entropy bonus keeps the policy random",
+    "value_loss": "the value loss drowns the policy's",
+    "stale_memory": "training starts from stale memories",
+    "unclear": "none stands out",
+}
+"""Causes in a few words."""
+
+FEW_STEPS = 0.2
+"""Sum of the learning rate over all optimizer steps. Adam moves a weight by about the learning rate in a step, so no
+weight has gone farther; weights begin with sizes around 0.1 to 1."""
+MOSTLY_CLIPPED = 0.4
+"""Share of the transitions whose ratio lies outside the clip range: the surrogate gives them no gradient."""
+SURE = 0.03
+"""Share of the greatest entropy below which a policy no longer tries anything."""
+NARROW = -3.0
+"""Change of a Gaussian's entropy since the run's start, in nats per action dimension, below which it does not either:
+its standard deviation is a twentieth."""
+UNDECIDED = 0.97
+"""Share of the greatest entropy above which a policy prefers nothing."""
+WIDE = 1.0
+"""The same for a Gaussian, as for ``NARROW``."""
+STRONG_BONUS = 0.1
+"""Coefficient of the entropy bonus, over the standard deviation of the advantages, that outweighs what advantages can
+say: with theirs normalized to 1, a preference worth one standard deviation."""
+DROWNED = 20.0
+"""Norm of the value loss' gradient over that of the policy's, through the parameters they share."""
+STALE = 0.5
+"""Relative distance of the states that training starts from to those of the newest weights."""
+
+
+class Interval(NamedTuple):
+    """A mean with half the width of its 95% interval, which is NaN where there is none."""
+
+    mean: float
+    half_width: float
+
+    def __str__(self) -> str:
+        margin = "" if math.isnan(self.half_width) else f" +- {_number(self.half_width)}"
+        return f"{_number(self.mean)}{margin}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """What a run has recorded, as ``judge`` takes it; a number that is not known is None or absent."""
+
+    env_steps: int = 0
+    """Trained in the whole run."""
+    share_done: float = 0.0
+    """Share of the run that is over."""
+    returned: Interval | None = None
+    """Mean return of the last finished episodes; None before the first."""
+    random: Interval | None = None
+    """Mean return of a random policy."""
+    terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Means of loss terms over the last updates (``shoal_loss``)."""
+    first_entropy: float | None = None
+    """Entropy at the first update, in nats."""
+    max_entropy: float | None = None
+    """Entropy of uniformly random actions; None where it has no bound."""
+    action_dimensions: int = 1
+    """Dimensions of continuous actions."""
+    entropy_coef: float = 0.0
+    advantage_scale: float | None = None
+    """Standard deviation of the advantages as the policy's loss takes them: 1 where they are normalized."""
+    optimizer_steps: int = 0
+    """Of the whole run."""
+    movement: float = 0.0
+    """Sum of the learning rate over these."""
+    gradient_norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """``shoal_gradient_norm``."""
+    staleness: float | None = None
+    """Of the states that training starts from (``shoal_memory_staleness_ratio``)."""
+
+
+class Learning(NamedTuple):
+    """The state of learning."""
+
+    verdict: Verdict
+    returned: Interval | None
+    """Mean return of the last finished episodes."""
+    random: Interval | None
+    """Mean return of a random policy."""
+    comparison: str
+    """The one against the other, in words."""
+    details: str
+    """Explained variance, KL divergence and entropy, in words; empty before the first update."""
+    cause: Cause | None = None
+    """The likeliest cause, if the return should be better than a random policy's by now and is not."""
+    advice: str = ""
+    """The cause and the setting to turn, in one sentence."""
+
+    @property
+    def sentence(self) -> str:
+        """Comparison and details."""
+        return f"{self.comparison}; {self.details}" if self.details else self.comparison
+
+    def words(self) -> dict[str, str | None]:
+        """Plain data: verdict, sentence, cause and advice."""
+        return {"verdict": self.verdict, "sentence": self.sentence, "cause": self.cause, "advice": self.advice}
+
+
+def judge(run: Recorded, *, expect_after: float) -> Learning:
+    """Say whether a run learns; name a cause once the share ``expect_after`` of it is over without a better return."""
+    verdict = _verdict(run)
+    state = Learning(verdict, run.returned, run.random, _compared(run, verdict), "; ".join(_details(run)))
+    if verdict not in ("no_better", "worse") or run.share_done < expect_after:
+        return state
+    cause, why = _cause(run)
+    than = "worse than" if verdict == "worse" else "no better than"
+    when = f"after {run.env_steps:,} steps ({run.share_done:.0%} of the run)"
+    return state._replace(cause=cause, advice=f"{when} the return is {than} a random policy's; {why}")
+
+
+class LearningMonitor:
+    """Judges a run from its statistics, from any thread.
+
+    Args:
+        statistics: of the run.
+        max_entropy: of its actions (``policy.actions``).
+        action_dimensions: of continuous actions.
+        num_agents: that share an environment; their returns are not independent.
+        normalized: whether advantages are normalized.
+        expect_after: share of the run after which the return should be better than a random policy's.
+    """
+
+    def __init__(
+        self,
+        statistics: RunStatistics,
+        *,
+        max_entropy: float | None,
+        action_dimensions: int,
+        num_agents: int,
+        normalized: bool,
+        expect_after: float,
+    ) -> None:
+        self._statistics = statistics
+        self._max_entropy, self._action_dimensions = max_entropy, action_dimensions
+        self._num_agents, self._normalized = num_agents, normalized
+        self._expect_after = expect_after
+        self.random: Interval | None = None
+        """Return of a random policy; None until it is measured."""
+
+    def _returned(self) -> Interval | None:
+        returns = list(self._statistics.returns)
+        if not returns:
+            return None
+        mean, half_width = confidence_interval(returns)
+        # As if all agents of an environment earned the same: the interval is never too narrow.
+        return Interval(mean, half_width * math.sqrt(self._num_agents))
+
+    def now(self, share_done: float) -> Learning:
+        """Judge the run as it is now, with the share ``share_done`` of it over."""
+        statistics = self._statistics
+        terms, updates = statistics.mean_terms, statistics.updates
+        return judge(
+            Recorded(
+                env_steps=statistics.ledger.trained,
+                share_done=share_done,
+                returned=self._returned(),
+                random=self.random,
+                terms=terms,
+                first_entropy=statistics.first_terms.get("entropy"),
+                max_entropy=self._max_entropy,
+                action_dimensions=self._action_dimensions,
+                entropy_coef=statistics.scheduled.entropy_coef if statistics.scheduled else 0.0,
+                advantage_scale=1.0 if self._normalized else terms.get("advantage_std"),
+                # Earlier sessions of a resumed run made as many steps per update, as far as anyone knows.
+                optimizer_steps=round(statistics.optimizer_steps * statistics.policy_version / max(updates, 1)),
+                movement=statistics.learning_rate_sum * statistics.policy_version / max(updates, 1),
+                gradient_norms=dict(statistics.gradient_norms),
+                staleness=statistics.staleness.get("used"),
+            ),
+            expect_after=self._expect_after,
+        )
+
+
+def _verdict(run: Recorded) -> Verdict:
+    if run.returned is None or run.random is None:
+        return "unknown"
+    difference = run.returned.mean - run.random.mean
+    noise = math.hypot(run.returned.half_width, run.random.half_width)
+    if math.isnan(difference) or math.isnan(noise):
+        return "unknown"
+    if abs(difference) <= noise:
+        return "no_better"
+    return "better" if difference > 0 else "worse"
+
+
+def _compared(run: Recorded, verdict: Verdict) -> str:
+    if run.returned is None:
+        return "no episode has ended yet"
+    returned = f"return {run.returned}"
+    if run.random is None:
+        return f"{returned}; a random policy's is not known"
+    words = {
+        "better": "better than",
+        "no_better": "not beyond noise from",
+        "worse": "worse than",
+        "unknown": "too few episodes to compare with",
+    }
+    return f"{returned}, {words[verdict]} a random policy's {run.random}"
+
+
+def _details(run: Recorded) -> list[str]:
+    terms, found = run.terms, []
+    if math.isfinite(explained := terms.get("explained_variance", math.nan)):
+        worse = explained < 0
+        found.append(
+            "values predict worse than a constant"
+            if worse
+            else f"values explain {explained:.0%} of their targets' variance"
+        )
+    if math.isfinite(kl := terms.get("approx_kl", math.nan)):
+        found.append(f"KL {max(kl, 0.0):.2g}")
+    if math.isfinite(entropy := terms.get("entropy", math.nan)):
+        share = f" ({entropy / run.max_entropy:.0%} of the greatest)" if run.max_entropy else ""
+        found.append(f"entropy {_number(entropy)}{share}")
+    return found
+
+
+def _cause(run: Recorded) -> tuple[Cause, str]:
+    """The first cause that shows. Each makes those after it likely or meaningless, and not the other way round."""
+    terms = run.terms
+    if run.returned and run.random and run.returned.half_width == run.random.half_width == 0:
+        return "no_signal", (
+            f"every episode returned {_number(run.returned.mean)}, whatever was done in it: the policy has yet to meet "
+            "a reward that tells actions apart. Reward progress earlier, or explore more (learner.entropy_coef)"
+        )
+    if run.movement < FEW_STEPS:
+        return "few_steps", (
+            f"most likely too few optimizer steps were made: {run.optimizer_steps:,}, in which no weight moves by more "
+            f"than about {run.movement:.2g}. Raise learner.minibatches or learner.epochs, lower learner.batch_size, or "
+            "raise learner.learning_rate"
+        )
+    clipped = terms.get("clip_fraction", 0.0)
+    if clipped > MOSTLY_CLIPPED:
+        return "clipping", (
+            f"most likely updates are refused by ratio clipping: {clipped:.0%} of the transitions lie outside "
+            f"1 +- clip_coef, with a KL divergence of {terms.get('approx_kl', math.nan):.2g}. Lower "
+            "learner.learning_rate, make fewer learner.epochs, or raise learner.clip_coef"
+        )
+    entropy = _entropy(run)
+    if entropy == "gone":
+        return "entropy_gone", (
+            f"most likely the policy stopped exploring before it had found anything: its entropy is "
+            f"{_number(terms['entropy'])}. Raise learner.entropy_coef, or lower learner.learning_rate"
+        )
+    bonus = run.entropy_coef / run.advantage_scale if run.advantage_scale else 0.0
+    if entropy == "highest" and bonus > STRONG_BONUS:
+        return "entropy_held", (
+            f"most likely the entropy bonus keeps the policy random: its entropy is {_number(terms['entropy'])}, with "
+            f"a coefficient of {run.entropy_coef:g}. Lower learner.entropy_coef"
+        )
+    policy, value = (run.gradient_norms.get(loss, math.nan) for loss in ("policy", "value"))
+    if value > DROWNED * policy:
+        return "value_loss", (
+            f"most likely the value loss drowns the policy's: its gradient through the layers they share is "
+            f"{value / policy if policy else math.inf:,.0f} times as large. Lower learner.value_coef, or scale rewards "
+            "down"
+        )
+    if run.staleness is not None and run.staleness > STALE:
+        return "stale_memory", (
+            f"most likely training starts from memories that its own updates made stale: they differ by "
+            f"{run.staleness:.0%} from what the newest weights remember. Set actor.burn_in or "
+            "learner.refresh_states, lower actor.max_policy_lag, or lower learner.learning_rate"
+        )
+    undecided = " Its entropy is still about the greatest." if entropy == "highest" else ""
+    return "unclear", (
+        f"no one cause stands out.{undecided} It may need more steps or more exploration (learner.entropy_coef); "
+        "shoal report shows the course of the losses"
+    )
+
+
+def _entropy(run: Recorded) -> Literal["gone", "highest", "between"]:
+    entropy = run.terms.get("entropy", math.nan)
+    if run.max_entropy is not None:
+        share = entropy / run.max_entropy if run.max_entropy else math.nan
+        return "gone" if share < SURE else "highest" if share > UNDECIDED else "between"
+    change = (entropy - (math.nan if run.first_entropy is None else run.first_entropy)) / run.action_dimensions
+    return "gone" if change < NARROW else "highest" if change > WIDE else "between"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,164 @@
+"""The return of a random policy in a run's environment: what the run's own return is compared with.
+
+Whole episodes in environments and with random streams of their own. Episodes of the untrained policy would not do:
+those that have ended before the first updates are the short ones.
+
+A process that plays the run's environments itself plays these, too, before the first update and while other processes
+start: nothing draws from one stream in between. Where environments live elsewhere this process makes none of them,
+whose faults could end it; another one plays, beside the training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from shoal.actors.worker_setup import WorkerSetup
+from shoal.deploy.evaluation.evaluator import Jobs, in_one_process
+from shoal.deploy.monitoring.intervals import confidence_interval
+from shoal.deploy.monitoring.learning import Interval
+from shoal.envs.reference import random_return
+
+log = logging.getLogger(__name__)
+
+EPISODES = 512
+ENV_STEPS = 120_000
+SLOTS = 16
+"""Fewer slots end their first episodes sooner."""
+SHARE_BEFORE = 0.05
+"""Longest share of ``max_seconds`` before the first update."""
+SECONDS_AFTER = 60.0
+"""Longest time after the run, where it was too short before for an episode of every slot."""
+_GRACE_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RandomPlay:
+    """Episodes of uniformly random actions; plain data that crosses to other processes, as a job."""
+
+    setup: WorkerSetup
+    num_agents: int
+    """That share an environment."""
+    niceness: int
+    """Of the process that plays them as a job."""
+
+    def __call__(self) -> Interval | None:
+        """Play for ``SECONDS_AFTER`` at most, in a process that does nothing else."""
+        os.setpriority(os.PRIO_PROCESS, 0, max(self.niceness, os.getpriority(os.PRIO_PROCESS, 0)))
+        until = time.monotonic() + SECONDS_AFTER
+        return self._play(lambda: time.monotonic() > until)
+
+    def here(self, seconds: float, stop: threading.Event) -> Interval | None:
+        """Play for ``seconds`` at most, in this process, whose global random streams stay as they were.
+
+        The same figures in every run of an environment, unless time or ``stop`` ends it early; None where that was
+        before an episode of every slot, or where the environment fails.
+        """
+        found: list[Interval | None] = []
+        until = time.monotonic() + seconds
+
+        def play() -> None:
+            try:
+                found.append(self._play(lambda: stop.is_set() or time.monotonic() > until))
+            except Exception as error:  # noqa: BLE001  (environments raise anything)
+                _unknown(error)
+
+        # In a thread, because an environment that hangs never returns.
+        thread = threading.Thread(target=play, name="random-play", daemon=True)
+        with _global_streams_kept():
+            thread.start()
+            while thread.is_alive() and time.monotonic() < until + _GRACE_SECONDS and not stop.is_set():
+                thread.join(0.1)
+        return found[0] if found else None
+
+    def _play(self, enough: Callable[[], bool]) -> Interval | None:
+        played = random_return(
+            self.setup.env_id,
+            episodes=EPISODES,
+            num_envs=max(SLOTS // self.num_agents, 2) * self.num_agents,
+            max_env_steps=ENV_STEPS,
+            enough=enough,
+            **in_one_process(self.setup.env_kwargs),
+        )
+        mean, half_width = confidence_interval(played.by_environment(played.returns))
+        return None if math.isnan(mean) else Interval(mean, half_width)
+
+
+class RandomPlayer:
+    """Finds the return of a random policy for a run, and passes it to ``found``.
+
+    Args:
+        play: the episodes.
+        seconds: longest time before the first update; 0 plays none at all.
+        found: takes the result, from any thread.
+        jobs: a process that plays beside the training; None plays in this one, before it.
+    """
+
+    def __init__(self, play: RandomPlay, seconds: float, found: Callable[[Interval], None], jobs: Jobs | None) -> None:
+        self._play, self._seconds, self._jobs = play, seconds, jobs
+        self._found = found
+        self._known = False
+        self._beside = threading.Thread(target=self._play_beside, name="random-play", daemon=True)
+
+    def before(self, stop: threading.Event) -> None:
+        """Play, or begin to; ``stop`` ends it."""
+        if not self._seconds:
+            return
+        if self._jobs:
+            self._beside.start()
+        else:
+            self._take(self._play.here(self._seconds, stop))
+
+    def after(self) -> None:
+        """Go on for ``SECONDS_AFTER`` at most, if nothing is known yet and training is over."""
+        if self._known or not self._seconds:
+            return
+        if self._jobs:
+            self._beside.join(SECONDS_AFTER)
+        else:
+            self._take(self._play.here(SECONDS_AFTER, threading.Event()))
+
+    def close(self) -> None:
+        """End the process that plays."""
+        if self._jobs:
+            self._jobs.kill()
+
+    def _play_beside(self) -> None:
+        assert self._jobs is not None
+        try:
+            self._jobs.submit(self._play)
+            self._take(self._jobs.result())
+        except Exception as error:  # noqa: BLE001  (training goes on whatever fails here)
+            _unknown(error)
+        finally:
+            self._jobs.end()
+
+    def _take(self, result: Interval | None) -> None:
+        if result is not None:
+            self._known = True
+            self._found(result)
+
+
+def _unknown(error: Exception) -> None:
+    log.warning("the return of random actions could not be measured: %s", error)
+
+
+@contextlib.contextmanager
+def _global_streams_kept() -> Iterator[None]:
+    """Leave the process' random streams as they were: an environment may draw from them, where it should not."""
+    python, numpy, torch_ = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torch_)

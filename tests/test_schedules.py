@@ -1,0 +1,229 @@
+"""Schedules of settings, and the early end of an update: by trained environment steps, whatever process counts them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rollouts import make_learner, random_batch, small_policy
+from shoal.deploy.settings.load import load_config, to_yaml
+from shoal.deploy.training.run import run
+from shoal.learner.config import LearnerConfig
+from shoal.learner.schedules import WARMUP_FROM, ScheduleConfig, ScheduledSettings, scheduled_settings
+from shoal.learner.statistics import RunStatistics
+from shoal.policy.weights import flatten_weights
+
+HALF_COSINE = 0.5 * (1 + math.cos(math.pi / 4))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at"),
+    [
+        ({}, {0: 2.0, 50: 2.0, 1000: 2.0}),
+        ({"kind": "linear"}, {0: 2.0, 25: 1.5, 99: 0.02, 100: 0.0, 1000: 0.0}),
+        ({"kind": "linear", "end": 6.0}, {0: 2.0, 25: 3.0, 100: 6.0, 101: 6.0}),
+        ({"kind": "cosine", "end": 0.0}, {0: 2.0, 25: 2 * HALF_COSINE, 50: 1.0, 100: 0.0, 200: 0.0}),
+        ({"kind": "linear", "end": 0.0, "over_env_steps": 1000}, {100: 1.8, 1000: 0.0, 2000: 0.0}),
+        ({"warmup_env_steps": 10}, {0: 2 * WARMUP_FROM, 5: 1 + WARMUP_FROM, 10: 2.0, 90: 2.0}),
+        # What is left after the warm-up ends where it would have ended without.
+        ({"kind": "linear", "end": 0.0, "warmup_env_steps": 20}, {10: 1 + WARMUP_FROM, 20: 2.0, 60: 1.0, 100: 0.0}),
+        ({"kind": "cosine", "end": 1.0, "warmup_env_steps": 20}, {20: 2.0, 60: 1.5, 100: 1.0}),
+    ],
+)
+def test_a_course_passes_through_its_points(schedule: dict[str, Any], at: dict[int, float]) -> None:
+    """Catches a course that starts, bends, warms up or ends elsewhere, or that goes on beyond its end."""
+    course = ScheduleConfig(**schedule)
+    for env_steps, value in at.items():
+        assert course.value(2.0, env_steps, 100) == pytest.approx(value, abs=1e-12), env_steps
+
+
+def test_a_course_over_the_run_needs_to_know_the_run() -> None:
+    """Catches a learner without a run that silently trains with some other value."""
+    with pytest.raises(ValueError, match="total_env_steps"):
+        make_learner(small_policy(), schedules={"learning_rate": {"kind": "linear", "end": 0.0}})
+
+
+ALL = {
+    "learning_rate": {"kind": "linear", "end": 0.0, "warmup_env_steps": 100},
+    "entropy_coef": {"kind": "cosine", "end": 0.5, "over_env_steps": 400},
+    "clip_coef": {"kind": "linear", "end": 0.01, "over_env_steps": 500},
+    "value_clip_coef": {"kind": "linear", "end": 0.001, "over_env_steps": 600},
+}
+
+
+def test_an_update_is_made_with_the_values_of_its_step() -> None:
+    """Catches a value that the loss or the optimizer does not take, that is a step late, or that counts otherwise."""
+    settings = {"epochs": 2, "minibatches": 1, "learning_rate": 0.01, "clip_coef": 0.2, "value_clip_coef": 0.2}
+    learner = make_learner(small_policy(), **settings, schedules=ALL, total_env_steps=700)
+    trained = 0
+    seen = []
+    for seed in range(4):
+        want = scheduled_settings(learner.config, trained, 700)
+        other = make_learner(copy.deepcopy(learner.policy), **settings | want._asdict())
+        other.optimizer.load_state_dict(copy.deepcopy(learner.optimizer.state_dict()))
+        batch = random_batch(seed)
+        result = learner.update(batch)
+        other.update(batch)
+        assert result.scheduled == want
+        assert flatten_weights(learner.policy, 0).sha256 == flatten_weights(other.policy, 0).sha256
+        trained += result.all_env_steps
+        assert learner.env_steps == trained
+        seen.append(want)
+    # Each of them moved: otherwise the comparison would say nothing.
+    assert all(len(set(values)) == len(seen) for values in zip(*seen, strict=True))
+
+
+def test_an_update_that_fails_takes_no_step_of_the_schedule() -> None:
+    """Catches steps that are counted though nothing was trained on them."""
+    learner = make_learner(small_policy(), schedules=ALL, total_env_steps=700)
+    learner.update(random_batch(0))
+    before = learner.env_steps
+    broken = random_batch(1)
+    broken["reward"][0, 0] = float("nan")
+    with pytest.raises(FloatingPointError):
+        learner.update(broken)
+    assert learner.env_steps == before
+
+
+def test_an_update_ends_with_the_epoch_that_moved_the_policy_far_enough() -> None:
+    """Catches passes that go on, or that end in mid-epoch: every segment is trained equally often."""
+    settings = {"learning_rate": 0.01, "minibatches": 2, "batch_size": 8}
+    batch = random_batch(0, num_slots=8)
+
+    def made(**more: Any) -> tuple[int, int, float, str]:
+        learner = make_learner(small_policy(), **settings, **more)
+        result = learner.update(batch)
+        return (
+            result.optimizer_steps,
+            result.all_env_steps,
+            result.terms["approx_kl"],
+            flatten_weights(learner.policy, 0).sha256,
+        )
+
+    steps, env_steps, kl, weights = made(epochs=5, target_kl=1e-9)
+    assert steps == 2
+    everything = made(epochs=5)
+    assert everything[:2] == (10, env_steps)
+    # A mean over the steps that were made, not over those that were planned: that of one pass alone.
+    assert kl == pytest.approx(made(epochs=1)[2], rel=1e-6)
+    assert made(epochs=5, target_kl=1e9) == everything
+    assert weights != everything[3]
+
+
+TRAIN = [
+    "mode=inline",
+    "env.id=recall",
+    "env.num_envs=8",
+    "actor.unroll_length=8",
+    "actor.max_policy_lag=0",
+    "learner.batch_size=8",
+    "learner.num_threads=1",
+    "metrics.port=-1",
+    "checkpoint.every_updates=0",
+    "learner.schedules.learning_rate={kind: cosine, end: 1e-5, over_env_steps: 640}",
+    "learner.schedules.entropy_coef={kind: linear, end: 0.1}",
+]
+
+
+def _run(directory: Path, *settings: str) -> dict[str, Any]:
+    config, problems = load_config((), [*TRAIN, *settings])
+    assert not problems
+    return run(config, directory).summary
+
+
+def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a schedule that begins anew, steps that are counted otherwise than in the ledger, and a resumed run that
+    keeps the learning rate of the one before."""
+    made: list[tuple[int, ScheduledSettings]] = []
+    add_update = RunStatistics.add_update
+
+    def watched(statistics: RunStatistics, policy_version: int, outcome: Any) -> None:
+        made.append((statistics.ledger.trained - outcome.all_env_steps, outcome.scheduled))
+        add_update(statistics, policy_version, outcome)
+
+    monkeypatch.setattr(RunStatistics, "add_update", watched)
+    setting = LearnerConfig()
+    learning_rate = ScheduleConfig(kind="cosine", end=1e-5, over_env_steps=640)
+    entropy = ScheduleConfig(kind="linear", end=0.1)
+    trained = 0
+    for total, start in ((256, setting.learning_rate), (512, setting.learning_rate), (700, 0.5)):
+        summary = _run(tmp_path / "run", f"total_env_steps={total}", f"learner.learning_rate={start}")
+        assert summary["ledger"]["trained"] >= total
+        assert made[0][0] == trained
+        for before, scheduled in made:
+            assert scheduled.learning_rate == learning_rate.value(start, before, total)
+            assert scheduled.entropy_coef == entropy.value(setting.entropy_coef, before, total)
+            assert scheduled.clip_coef == setting.clip_coef
+        # The last line of the history has the last update's values.
+        line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert (line["learning_rate"], line["entropy_coef"]) == pytest.approx(made[-1][1][:2])
+        assert line["optimizer_steps"] == len(made)
+        trained = summary["ledger"]["trained"]
+        made.clear()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            "learner.schedules.learning_rte={kind: linear, end: 0}",
+            "learner.schedules.learning_rte: Input should be 'learning_rate', 'entropy_coef', 'clip_coef' or "
+            "'value_clip_coef' (got 'learning_rte'; did you mean learning_rate?)",
+        ),
+        ("learner.schedules.gamma={kind: linear, end: 0}", "learner.schedules.gamma: Input should be 'learning_rate'"),
+        ("learner.schedules.clip_coef.kind=linaer", "(got 'linaer'; did you mean linear?)"),
+        ("learner.schedules.clip_coef={knd: linear}", "did you mean learner.schedules.clip_coef.kind?"),
+        ("learner.schedules.clip_coef=linear", "learner.schedules.clip_coef: Input should be"),
+        ("learner.schedules.clip_coef.end=0.1", "learner.schedules.clip_coef.end=0.1 needs kind linear or cosine"),
+        ("learner.schedules.clip_coef.over_env_steps=5", "clip_coef.over_env_steps=5 needs kind linear or cosine"),
+        ("learner.schedules.clip_coef={kind: linear, end: -1}", "clip_coef.end: Input should be greater than or equal"),
+        (
+            "learner.schedules.clip_coef={kind: linear, end: 0, warmup_env_steps: 50, over_env_steps: 50}",
+            "clip_coef.warmup_env_steps=50 leaves nothing of over_env_steps=50",
+        ),
+        (
+            "learner.schedules.clip_coef.warmup_env_steps=3000000",
+            "learner.schedules.clip_coef.warmup_env_steps: 3000000 leaves nothing of total_env_steps=3000000",
+        ),
+        (
+            "learner.schedules.value_clip_coef.kind=linear",
+            "learner.schedules.value_clip_coef goes from value_clip_coef=0.1 to 0, but 0 turns value clipping off",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_one_line(settings: str, expected: str) -> None:
+    """Catches a course that would be ignored, and a problem without its place or its remedy."""
+    [problem] = load_config((), [settings])[1]
+    assert expected in problem
+
+
+def test_a_schedule_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    """Catches a resolved configuration that another run cannot be started with."""
+    settings = [
+        "learner.schedules.learning_rate={kind: linear, end: 0.0, warmup_env_steps: 10000}",
+        "learner.schedules.clip_coef={kind: cosine, end: 0.05, over_env_steps: 1e6}",
+        "learner.target_kl=0.03",
+    ]
+    config, problems = load_config((), settings)
+    assert not problems
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config([tmp_path / "config.yaml"], ()) == (config, [])
+    assert config.learner.schedules["learning_rate"].warmup_env_steps == 10_000
+
+
+def test_rounding_never_leaves_the_course() -> None:
+    """Catches a learning rate that rounding makes negative, which the optimizer would refuse."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        start, end = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        over = int(torch.randint(1, 10**6, (), generator=generator))
+        at = int(torch.randint(0, 2 * 10**6, (), generator=generator))
+        for kind in ("linear", "cosine"):
+            value = ScheduleConfig(kind=kind, end=end, over_env_steps=over).value(start, at, None)
+            assert min(start, end) - 1e-15 <= value <= max(start, end) + 1e-15
+            assert value == end or at < over
