@@ -41,7 +41,7 @@ class LearnerConfig:
     """The learning rate falls where an update's last pass ends with more than twice this KL divergence between the
     policies that acted and that was learned, and rises again, up to learning_rate, where it is less than half of it.
     0 keeps it fixed."""
-    adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
     """Discount per step."""
     advantage: Literal["vtrace", "gae"] = "vtrace"
