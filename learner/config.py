@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.config import RegularizationConfig
+from shoal.section import Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class LearnerConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig(Section):
     """The update and everything around it. Coefficients default to the original trainer's."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -28,7 +29,7 @@ class LearnerConfig:
     """Passes over each batch."""
     minibatches: Annotated[int, Field(ge=1)] = 1
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
-    num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.000457

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.graph import ComponentConfig, check
+from shoal.section import Section
 
 
 def malformed(mapping: Sequence[str]) -> list[str]:
@@ -23,16 +24,16 @@ def _well_formed(entry: str) -> str:
     return entry
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class Initialization:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Initialization(Section):
     """Initial weights. The defaults are those of the original Fast policy."""
 
     lstm_bias: Literal["ones", "forget", "zeros"] = "ones"
     """``ones``: every LSTM bias 1 (each gate starts at +2); ``forget``: 1 on the forget gate, else 0; ``zeros``."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class PolicyConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig(Section):
     """The network."""
 
     kind: Literal["fast", "component"] = "fast"
@@ -40,7 +41,7 @@ class PolicyConfig:
     ``components`` change. Each loads the other's weights."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
-    embedding_rows: Annotated[int, Field(ge=1)] = 100
+    embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
     """Rows of the action embedding table: the most actions that a policy can have."""
     initialization: Initialization = dataclasses.field(default_factory=Initialization)
     map_features: Sequence[Annotated[str, AfterValidator(_well_formed)]] = dataclasses.field(default_factory=list)
@@ -60,8 +61,8 @@ class PolicyConfig:
             raise PydanticCustomError("cross_field", "{components}", {"components": "\n".join(problems)})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class RegularizationConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegularizationConfig(Section):
     """Weight clipping and the L2-init loss. Both are off by default, as in the original.
 
     Names, in the overrides and in ``exclude``, are those of components (``lstm``) or of parameters
