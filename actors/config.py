@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
+from shoal.section import Seconds, Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class ActorConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorConfig(Section):
     """Rollout actors: how many, how long their unrolls are, and what happens when one fails."""
 
     num_actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -25,9 +26,9 @@ class ActorConfig:
     """Versions that may pass between acting and training. An unroll is started only if it can be trained within it,
     and dropped (counted) if it came too late all the same. 0 is lock step: deterministic, but actors and learner take
     turns."""
-    num_threads: Annotated[int, Field(ge=1)] = 1
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Torch threads per actor; more than one spins against the other processes of a small machine."""
-    unroll_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    unroll_timeout_seconds: Seconds = 300.0
     """An unroll that takes longer counts as hung: its actor is killed and replaced."""
     max_consecutive_failures: Annotated[int, Field(ge=1)] = 5
     """Failures of one actor without a finished unroll in between after which the run ends."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.envs.missions import MISSIONS, check_slots
+from shoal.section import Section
 
 
 class EnvironmentNotFound(ValueError):
@@ -21,20 +22,14 @@ def _not_blank(env_id: str) -> str:
     return env_id
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # a mistake, which pydantic would count as 0 or 1
-        raise PydanticCustomError("int_type", "Input should be a valid integer")
-    return value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class EnvConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvConfig(Section):
     """Which environment each actor steps, and how many slots of it."""
 
     id: Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})] = "mettagrid/forage"
     """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), or
     ``pettingzoo:package.module:factory`` for what returns a ``pettingzoo.ParallelEnv``."""
-    num_envs: Annotated[int, Field(ge=1), BeforeValidator(_no_bool)] = 16
+    num_envs: Annotated[int, Field(ge=1)] = 16
     """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for the environment itself, e.g. ``{"delay": 12}`` for ``recall``. For gymnasium ids also

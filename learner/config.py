@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.learner.schedules import ScheduleConfig, Scheduled
 from shoal.policy.config import RegularizationConfig
+from shoal.section import Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class LearnerConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig(Section):
     """The update and everything around it. ``--config original`` has the coefficients of the original trainer."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -33,7 +34,7 @@ class LearnerConfig:
     last optimizer step of a pass found it (approx_kl), is above this; 0 always makes all passes."""
     minibatches: Annotated[int, Field(ge=1)] = 4
     """Optimizer steps per pass, each on its share of the segments; every segment is used once per pass."""
-    num_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.graph import ComponentConfig, check
+from shoal.section import Section
 
 
 def malformed(mapping: Sequence[str]) -> list[str]:
@@ -23,8 +24,8 @@ def _well_formed(entry: str) -> str:
     return entry
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class Initialization:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Initialization(Section):
     """Initial weights."""
 
     lstm_bias: Literal["ones", "forget", "zeros"] = "zeros"
@@ -40,8 +41,8 @@ ORIGINAL = Initialization(lstm_bias="ones", action_embeddings=0.1, log_std=0.0)
 """The original policies' initialization, which ``FastPolicy`` has unless told otherwise."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class PolicyConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig(Section):
     """The network."""
 
     kind: Literal["fast", "component"] = "fast"
@@ -49,7 +50,7 @@ class PolicyConfig:
     ``components`` change. Each loads the other's weights."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
-    embedding_rows: Annotated[int, Field(ge=1)] = 100
+    embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
     """Rows of the action embedding table: the most actions that a policy can have."""
     initialization: Initialization = dataclasses.field(default_factory=Initialization)
     normalize_observations: bool = True
@@ -72,8 +73,8 @@ class PolicyConfig:
             raise PydanticCustomError("cross_field", "{components}", {"components": "\n".join(problems)})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class RegularizationConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegularizationConfig(Section):
     """Weight clipping and the L2-init loss. Both are off by default, as in the original.
 
     Names, in the overrides and in ``exclude``, are those of components (``lstm``) or of parameters

@@ -15,9 +15,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from shoal.section import Section
 
 OBS = "obs"
 LSTM, EMBEDDINGS, ACTOR, VALUE = "lstm", "action_embeddings", "actor", "value_head"
@@ -32,15 +33,15 @@ RESERVED = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class ComponentConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentConfig(Section):
     """One component of ``policy.kind=component``. What is not set stays as in the default graph, or
     as is usual for the kind."""
 
     kind: str | None = None
     """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``embedding`` and
     ``bilinear`` for the components that have these already."""
-    sources: tuple[str, ...] | None = None
+    sources: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Components that it reads, or ``obs``; a ``linear`` one reads several side by side."""
     size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Outputs: features, channels, or the LSTM's hidden size."""

@@ -80,6 +80,14 @@ class TrajectorySpec:
             }
         return columns
 
+    def num_bytes(self, num_slots: int) -> int:
+        """Bytes of all columns of one unroll."""
+        return num_slots * sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.columns().values())
+
+    def longest_column(self) -> int:
+        """The most numbers that one slot has in a column."""
+        return max(math.prod(shape) for shape, _ in self.columns().values())
+
     def schema(self) -> pa.Schema:
         """The Arrow schema without metadata; not nullable."""
         return _schema(self)

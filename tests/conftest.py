@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,9 @@ atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 
 pytest.register_assert_rewrite("boundary_contract")
+# Time is not asserted: a machine that is busy with other things would fail a property, or the making of its cases.
+settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shoal")
 
 
 @pytest.fixture(scope="session", autouse=True)

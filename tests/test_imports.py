@@ -98,6 +98,18 @@ def test_packages_import_only_what_the_law_allows(package: str) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_modules_of_the_root_import_no_package() -> None:
+    """All packages may import ``section.py``: what it imported, they would all import."""
+    broken = [
+        f"{source.name}:{line} imports {name}"
+        for source in ROOT.glob("*.py")
+        if source.name not in ("__init__.py", "__main__.py")
+        for line, name in imports_of(source)
+        if name.startswith("shoal")
+    ]
+    assert not broken, "\n".join(broken)
+
+
 def room_of(source: Path) -> str:
     """The first folder below deploy/, or the module that lies beside the folders."""
     return source.relative_to(ROOT / "deploy").parts[0].removesuffix(".py")

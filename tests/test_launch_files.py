@@ -451,7 +451,7 @@ def test_the_image_is_made_of_what_there_is() -> None:
     assert {source.split("/")[0] for source in copied} == kept
     packages = {name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["packages"] if "." in name}
     assert packages <= copied
-    assert {"__init__.py", "__main__.py", "py.typed"} <= copied
+    assert {"py.typed", *(path.name for path in ROOT.glob("*.py"))} <= copied
     assert {PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= copied
     # `ray up` asks the image for it.
     assert any(word == "ENV" and "HOME=/home/shoal" in rest for word, rest in instructions())

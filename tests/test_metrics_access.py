@@ -99,9 +99,15 @@ def test_files_that_cannot_be_used_are_named(access_files: AccessFiles, authorit
 
     assert "is not the key of the certificate" in said(key=other.key)["certificate"]
     assert "no certificate and key in PEM" in said(certificate=access_files.token)["certificate"]
-    gone = tmp_path / "gone"
+    gone, large = tmp_path / "gone", tmp_path / "large"
+    os.mkfifo(tmp_path / "pipe")
+    large.touch(mode=0o600)
+    large.write_bytes(b"x" * (2**20 + 1))
     for field in ("certificate", "key", "token"):
         assert f"{gone} cannot be read: No such file" in "".join(said(**{field: gone}).values())
+        for endless in (Path("/dev/zero"), tmp_path / "pipe"):
+            assert f"{endless} cannot be read: expected a regular file" in "".join(said(**{field: endless}).values())
+        assert f"{large} is larger than 1024 KiB" in "".join(said(**{field: large}).values())
     for path in (other.key, other.token):
         path.chmod(0o644)
     found = said(key=other.key, certificate=other.certificate, token=other.token)

@@ -40,7 +40,7 @@ def make_case(seed, steps, rows, rate, final_rate=0.0):
 
 
 @pytest.mark.parametrize("return_state", [False, True])
-@settings(max_examples=examples(80), deadline=None)
+@settings(max_examples=examples(80))
 @given(
     seed=st.integers(0, 2**31),
     steps=st.integers(1, 20),

@@ -101,7 +101,7 @@ TRAINED = specification()
 POLICY = decided_policy(*TRAINED)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.permutations([*FEATURES, "", ""]),
     st.permutations(VALUES),

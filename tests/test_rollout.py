@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rollouts import RecallWithTimeLimits, Rollouts, SameStepRecall
 from rollouts import make_policy as sharp_policy
@@ -159,7 +159,6 @@ steps = st.lists(
 
 
 @given(script=steps, same_step=st.booleans())
-@settings(deadline=None)
 def test_episodes_are_counted_as_a_slow_reference_does(script: list[list[tuple[float, str, bool]]], same_step) -> None:
     """Catches void steps that count, rewards that leak into the next episode, cut or short episodes taken for whole."""
     counter = EpisodeCounter(3)

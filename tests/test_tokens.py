@@ -41,7 +41,7 @@ def reference(obs):
     return box, ignored
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_boxes_equal_the_token_by_token_reference(seed):
     """Wrapped nibbles, tokens leaking into the neighbouring row of the batch, categorical values on a wrong plane."""
@@ -104,7 +104,7 @@ def test_the_convolutions_are_those_of_the_box(seed, remapped):
     torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_last_write_wins_in_any_order_of_writes(seed):
     """A GPU scatters in no defined order: two tokens of one cell would give now one, now the other."""

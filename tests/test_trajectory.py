@@ -141,7 +141,7 @@ def test_every_flipped_bit_is_refused(payload):
         refused(damaged)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(junk=st.binary(max_size=200), at=st.floats(0, 1), shift=st.integers(0, 64))
 def test_junk_is_refused(payload, junk, at, shift):
     """A crash, a hang or an error of another type where bytes are replaced, inserted or are nothing but junk."""

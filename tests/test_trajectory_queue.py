@@ -187,7 +187,7 @@ class Books(RuleBasedStateMachine):
         assert set(ledger.dropped) <= {"stale", "non_finite", "shutdown"}
 
 
-Books.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+Books.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
 test_books_balance_after_every_event = Books.TestCase
 
 

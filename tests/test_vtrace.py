@@ -63,7 +63,7 @@ def rows(draw, steps=14):
     return make_case(lengths, ends, steps, draw(st.integers(0, 2**31)), draw(st.booleans()), draw(st.booleans()))
 
 
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(150))
 @given(
     cases=st.lists(rows(), min_size=1, max_size=3),
     gamma=st.sampled_from([0.0, 0.9, 1.0]),
@@ -101,7 +101,7 @@ def test_the_cases_hold_every_kind_of_end(same_step, want, void):
     assert np.flatnonzero(~columns["valid"]).tolist() == void
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=rows(), which=st.integers(0, 100))
 def test_nothing_leaks_across_an_episode(case, which):
     """Anything of one episode that reaches another's targets: changed numbers must change nobody else's."""
@@ -120,7 +120,7 @@ def test_nothing_leaks_across_an_episode(case, which):
         np.testing.assert_array_equal(before[others], after[others])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=rows())
 def test_without_lag_it_is_gae(case):
     """An advantage that is not GAE(lambda), or value targets that are not advantage + V, where rho is 1."""
@@ -136,7 +136,7 @@ def test_without_lag_it_is_gae(case):
             np.testing.assert_allclose(vs[t, 0], total + columns["value"][t], atol=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=rows())
 def test_on_policy_without_lambda_it_is_the_discounted_return(case):
     """A discount one step off: lambda = 1 on-policy leaves nothing of V but the bootstrap."""

@@ -6,17 +6,27 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shoal.deploy.placement.hardware import available_cores
-from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
+from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
+
+if TYPE_CHECKING:  # numpy, torch and Ray are imported where they are used
+    from shoal.envs.boundary import EnvSpec
 
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
+    spec, problems = _environment(config)
+    layout, found = _layout(config)
+    problems += found
+    if spec is not None and not found:
+        from shoal.deploy.placement.memory import check_memory
+
+        problems += check_memory(config, spec, layout)
     return [
-        *_environment(config),
-        *_layout(config),
+        *problems,
         *_metrics(config),
         *_sinks(config),
         *_run_dir(config, run_dir),
@@ -24,40 +34,42 @@ def check(config: Config, run_dir: Path) -> list[str]:
     ]
 
 
-def _environment(config: Config) -> list[str]:
+def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
     from shoal.envs.registry import make_env_spec
 
     try:
-        agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
+        spec = make_env_spec(config.env.id, **config.env.kwargs)
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
-        return [
-            f"env.id: {text}"
-            if isinstance(error, ValueError)
-            else f"env.id: {config.env.id}: {type(error).__name__}: {text}"
+        if not isinstance(error, ValueError):
+            text = f"{config.env.id}: {type(error).__name__}: {text}"
+        return None, [f"env.id: {text}"]
+    if config.env.num_envs % spec.num_agents:
+        return None, [
+            f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
-    if config.env.num_envs % agents:
-        return [f"env.num_envs: {config.env.num_envs} must be a multiple of the {agents} agents of {config.env.id}"]
-    return []
+    return spec, []
 
 
-def _layout(config: Config) -> list[str]:
+def _layout(config: Config) -> tuple[Layout | None, list[str]]:
+    """The layout, which is not known in a cluster before its nodes are, and its problems."""
     from shoal.learner.device_choice import check_device, check_precision, make_device_path
 
     if problem := check_device(config.learner):
-        return [f"learner.device: {problem}"]
+        return None, [f"learner.device: {problem}"]
     if problem := check_precision(config.learner):
-        return [f"learner.precision: {problem}"]
+        return None, [f"learner.precision: {problem}"]
     device = make_device_path(config.learner).device
     if device.type == "mps" and config.learner.num_learners not in ("auto", 1):
-        return ["learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"]
+        return None, [
+            "learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"
+        ]
     if config.mode == "cluster":
-        return []  # it depends on what the cluster has
+        return None, []
     try:
-        choose_layout(config, Machine(cores=available_cores(), accelerator=device.type != "cpu"))
+        return choose_layout(config, Machine(cores=available_cores(), accelerator=device.type != "cpu")), []
     except LayoutError as error:
-        return str(error).splitlines()
-    return []
+        return None, str(error).splitlines()
 
 
 def _metrics(config: Config) -> list[str]:

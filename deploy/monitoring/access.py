@@ -15,6 +15,8 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 log = logging.getLogger(__name__)
 
+MAX_FILE_BYTES = 2**20
+
 _T = TypeVar("_T")
 
 
@@ -80,13 +82,18 @@ def load_context(files: AccessFiles) -> ssl.SSLContext:
 
 def _read(path: Path, *, private: bool = False) -> bytes:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        content = path.read_bytes()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # reading a pipe waits, and some devices never end
+            raise AccessError(f"{path} cannot be read: expected a regular file, got a directory, a pipe or a device")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise AccessError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise AccessError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB; is it the right file?")
     if private and mode & stat.S_IROTH:
         raise AccessError(
-            f"{path} can be read by everybody on this machine (mode {mode:o}): chmod o-rwx {path} "
+            f"{path} can be read by everybody on this machine (mode {stat.S_IMODE(mode):o}): chmod o-rwx {path} "
             "(a secret's volume in Kubernetes: defaultMode: 0440)"
         )
     return content

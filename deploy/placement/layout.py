@@ -12,6 +12,7 @@ why it gives the same weights.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from shoal.deploy.settings.sections import Config
@@ -244,7 +245,5 @@ def _disaggregated(config: Config, machine: Machine, why: str) -> Layout:
 
 def _smallest_batch(unrolls: int, *, multiple_of: int) -> int:
     """The smallest multiple of ``unrolls`` that is not too small and divides as it must."""
-    batch = -(-SMALLEST_BATCH // unrolls) * unrolls
-    while batch % multiple_of:
-        batch += unrolls
-    return batch
+    step = math.lcm(unrolls, multiple_of)
+    return -(-SMALLEST_BATCH // step) * step

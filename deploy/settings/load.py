@@ -9,7 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
+import math
 import re
+import reprlib
+import stat
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,6 +27,14 @@ from shoal.deploy.settings.sections import Config
 from shoal.policy.graph import components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
+MAX_FILE_BYTES = 2**16
+"""Many times the largest configuration; seconds for the parser."""
+MAX_DEPTH = 32
+MAX_PROBLEMS = 100
+"""Problems of values that are explained; the others are counted."""
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
 
 
 class ConfigError(ValueError):
@@ -40,6 +52,7 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
     so that the caller can go on looking for more; nothing may be started with it.
     """
     problems: list[str] = []
+    unexplained = 0
     raw: dict[str, Any] = {}
     for file in files:
         _merge(raw, _read(Path(file), problems))
@@ -57,9 +70,14 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
             for detail in error.errors(include_url=False):
                 found.setdefault(_known(raw, detail["loc"]), []).append(detail)
             for path, details in found.items():
-                problems += _explain(path, details)
+                if len(problems) < MAX_PROBLEMS:
+                    problems += _explain(path, details)
+                else:
+                    unexplained += 1
                 _remove(raw, path, details)
     problems += _cross_checks(config)
+    if unexplained:
+        problems.append(f"{unexplained} more problems like these; correct the first ones, then look again")
     return config, list(dict.fromkeys(problems))
 
 
@@ -141,12 +159,14 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """As the base class, but YAML would silently take the last of equal keys, and keys here are names."""
-        names = [self.construct_object(key) for key, _ in node.value]
-        for name in names:
+        names: set[str] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key)
             if not isinstance(name, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is no name", node.start_mark)
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is no name", key.start_mark)
+            if name in names:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -157,10 +177,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind, _pattern, _first in (
-    ("null", r"~|null|", "~n"),
-    ("bool", r"true|false", "tf"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.?(?=[.eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 ):
     for _cls in (_Loader, _Dumper):
         _cls.add_implicit_resolver(
@@ -173,9 +197,7 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     if not path.exists() and (CONFIGS / f"{path}.yaml").exists():
         path = CONFIGS / f"{path}.yaml"
     try:
-        if path.stat().st_size > 2**20:
-            raise OSError("larger than 1 MiB")
-        data = _load(path.read_text())
+        data = _load(_text(path))
     except Exception as error:  # noqa: BLE001  (PyYAML raises all sorts of things for odd tags and numbers)
         shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
         problems.append(f"--config {path}: {' '.join(str(error).split())} (shipped configurations: {shipped})")
@@ -188,10 +210,27 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     return data
 
 
+def _text(path: Path) -> str:
+    # Before it is opened: opening a pipe waits for a writer, and some devices do something then.
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise ValueError(f"expected a file with settings in YAML, got {kind}; write the settings to a file")
+    with path.open("rb") as file:
+        # Its size may be given as 0, as in /proc.
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"expected at most {MAX_FILE_BYTES // 1024} KiB of settings, got more; is it the right file?")
+    return content.decode()
+
+
 def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
     path, equals, text = argument.partition("=")
     if not equals or not path or not all(path.split(".")):
-        problems.append(f"argument {argument!r}: expected key=value, e.g. learner.batch_size=64")
+        problems.append(f"argument {_short.repr(argument)}: expected key=value, e.g. learner.batch_size=64")
+        return {}
+    if path.count(".") >= MAX_DEPTH:
+        problems.append(f"argument {_short.repr(argument)}: expected a key of at most {MAX_DEPTH} parts")
         return {}
     try:
         value = _load(text) if text else ""
@@ -254,7 +293,7 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
     if kind == "unexpected_keyword_argument":
         fields = _fields_at(path[:-1])
         # A key of that very name elsewhere is likelier than one that looks like it here.
-        meant = [known for known in _all_paths() if known.split(".")[-1] == path[-1]]
+        meant = _paths_by_name().get(path[-1], [])
         meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(path[-1], fields, n=1)]
         hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
         return [f"{dotted}: unknown key; {hint}"]
@@ -263,9 +302,27 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
         return [f"{dotted}.{line}" if dotted else line for line in details[0]["msg"].splitlines()]
     # Several errors of one setting are the branches of a union, or the elements of a list.
     expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
-    got = dict.fromkeys(repr(detail["input"]) for detail in details)
-    hint = "; write it in quotes" if kind == "string_type" else _meant(details)
-    return [f"{dotted}: {' or '.join(expected)} (got {', '.join(got)}{hint})"]
+    got = list(dict.fromkeys(_short.repr(detail["input"]) for detail in itertools.islice(details, MAX_PROBLEMS)))
+    listed = ", ".join([*got[:8], *(["..."] if len(got) > 8 else [])])
+    return [
+        f"{dotted}: {' or '.join(expected)} (got {listed}{_spelling(kind, details[0]['input']) or _meant(details)})"
+    ]
+
+
+def _spelling(kind: str, value: Any) -> str:
+    """How to write a value that is right but for its type."""
+    if kind == "string_type" and isinstance(value, int | float):
+        return "; write it in quotes"
+    if kind == "bool_type":
+        return "; write true or false"
+    if kind in ("int_type", "float_type") and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        if math.isfinite(number):
+            return f"; write {number:.15g} without quotes"
+    return ""
 
 
 def _meant(details: Sequence[ErrorDetails]) -> str:
@@ -291,6 +348,14 @@ def _fields_at(path: Sequence[str]) -> list[str]:
 def _section(hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+@functools.cache
+def _paths_by_name() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in _all_paths():
+        found.setdefault(path.split(".")[-1], []).append(path)
+    return found
 
 
 def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:

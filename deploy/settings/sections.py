@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import LearnerConfig
 from shoal.policy.config import PolicyConfig
+from shoal.section import LONGEST_SECONDS, Seconds, Section
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class MetricsConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig(Section):
     """The Prometheus endpoint."""
 
     port: Annotated[int, Field(ge=-1, le=65535)] = 9464
@@ -32,7 +33,7 @@ class MetricsConfig:
     """File of its key in PEM, without a passphrase."""
     token_file: str = ""
     """File of the token that readers of /metrics send (Authorization: Bearer). Read again when it changes."""
-    max_update_age_seconds: Annotated[float, Field(gt=0)] = 300.0
+    max_update_age_seconds: Seconds = 300.0
     """/readyz says 503 when the last update is older."""
     file_sd: str = ""
     """File to write the address to while the run goes on, for Prometheus' file_sd_configs; empty writes none."""
@@ -50,11 +51,11 @@ class MetricsConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class LogConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig(Section):
     """Logs and trackers of a run."""
 
-    every_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    every_seconds: Seconds = 10.0
     """Seconds between lines of RUN/metrics.jsonl, which has every metric over time."""
     format: Literal["text", "json"] = "text"
     """``json``: progress, warnings, the summary and RUN/run.log are one JSON object a line, for machines."""
@@ -69,8 +70,8 @@ class LogConfig:
     """Name of the run there; empty takes the name of run_dir."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class CheckpointConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig(Section):
     """Checkpoints during the run; one is always saved at its end."""
 
     every_updates: Annotated[int, Field(ge=0)] = 100
@@ -79,8 +80,8 @@ class CheckpointConfig:
     """Newest checkpoints that are kept, at least 2: the newest may turn out to be damaged."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class EvaluationConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig(Section):
     """Playing whole episodes with the newest weights during training, apart from it and at a low priority."""
 
     random_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
@@ -95,15 +96,15 @@ class EvaluationConfig:
     """Take the most probable action instead of sampling."""
     best: bool = True
     """Keep the weights with the highest mean return in RUN/best."""
-    max_seconds: Annotated[float, Field(gt=0)] = 600.0
+    max_seconds: Seconds = 600.0
     """One that takes longer is given up."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15
     """Niceness of the process that plays, 0 to 19: at 15 Linux gives it about 3% of a core where training uses all of
     them, and all idle time."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class ClusterConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig(Section):
     """With mode=cluster: the address of the cluster and the placement of processes on it. The learner is the process
     that runs the command."""
 
@@ -133,8 +134,8 @@ class ClusterConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class Config:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config(Section):
     """One run."""
 
     mode: Literal["inline", "local", "cluster"] = "local"
@@ -151,7 +152,7 @@ class Config:
     """Directory of the run; empty makes a new one below ``runs/``."""
     total_env_steps: Annotated[int, Field(ge=1)] = 3_000_000
     """Environment steps to train on; one step of one slot counts one."""
-    max_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 0.0
     """Training also ends after so many seconds; 0 is no limit."""
     resume: str = "auto"
     """``auto`` continues what ``run_dir`` holds, ``never`` refuses a run_dir with checkpoints, a path continues that
