@@ -24,15 +24,18 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peers.run import VENVS, install
+from shoal.deploy.settings.load import load_config
 from suite import peers, picture, table
 from suite.processes import Failed
 from suite.rows import ROWS, Row, missing
@@ -61,6 +64,9 @@ def main() -> int:
         try:
             trainers = {OURS: train} | {system: peer_trainer(system, options.venvs) for system in options.peer}
             code = work(planned, trainers, out)
+        except subprocess.CalledProcessError as error:
+            print(f"a peer cannot be installed: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             code = 130
         except SystemExit as interrupted:  # of the handler of SIGTERM
@@ -211,7 +217,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves, e.g. curves.svg")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("--list", action="store_true", help="only list the environments")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot draws with matplotlib, which is not installed: pip install 'shoal[suite]'")
+    _, problems = load_config([options.recipe] if options.recipe else [], options.set)
+    if problems:
+        parser.error("\n  ".join(problems))
+    return options
 
 
 def _positive(word: str) -> int:
