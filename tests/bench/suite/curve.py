@@ -51,7 +51,7 @@ class Curve:
     @property
     def rate(self) -> float | None:
         """Environment steps per second between the first point and the last."""
-        if len(self.mean) < 2:
+        if len(self.mean) < 2 or self.seconds[-1] <= self.seconds[0]:
             return None
         return float((self.env_steps[-1] - self.env_steps[0]) / (self.seconds[-1] - self.seconds[0]))
 
