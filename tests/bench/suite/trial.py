@@ -93,7 +93,10 @@ def train(row: Row, asked: Asked, directory: Path) -> Trial:
     began = time.time()
     processes.run([sys.executable, "-m", "shoal", *words], log=directory / "train.log", cwd=ROOT)
     seconds = time.time() - began
-    told = evaluate(run_dir, directory / "evaluate.log")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    random = summary["random_return"]
+    # The run gives up measuring it where episodes are long; an evaluation plays them to their ends.
+    told = evaluate(run_dir, directory / "evaluate.log", ["greedy", *(["random"] if random is None else [])])
     others = {other["versus"]: other["mean_return"] for other in told["versus"]}
     drawn = curve.of_run(run_dir, began)
     return Trial(
@@ -105,14 +108,15 @@ def train(row: Row, asked: Asked, directory: Path) -> Trial:
         best=drawn.best(asked.budget),
         sampled=told["mean_return"],
         greedy=others["greedy"],
-        random=others["random"],
+        random=others.get("random", random),
         curve=drawn.thinned(),
     )
 
 
-def evaluate(run_dir: Path, log: Path) -> dict[str, Any]:
-    """What ``shoal evaluate`` says of a run, beside the same policy greedy and a random one."""
-    words = ["evaluate", str(run_dir), "--episodes", str(curve.EPISODES), "--vs", "greedy", "--vs", "random", "--json"]
+def evaluate(run_dir: Path, log: Path, versus: Sequence[str]) -> dict[str, Any]:
+    """What ``shoal evaluate`` says of a run beside ``versus``."""
+    words = ["evaluate", str(run_dir), "--episodes", str(curve.EPISODES), "--json"]
+    words += [word for other in versus for word in ("--vs", other)]
     said = processes.run([sys.executable, "-m", "shoal", *words], log=log, cwd=ROOT)
     return json.loads(next(line for line in reversed(said.splitlines()) if line.startswith('{"checkpoint"')))
 
