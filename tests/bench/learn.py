@@ -141,6 +141,7 @@ def attempt(train: Train, row: Row, asked: Asked, out: Path) -> Trial:
     name, again = f"{asked.row}-{asked.system}-{asked.seed}", 0
     while (directory := out / (f"{name}-{again}" if again else name)).exists():
         again += 1
+    print(f"{asked.row}, {asked.system}, seed {asked.seed}: trains, log {directory / 'train.log'}", flush=True)
     try:
         return train(row, asked, directory)
     except Failed as error:

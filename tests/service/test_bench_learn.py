@@ -43,7 +43,7 @@ def test_an_interrupted_bench_leaves_no_run_behind(tmp_path: Path) -> None:
     try:
         wait_for(metrics.exists, process=bench)
         bench.send_signal(signal.SIGINT)
-        said, _ = bench.communicate(timeout=60)
+        said, _ = bench.communicate(timeout=200)
     finally:
         bench.kill()
     assert bench.returncode == 130

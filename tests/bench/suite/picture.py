@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from suite.curve import Curve
+from suite.curve import EPISODES, Curve
 from suite.rows import Row
 from suite.table import Result
 from suite.trial import Trial
@@ -63,8 +63,15 @@ def draw(found: Sequence[Result], trials: Sequence[Trial], rows: dict[str, Row],
             panel.set_visible(False)
         for name, panel in zip(names, panels, strict=False):
             _panel(panel, [one for one in found if one.row == name], trials, systems, rows[name].env_id)
-        handles = [figure.add_artist(_line(name, systems)) for name in systems]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(systems)), frameon=False)
+        handles = [_line(name, systems) for name in systems]
+        figure.legend(
+            handles=handles,
+            title=f"return of {EPISODES} episodes over environment steps: mean and range of the seeds; dashed: threshold, "
+            "dotted: random actions",
+            loc="outside lower center",
+            ncols=min(4, len(systems)),
+            frameon=False,
+        )
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -75,6 +82,8 @@ def _line(name: str, systems: Sequence[str]) -> Any:
 
 
 def _panel(panel: Any, found: Sequence[Result], trials: Sequence[Trial], systems: Sequence[str], env_id: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     for one in found:
         color = COLORS[systems.index(one.name) % len(COLORS)]
         curves = [t.curve for t in trials if t.curve is not None and t.asked in one.asked]
@@ -86,5 +95,6 @@ def _panel(panel: Any, found: Sequence[Result], trials: Sequence[Trial], systems
         panel.axhline(one.threshold, color="0.3", linewidth=0.8, linestyle="--")
     panel.set_title(env_id.rpartition(":")[2], fontsize=8)
     panel.set_xlim(0, max(one.budget for one in found))
-    panel.ticklabel_format(axis="x", style="sci", scilimits=(3, 6))
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.spines[["top", "right"]].set_visible(False)

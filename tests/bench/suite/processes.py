@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds that a command has to end in good order once it was told to: a run of ours saves, and stops its Ray."""
 
 
@@ -36,6 +36,7 @@ def run(words: Sequence[str], *, log: Path, cwd: Path, environment: Mapping[str,
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(1.0)
         except BaseException:
+            print("interrupted: waits until the run has ended; a second Ctrl-C kills it", flush=True)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
