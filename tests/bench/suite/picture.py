@@ -66,8 +66,8 @@ def draw(found: Sequence[Result], trials: Sequence[Trial], rows: dict[str, Row],
         handles = [_line(name, systems) for name in systems]
         figure.legend(
             handles=handles,
-            title=f"return of {EPISODES} episodes over environment steps: mean and range of the seeds; dashed: threshold, "
-            "dotted: random actions",
+            title=f"return of {EPISODES} episodes over environment steps: mean and range of the seeds; "
+            "dashed: threshold, dotted: random actions",
             loc="outside lower center",
             ncols=min(4, len(systems)),
             frameon=False,
