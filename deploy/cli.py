@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -381,7 +380,8 @@ def _bench(options: argparse.Namespace) -> int:
             or "none: not a checkout"
         )
         return _refuse([f"benchmark {options.name!r} is unknown; there are: {found}"])
-    return subprocess.call([sys.executable, str(script), *options.rest])
+    # In place of this process, so that what ends the command (Ctrl-C, SIGTERM) ends the benchmark and what it started.
+    os.execv(sys.executable, [sys.executable, str(script), *options.rest])
 
 
 def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:

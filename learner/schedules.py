@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
+from shoal.section import Section
 
 if TYPE_CHECKING:
     from shoal.learner.config import LearnerConfig
@@ -23,8 +24,8 @@ WARMUP_FROM = 0.01
 Scheduled = Literal["learning_rate", "entropy_coef", "clip_coef", "value_clip_coef"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class ScheduleConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig(Section):
     """The course of one setting: from its own value (``learner.NAME``) to ``end``, after a warm-up if there is one."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"

@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import HERE, OURS, PEERS, ROOT, SHOAL, VENVS, command, install_all, last_words, run_for
+from run import HERE, OURS, PEERS, ROOT, SHOAL, VENVS, command, install_all, run_for
+from suite.processes import last_words
 from tasks import TASKS
 from window import LEARNING, SLOTS
 

@@ -10,7 +10,6 @@ ratios do. README.md beside this file says what is equal and what is not.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -26,10 +25,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# The benches beside it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from suite.processes import descendants, end, last_words
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-# The bench beside it.
-sys.path.insert(0, str(HERE.parent))
 
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -132,10 +133,10 @@ OURS = {
 """Our defaults, and as many slots and segments in all as the peers have (on two cores)."""
 
 
-def install(peer: Peer, venvs: Path) -> Path:
-    """The interpreter of the peer's virtual environment, made where it is not there as its requirements ask."""
-    requirements = HERE / f"requirements-{peer.venv}.txt"
-    venv = venvs / peer.venv
+def install(name: str, venvs: Path) -> Path:
+    """The interpreter of a virtual environment, made where it is not there as its requirements ask."""
+    requirements = HERE / f"requirements-{name}.txt"
+    venv = venvs / name
     python, stamp = venv / "bin" / "python", venv / "requirements.sha256"
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
@@ -155,35 +156,10 @@ def install_all(names: Sequence[str], venvs: Path) -> dict[str, Path]:
         if name not in PEERS:
             continue
         try:
-            pythons[name] = install(PEERS[name], venvs.resolve())
+            pythons[name] = install(PEERS[name].venv, venvs.resolve())
         except subprocess.CalledProcessError as error:
             print(f"{name} cannot be installed: {error}", flush=True)
     return pythons
-
-
-def descendants(pid: int) -> list[int]:
-    """``pid`` and every process below it."""
-    children: dict[int, list[int]] = {}
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    for line in listing.splitlines():
-        child, parent = map(int, line.split())
-        children.setdefault(parent, []).append(child)
-    found = [pid]
-    for parent in found:
-        found += children.get(parent, [])
-    return found
-
-
-def end(process: subprocess.Popen[str], seen: set[int]) -> None:
-    """Kill a peer and what it started and left: its own process group and session, and what was seen below it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    listing = subprocess.run(["ps", "-eo", "pid=,sess="], capture_output=True, text=True, check=True).stdout
-    sessions = dict(map(int, line.split()) for line in listing.splitlines())
-    for pid in seen & set(sessions):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def command(peer: Peer, setting: Setting, python: Path, **options: Any) -> tuple[list[str], dict[str, str]]:
@@ -238,10 +214,6 @@ def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, war
             return {**result, "rate": result["env_steps"] / result["seconds"]}
     why = f"gave no result in {timeout:.0f} s" if code is None else f"ended with {code}"
     raise RuntimeError(f"{why}; it said last:\n    {last_words(text)}")
-
-
-def last_words(text: str) -> str:
-    return "\n    ".join(text.splitlines()[-15:])
 
 
 def measure_shoal(name: str, seconds: float, warmup: float) -> dict[str, Any]:
