@@ -63,6 +63,7 @@ class Checkpoint:
             actions_from_json(described["actions"]),
             described["embedding_rows"],
             components=described.get("components"),
+            kwargs=described.get("kwargs"),
             action_rows=described["action_rows"],
         )
         policy.load_state_dict(self.load_weights())
@@ -120,6 +121,7 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
     return {
         "kind": policy.kind,
         "components": policy.components,
+        "kwargs": dict(policy.kwargs),
         "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
@@ -59,8 +60,10 @@ class RecurrentPolicy(nn.Module):
             observation that cannot be matched with the trained one.
     """
 
-    kind: ClassVar[str]
+    kind: str
     """The value of ``policy.kind`` in the configuration."""
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+    """The value of ``policy.kwargs``."""
     lstm: nn.LSTM
     action_embeddings: nn.Embedding
 

@@ -6,16 +6,21 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
+from shoal.policy.config import OWN_KINDS
+
+if TYPE_CHECKING:  # torch and environments are imported where they are used
+    from shoal.envs.boundary import EnvSpec
 
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
     return [
-        *_environment(config),
+        *_environment_and_policy(config),
         *_layout(config),
         *_metrics(config),
         *_sinks(config),
@@ -24,11 +29,11 @@ def check(config: Config, run_dir: Path) -> list[str]:
     ]
 
 
-def _environment(config: Config) -> list[str]:
+def _environment_and_policy(config: Config) -> list[str]:
     from shoal.envs.registry import make_env_spec
 
     try:
-        agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
+        spec = make_env_spec(config.env.id, **config.env.kwargs)
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
         return [
@@ -36,8 +41,25 @@ def _environment(config: Config) -> list[str]:
             if isinstance(error, ValueError)
             else f"env.id: {config.env.id}: {type(error).__name__}: {text}"
         ]
-    if config.env.num_envs % agents:
-        return [f"env.num_envs: {config.env.num_envs} must be a multiple of the {agents} agents of {config.env.id}"]
+    if config.env.num_envs % spec.num_agents:
+        return [
+            f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
+        ]
+    return [] if config.policy.kind in OWN_KINDS else _policy(config, spec)
+
+
+def _policy(config: Config, spec: EnvSpec) -> list[str]:
+    """What is wrong with a policy class of the user's, found by making one and trying it."""
+    import torch
+    from shoal.deploy.placement.setups import make_worker_setup
+    from shoal.policy.kinds import check_policy
+
+    try:
+        with torch.random.fork_rng(devices=()):
+            check_policy(make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization))
+    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return [f"policy.kind: {text.removeprefix('policy ')}"]
     return []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.evaluation.intervals import Difference, difference
 from shoal.deploy.evaluation.job_process import run_jobs
@@ -186,11 +187,13 @@ def evaluation_setup(
         observation=interface.observation,
         actions=interface.actions,
         policy_kind=state["policy"]["kind"],
+        policy_kwargs=state["policy"].get("kwargs") or {},
         components=state["policy"].get("components") or {},
         embedding_rows=state["policy"]["embedding_rows"],
         action_rows=interface.action_rows,
         trained_observation=interface.trained_observation,
         presented=presented,
+        user_code=UserCode.of(env.id, state["policy"]["kind"]),
     )
 
 

@@ -45,6 +45,27 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
         _merge(raw, _read(Path(file), problems))
     for argument in arguments:
         _merge(raw, _parse(argument, problems))
+    return _validated(raw, problems)
+
+
+def resolve(files: Sequence[str | Path], settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """``load_config`` with settings as Python values in place of arguments.
+
+    Args:
+        files: as in ``load_config``.
+        settings: plain data by key, dotted or not; the value of a section is a mapping of its settings. Of two that
+            set the same, the later one counts.
+    """
+    problems: list[str] = []
+    raw: dict[str, Any] = {}
+    for file in files:
+        _merge(raw, _read(Path(file), problems))
+    for path, value in settings.items():
+        _merge(raw, _setting(path, value))
+    return _validated(raw, problems)
+
+
+def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[str]]:
     adapter = _adapter()
     # Bad settings are taken out and the rest is validated again: a section is checked across its fields only once each
     # of them is right.
@@ -192,10 +213,15 @@ def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
     except Exception:  # noqa: BLE001  (as above)
         # A string that only looks like more, e.g. a path with a colon.
         value = text
-    parts = path.split(".")
-    setting = {parts[-1]: value}
-    for part in reversed(parts[:-1]):
-        setting = {part: setting}
+    return _setting(path, value)
+
+
+def _setting(path: str, value: Any) -> dict[str, Any]:
+    """The mapping of mappings that has ``value`` at a dotted path."""
+    *sections, name = path.split(".")
+    setting = {name: value}
+    for section in reversed(sections):
+        setting = {section: setting}
     return setting
 
 

@@ -43,7 +43,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
     config, layout, learner = run.config, run.layout, run.learner.learner
     count = sum(p.numel() for p in learner.policy.parameters())
     start = f", continuing from policy version {learner.policy_version}" if run.origin.session else ""
-    name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
+    name = {"fast": "Fast", "component": "ComponentPolicy"}.get(config.policy.kind, config.policy.kind)
     learners = f"{learner.path.describe()}, {layout.batch_size} segments per update"
     if layout.num_learners > 1:
         role = "which also act" if layout.placement == "colocated" else "each fed by its own actors"

@@ -1,0 +1,60 @@
+"""Environments named by the class or function that makes them: ``module:name``.
+
+What Python code gives as an object and no import finds in another process (a class of a notebook, a lambda) is known
+here by its name, in every process of the run: ``actors.user_code`` takes it there.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported where it is used: not every environment is one of gymnasium's
+    from gymnasium.envs.registration import EnvSpec
+
+given: dict[str, Callable[..., Any]] = {}
+"""Classes and functions by environment id."""
+
+
+def entry_point_spec(env_id: str) -> EnvSpec | None:
+    """Gymnasium's spec of an environment that is named by what makes it; None if ``env_id`` names no such thing.
+
+    Raises:
+        ImportError: there is no such module, or it cannot be imported.
+    """
+    from gymnasium.envs.registration import EnvSpec
+
+    make = given.get(env_id)
+    if make is None:
+        if ":" not in env_id:
+            return None
+        try:
+            make = pkgutil.resolve_name(env_id)
+        except (AttributeError, ValueError):
+            return None
+    if not callable(make):
+        return None
+    # Gymnasium's ids allow fewer characters than Python's names: <lambda>.
+    return EnvSpec(id=re.sub(r"[^\w:.-]", "_", env_id), entry_point=_checked(make, env_id))
+
+
+def _checked(make: Callable[..., Any], env_id: str) -> Callable[..., Any]:
+    """``make`` as it is where it is a gymnasium class; else wrapped, to say what a function made that is none."""
+    import gymnasium
+
+    if isinstance(make, type) and issubclass(make, gymnasium.Env):
+        return make
+
+    def checked(**kwargs: Any) -> Any:
+        env = make(**kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise ValueError(
+                f"{env_id}: expected a gymnasium.Env from {make!r}, got {type(env).__name__}; a PettingZoo game is "
+                "named pettingzoo:module:function, a gymnasium.vector.VectorEnv is registered with gymnasium as a "
+                "vector_entry_point"
+            )
+        return env
+
+    return checked
