@@ -30,8 +30,8 @@ every step until the agent is back; all of these are reset transitions (masked),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -104,6 +104,9 @@ class EnvSpec:
     """Episodes end in the same-step form: the next begins in the same step, the last observation is ``final_obs``."""
     num_agents: int = 1
     """Number of agents per environment; they occupy consecutive slots, and their returns are not independent."""
+    spaces: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """A slot's spaces in the environment's own terms (``envs.space_json``); None where observations and actions are the
+    rows themselves."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:

@@ -113,7 +113,9 @@ class GymEnvironment(_GuardedRows):
             )
         mode = mode_named(autoreset_mode, f"{env_id}: autoreset_mode")
         num_groups = _group_number(slot_groups, vectorization, env_id)
-        make = _Maker(_module_of(env_id), find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs)
+        make = _Maker(
+            _module_of(env_id), find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs
+        )
         with naming_bad_arguments(env_id, kwargs):
             env = make()
         try:

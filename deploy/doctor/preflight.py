@@ -26,6 +26,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
         *_sinks(config),
         *_run_dir(config, run_dir),
         *_resume(config, run_dir),
+        *_callbacks(config),
     ]
 
 
@@ -150,3 +151,11 @@ def _resume(config: Config, run_dir: Path) -> list[str]:
             f"version {newest.policy_version}, which would be taken for the newest; choose another run_dir"
         ]
     return []
+
+
+def _callbacks(config: Config) -> list[str]:
+    if not config.callbacks:
+        return []
+    from shoal.deploy.training.callbacks import check_callbacks
+
+    return check_callbacks(config.callbacks)

@@ -175,13 +175,25 @@ def evaluation_setup(
         raise ValueError(
             f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
         )
+    return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
+
+
+def fitted_setup(
+    checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, *, seed: int, remapping: Remapping | None = None
+) -> WorkerSetup:
+    """The checkpoint's policy in the environment ``env``, which ``spec`` describes; the environment is not made.
+
+    Raises:
+        ValueError: it has other features or actions (``policy.remap``).
+    """
+    state = checkpoint.state
     presented = (observation_of(spec), actions_of(spec))
-    interface = remap(state["policy"], *presented, remapping)
+    interface = remap(state["policy"], *presented, _own_remapping(checkpoint) if remapping is None else remapping)
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
         num_envs=env.num_envs,
-        unroll_length=config["actor"]["unroll_length"],
+        unroll_length=state["config"]["actor"]["unroll_length"],
         run_id="evaluation",
         seed=seed,
         observation=interface.observation,

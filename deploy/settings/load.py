@@ -48,20 +48,21 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
     return _validated(raw, problems)
 
 
-def resolve(files: Sequence[str | Path], settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """``load_config`` with settings as Python values in place of arguments.
+def resolve(*layers: Mapping[str, Any] | str | Path) -> tuple[Config, list[str]]:
+    """``load_config`` for settings as Python values, over each other: of two that set the same, the later one counts.
 
     Args:
-        files: as in ``load_config``.
-        settings: plain data by key, dotted or not; the value of a section is a mapping of its settings. Of two that
-            set the same, the later one counts.
+        layers: files as in ``load_config``; or plain data by key, dotted or not, where the value of a section is a
+            mapping of its settings.
     """
     problems: list[str] = []
     raw: dict[str, Any] = {}
-    for file in files:
-        _merge(raw, _read(Path(file), problems))
-    for path, value in settings.items():
-        _merge(raw, _setting(path, value))
+    for layer in layers:
+        if isinstance(layer, Mapping):
+            for path, value in layer.items():
+                _merge(raw, _setting(path, value))
+        else:
+            _merge(raw, _read(Path(layer), problems))
     return _validated(raw, problems)
 
 
@@ -231,7 +232,9 @@ def _load(text: str) -> Any:
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}  # a copy, out of which bad settings are taken later
             _merge(into[key], value)
         else:
             into[key] = value
