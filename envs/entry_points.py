@@ -6,6 +6,7 @@ here by its name, in every process of the run: ``actors.user_code`` takes it the
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import re
 from collections.abc import Callable
@@ -47,8 +48,9 @@ def _checked(make: Callable[..., Any], env_id: str) -> Callable[..., Any]:
     if isinstance(make, type) and issubclass(make, gymnasium.Env):
         return make
 
-    def checked(**kwargs: Any) -> Any:
-        env = make(**kwargs)
+    @functools.wraps(make)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        env = make(*args, **kwargs)
         if not isinstance(env, gymnasium.Env):
             raise ValueError(
                 f"{env_id}: expected a gymnasium.Env from {make!r}, got {type(env).__name__}; a PettingZoo game is "

@@ -125,7 +125,7 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
         "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),
-        "embedding_rows": policy.action_embeddings.num_embeddings,
+        "embedding_rows": policy.embedding_rows,
     }
 
 

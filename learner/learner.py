@@ -217,7 +217,8 @@ class Learner:
             count=max(int(moments.transitions), 1),
             config=self.config,
         )
-        parts = torch.autograd.grad(terms.loss, self._parameters)
+        # A policy of the user's may have parameters that the loss does not reach: their gradient is 0.
+        parts = torch.autograd.grad(terms.loss, self._parameters, materialize_grads=True)
         return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
 
     @torch.no_grad()

@@ -91,8 +91,6 @@ def _missing(policy: RecurrentPolicy) -> str:
         )
     if lstm.batch_first or lstm.bidirectional or lstm.proj_size or lstm.dropout or not lstm.bias:
         return "self.lstm must be time-major, with biases, and without dropout, projection and a second direction"
-    if not isinstance(getattr(policy, "action_embeddings", None), nn.Embedding):
-        return "expected a torch.nn.Embedding of embedding_rows rows as self.action_embeddings"
     return ""
 
 
