@@ -169,7 +169,7 @@ def test_a_callback_that_fails_ends_the_run_with_its_name(tmp_path: Path, answer
 
 
 def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
-    """Catches names that are resolved elsewhere than the user's environments, and problems that come after the start."""
+    """Catches names that are resolved elsewhere than the user's environments, and problems told after the start."""
     (tmp_path / "mine.py").write_text(
         "import shoal\n"
         "class Stop(shoal.Callback):\n"

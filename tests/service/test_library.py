@@ -1,4 +1,4 @@
-"""``import shoal`` in scripts: without a main guard, with classes of the script itself, and with an interpreter that goes on."""
+"""``import shoal`` in scripts without a main guard, with classes of the script itself, and no end after them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def test_classes_of_a_script_train_and_are_evaluated(tmp_path: Path, mode: str) 
         f"""
         print("once")
         for number in range(2):
-            run = shoal.train(Corridor, config=SMALL, policy=MyPolicy, **{settings!r}, **{{"env.kwargs": {{"length": 7}}}})
+            SMALL["env.kwargs"] = {{"length": 7}}
+            run = shoal.train(Corridor, config=SMALL, policy=MyPolicy, **{settings!r})
             print(number, run.run_dir.name, run.summary["env_steps"] >= 300)
         played = run.evaluate(episodes=8, processes=2)
         print("lengths", set(played.lengths.tolist()))
@@ -94,9 +95,9 @@ def test_classes_of_a_script_train_and_are_evaluated(tmp_path: Path, mode: str) 
         assert (state["env_id"], state["policy"]["kind"]) == ("__main__:Corridor", "__main__:MyPolicy")
         read_summary(run)
         # What nobody here defines is named, with the way out.
-        with pytest.raises(ValueError, match="__main__:MyPolicy.*script or notebook"):
+        with pytest.raises(ValueError, match=r"__main__:MyPolicy.*script or notebook"):
             shoal.load_policy(run)
-        with pytest.raises(ValueError, match="__main__:Corridor.*script or notebook"):
+        with pytest.raises(ValueError, match=r"__main__:Corridor.*script or notebook"):
             shoal.evaluate(run)
 
 
@@ -284,10 +285,13 @@ def test_a_run_has_its_report_and_summary(tmp_path: Path) -> None:
     run = shoal.train("recall", mode="inline", run_dir=tmp_path / "run", total_env_steps=300, progress=False, **SMALL)
     assert run.summary["env_steps"] >= 300
     assert run.evaluate(4).episodes >= 4
+    policy = run.policy
+    rows = np.zeros((3, 5), np.float32)
+    assert policy.act(rows, range(3)).shape == (3,)
+    assert policy.act(rows[0]).shape == ()
+    with pytest.raises(ValueError, match=r"expected observations float32 \[1, 5\], got float32 \[1, 4\]"):
+        policy.act(rows[0, 1:])
     pytest.importorskip("plotly", reason="needs shoal[report]")
     assert run.report().read_text().startswith("<!doctype html>")
-    assert shoal.load_policy(run.run_dir).act(
-        np.zeros((3, *run.policy.network.observation.shape), np.uint8), range(3)
-    ).shape == (3,)
     with pytest.raises(FileNotFoundError, match="no run directory"):
         shoal.Run(tmp_path / "nothing")
