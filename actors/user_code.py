@@ -32,8 +32,8 @@ def _give(found: Any, given: dict[str, Any]) -> str:
     name = name_of(found)
     if _is_importable(name, found):
         return name
-    if "<" in name:
-        # Of lambdas and local functions there may be several; of classes in a notebook the latest counts.
+    if set("<(") & set(name):
+        # Of lambdas, local functions and partials there may be several; of classes in a notebook the latest counts.
         known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(given)))]
         name = next(one for one in known if given.get(one, found) is found)
     given[name] = found
@@ -42,8 +42,9 @@ def _give(found: Any, given: dict[str, Any]) -> str:
 
 def name_of(found: Any) -> str:
     """``module:name`` of a class or a function; of any other object, that of its class."""
-    while isinstance(found, functools.partial):
-        found = found.func
+    if isinstance(found, functools.partial):
+        module, _, name = name_of(found.func).partition(":")
+        return f"{module}:partial({name})"
     named = found if hasattr(found, "__qualname__") else type(found)
     return f"{named.__module__}:{named.__qualname__}"
 

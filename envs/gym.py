@@ -267,10 +267,11 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error as error:
         if spec := entry_point_spec(env_id):
             return spec
-        if module == "__main__":
+        if module == "__main__" or set("<(") & set(name):
             raise EnvironmentNotFound(
                 f"environment {env_id!r} was defined in a script or notebook, and {name} is not defined in this one: "
-                "define it here before, or move it to a module of its own and name it package.module:Name"
+                "define it here before or give it as env=..., or move it to a module of its own and name it "
+                "package.module:Name"
             ) from error
         close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"

@@ -85,6 +85,7 @@ def test_a_function_may_make_a_registered_environment(give: Callable[..., str]) 
         ("json:Nothing", "json neither registers nor defines it"),
         ("json:decoder", "json neither registers nor defines it"),
         ("__main__:Lost", "was defined in a script or notebook, and Lost is not defined in this one"),
+        ("gymnasium:partial(make)", r"was defined in a script or notebook, and partial\(make\) is not defined"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_explained(env_id: str, expected: str) -> None:

@@ -123,8 +123,9 @@ def test_classes_and_functions_get_names() -> None:
     assert made.env.id == f"{__name__}:Mine"
     assert made.policy.kind == f"{__name__}:MyPolicy"
     partial = functools.partial(Mine)
-    assert shoal.Config(env=partial).env.id == f"{__name__}:Mine"
-    assert entry_points.given[f"{__name__}:Mine"] is partial
+    assert shoal.Config(env=partial).env.id == f"{__name__}:partial(Mine)"
+    assert entry_points.given[f"{__name__}:partial(Mine)"] is partial
+    assert shoal.Config(env=functools.partial(Mine)).env.id == f"{__name__}:partial(Mine)#2"
 
 
 def test_lambdas_are_told_apart() -> None:

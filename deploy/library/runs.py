@@ -144,7 +144,7 @@ def evaluate(
         episodes: at least so many, one per agent; equally many in every slot.
         env: another environment than that of training, as ``shoal.train`` takes it; features and actions are matched by
             name.
-        env_kwargs: arguments of the environment, added to those of training where the environment is the same.
+        env_kwargs: arguments of the environment; without ``env`` they are added to those of training.
         greedy: take the most probable action instead of sampling.
         seed: of environments and actions.
         num_envs: slots stepped together; None takes as many as in training.

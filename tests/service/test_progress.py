@@ -76,6 +76,7 @@ def test_the_summary_says_what_went_wrong() -> None:
         "mean_return": None,
         "random_return": None,
         "ledger": {"sampled": 10, "trained": 4, "in_flight": 0, "dropped": {"stale": 5}},
+        "stopped_by": "signal",
         "interrupted_by": "SIGINT",
         "env_steps": 4,
         "wall_seconds": 3700.0,
