@@ -6,6 +6,7 @@ What is listed in ``__all__`` is public. Names load on first use: ``import shoal
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("shoal.policy")
     if name not in __all__:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "shoal.policy")), name)
+    # Libraries that come along draw random numbers as they are imported, and the program may have seeded the stream.
+    state = random.getstate()
+    try:
+        return getattr(importlib.import_module(_HOMES.get(name, "shoal.policy")), name)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:
