@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from shoal.deploy.library.config import Config
     from shoal.deploy.library.runs import Run, evaluate, train
     from shoal.deploy.settings.load import ConfigError
-    from shoal.deploy.training.callbacks import Callback, CallbackFailed
+    from shoal.deploy.training.callbacks import Callback, CallbackFailed, EndedEpisodes, RunningRun, Update
+    from shoal.envs.play import Episodes
     from shoal.policy import ComponentPolicy, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation
 
 __all__ = [
@@ -23,12 +24,16 @@ __all__ = [
     "ComponentPolicy",
     "Config",
     "ConfigError",
+    "EndedEpisodes",
+    "Episodes",
     "FastPolicy",
     "PolicyOutput",
     "RecurrentPolicy",
     "Run",
+    "RunningRun",
     "TokenObservation",
     "TrainedPolicy",
+    "Update",
     "evaluate",
     "load_policy",
     "train",
@@ -39,8 +44,12 @@ _HOMES = {
     "CallbackFailed": "shoal.deploy.training.callbacks",
     "Config": "shoal.deploy.library.config",
     "ConfigError": "shoal.deploy.settings.load",
+    "EndedEpisodes": "shoal.deploy.training.callbacks",
+    "Episodes": "shoal.envs.play",
     "Run": "shoal.deploy.library.runs",
+    "RunningRun": "shoal.deploy.training.callbacks",
     "TrainedPolicy": "shoal.deploy.library.acting",
+    "Update": "shoal.deploy.training.callbacks",
     "evaluate": "shoal.deploy.library.runs",
     "load_policy": "shoal.deploy.library.acting",
     "train": "shoal.deploy.library.runs",

@@ -224,3 +224,15 @@ class GroupedEnvironment(VectorEnvironment, Protocol):
     groups: Sequence[SlotGroup]
     """Groups covering all slots, in order. Every ``reset`` creates new ones and requires that no step is in progress.
     Empty before the first ``reset``, and if the environment is stepped in the caller's own thread."""
+
+
+@runtime_checkable
+class OptionsEnvironment(VectorEnvironment, Protocol):
+    """An environment whose episodes take options, such as a difficulty, as gymnasium's ``reset(options=...)``."""
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass these to the resets of all episodes that begin from now on; not while a step is in progress.
+
+        Raises:
+            EnvironmentFault: this one takes none.
+        """

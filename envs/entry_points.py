@@ -41,11 +41,18 @@ def entry_point_spec(env_id: str) -> EnvSpec | None:
     return EnvSpec(id=re.sub(r"[^\w:.-]", "_", env_id), entry_point=_checked(make, env_id))
 
 
+def makes_environments(make: Callable[..., Any]) -> bool:
+    """False for a class that is none of gymnasium's environments; what a function makes is seen when it is called."""
+    import gymnasium
+
+    return not isinstance(make, type) or issubclass(make, gymnasium.Env)
+
+
 def _checked(make: Callable[..., Any], env_id: str) -> Callable[..., Any]:
     """``make`` as it is where it is a gymnasium class; else wrapped, to say what a function made that is none."""
     import gymnasium
 
-    if isinstance(make, type) and issubclass(make, gymnasium.Env):
+    if isinstance(make, type) and makes_environments(make):
         return make
 
     @functools.wraps(make)

@@ -161,6 +161,13 @@ class GymEnvironment(_GuardedRows):
         for group in self.groups:
             group.step_end(rows.of(group.slots))
 
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass options to the resets of later episodes, as in ``envs.boundary.OptionsEnvironment``."""
+        assert self._vector is not None
+        for group in self.groups:
+            group.check_idle("set_options")
+        self._vector.set_attr("episode_options", options)
+
     def first_environment(self) -> Any:
         """The current environment of slot 0, if it lives in this process."""
         assert isinstance(self._vector, SyncVectorEnv)

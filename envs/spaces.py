@@ -49,6 +49,7 @@ def declared_from_json(data: Mapping[str, Any]) -> Declared:
         tokens = {name: tuple(value) if isinstance(value, list) else value for name, value in tokens.items()}
         categorical = tokens.get("categorical_features", ())
         tokens["categorical_features"] = tuple((feature, tuple(values)) for feature, values in categorical)
+        tokens = TokenSpace(**tokens)
     return Declared(
         space_from_json(data["observation"]), space_from_json(data["action"]), tokens, tuple(data["action_meanings"])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,10 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
     from shoal.actors.user_code import give_environment, give_policy, name_of
+    from shoal.envs.entry_points import makes_environments
 
     if key == "env.id":
-        if isinstance(value, type) and not _makes_one_environment(value):
+        if not makes_environments(value):
             problems.append(
                 f"env.id: expected a gymnasium.Env class, or a function that makes one, got {name_of(value)}; a "
                 "PettingZoo game is named pettingzoo:module:function, a gymnasium.vector.VectorEnv by the id that it "
@@ -137,9 +138,3 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
         problems.append(f"policy.kind: expected a subclass of shoal.RecurrentPolicy, got {name_of(value)}")
         return "fast"
     return give_policy(value)
-
-
-def _makes_one_environment(cls: Callable[..., Any]) -> bool:
-    import gymnasium
-
-    return isinstance(cls, type) and issubclass(cls, gymnasium.Env)

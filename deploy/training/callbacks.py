@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import pkgutil
 import re
@@ -41,7 +42,7 @@ class Update(NamedTuple):
     """Loss terms, gradient norm and explained variance, as in the metric ``shoal_loss``."""
 
 
-class Episodes(NamedTuple):
+class EndedEpisodes(NamedTuple):
     """Episodes that ended in the trajectories of one update, one agent's each."""
 
     returns: tuple[float, ...]
@@ -86,6 +87,20 @@ class RunningRun:
         """The learner's policy with its current weights, on the learner's device. Training goes on with it."""
         return self._run.learner.learner.policy
 
+    def set_env_options(self, options: Mapping[str, Any]) -> None:
+        """Pass options to the environments of all actors, as ``reset(options=...)`` of the episodes that begin from now
+        on: a curriculum. They take effect with the next policy version, replace those set before, and are kept neither
+        in checkpoints nor in evaluations.
+
+        Args:
+            options: plain data by name.
+
+        Raises:
+            TypeError: they are something else.
+        """
+        json.dumps(options := dict(options))
+        self._run.learner.env_options = options
+
     def stop(self) -> None:
         """End the run after this update, as at ``total_env_steps``."""
         self._stop()
@@ -108,7 +123,7 @@ class Callback:
         """The policy was updated."""
         return None
 
-    def on_episodes(self, run: RunningRun, episodes: Episodes) -> Numbers:
+    def on_episodes(self, run: RunningRun, episodes: EndedEpisodes) -> Numbers:
         """Episodes ended in the data of the last update; it comes after ``on_update``."""
         return None
 
@@ -155,7 +170,7 @@ class Callbacks:
         returns = tuple(value for report in result.reports for value in report.statistics["episode_returns"])
         if returns:
             lengths = tuple(value for report in result.reports for value in report.statistics["episode_lengths"])
-            self._call("on_episodes", Episodes(returns, lengths))
+            self._call("on_episodes", EndedEpisodes(returns, lengths))
         if (last := self._evaluations.last) is not None and last is not self._seen:
             self._seen = last
             self._call("on_evaluation", last)
