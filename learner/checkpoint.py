@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
+from shoal.learner.optimizer import restore_optimizer
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import components_from_json, differences, resolve
 from shoal.policy.make import make_policy
@@ -100,10 +102,13 @@ class Checkpoint:
                 f"{self.path} holds another policy than this run's config describes: {error}"
             ) from error
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
-        learner.optimizer.load_state_dict(saved["optimizer"])
-        for group in learner.optimizer.param_groups:
-            # The optimizer's moments come from the checkpoint, its settings from this run.
-            group.update(lr=learner.config.learning_rate, eps=learner.config.adam_eps)
+        saved_by = self.state.get("config", {}).get("learner", {}).get("optimizer", ADAM)
+        if saved_by == learner.config.optimizer:
+            restore_optimizer(learner.optimizer, saved["optimizer"])
+        else:
+            log.warning(
+                "%s was saved with the optimizer %s; %s begins anew", self.path, saved_by, learner.config.optimizer
+            )
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.config import RegularizationConfig
+
+ADAM = "adam"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -33,6 +35,10 @@ class LearnerConfig:
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.000457
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-12
+    optimizer: Annotated[str, Field(pattern=r"^(adam|[\w.]+:[\w.]+)$")] = ADAM
+    """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
+    optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of that class, as plain data."""
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.977
     """Discount per step."""
     advantage: Literal["vtrace", "gae"] = "vtrace"
@@ -66,6 +72,13 @@ class LearnerConfig:
     regularization: RegularizationConfig = dataclasses.field(default_factory=RegularizationConfig)
 
     def __post_init__(self) -> None:
+        if self.optimizer_kwargs and self.optimizer == ADAM:
+            raise PydanticCustomError(
+                "cross_field",
+                "optimizer_kwargs={optimizer_kwargs} need an optimizer that is named by its class, e.g. "
+                "optimizer=torch.optim:AdamW; Adam's are learning_rate and adam_eps",
+                {"optimizer_kwargs": self.optimizer_kwargs},
+            )
         if self.batch_size != "auto" and self.batch_size % self.minibatches:
             raise PydanticCustomError(
                 "cross_field",

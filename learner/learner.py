@@ -17,6 +17,7 @@ from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error
 from shoal.learner.group import LearnerGroup, LearnerLost
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
+from shoal.learner.optimizer import make_optimizer
 from shoal.learner.rollback import Rollback
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
@@ -86,9 +87,7 @@ class Learner:
     ) -> None:
         self.policy, self.config, self.path = policy, config, path
         self.regularizer = WeightRegularizer(policy, config.regularization)
-        self.optimizer = torch.optim.Adam(
-            policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=path.fused_optimizer
-        )
+        self.optimizer = make_optimizer(config, policy.parameters(), fused=path.fused_optimizer)
         self.policy_version = 0
         """Updates made so far."""
         self.group: LearnerGroup | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
+from shoal.learner.config import ADAM
 from shoal.policy.config import OWN_KINDS
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
@@ -66,6 +67,7 @@ def _policy(config: Config, spec: EnvSpec) -> list[str]:
 
 def _layout(config: Config) -> list[str]:
     from shoal.learner.device_choice import check_device, check_precision, make_device_path
+    from shoal.learner.optimizer import check_optimizer
 
     if problem := check_device(config.learner):
         return [f"learner.device: {problem}"]
@@ -74,6 +76,8 @@ def _layout(config: Config) -> list[str]:
     device = make_device_path(config.learner).device
     if device.type == "mps" and config.learner.num_learners not in ("auto", 1):
         return ["learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"]
+    if config.learner.optimizer != ADAM and (problem := check_optimizer(config.learner)):
+        return [f"learner.optimizer: {problem}"]
     if config.mode == "cluster":
         return []  # it depends on what the cluster has
     try:
