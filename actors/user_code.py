@@ -1,7 +1,7 @@
 """The user's own classes and functions: their names, and their way to the other processes of a run.
 
-What an import finds is named and imported there. What none finds (a class of a notebook or of the script that runs, a
-lambda) goes along by value, as ``cloudpickle`` writes it: to processes of this run only, never into a file.
+A class that an import finds is named, and imported there. What else is given (a class of a notebook or of the script that
+runs, a function) goes along as ``cloudpickle`` writes it, to processes of this run only and never into a file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from shoal.policy.recurrent_policy import RecurrentPolicy
 
 def give_environment(make: Callable[..., Any]) -> str:
     """The environment id of a class or function that makes one environment; it is known by it from now on."""
-    return _give(make, entry_points.given)
+    is_class = entry_points.is_environment_class(make)
+    return _give(make, entry_points.given, by_name=is_class)
 
 
 def give_policy(cls: type[RecurrentPolicy]) -> str:
     """The ``policy.kind`` of a class; it is known by it from now on."""
-    return _give(cls, kinds.given)
+    return _give(cls, kinds.given, by_name=True)
 
 
-def _give(found: Any, given: dict[str, Any]) -> str:
+def _give(found: Any, given: dict[str, Any], *, by_name: bool) -> str:
     name = name_of(found)
-    if _is_importable(name, found):
+    if by_name and _is_importable(name, found):
         return name
-    if set("<(") & set(name):
-        # Of lambdas, local functions and partials there may be several; of classes in a notebook the latest counts.
+    if not isinstance(found, type):
+        # Of functions, lambdas above all, there may be several; of classes in a notebook the latest counts.
         known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(given)))]
         name = next(one for one in known if given.get(one, found) is found)
     given[name] = found

@@ -1,7 +1,7 @@
-"""Environments named by the class or function that makes them: ``module:name``.
+"""Environments named by their class, ``module:Name``, or given by Python code as a class or function.
 
-What Python code gives as an object and no import finds in another process (a class of a notebook, a lambda) is known
-here by its name, in every process of the run: ``actors.user_code`` takes it there.
+What is given and no import finds in another process (a class of a notebook, any function) is known here by its name, in
+every process of the run: ``actors.user_code`` takes it there.
 """
 
 from __future__ import annotations
@@ -22,37 +22,43 @@ given: dict[str, Callable[..., Any]] = {}
 def entry_point_spec(env_id: str) -> EnvSpec | None:
     """Gymnasium's spec of an environment that is named by what makes it; None if ``env_id`` names no such thing.
 
+    By name alone only a ``gymnasium.Env`` class is taken. Names come from checkpoints, too, and calling any function
+    that one names, with arguments that it chooses, would let it run anything.
+
     Raises:
         ImportError: there is no such module, or it cannot be imported.
     """
     from gymnasium.envs.registration import EnvSpec
 
-    make = given.get(env_id)
+    make = given.get(env_id) or _named_class(env_id)
     if make is None:
-        if ":" not in env_id:
-            return None
-        try:
-            make = pkgutil.resolve_name(env_id)
-        except (AttributeError, ValueError):
-            return None
-    if not callable(make):
         return None
     # Gymnasium's ids allow fewer characters than Python's names: <lambda>.
     return EnvSpec(id=re.sub(r"[^\w:.-]", "_", env_id), entry_point=_checked(make, env_id))
 
 
-def makes_environments(make: Callable[..., Any]) -> bool:
-    """False for a class that is none of gymnasium's environments; what a function makes is seen when it is called."""
+def _named_class(env_id: str) -> Callable[..., Any] | None:
+    if ":" not in env_id:
+        return None
+    try:
+        found = pkgutil.resolve_name(env_id)
+    except (AttributeError, ValueError):
+        return None
+    return found if is_environment_class(found) else None
+
+
+def is_environment_class(found: Any) -> bool:
+    """Whether this is a class of gymnasium's environments."""
     import gymnasium
 
-    return not isinstance(make, type) or issubclass(make, gymnasium.Env)
+    return isinstance(found, type) and issubclass(found, gymnasium.Env)
 
 
 def _checked(make: Callable[..., Any], env_id: str) -> Callable[..., Any]:
     """``make`` as it is where it is a gymnasium class; else wrapped, to say what a function made that is none."""
     import gymnasium
 
-    if isinstance(make, type) and makes_environments(make):
+    if is_environment_class(make):
         return make
 
     @functools.wraps(make)

@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -279,6 +280,11 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
                 f"environment {env_id!r} was defined in a script or notebook, and {name} is not defined in this one: "
                 "define it here before or give it as env=..., or move it to a module of its own and name it "
                 "package.module:Name"
+            ) from error
+        if module and hasattr(sys.modules.get(module), name):
+            raise EnvironmentNotFound(
+                f"environment {env_id!r} is no gymnasium.Env class: a function is registered with gymnasium, as "
+                f"gymnasium.register('Name-v0', entry_point=...), or given from Python, as env={name}"
             ) from error
         close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -83,7 +84,8 @@ def test_a_function_may_make_a_registered_environment(give: Callable[..., str]) 
     [
         ("no_such_module:Env", "there is no module 'no_such_module'; install the package that has it"),
         ("json:Nothing", "json neither registers nor defines it"),
-        ("json:decoder", "json neither registers nor defines it"),
+        ("json:decoder", "'json:decoder' is no gymnasium.Env class"),
+        ("os:system", "'os:system' is no gymnasium.Env class: a function is registered with gymnasium"),
         ("__main__:Lost", "was defined in a script or notebook, and Lost is not defined in this one"),
         ("gymnasium:partial(make)", r"was defined in a script or notebook, and partial\(make\) is not defined"),
     ],
@@ -92,6 +94,13 @@ def test_a_name_that_leads_nowhere_is_explained(env_id: str, expected: str) -> N
     """Catches a checkpoint that cannot say what is missing."""
     with pytest.raises(EnvironmentNotFound, match=expected):
         make_env_spec(env_id)
+
+
+def test_a_name_calls_no_function(tmp_path: Path) -> None:
+    """Catches a checkpoint whose environment is a command."""
+    with pytest.raises(EnvironmentNotFound, match="is no gymnasium.Env class"):
+        make_env_spec("os:mkdir", path=str(tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
 
 
 def test_something_else_than_an_environment_is_named(give: Callable[..., str]) -> None:

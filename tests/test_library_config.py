@@ -118,7 +118,13 @@ def test_settings_of_the_caller_stay_as_they_are() -> None:
 
 def test_classes_and_functions_get_names() -> None:
     """Catches an object that no process can be told of: a name that does not say where it is from, or two for one."""
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+    assert shoal.Config(env=CartPoleEnv).env.id == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+    assert "gymnasium.envs.classic_control.cartpole:CartPoleEnv" not in entry_points.given
+    # A function is no name that a checkpoint may call.
     assert shoal.Config(env=gymnasium.make).env.id == "gymnasium.envs.registration:make"
+    assert entry_points.given["gymnasium.envs.registration:make"] is gymnasium.make
     made = shoal.Config(env=Mine, policy=MyPolicy)
     assert made.env.id == f"{__name__}:Mine"
     assert made.policy.kind == f"{__name__}:MyPolicy"

@@ -122,10 +122,10 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
     from shoal.actors.user_code import give_environment, give_policy, name_of
-    from shoal.envs.entry_points import makes_environments
+    from shoal.envs.entry_points import is_environment_class
 
     if key == "env.id":
-        if not makes_environments(value):
+        if isinstance(value, type) and not is_environment_class(value):
             problems.append(
                 f"env.id: expected a gymnasium.Env class, or a function that makes one, got {name_of(value)}; a "
                 "PettingZoo game is named pettingzoo:module:function, a gymnasium.vector.VectorEnv by the id that it "
