@@ -1,7 +1,7 @@
 """The user's own classes and functions: their names, and their way to the other processes of a run.
 
-A class that an import finds is named, and imported there. What else is given (a class of a notebook or of the script that
-runs, a function) goes along as ``cloudpickle`` writes it, to processes of this run only and never into a file.
+A class that an import finds is named, and imported there. What else is given (a class of a notebook or of the script
+that runs, a function) goes along as ``cloudpickle`` writes it, to processes of this run only and never into a file.
 """
 
 from __future__ import annotations
