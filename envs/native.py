@@ -64,7 +64,7 @@ class NativeEnvironment(AutoresetRows):
             EnvironmentFault: it has no such method.
         """
         take = getattr(self._vector.unwrapped, "set_options", None)
-        if take is None:
+        if not callable(take):
             self._fail("cannot take options: it resets its slots itself and has no method set_options(options)")
         take(options)
 

@@ -98,7 +98,7 @@ def test_a_name_that_leads_nowhere_is_explained(env_id: str, expected: str) -> N
 
 def test_a_name_calls_no_function(tmp_path: Path) -> None:
     """Catches a checkpoint whose environment is a command."""
-    with pytest.raises(EnvironmentNotFound, match="is no gymnasium[.]Env class"):
+    with pytest.raises(EnvironmentNotFound, match=r"is no gymnasium[.]Env class"):
         make_env_spec("os:mkdir", path=str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 

@@ -56,10 +56,17 @@ def script(folder: Path, body: str) -> Path:
     return path
 
 
-def run_script(folder: Path, body: str, timeout: float = 240) -> str:
-    """Run it to its end; its output."""
-    command = [sys.executable, str(script(folder, body))]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+def run_script(folder: Path, body: str, timeout: float = 240, *, as_notebook: bool = False) -> str:
+    """Run it to its end; its output. A notebook's ``__main__`` has no file, as that of standard input has none."""
+    file = script(folder, body)
+    done = subprocess.run(
+        [sys.executable, "-" if as_notebook else str(file)],
+        cwd=folder,
+        input=file.read_text() if as_notebook else None,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -84,6 +91,7 @@ def test_classes_of_a_script_train_and_are_evaluated(tmp_path: Path, mode: str) 
         import sys
         assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
         """,
+        as_notebook=mode == "inline",
     )
     assert said.count("once") == 1
     runs = sorted((tmp_path / "runs").iterdir())
