@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def check_optimizer(config: LearnerConfig) -> str:
     return ""
 
 
-def _find(name: str) -> type[torch.optim.Optimizer]:
+def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
     try:
         found: Any = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

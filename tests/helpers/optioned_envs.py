@@ -56,7 +56,7 @@ class Native(VectorEnv[Any, Any, Any]):
         final, info = self._obs(), {}
         if over.any():
             self.steps, self.level = 0, self.next
-            info = {"final_obs": np.array(list(final), dtype=object), "_final_obs": over}
+            info = {"final_obs": final, "_final_obs": over}
         return self._obs(), np.zeros(self.num_envs), over, np.zeros(self.num_envs, bool), info
 
     def _obs(self) -> np.ndarray:

@@ -300,6 +300,6 @@ def test_a_run_has_its_report_and_summary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected observations float32 \[1, 5\], got float32 \[1, 4\]"):
         policy.act(rows[0, 1:])
     pytest.importorskip("plotly", reason="needs shoal[report]")
-    assert run.report().read_text().startswith("<!doctype html>")
+    assert run.report().read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(FileNotFoundError, match="no run directory"):
         shoal.Run(tmp_path / "nothing")
