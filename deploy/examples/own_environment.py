@@ -54,12 +54,11 @@ def main(**settings: Any) -> shoal.Run:
 
     policy, env = shoal.load_policy(run.run_dir, greedy=True), Lamps(delay=3)
     obs, _ = env.reset(seed=1)
-    is_first, ended = True, False
+    is_first, ended, total = True, False, 0.0
     while not ended:
-        action = policy.act(obs, 0, is_first)
-        obs, reward, ended, _, _ = env.step(action)
-        is_first = False
-    print(f"one episode: lamp {env.lamp}, button {action}, reward {reward:.0f}")
+        obs, reward, ended, _, _ = env.step(policy.act(obs, 0, is_first))
+        is_first, total = False, total + reward
+    print(f"one episode: return {total:.0f}")
     return run
 
 

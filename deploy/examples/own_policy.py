@@ -37,7 +37,8 @@ class Narrow(shoal.RecurrentPolicy):
             trained_observation=trained_observation,
             hidden=size,
         )
-        self.body = nn.Linear(self.trained_observation.size, size)
+        [columns] = self.trained_observation.shape
+        self.body = nn.Linear(columns, size)
         self.lstm = nn.LSTM(size, size, num_layers=2)
         self.actor = nn.Linear(size, self.num_known_actions)
         self.critic = nn.Linear(size, 1)

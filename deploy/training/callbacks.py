@@ -232,7 +232,7 @@ def make_callbacks(configs: Sequence[CallbackConfig], given: Sequence[Callback])
     Raises:
         ValueError: one cannot be made, or is no ``Callback``.
     """
-    made = []
+    made: list[Any] = []
     for config in configs:
         try:
             made.append(_find(config)(**config.kwargs))

@@ -20,7 +20,7 @@ SMALL = (
     "learner.minibatches=1",
 )
 SAYS = {
-    "own_environment.py": "one episode: lamp",
+    "own_environment.py": "one episode: return",
     "own_policy.py": "Narrow with",
     "curriculum.py": "reached a delay of",
 }
