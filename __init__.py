@@ -1,29 +1,73 @@
 """shoal: distributed rollouts and learning for recurrent reinforcement-learning policies.
 
-Names load on first use: ``import shoal`` imports neither torch nor Ray.
+What is listed in ``__all__`` is public. Names load on first use: ``import shoal`` imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.policy import ComponentPolicy, FastPolicy, TokenObservation
+    from shoal.deploy.library.acting import TrainedPolicy, load_policy
+    from shoal.deploy.library.config import Config
+    from shoal.deploy.library.runs import Run, evaluate, train
+    from shoal.deploy.settings.load import ConfigError
+    from shoal.deploy.training.callbacks import Callback, CallbackFailed, EndedEpisodes, RunningRun, Update
+    from shoal.envs.play import Episodes
+    from shoal.policy import ComponentPolicy, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation
 
-__all__ = ["ComponentPolicy", "FastPolicy", "TokenObservation"]
+__all__ = [
+    "Callback",
+    "CallbackFailed",
+    "ComponentPolicy",
+    "Config",
+    "ConfigError",
+    "EndedEpisodes",
+    "Episodes",
+    "FastPolicy",
+    "PolicyOutput",
+    "RecurrentPolicy",
+    "Run",
+    "RunningRun",
+    "TokenObservation",
+    "TrainedPolicy",
+    "Update",
+    "evaluate",
+    "load_policy",
+    "train",
+]
 
 _HOMES = {
-    "ComponentPolicy": "shoal.policy",
-    "FastPolicy": "shoal.policy",
-    "TokenObservation": "shoal.policy",
+    "Callback": "shoal.deploy.training.callbacks",
+    "CallbackFailed": "shoal.deploy.training.callbacks",
+    "Config": "shoal.deploy.library.config",
+    "ConfigError": "shoal.deploy.settings.load",
+    "EndedEpisodes": "shoal.deploy.training.callbacks",
+    "Episodes": "shoal.envs.play",
+    "Run": "shoal.deploy.library.runs",
+    "RunningRun": "shoal.deploy.training.callbacks",
+    "TrainedPolicy": "shoal.deploy.library.acting",
+    "Update": "shoal.deploy.training.callbacks",
+    "evaluate": "shoal.deploy.library.runs",
+    "load_policy": "shoal.deploy.library.acting",
+    "train": "shoal.deploy.library.runs",
 }
+"""Modules of the names that do not come from ``shoal.policy``."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "policy":
+        return importlib.import_module("shoal.policy")
+    if name not in __all__:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    # Libraries that come along draw random numbers as they are imported, and the program may have seeded the stream.
+    state = random.getstate()
+    try:
+        return getattr(importlib.import_module(_HOMES.get(name, "shoal.policy")), name)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

@@ -5,12 +5,22 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from shoal.actors.episodes import EpisodeCounter
-from shoal.envs.boundary import DiscreteActions, EnvSpec, GroupedEnvironment, SlotGroup, StepRows, VectorEnvironment
+from shoal.envs.boundary import (
+    DiscreteActions,
+    EnvironmentFault,
+    EnvSpec,
+    GroupedEnvironment,
+    OptionsEnvironment,
+    SlotGroup,
+    StepRows,
+    VectorEnvironment,
+)
 from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
@@ -46,6 +56,7 @@ class RolloutWorker:
         self._pack_seconds = 0.0
         """Packing time of the previous unroll: that of the current one is known only after it was written."""
         self._policy_version = -1
+        self._env_options: Mapping[str, Any] | None = None
         self._generator = torch.Generator().manual_seed(seed)
         # Unique in the run: the actor's index and the slot's. A replaced actor starts with an empty memory.
         self.training_env_ids = tuple(actor * 2**32 + slot for slot in range(envs.num_envs))
@@ -167,6 +178,18 @@ class RolloutWorker:
             weights.verify()
             load_weights(self.policy, weights)
             self._policy_version = weights.policy_version
+            if weights.env_options is not None and weights.env_options != self._env_options:
+                self._set_options(weights.env_options)
+
+    def _set_options(self, options: Mapping[str, Any]) -> None:
+        """Pass options to the environments, for the episodes that begin from now on."""
+        if not isinstance(self.envs, OptionsEnvironment):
+            raise EnvironmentFault(
+                f"{self.envs.spec.env_id} takes no options, got {dict(options)}; environments of gymnasium and "
+                "PettingZoo do"
+            )
+        self.envs.set_options(dict(options))
+        self._env_options = options
 
     def _begin(self) -> None:
         columns, burn_in = self._columns, self.spec.burn_in

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from shoal.actors.code import Code
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.user_code import UserCode
 from shoal.envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
 from shoal.envs.registry import make_vector_env
 from shoal.policy.actions import Actions, Continuous, Discrete
@@ -64,6 +65,8 @@ class WorkerSetup:
     actions: Actions
     """Actions of the environment, in the policy's names."""
     policy_kind: str = "fast"
+    policy_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of a policy class of the user's (``policy.kwargs``)."""
     components: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
     """Differences from the default graph (``policy.graph.components_to_json``)."""
     embedding_rows: int = 100
@@ -76,6 +79,8 @@ class WorkerSetup:
     """Observation and actions in the environment's own names; None where these are the policy's."""
     burn_in: int = 0
     num_threads: int = 1
+    user_code: UserCode = dataclasses.field(default_factory=UserCode)
+    """What ``env_id`` and ``policy_kind`` name, where no import finds it."""
     code: Code | None = None
     """The learner's code; a process that runs other code raises."""
 
@@ -87,6 +92,7 @@ class WorkerSetup:
             self.actions,
             self.embedding_rows,
             components=self.components,
+            kwargs=self.policy_kwargs,
             action_rows=self.action_rows,
             initialization=initialization,
             trained_observation=self.trained_observation,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from shoal.deploy.records.warnings_handler import WarningsHandler
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
@@ -27,24 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (here := os.getcwd()) not in sys.path:
         # Users keep environments here; it comes last, so that a folder named like an installed package hides nothing.
         sys.path.append(here)
-    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_StandardError(logging.WARNING)])
+    logging.basicConfig(handlers=[WarningsHandler()])
     try:
         return options.command(options)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-
-
-class _StandardError(logging.StreamHandler[Any]):
-    """Writes to the current ``sys.stderr``, which the live view replaces for as long as it is shown."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__()
-        self.setLevel(level)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write ``record`` to the current ``sys.stderr``."""
-        self.stream = sys.stderr
-        super().emit(record)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -191,8 +179,10 @@ def _train(options: argparse.Namespace) -> int:
     from shoal.deploy.settings.load import load_config
 
     config, problems = load_config(options.config, options.settings)
-    run_dir = Path(config.run_dir or _new_run_dir(config.env.id))
     from shoal.deploy.doctor import preflight
+    from shoal.deploy.records.run_dir import CannotStart, new_run_dir
+
+    run_dir = Path(config.run_dir or new_run_dir(config.env.id))
 
     problems += preflight.check(config, run_dir)
     if problems:
@@ -202,7 +192,6 @@ def _train(options: argparse.Namespace) -> int:
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
-    from shoal.deploy.records.run_dir import CannotStart
     from shoal.deploy.training.run import run
 
     try:
@@ -216,10 +205,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from shoal.deploy.doctor.examine import examine
+    from shoal.deploy.records.run_dir import new_run_dir
     from shoal.deploy.settings.load import load_config
 
     config, problems = load_config(options.config, options.settings)
-    lines, found = examine(config, Path(config.run_dir or _new_run_dir(config.env.id)), measure=options.measure)
+    lines, found = examine(config, Path(config.run_dir or new_run_dir(config.env.id)), measure=options.measure)
     print("\n".join(lines))
     if problems + found:
         return _refuse(problems + found)
@@ -396,11 +386,6 @@ def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
         except ValueError:
             found[name] = text
     return found
-
-
-def _new_run_dir(env_id: str) -> str:
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in env_id)
-    return f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _fail(what: str, error: Exception, directory: Path) -> int:

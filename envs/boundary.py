@@ -30,8 +30,8 @@ every step until the agent is back; all of these are reset transitions (masked),
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -106,6 +106,9 @@ class EnvSpec:
     """Episodes end in the same-step form: the next begins in the same step, the last observation is ``final_obs``."""
     num_agents: int = 1
     """Number of agents per environment; they occupy consecutive slots, and their returns are not independent."""
+    spaces: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """A slot's spaces in the environment's own terms (``envs.space_json``); None where observations and actions are the
+    rows themselves."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
@@ -223,3 +226,15 @@ class GroupedEnvironment(VectorEnvironment, Protocol):
     groups: Sequence[SlotGroup]
     """Groups covering all slots, in order. Every ``reset`` creates new ones and requires that no step is in progress.
     Empty before the first ``reset``, and if the environment is stepped in the caller's own thread."""
+
+
+@runtime_checkable
+class OptionsEnvironment(VectorEnvironment, Protocol):
+    """An environment whose episodes take options, such as a difficulty, as gymnasium's ``reset(options=...)``."""
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass these to the resets of all episodes that begin from now on; not while a step is in progress.
+
+        Raises:
+            EnvironmentFault: this one takes none.
+        """

@@ -62,6 +62,8 @@ class Replaceable:
         self._messages: list[str] = []
         self.env: Any = None
         """The environment; a caller may set one that it made earlier to inspect its spaces."""
+        self.options: dict[str, Any] | None = None
+        """Options for the resets of the episodes that begin from now on; None for none."""
 
     def reset(self) -> bool:
         """Begin the next episode; return False if the environment had to be replaced.
@@ -119,12 +121,16 @@ class Replaceable:
             self.env = self._make()
         if fresh_seed:
             self._seed = int(self._rng.integers(1, 2**31))
-            answer = self.env.reset(seed=self._seed)
+            answer = self.env.reset(seed=self._seed, **self._options())
         else:
-            answer = self.env.reset()
+            answer = self.env.reset(**self._options())
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Malformed(f"reset answered {short(answer)}, must be (obs, info)")
         self._read_reset(answer[0])
+
+    def _options(self) -> dict[str, Any]:
+        # A copy: environments take entries out of what they are given.
+        return {} if self.options is None else {"options": dict(self.options)}
 
     def _replace(self) -> None:
         while True:
@@ -179,6 +185,15 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
     def adopt(self, env: Any) -> None:
         """Guard an existing environment."""
         self._inner.env = env
+
+    @property
+    def episode_options(self) -> dict[str, Any] | None:
+        """Options for the environment's resets; also set by name from the process that steps this one."""
+        return self._inner.options
+
+    @episode_options.setter
+    def episode_options(self, options: dict[str, Any] | None) -> None:
+        self._inner.options = options
 
     @property
     def guarded(self) -> Any:

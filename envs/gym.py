@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.entry_points import entry_point_spec, given
 from shoal.envs.guard import RESTARTED, Guard, naming_bad_arguments
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
@@ -112,7 +114,9 @@ class GymEnvironment(_GuardedRows):
             )
         mode = mode_named(autoreset_mode, f"{env_id}: autoreset_mode")
         num_groups = _group_number(slot_groups, vectorization, env_id)
-        make = _Maker(env_id, find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs)
+        make = _Maker(
+            _module_of(env_id), find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs
+        )
         with naming_bad_arguments(env_id, kwargs):
             env = make()
         try:
@@ -157,6 +161,13 @@ class GymEnvironment(_GuardedRows):
             group.step_begin(action[group.slots])
         for group in self.groups:
             group.step_end(rows.of(group.slots))
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass options to the resets of later episodes, as in ``envs.boundary.OptionsEnvironment``."""
+        assert self._vector is not None
+        for group in self.groups:
+            group.check_idle("set_options")
+        self._vector.set_attr("episode_options", options)
 
     def first_environment(self) -> Any:
         """The current environment of slot 0, if it lives in this process."""
@@ -227,15 +238,16 @@ def _itself(guard: Guard) -> Guard:
 class _Maker:
     """Create one environment in the calling process."""
 
-    env_id: str
+    module: str
+    """The module that the id names; empty if it names none, or nothing that an import finds in another process."""
     spec: gymnasium.envs.registration.EnvSpec
     wrappers: tuple[Callable[[Any], Any], ...]
     kwargs: Mapping[str, Any]
 
     def __call__(self) -> Any:
         # A new process lacks this one's registrations, and the environment may create others of its module by id.
-        if module := self.env_id.rpartition(":")[0]:
-            importlib.import_module(module)
+        if self.module:
+            importlib.import_module(self.module)
         # The checker wrapper warns once and changes nothing; the guard checks every step.
         env = gymnasium.make(self.spec, disable_env_checker=True, **self.kwargs)
         for wrapper in self.wrappers:
@@ -243,10 +255,16 @@ class _Maker:
         return env
 
 
+def _module_of(env_id: str) -> str:
+    return "" if env_id in given else env_id.rpartition(":")[0]
+
+
 def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registered spec of an id; imports its module."""
+    """The registered spec of an id, or one of the class or function that it names; imports its module."""
     module, _, name = env_id.rpartition(":")
     try:
+        if env_id in given and (spec := entry_point_spec(env_id)):
+            return spec
         if module:
             importlib.import_module(module)
         return gymnasium.spec(name)
@@ -255,12 +273,27 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
             f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
         ) from error
     except gymnasium.error.Error as error:
+        if spec := entry_point_spec(env_id):
+            return spec
+        if module == "__main__" or set("<(") & set(name):
+            raise EnvironmentNotFound(
+                f"environment {env_id!r} was defined in a script or notebook, and {name} is not defined in this one: "
+                "define it here before or give it as env=..., or move it to a module of its own and name it "
+                "package.module:Name"
+            ) from error
+        if module and hasattr(sys.modules.get(module), name):
+            raise EnvironmentNotFound(
+                f"environment {env_id!r} is no gymnasium.Env class: a function is registered with gymnasium, as "
+                f"gymnasium.register('Name-v0', entry_point=...), or given from Python, as env={name}"
+            ) from error
         close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"
         package = _PACKAGES.get(name.partition("/")[0].partition("-")[0])
         if package and not module:
             hint = f"install {package.replace('_', '-')} and write {package}:{name}"
-        elif not module:
+        elif module:
+            hint = f"{module} neither registers nor defines it; {hint}"
+        else:
             hint += " If a package registers it, write package.module:Env-v0 and install that package"
         raise EnvironmentNotFound(f"environment {env_id!r} is unknown: {hint}") from error
 

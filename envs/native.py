@@ -57,6 +57,17 @@ class NativeEnvironment(AutoresetRows):
         self._flat = self._checked.reshape(num_envs, -1)
         self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
 
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass options to the environment's own ``set_options``: its later episodes begin without a call of ``reset``.
+
+        Raises:
+            EnvironmentFault: it has no such method.
+        """
+        take = getattr(self._vector.unwrapped, "set_options", None)
+        if not callable(take):
+            self._fail("cannot take options: it resets its slots itself and has no method set_options(options)")
+        take(options)
+
     def close(self) -> None:
         """Close the environment."""
         self._vector.close()

@@ -106,6 +106,11 @@ class PettingZooEnvironment:
         for ours, theirs in zip(self._rows[:5], rows[:5], strict=True):
             np.copyto(theirs, ours)
 
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass options to the resets of later games, as in ``envs.boundary.OptionsEnvironment``."""
+        for game in self._games:
+            game.inner.options = options
+
     def first_environment(self) -> Any:
         """The first game."""
         return self._games[0].inner.env

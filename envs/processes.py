@@ -14,12 +14,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import gymnasium
@@ -29,6 +27,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from gymnasium.vector.utils import batch_space
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
 from shoal.envs.guard import Guard, row_space
+from shoal.envs.main_module import without_main_module
 from shoal.envs.spaces import Declared
 
 GIVEN_UP = "given_up"
@@ -120,7 +119,7 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             # Imported once there, instead of once in every process.
             multiprocessing.set_forkserver_preload([__name__])
         try:
-            with _without_main():
+            with without_main_module():
                 super().__init__(
                     [functools.partial(_Promise, recipe) for recipe in recipes],
                     # Without it an explicit reset is followed by a second one in the next step.
@@ -228,19 +227,6 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
         self.close(terminate=True)
         what = "; ".join(dead) or f"its processes cannot be started or reached ({type(error).__name__}: {error})"
         return EnvironmentFault(f"{self._env_id}: {what}")
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep new processes from importing the main module: in an actor, this would import Ray.
-
-    The processes do not need it: definitions in the main module are pickled by value.
-    """
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _start_method() -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.writers import parts_of
 
 
@@ -30,6 +31,30 @@ def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[A
     return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
 
 
+def declared_to_json(declared: Declared) -> dict[str, Any]:
+    """Plain data, for checkpoints."""
+    tokens = declared.tokens
+    return {
+        "observation": space_to_json(declared.observation),
+        "action": space_to_json(declared.action),
+        "tokens": dataclasses.asdict(tokens) if isinstance(tokens, TokenSpace) else tokens,
+        "action_meanings": list(declared.action_meanings),
+    }
+
+
+def declared_from_json(data: Mapping[str, Any]) -> Declared:
+    """The inverse of ``declared_to_json``."""
+    tokens = data["tokens"]
+    if tokens is not None:
+        tokens = {name: tuple(value) if isinstance(value, list) else value for name, value in tokens.items()}
+        categorical = tokens.get("categorical_features", ())
+        tokens["categorical_features"] = tuple((feature, tuple(values)) for feature, values in categorical)
+        tokens = TokenSpace(**tokens)
+    return Declared(
+        space_from_json(data["observation"]), space_from_json(data["action"]), tokens, tuple(data["action_meanings"])
+    )
+
+
 def make_spec(env_id: str, declared: Declared, *, same_step: bool = False, num_agents: int = 1) -> EnvSpec:
     """The spec of an environment.
 
@@ -42,6 +67,7 @@ def make_spec(env_id: str, declared: Declared, *, same_step: bool = False, num_a
         actions=_actions(declared, env_id),
         same_step=same_step,
         num_agents=num_agents,
+        spaces=declared_to_json(declared),
     )
 
 

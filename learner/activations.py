@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 from shoal.learner.forward_pass import valid_transitions
-from shoal.policy import ComponentPolicy, ImageObservation, RecurrentPolicy
+from shoal.policy import ComponentPolicy, FastPolicy, ImageObservation, RecurrentPolicy
 from shoal.policy.graph import VALUE
 from tensordict import TensorDict
 from torch import Tensor
@@ -20,12 +20,14 @@ _HIDDEN_KINDS = ("conv", "linear", "lstm")
 class ActivationSampler:
     """Runs the named components of the policy in training, with its current weights, on a few segments.
 
+    A policy class of the user's has no named components, and so no sample.
+
     Drawing a sample changes nothing in the policy, its memory or any random stream.
     """
 
     def __init__(self, policy: RecurrentPolicy) -> None:
-        self._policy = policy if isinstance(policy, ComponentPolicy) else _by_components(policy)
-        graph = self._policy.graph
+        self._policy = _by_components(policy) if policy.kind == FastPolicy.kind else policy
+        graph = self._policy.graph if isinstance(self._policy, ComponentPolicy) else {}
         self._layers = [name for name, part in graph.items() if part.kind in _HIDDEN_KINDS and name != VALUE]
 
     @torch.no_grad()
@@ -35,6 +37,8 @@ class ActivationSampler:
         Args:
             batch: [B], as ``BatchAssembler`` makes it. Segments are taken at even distances, from their stored states.
         """
+        if not self._layers:
+            return {}
         segments, steps = batch.shape[0], batch["reward"].shape[1]
         chosen = torch.arange(segments)[:: max(segments * steps // SAMPLE_ROWS, 1)].to(batch["obs"].device)
         part = batch[chosen]

@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
+from shoal.learner.optimizer import restore_optimizer
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import components_from_json, differences, resolve
 from shoal.policy.make import make_policy
@@ -69,6 +71,7 @@ class Checkpoint:
             actions_from_json(described["actions"]),
             described["embedding_rows"],
             components=described.get("components"),
+            kwargs=described.get("kwargs"),
             action_rows=described["action_rows"],
             normalize_observations=described.get("normalize_observations", False),
             normalize_values=described.get("normalize_values", False),
@@ -118,11 +121,13 @@ class Checkpoint:
                 f"{self.path} holds another policy than this run's config describes: {error}"
             ) from error
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
-        learner.optimizer.load_state_dict(saved["optimizer"])
-        for group in learner.optimizer.param_groups:
-            # The optimizer's moments come from the checkpoint, its settings from this run; every update sets the
-            # learning rate.
-            group.update(eps=learner.config.adam_eps)
+        saved_by = self.state.get("config", {}).get("learner", {}).get("optimizer", ADAM)
+        if saved_by == learner.config.optimizer:
+            restore_optimizer(learner.optimizer, saved["optimizer"])
+        else:
+            log.warning(
+                "%s was saved with the optimizer %s; %s begins anew", self.path, saved_by, learner.config.optimizer
+            )
         learner.statistics.load_state_dict(saved.get("statistics", {}))
         learner.kl_adaptation.factor = float(saved.get("learning_rate_factor", 1.0))
         learner.load_random_state(saved["random"])
@@ -142,10 +147,11 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
     return {
         "kind": policy.kind,
         "components": policy.components,
+        "kwargs": dict(policy.kwargs),
         "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),
-        "embedding_rows": policy.action_embeddings.num_embeddings,
+        "embedding_rows": policy.embedding_rows,
         "normalize_observations": policy.vector_normalizer is not None,
         "normalize_values": policy.value_scale is not None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from shoal.learner.schedules import ScheduleConfig, Scheduled
 from shoal.policy.config import RegularizationConfig
 from shoal.section import Section
+
+ADAM = "adam"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,10 @@ class LearnerConfig(Section):
     policies that acted and that was learned, and rises again, up to learning_rate, where it is less than half of it.
     0 keeps it fixed."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    optimizer: Annotated[str, Field(pattern=r"^(adam|[\w.]+:[\w.]+)$")] = ADAM
+    """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
+    optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of that class, as plain data."""
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
     """Discount per step."""
     advantage: Literal["vtrace", "gae"] = "vtrace"
@@ -86,6 +92,13 @@ class LearnerConfig(Section):
     regularization: RegularizationConfig = dataclasses.field(default_factory=RegularizationConfig)
 
     def __post_init__(self) -> None:
+        if self.optimizer_kwargs and self.optimizer == ADAM:
+            raise PydanticCustomError(
+                "cross_field",
+                "optimizer_kwargs={optimizer_kwargs} need an optimizer that is named by its class, e.g. "
+                "optimizer=torch.optim:AdamW; Adam's are learning_rate and adam_eps",
+                {"optimizer_kwargs": self.optimizer_kwargs},
+            )
         if self.batch_size != "auto" and self.batch_size % self.minibatches:
             raise PydanticCustomError(
                 "cross_field",

@@ -19,6 +19,7 @@ from shoal.learner.kl_adaptation import KLAdaptation
 from shoal.learner.loss import LossTerms, actor_critic_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
+from shoal.learner.optimizer import make_optimizer
 from shoal.learner.rollback import Rollback
 from shoal.learner.schedules import ScheduledSettings, scheduled_settings
 from shoal.learner.shards import Shards, add, rows_of
@@ -104,9 +105,7 @@ class Learner:
             config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
         self.policy, self.config, self.path = policy, config, path
         self.regularizer = WeightRegularizer(policy, config.regularization)
-        self.optimizer = torch.optim.Adam(
-            policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=path.fused_optimizer
-        )
+        self.optimizer = make_optimizer(config, policy.parameters(), fused=path.fused_optimizer)
         self.policy_version = 0
         """Updates made so far."""
         self.env_steps = 0
@@ -315,7 +314,8 @@ class Learner:
             config=config,
             scheduled=self._scheduled,
         )
-        return torch.autograd.grad(terms.loss, self._parameters), terms
+        # A policy of the user's may have parameters that the loss does not reach: their gradient is 0.
+        return torch.autograd.grad(terms.loss, self._parameters, materialize_grads=True), terms
 
     @torch.no_grad()
     def _step(self, flat: Tensor, moments: Moments) -> dict[str, float]:

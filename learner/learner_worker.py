@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ class LearnerWorker:
     """The last published ones."""
     batch: TensorDict | None = None
     """The last trained batch."""
+    env_options: Mapping[str, Any] | None = None
+    """Options of the environments' episodes, which go with every published version (``Weights.env_options``)."""
 
     def step(self, drive: Callable[[float], None] | None, stop: threading.Event) -> StepResult | None:
         """One update with one batch; None where ``stop`` was set while waiting for it.
@@ -162,6 +164,8 @@ class LearnerWorker:
             raise NonFiniteUpdate(
                 f"the weights of policy version {weights.policy_version} are not finite; they are not published"
             )
+        if self.env_options is not None:
+            weights = dataclasses.replace(weights, env_options=self.env_options)
         self.parity_check.remember(weights)
         self._publish(weights)
         return weights

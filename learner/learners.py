@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult, Trained
@@ -63,8 +63,10 @@ class PeerLearners(Protocol):
     Each acts on slots of its own, or is fed by actors of its own, and starts an update only when it is called.
     """
 
-    def begin(self, learner: Learner, stop: threading.Event) -> None:
+    def begin(self, learner: Learner, stop: threading.Event, env_options: Mapping[str, Any] | None) -> None:
         """Start the peers' part in the next update; if a peer came or went, make a new group before it.
+
+        ``env_options`` go with the weights that they publish after it.
 
         waits for: at the run's start all of them     unblocked by: ``stop``
         """
@@ -93,7 +95,7 @@ class SeveralLearners:
         Steps that peers sampled, trained and dropped are added to the own queue's ledger.
         """
         worker, peers, queue = self.worker, self.peers, self.worker.queue
-        peers.begin(worker.learner, stop)
+        peers.begin(worker.learner, stop, worker.env_options)
         # The peers have begun and wait for this learner, so ``stop`` waits for the end of the update.
         own = worker.step(self.drive, NEVER)
         assert own is not None

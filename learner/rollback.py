@@ -24,8 +24,8 @@ class Rollback:
     def on(self, *errors: type[Exception]) -> Iterator[None]:
         """Restore weights and optimizer state if the block raises one of ``errors``, and raise it again."""
         state = self._optimizer.state
-        fresh = not state
-        tensors = [*self._weights, *(t for p in self._weights for t in state.get(p, {}).values())]
+        kept = [(p, name, value) for p in self._weights for name, value in state.get(p, {}).items()]
+        tensors = [*self._weights, *(value for _, _, value in kept if isinstance(value, Tensor))]
         if len(self._saved) != len(tensors):
             self._saved = [torch.empty_like(t) for t in tensors]
         with torch.no_grad():
@@ -35,6 +35,8 @@ class Rollback:
         except errors:
             with torch.no_grad():
                 torch._foreach_copy_(tensors, self._saved)
-            if fresh:
-                state.clear()
+            # Entries are put back, too: some optimizers replace numbers and tensors by new ones.
+            state.clear()
+            for parameter, name, value in kept:
+                state[parameter][name] = value
             raise

@@ -7,11 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
 
 from shoal.learner.activations import ActivationSampler
 from shoal.learner.checkpoint import Checkpoints
-from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped
+from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped, StepResult
 from shoal.learner.learners import Learners
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.weight_metrics import measure_weights
@@ -37,10 +39,39 @@ class Saving:
     checkpoints: Checkpoints
     describe: Callable[[], Mapping[str, Any]]
     """Returns the run's state beside the weights."""
+    undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
+
+
+class Observer(Protocol):
+    """What is told of updates and checkpoints, in the thread that trains and between updates."""
+
+    def updated(self, result: StepResult) -> None:
+        """An update was made.
+
+        Raises:
+            ObserverFailed: training has to end.
+        """
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint was written.
+
+        Raises:
+            ObserverFailed: training has to end.
+        """
+
+
+class ObserverFailed(Exception):
+    """An observer cannot go on. The run saves and ends."""
 
 
 def train(
-    learners: Learners, statistics: RunStatistics, saving: Saving, limits: Limits, stop: threading.Event
+    learners: Learners,
+    statistics: RunStatistics,
+    saving: Saving,
+    limits: Limits,
+    stop: threading.Event,
+    observer: Observer,
 ) -> Weights:
     """Update the policy until ``total_env_steps`` or ``stop``; return the last published weights.
 
@@ -51,6 +82,7 @@ def train(
         NonFiniteUpdate: ``max_skipped_updates`` updates in a row were skipped.
         OSError: the last checkpoint could not be written.
         RuntimeError: the pool ended before the loop did.
+        ObserverFailed: ``observer`` raised it; the last update is saved.
     """
     worker = learners.worker
     learner, ledger = worker.learner, worker.queue.ledger
@@ -59,6 +91,7 @@ def train(
     activations = ActivationSampler(learner.policy)
     skipped_in_a_row = 0
     saved_version = -1
+    failure: ObserverFailed | None = None
     while ledger.trained < limits.total_env_steps and not stop.is_set():
         result = learners.step(stop)
         if result is None:
@@ -88,22 +121,31 @@ def train(
             assert worker.batch is not None
             with worker.clock.time("weight_metrics"):
                 statistics.weights = measure_weights(learner.regularizer, activations.sample(worker.batch))
+        try:
+            observer.updated(result)
+        except ObserverFailed as error:
+            failure = error
+            break
         if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
-            saved_version = _save(saving, worker, statistics, required=False)
+            saved_version = _save(saving, worker, statistics, observer, required=False)
     if saved_version != learner.policy_version:
-        _save(saving, worker, statistics, required=True)
+        _save(saving, worker, statistics, observer, required=True)
+    if failure:
+        raise failure
     return weights
 
 
-def _save(saving: Saving, worker: LearnerWorker, statistics: RunStatistics, *, required: bool) -> int:
+def _save(
+    saving: Saving, worker: LearnerWorker, statistics: RunStatistics, observer: Observer, *, required: bool
+) -> int:
     """Save a checkpoint and return its version.
 
     A failure is counted, and -1 returned; where the checkpoint is ``required``, it is raised.
     """
     learner = worker.learner
-    with worker.clock.time("checkpoint"):
+    with worker.clock.time("checkpoint"), saving.undisturbed():
         try:
-            saving.checkpoints.save(learner, saving.describe())
+            path = saving.checkpoints.save(learner, saving.describe())
         except OSError as error:
             if required:
                 raise
@@ -111,4 +153,5 @@ def _save(saving: Saving, worker: LearnerWorker, statistics: RunStatistics, *, r
             log.error("checkpoint %d could not be written, training goes on: %s", learner.policy_version, error)
             return -1
     statistics.last_checkpoint_timestamp = time.time()
+    observer.saved(path)
     return learner.policy_version

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -22,6 +24,19 @@ def _well_formed(entry: str) -> str:
     if malformed([entry]):
         raise ValueError("must be of the form ENVIRONMENT=TRAINED, where one side may be empty")
     return entry
+
+
+OWN_KINDS = ("fast", "component")
+"""The policies of this package; other kinds are named by their class."""
+_KIND = "|".join(OWN_KINDS) + r"|[\w.]+:[\w.<>#]+"
+
+
+def _kind(name: str) -> str:
+    if not re.fullmatch(_KIND, name):
+        close = difflib.get_close_matches(name, OWN_KINDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"must be fast, component, or a policy class of yours as package.module:Class{hint}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +60,11 @@ ORIGINAL = Initialization(lstm_bias="ones", action_embeddings=0.1, log_std=0.0)
 class PolicyConfig(Section):
     """The network."""
 
-    kind: Literal["fast", "component"] = "fast"
+    kind: Annotated[str, AfterValidator(_kind), Field(json_schema_extra={"pattern": f"^({_KIND})$"})] = "fast"
     """``fast``: the network in plain PyTorch. ``component``: the same network put together from named components, which
-    ``components`` change. Each loads the other's weights."""
+    ``components`` change. Each loads the other's weights. ``package.module:Class``: a ``RecurrentPolicy`` of yours."""
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of a policy class of yours, as plain data."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
     embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
@@ -63,12 +80,17 @@ class PolicyConfig(Section):
     """The same for actions; those of the environment cannot be left out."""
 
     def __post_init__(self) -> None:
+        if self.kwargs and self.kind in OWN_KINDS:
+            raise PydanticCustomError(
+                "cross_field", "{kwargs}", {"kwargs": f"kwargs: the kind {self.kind} takes none; see policy.components"}
+            )
         if not self.components:
             return
         if self.kind == "component":
             problems = check(self.components)
         else:
-            problems = ["components: the kind fast is one fixed network; set policy.kind to component"]
+            what = "is one fixed network" if self.kind == "fast" else "makes its own network"
+            problems = [f"components: the kind {self.kind} {what}; set policy.kind to component"]
         if problems:
             raise PydanticCustomError("cross_field", "{components}", {"components": "\n".join(problems)})
 

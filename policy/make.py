@@ -9,6 +9,7 @@ from shoal.policy.actions import Actions
 from shoal.policy.component import ComponentPolicy
 from shoal.policy.config import Initialization
 from shoal.policy.fast import FastPolicy
+from shoal.policy.kinds import make_own
 from shoal.policy.observation import Observation
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
@@ -20,6 +21,7 @@ def make_policy(
     embedding_rows: int,
     *,
     components: Mapping[str, Mapping[str, Any] | None] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     action_rows: Mapping[str, int] | None = None,
     initialization: Initialization | None = None,
     trained_observation: Observation | None = None,
@@ -29,8 +31,19 @@ def make_policy(
     """Construct a policy with fresh weights, which depend only on the seed of torch's global generator.
 
     Raises:
-        ValueError: the kind is unknown or takes no components, or the policy's constructor raised it.
+        ValueError: the kind is unknown, takes no components or other ``kwargs``, or the policy's constructor raised it.
     """
+    if ":" in kind:
+        return make_own(
+            kind,
+            observation,
+            actions,
+            embedding_rows,
+            action_rows=action_rows,
+            initialization=initialization,
+            trained_observation=trained_observation,
+            kwargs=kwargs or {},
+        )
     if kind == "component":
         return ComponentPolicy(
             observation,

@@ -17,7 +17,7 @@ class Memory:
     """
 
     def __init__(self, num_layers: int, hidden: int) -> None:
-        self._num_layers, self._hidden = num_layers, hidden
+        self.shape = (num_layers, hidden)
         self._blocks: list[tuple[tuple[int, ...], LSTMState]] = []
         """The blocks' ids are disjoint, and no block is empty."""
 
@@ -72,11 +72,10 @@ class Memory:
         Raises:
             ValueError: a state has another shape.
         """
-        shape = (self._num_layers, self._hidden)
         for env_id, parts in states.items():
-            if any(tuple(part.shape) != shape for part in parts):
+            if any(tuple(part.shape) != self.shape for part in parts):
                 got = [tuple(part.shape) for part in parts]
-                raise ValueError(f"state of training_env_id {env_id} must be (h, c) of {shape}, got {got}")
+                raise ValueError(f"state of training_env_id {env_id} must be (h, c) of {self.shape}, got {got}")
         self._blocks = []
         if states:
             h, c = (torch.stack([parts[i] for parts in states.values()], 1) for i in (0, 1))

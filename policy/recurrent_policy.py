@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
@@ -43,14 +44,15 @@ class ActorOutput(NamedTuple):
 class RecurrentPolicy(nn.Module):
     """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
 
-    A subclass creates its layers, among them ``lstm``, ``action_embeddings`` and ``value_head``, and implements
-    ``encode``, ``heads`` and ``logits``. ``encode`` reads vectors through ``network_input``, and ``heads`` returns
-    values through ``in_reward_units``.
+    A subclass creates its layers, among them ``lstm``, and implements ``encode``, ``heads`` and ``logits``. No row of
+    these may depend on another row, on chance, or on earlier calls. ``encode`` reads vectors through
+    ``network_input``, and ``heads`` returns values through ``in_reward_units``; without a layer ``value_head``, a
+    policy normalizes no values.
 
     Args:
         observation: the environment's observation.
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
-        embedding_rows: size of the action embedding table.
+        embedding_rows: size of the action embedding table; the most actions that the policy can have.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
             It may hold more actions than the environment has, and two of those may share a name (``policy.remap``).
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
@@ -63,8 +65,10 @@ class RecurrentPolicy(nn.Module):
             observation that cannot be matched with the trained one.
     """
 
-    kind: ClassVar[str]
+    kind: str
     """The value of ``policy.kind`` in the configuration."""
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+    """The value of ``policy.kwargs``."""
     lstm: nn.LSTM
     action_embeddings: nn.Embedding
     value_head: nn.Linear
@@ -98,6 +102,7 @@ class RecurrentPolicy(nn.Module):
         self.actions: Actions = (
             action_names if isinstance(action_names, Discrete | Continuous) else Discrete((tuple(action_names),))
         )
+        self.embedding_rows = embedding_rows
         self.action_rows = _embedding_rows(self.actions.flat_names, embedding_rows, action_rows)
         rows = [self.action_rows[name] for name in self.actions.flat_names]
         # Logits are computed for all actions that the weights know, in row order: the rounding of a product depends on

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ class Weights:
     """float32 [size]: the policy's ``published_tensors``, one after the other."""
     content_hash: str
     """xxh3-128 of the buffer: every actor verifies every version, and sha256 would cost ten times as much."""
+    env_options: Mapping[str, Any] | None = None
+    """Options for the episodes that begin while actors act with this version; None for none."""
 
     def verify(self) -> None:
         """Raise WeightsError if the buffer does not match its hash."""

@@ -29,8 +29,10 @@ FLOORS = (
     {"launch", "records", "settings"},
     {"monitoring", "placement"},
     {"cluster", "evaluation", "weights"},
-    {"doctor", "report", "training"},
-    {"cli"},
+    {"report", "training"},
+    {"doctor"},
+    {"library"},
+    {"cli", "examples"},
 )
 # Where a library may be imported: a module, or everything below a folder.
 LIBRARIES = {
@@ -41,7 +43,7 @@ LIBRARIES = {
         "actors/supervisor.py",
         "deploy/",
     ),  # only at a process boundary
-    "gymnasium": ("envs/",),
+    "gymnasium": ("envs/", "deploy/examples/"),  # examples are users' code
     "mettagrid": ("envs/",),
 }
 

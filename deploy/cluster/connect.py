@@ -263,9 +263,20 @@ class Cluster:
 def connect(config: ClusterConfig) -> Iterator[Cluster]:
     """The cluster at ``cluster.address``, for the length of the block.
 
+    Where this process has joined a cluster already, it is that one, and stays connected.
+
     Raises:
-        CannotStart: nobody answers there, or it refuses this process.
+        CannotStart: nobody answers there, or it refuses this process; or this process has joined another cluster.
     """
+    if ray.is_initialized():
+        joined = ray.get_runtime_context().gcs_address
+        if config.address not in ("auto", joined):
+            raise CannotStart(
+                f"cluster.address: {config.address} is not the cluster {joined} that this process has joined already "
+                "(ray.init); leave the setting out, or call ray.shutdown() before"
+            )
+        yield Cluster(config)
+        return
     configure()
     if config.address != "auto":
         _check_address(config.address)

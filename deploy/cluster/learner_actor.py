@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 import torch
@@ -85,8 +87,12 @@ class LearnerActor:
         self._learner.publish()
         return self._learner.learner.policy_version
 
-    def step(self) -> PeerResult:
-        """This learner's part in one update; after an error it leaves the group, so that no peer waits for it."""
+    def step(self, env_options: Mapping[str, Any] | None) -> PeerResult:
+        """This learner's part in one update; after an error it leaves the group, so that no peer waits for it.
+
+        ``env_options`` go with the weights that it publishes.
+        """
+        self._learner.env_options = env_options
         try:
             result = self._learner.step(None if self._driver else self._pool.pump, NEVER)
         except BaseException:

@@ -11,8 +11,9 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 import ray
 from shoal.actors.config import ActorConfig
@@ -114,8 +115,10 @@ class RayPeers:
         """Process ids of the learners that are up."""
         return self._supervisor.process_ids()
 
-    def begin(self, learner: Learner, stop: threading.Event) -> None:
+    def begin(self, learner: Learner, stop: threading.Event, env_options: Mapping[str, Any] | None) -> None:
         """Start every peer's part in the next update; if a learner came or went, make a new group before it.
+
+        ``env_options`` go with the weights that they publish after it.
 
         waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``
 
@@ -131,7 +134,7 @@ class RayPeers:
         if self._group is None or present != self._members:
             self._regroup(learner, present)
         for slot, _ in self._members:
-            self._supervisor.call(slot, "step")
+            self._supervisor.call(slot, "step", env_options)
 
     def end(self) -> Sequence[PeerResult]:
         """The results of the update that was begun; a learner that failed in it has none.

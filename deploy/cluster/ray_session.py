@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+import sysconfig
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.deploy.placement.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
@@ -46,21 +49,55 @@ def configure() -> None:
 
 @contextlib.contextmanager
 def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool) -> Iterator[RaySession]:
-    """A Ray of our own on this machine, for rollout actors and peer learners."""
+    """Ray on this machine, for rollout actors and peer learners.
+
+    A Ray that this process has started or joined already is used, and left running; otherwise one of our own.
+    """
+    learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
+    if ray.is_initialized():
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # All processes of a local run belong on this machine; where that Ray counts fewer CPUs, they share them.
+        num_cpus = int(ray.available_resources().get("CPU", 0.0) >= num_actors + num_learners)
+        options = {"num_cpus": num_cpus, "scheduling_strategy": here}
+        yield RaySession(address=LOOPBACK, actor_options=options, learner_options={**learner, **options})
+        return
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
-    ray.init(
-        address="local",
-        # Processes are counted here, whatever the number of cores: there may be more of them.
-        num_cpus=max(available_cores(), num_actors + num_learners),
-        num_gpus=num_learners if accelerator else 0,
-        object_store_memory=store,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _search_path():
+        ray.init(
+            address="local",
+            # Processes are counted here, whatever the number of cores: there may be more of them.
+            num_cpus=max(available_cores(), num_actors + num_learners),
+            num_gpus=num_learners if accelerator else 0,
+            object_store_memory=store,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
-        learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
         yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _search_path() -> Iterator[None]:
+    """Let processes that are started in the block find the modules that this one finds.
+
+    Ray takes along the current directory and that of the script, but not what the program added to ``sys.path``.
+    """
+    installed = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
+    own = [path for path in sys.path if os.path.isdir(path) and not _is_below(os.path.realpath(path), installed)]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, (before,))])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _is_below(path: str, places: Collection[str]) -> bool:
+    return any(path == place or path.startswith(place + os.sep) for place in places)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
+from shoal.learner.config import ADAM
+from shoal.policy.config import OWN_KINDS
 
-if TYPE_CHECKING:  # numpy, torch and Ray are imported where they are used
+if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
 
 
@@ -31,6 +33,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
         *_sinks(config),
         *_run_dir(config, run_dir),
         *_resume(config, run_dir),
+        *_callbacks(config),
     ]
 
 
@@ -48,12 +51,28 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
         return None, [
             f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
-    return spec, []
+    return spec, [] if config.policy.kind in OWN_KINDS else _policy(config, spec)
+
+
+def _policy(config: Config, spec: EnvSpec) -> list[str]:
+    """What is wrong with a policy class of the user's, found by making one and trying it."""
+    import torch
+    from shoal.deploy.placement.setups import make_worker_setup
+    from shoal.policy.kinds import check_policy
+
+    try:
+        with torch.random.fork_rng(devices=()):
+            check_policy(make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization))
+    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return [f"policy.kind: {text.removeprefix('policy ')}"]
+    return []
 
 
 def _layout(config: Config) -> tuple[Layout | None, list[str]]:
     """The layout, which is not known in a cluster before its nodes are, and its problems."""
     from shoal.learner.device_choice import check_device, check_precision, make_device_path
+    from shoal.learner.optimizer import check_optimizer
 
     if problem := check_device(config.learner):
         return None, [f"learner.device: {problem}"]
@@ -64,6 +83,8 @@ def _layout(config: Config) -> tuple[Layout | None, list[str]]:
         return None, [
             "learner.num_learners: Apple's MPS cannot add up gradients between processes; set learner.device=cpu"
         ]
+    if config.learner.optimizer != ADAM and (problem := check_optimizer(config.learner)):
+        return None, [f"learner.optimizer: {problem}"]
     if config.mode == "cluster":
         return None, []
     try:
@@ -140,3 +161,11 @@ def _resume(config: Config, run_dir: Path) -> list[str]:
             f"version {newest.policy_version}, which would be taken for the newest; choose another run_dir"
         ]
     return []
+
+
+def _callbacks(config: Config) -> list[str]:
+    if not config.callbacks:
+        return []
+    from shoal.deploy.training.callbacks import check_callbacks
+
+    return check_callbacks(config.callbacks)

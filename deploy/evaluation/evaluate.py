@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.evaluation.job_process import run_jobs
 from shoal.deploy.monitoring.intervals import Difference, difference
@@ -174,18 +175,31 @@ def evaluation_setup(
         raise ValueError(
             f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
         )
+    return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
+
+
+def fitted_setup(
+    checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, *, seed: int, remapping: Remapping | None = None
+) -> WorkerSetup:
+    """The checkpoint's policy in the environment ``env``, which ``spec`` describes; the environment is not made.
+
+    Raises:
+        ValueError: it has other features or actions (``policy.remap``).
+    """
+    state = checkpoint.state
     presented = (observation_of(spec), actions_of(spec))
-    interface = remap(state["policy"], *presented, remapping)
+    interface = remap(state["policy"], *presented, _own_remapping(checkpoint) if remapping is None else remapping)
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
         num_envs=env.num_envs,
-        unroll_length=config["actor"]["unroll_length"],
+        unroll_length=state["config"]["actor"]["unroll_length"],
         run_id="evaluation",
         seed=seed,
         observation=interface.observation,
         actions=interface.actions,
         policy_kind=state["policy"]["kind"],
+        policy_kwargs=state["policy"].get("kwargs") or {},
         components=state["policy"].get("components") or {},
         embedding_rows=state["policy"]["embedding_rows"],
         normalize_observations=state["policy"].get("normalize_observations", False),
@@ -193,6 +207,7 @@ def evaluation_setup(
         action_rows=interface.action_rows,
         trained_observation=interface.trained_observation,
         presented=presented,
+        user_code=UserCode.of(env.id, state["policy"]["kind"]),
     )
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from shoal.deploy.placement.hardware import available_cores
+from shoal.envs.main_module import without_main_module
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class JobProcess(Generic[T]):
             resource_tracker.ensure_running()
             # Who catches an interrupt must know whom to end. The mask is for the child, which inherits it; here the
             # system would hand the signal to another thread, and Python would raise it in this one all the same.
-            with _interrupts_later():
+            with _interrupts_later(), without_main_module():
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
                 try:
                     process.start()

@@ -56,6 +56,8 @@ class Sources:
     learning: Callable[[], Learning] = lambda: judge(Recorded(), expect_after=1.0)
     run_dir: Path = Path()
     evaluations: Evaluations = dataclasses.field(default_factory=Evaluations)
+    callback_numbers: Callable[[], Mapping[str, float]] = dict
+    """The last numbers that callbacks returned, by name."""
     failed_readings: Counter[str] = dataclasses.field(default_factory=Counter)
     """Failed readings by metric name."""
     before: Ledger = dataclasses.field(default_factory=Ledger)
@@ -176,6 +178,8 @@ _PROBLEM = (
 )
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
+_CALLBACK = "Numbers that the run's callbacks returned, by the names they gave them: the last of each."
+
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     # Step accounting
     _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.process_ledger.sampled),
@@ -285,6 +289,8 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     _counter("evaluations_total", "Evaluations made by this process.", lambda s: s.evaluations.count),
     _counter("failed_evaluations_total", "Evaluations that failed or timed out.", lambda s: s.evaluations.failed),
+    # Callbacks
+    _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name"),
     # Actors
     _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive()),
     _gauge("actors", _STATE, lambda s: s.actor_states(), "state"),

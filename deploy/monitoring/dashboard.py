@@ -293,6 +293,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             {"tokens": rate("shoal_ignored_tokens_total")},
             note="Of token observations: features that the policy has no row for.",
         ),
+        Panel("Numbers of callbacks", {"{{name}}": "shoal_callback"}, note="None unless callbacks returned some."),
     ),
     "Weights": (
         Panel("Norm", {_BY_COMPONENT: "shoal_weight_norm"}, width=6),

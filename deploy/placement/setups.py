@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from shoal.actors.code import this_code
+from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
@@ -39,6 +40,7 @@ def make_worker_setup(
         observation=interface.observation if interface else presented[0],
         actions=interface.actions if interface else presented[1],
         policy_kind=config.policy.kind,
+        policy_kwargs=dict(config.policy.kwargs),
         components=components_to_json(config.policy.components),
         embedding_rows=config.policy.embedding_rows,
         normalize_observations=config.policy.normalize_observations,
@@ -48,6 +50,7 @@ def make_worker_setup(
         presented=presented,
         burn_in=config.actor.burn_in,
         num_threads=config.actor.num_threads,
+        user_code=UserCode.of(config.env.id, config.policy.kind),
         code=this_code(),
     )
 

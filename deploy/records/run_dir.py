@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,16 @@ from shoal.deploy.records.json_lines import JsonFormatter
 
 class CannotStart(ValueError):
     """The settings conflict with each other, the checkpoint or the run directory; nothing was started."""
+
+
+def new_run_dir(env_id: str) -> str:
+    """A directory below ``runs/``, named after the environment and the time."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in env_id)
+    path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    # Runs of one process may begin within a second, and a run would continue what it finds.
+    return next(
+        one for one in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))) if not Path(one).exists()
+    )
 
 
 @contextlib.contextmanager

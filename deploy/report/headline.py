@@ -100,10 +100,15 @@ def bottleneck_shares(run: RecordedRun) -> str:
     return f"The bottleneck of the run, in shares of all readings: {listed}."
 
 
-def _what(run: RecordedRun) -> str:
+def policy_name(run: RecordedRun) -> str:
+    """The policy in words: ``Fast``, or the class of the user's."""
     kind = str(run.setting("policy.kind") or (run.summary or {}).get("policy_kind") or "")
+    return POLICIES.get(kind, kind) or "A policy"
+
+
+def _what(run: RecordedRun) -> str:
     seed, mode = run.setting("seed"), run.setting("mode")
-    parts = [f"{POLICIES.get(kind, kind) or 'A policy'}, a recurrent policy, was trained on {run.env_id or 'unknown'}"]
+    parts = [f"{policy_name(run)}, a recurrent policy, was trained on {run.env_id or 'unknown'}"]
     parts += [f"seed {seed}"] if seed is not None else []
     parts += [f"mode {mode}"] if mode is not None else []
     metrics = run.metrics

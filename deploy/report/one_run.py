@@ -57,7 +57,7 @@ def page_of_run(run: RecordedRun) -> Page:
         Section("log", "Warnings in the log", "", _log(run)),
         Section("settings", "Settings and versions", "", _settings(run)),
     ]
-    name = headline.POLICIES.get(str(run.setting("policy.kind")), "A policy")
+    name = headline.policy_name(run)
     return Page(
         title=f"{name} on {run.env_id or run.name}",
         lead=headline.lead(run),

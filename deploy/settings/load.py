@@ -52,13 +52,35 @@ def load_config(files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[
     so that the caller can go on looking for more; nothing may be started with it.
     """
     problems: list[str] = []
-    unexplained = 0
     raw: dict[str, Any] = {}
     for file in files:
         _merge(raw, _read(Path(file), problems))
     for argument in arguments:
         _merge(raw, _parse(argument, problems))
+    return _validated(raw, problems)
+
+
+def resolve(*layers: Mapping[str, Any] | str | Path) -> tuple[Config, list[str]]:
+    """``load_config`` for settings as Python values, over each other: of two that set the same, the later one counts.
+
+    Args:
+        layers: files as in ``load_config``; or plain data by key, dotted or not, where the value of a section is a
+            mapping of its settings.
+    """
+    problems: list[str] = []
+    raw: dict[str, Any] = {}
+    for layer in layers:
+        if isinstance(layer, Mapping):
+            for path, value in layer.items():
+                _merge(raw, _setting(path, value))
+        else:
+            _merge(raw, _read(Path(layer), problems))
+    return _validated(raw, problems)
+
+
+def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[str]]:
     adapter = _adapter()
+    unexplained = 0
     # Bad settings are taken out and the rest is validated again: a section is checked across its fields only once each
     # of them is right.
     config = None
@@ -237,10 +259,15 @@ def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
     except Exception:  # noqa: BLE001  (as above)
         # A string that only looks like more, e.g. a path with a colon.
         value = text
-    parts = path.split(".")
-    setting = {parts[-1]: value}
-    for part in reversed(parts[:-1]):
-        setting = {part: setting}
+    return _setting(path, value)
+
+
+def _setting(path: str, value: Any) -> dict[str, Any]:
+    """The mapping of mappings that has ``value`` at a dotted path."""
+    *sections, name = path.split(".")
+    setting = {name: value}
+    for section in reversed(sections):
+        setting = {section: setting}
     return setting
 
 
@@ -250,7 +277,9 @@ def _load(text: str) -> Any:
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}  # a copy, out of which bad settings are taken later
             _merge(into[key], value)
         else:
             into[key] = value

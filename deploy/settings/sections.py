@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
@@ -134,6 +134,20 @@ class ClusterConfig(Section):
             )
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallbackConfig(Section):
+    """A callback of the user's: a name alone, or a name with arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """``package.module:Name`` of a ``shoal.Callback`` class, or of a function that makes one."""
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments for it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Section):
     """One run."""
@@ -166,3 +180,6 @@ class Config(Section):
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    callbacks: list[Annotated[CallbackConfig, BeforeValidator(_by_name)]] = dataclasses.field(default_factory=list)
+    """The user's code that the run calls at its start and end, and at updates, episodes, checkpoints and evaluations:
+    names, or mappings of ``name`` and ``kwargs``."""

@@ -60,6 +60,7 @@ class PreparedRun:
             "session": self.origin.session,
             "env_id": self.config.env.id,
             "env_kwargs": self.config.env.kwargs,
+            "spaces": self.setup.env.spaces,
             "ledger": self.learner.queue.snapshot().to_json(),
             "mean_return": self.statistics.mean_return,
             "config": to_dict(self.config),

@@ -44,7 +44,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
     config, layout, learner = run.config, run.layout, run.learner.learner
     count = sum(p.numel() for p in learner.policy.parameters())
     start = f", continuing from policy version {learner.policy_version}" if run.origin.session else ""
-    name = {"fast": "Fast", "component": "ComponentPolicy"}[config.policy.kind]
+    name = {"fast": "Fast", "component": "ComponentPolicy"}.get(config.policy.kind, config.policy.kind)
     learners = f"{learner.path.describe()}, {layout.batch_size} segments per update"
     if layout.num_learners > 1:
         role = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
@@ -89,7 +89,8 @@ class Curve:
 class Progress:
     """Prints the run's state once a second from a thread of its own; the training loop does no work for it.
 
-    ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object.
+    ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object; with ``quiet``
+    nothing is printed.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Progress:
         time_is_up_at: float = math.inf,
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
+        quiet: bool = False,
     ) -> None:
         self._statistics, self._trajectory_queue, self._pool, self._total = (
             statistics,
@@ -120,7 +122,8 @@ class Progress:
         self._reported_cause: Cause | None = None
         self._evaluations = evaluations or Evaluations()
         self._reported_evaluation = self._evaluations.last
-        self._console = Console(highlight=False)
+        # A notebook gets the plain lines: rich's live view would need a package of its own there.
+        self._console = Console(highlight=False, quiet=quiet, force_jupyter=False)
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve = Curve()
         self._stopped = threading.Event()
@@ -134,7 +137,7 @@ class Progress:
                 transient=False,
                 redirect_stderr=True,
             )
-            if self._console.is_terminal and not json_lines
+            if self._console.is_terminal and not json_lines and not quiet
             else None
         )
         self._thread = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
@@ -307,7 +310,9 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
     if summary["interrupted_by"]:
         ended = "Interrupted; saved."
     elif summary["ledger"]["trained"] < total_env_steps:
-        ended = "Done: time is up (max_seconds)."
+        ended = (
+            "Done: a callback ended it." if summary["stopped_by"] == "callback" else "Done: time is up (max_seconds)."
+        )
     mean, random = summary["mean_return"], summary["random_return"]
     if mean is None:
         learned = "no episode ended"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks
 from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, prepare
 from shoal.deploy.training.progress import Progress, headline
@@ -29,6 +32,8 @@ from shoal.deploy.training.summary import summarize, write_json
 from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.training_loop import Limits, Saving, train
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,15 +50,30 @@ class Watchers:
     """The parts that observe a run and take no part in it."""
 
     progress: Progress
-    history: MetricsHistory
     evaluations: Evaluations
+    callbacks: Callbacks
 
 
-def run(config: Config, run_dir: Path) -> Outcome:
+def run(
+    config: Config,
+    run_dir: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+    owns_process: bool = True,
+) -> Outcome:
     """Train to the end or to the first signal; the run directory then holds a checkpoint and ``summary.json``.
+
+    Args:
+        config: the configuration, checked by ``deploy.doctor.preflight``.
+        run_dir: directory of the run.
+        callbacks: called beside those of ``config.callbacks``.
+        quiet: print nothing.
+        owns_process: a second signal ends the process; otherwise it raises KeyboardInterrupt.
 
     Raises:
         CannotStart: another process has the run directory, or the policy cannot be made from settings and checkpoint.
+        CallbackFailed: a callback raised; the run is saved.
         Exception: whatever ended the run early; the summary is written all the same.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -66,6 +86,7 @@ def run(config: Config, run_dir: Path) -> Outcome:
 
             cluster = stack.enter_context(connect(config.cluster))
         try:
+            called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)
             sinks = make_sinks(config.log, run_dir, prepared.origin.run_id, to_dict(config))
         except ValueError as error:
@@ -74,8 +95,8 @@ def run(config: Config, run_dir: Path) -> Outcome:
         (run_dir / "config.yaml").write_text(to_yaml(config))
         workers = stack.enter_context(start_workers(prepared))
         # Signal handlers are set after Ray, which sets its own.
-        asked = stack.enter_context(interruption(config.max_seconds))
-        watchers = _watch(prepared, workers, asked, sinks, stack)
+        asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
+        watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
         stack.callback(prepared.learner.learner.close)
         summary = _train(prepared, workers, asked, watchers)
         watchers.progress.summary(summary, run_dir)
@@ -83,10 +104,18 @@ def run(config: Config, run_dir: Path) -> Outcome:
 
 
 def _watch(
-    run: PreparedRun, workers: WorkerGroup, asked: Interruption, sinks: list[Sink], stack: contextlib.ExitStack
+    run: PreparedRun,
+    workers: WorkerGroup,
+    asked: Interruption,
+    sinks: list[Sink],
+    called: list[Callback],
+    stack: contextlib.ExitStack,
+    *,
+    quiet: bool,
 ) -> Watchers:
-    """Serve the metrics, print the headline, and begin the history."""
+    """Serve the metrics, print the headline, and begin the history, which ends with ``stack``."""
     config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
+    callbacks = Callbacks(called, run, evaluations, lambda: asked.stop("callback"))
     progress = Progress(
         run.statistics,
         run.learner.queue,
@@ -97,8 +126,9 @@ def _watch(
         time_is_up_at=asked.time_is_up_at,
         json_lines=config.log.format == "json",
         evaluations=evaluations,
+        quiet=quiet,
     )
-    sources = _sources(run, workers, evaluations, progress)
+    sources = _sources(run, workers, evaluations, callbacks, progress)
     ready = Readiness(
         statistics=run.statistics,
         actors_alive=lambda: workers.num_alive,
@@ -110,22 +140,25 @@ def _watch(
     history = MetricsHistory(
         sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
     )
-    return Watchers(progress, history, evaluations)
+    stack.callback(history.close)
+    return Watchers(progress, evaluations, callbacks)
 
 
 def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers: Watchers) -> dict[str, Any]:
     """Train, then end everything in the order in which data flows, and write the summary."""
     weights, completed = None, False
     random = _random_player(run, workers)
-    saving = Saving(checkpoints=run.checkpoints, describe=run.describe)
+    callbacks = watchers.callbacks
+    saving = Saving(checkpoints=run.checkpoints, describe=run.describe, undisturbed=asked.deferred)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with watchers.progress, _evaluator(run, watchers.evaluations):
+            callbacks.started()
             if workers.driver:
                 workers.driver.start()
             random.before(asked.requested)
             run.statistics.begin()
-            weights = train(workers.learners, run.statistics, saving, limits, asked.requested)
+            weights = train(workers.learners, run.statistics, saving, limits, asked.requested, callbacks)
         completed = True
     finally:
         run.statistics.end()
@@ -135,7 +168,6 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             # After a failure no episode is played: the environment may be the cause.
             random.after()
         random.close()
-        watchers.history.close()
         summary = summarize(
             run.statistics,
             run.learner.queue,
@@ -145,15 +177,29 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             trained_before=run.before.trained,
             learning=run.learning.now(watchers.progress.share_done),
             interrupted_by=asked.signal_number,
+            stopped_by=asked.stopped_by or None,
             limit=run.bottleneck.whole(),
             evaluations=watchers.evaluations,
             about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
         )
         write_json(run.run_dir / "summary.json", summary)
+        if not completed:
+            _end_after_failure(callbacks, summary)
+    callbacks.ended(summary)
     return summary
 
 
-def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations, progress: Progress) -> Sources:
+def _end_after_failure(callbacks: Callbacks, summary: dict[str, Any]) -> None:
+    """Call ``on_end`` without hiding what ended the run."""
+    try:
+        callbacks.ended(summary)
+    except CallbackFailed as error:
+        log.error("after the failure of the run also a callback failed: %s", error)
+
+
+def _sources(
+    run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations, callbacks: Callbacks, progress: Progress
+) -> Sources:
     """The objects that the metrics are read from."""
     config, path = run.config, run.learner.learner.path
     return Sources(
@@ -181,6 +227,7 @@ def _sources(run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations, p
         target_env_steps=config.total_env_steps,
         run_dir=run.run_dir,
         evaluations=evaluations,
+        callback_numbers=lambda: callbacks.numbers,
     )
 
 

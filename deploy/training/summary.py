@@ -28,6 +28,7 @@ def summarize(
     trained_before: int,
     learning: Learning,
     interrupted_by: int | None,
+    stopped_by: str | None,
     limit: Bottleneck | None,
     evaluations: Evaluations,
     about: dict[str, Any],
@@ -40,6 +41,7 @@ def summarize(
         trained_before: trained environment steps of the runs that this one resumed.
         learning: whether it learned.
         interrupted_by: the signal that ended the run.
+        stopped_by: what ended the run before its last step: ``signal``, ``max_seconds``, ``callback``, or None.
         limit: the bottleneck over the whole run.
         about: further entries that say which run it was.
     """
@@ -76,6 +78,7 @@ def summarize(
         "policy_lag": {"mean": lag.mean if lag.count else None, "max": lag.max if lag.count else None},
         "stage_seconds": {stage: round(value, 3) for stage, value in statistics.stage_seconds.items()},
         "limit": limit._asdict() if limit else None,
+        "stopped_by": stopped_by,
         "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
         "versions": versions(),
     }

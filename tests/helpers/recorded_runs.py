@@ -119,6 +119,7 @@ def summary(last: Line, **changed: Any) -> dict[str, Any]:
         "ledger": {"sampled": sampled, "trained": trained, "in_flight": 0, "dropped": {"shutdown": 4000}},
         "books_balance": True,
         "limit": {"stage": "learner", "sentence": "updates take 93% of the learner's time: fewer optimizer steps"},
+        "stopped_by": None,
         "interrupted_by": None,
         "versions": {"python": "3.11.7", "shoal": "0.1.0"},
         **changed,

@@ -79,6 +79,7 @@ def test_the_summary_says_what_went_wrong() -> None:
         "random_return_ci95": None,
         "learning": {"advice": ""},
         "ledger": {"sampled": 10, "trained": 4, "in_flight": 0, "dropped": {"stale": 5}},
+        "stopped_by": "signal",
         "interrupted_by": "SIGINT",
         "env_steps": 4,
         "wall_seconds": 3700.0,

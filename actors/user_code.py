@@ -1,0 +1,90 @@
+"""The user's own classes and functions: their names, and their way to the other processes of a run.
+
+A class that an import finds is named, and imported there. What else is given (a class of a notebook or of the script
+that runs, a function) goes along as ``cloudpickle`` writes it, to processes of this run only and never into a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cloudpickle  # noqa: TID251  (the user's own code, on its way to processes that this one starts)
+from shoal.envs import entry_points
+from shoal.policy import kinds
+from shoal.policy.recurrent_policy import RecurrentPolicy
+
+
+def give_environment(make: Callable[..., Any]) -> str:
+    """The environment id of a class or function that makes one environment; it is known by it from now on."""
+    is_class = entry_points.is_environment_class(make)
+    return _give(make, entry_points.given, by_name=is_class)
+
+
+def give_policy(cls: type[RecurrentPolicy]) -> str:
+    """The ``policy.kind`` of a class; it is known by it from now on."""
+    return _give(cls, kinds.given, by_name=True)
+
+
+def _give(found: Any, given: dict[str, Any], *, by_name: bool) -> str:
+    name = name_of(found)
+    if by_name and _is_importable(name, found):
+        return name
+    if not isinstance(found, type):
+        # Of functions, lambdas above all, there may be several; of classes in a notebook the latest counts.
+        known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(given)))]
+        name = next(one for one in known if given.get(one, found) is found)
+    given[name] = found
+    return name
+
+
+def name_of(found: Any) -> str:
+    """``module:name`` of a class or a function; of any other object, that of its class."""
+    if isinstance(found, functools.partial):
+        module, _, name = name_of(found.func).partition(":")
+        return f"{module}:partial({name})"
+    named = found if hasattr(found, "__qualname__") else type(found)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _is_importable(name: str, found: Any) -> bool:
+    """Whether other processes find the object by its name."""
+    module = name.partition(":")[0]
+    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+        return False
+    try:
+        return pkgutil.resolve_name(name) is found
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UserCode:
+    """What goes along by value, by name. A process that unpickles it knows these names from then on."""
+
+    environments: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    policies: Mapping[str, type[RecurrentPolicy]] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(env_id: str, policy_kind: str) -> UserCode:
+        """What these names stand for in this process, as far as it was given."""
+        return UserCode(_chosen(entry_points.given, env_id), _chosen(kinds.given, policy_kind))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not (self.environments or self.policies):
+            return UserCode, ()
+        return _arrive, (cloudpickle.dumps((self.environments, self.policies)),)
+
+
+def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: given[name]} if name in given else {}
+
+
+def _arrive(data: bytes) -> UserCode:
+    environments, policies = cloudpickle.loads(data)
+    entry_points.given.update(environments)
+    kinds.given.update(policies)
+    return UserCode(environments, policies)

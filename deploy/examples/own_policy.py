@@ -1,0 +1,77 @@
+"""A policy of one's own: encoder and heads of plain PyTorch around shoal's memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import shoal
+import torch
+from torch import Tensor, nn
+
+
+class Narrow(shoal.RecurrentPolicy):
+    """One layer before the LSTM, one layer for each head; for vectors and one discrete choice.
+
+    ``RecurrentPolicy`` adds memory, steps, and unrolls with resets inside. It asks for ``lstm`` (two layers of
+    ``hidden``) and the three methods below, in which no row may depend on another.
+    """
+
+    def __init__(
+        self,
+        observation: Any,
+        actions: Any,
+        embedding_rows: int,
+        *,
+        action_rows: Mapping[str, int] | None = None,
+        trained_observation: Any = None,
+        initialization: Any = None,  # shoal's own policies read it
+        size: int = 32,
+    ) -> None:
+        super().__init__(
+            observation,
+            actions,
+            embedding_rows,
+            action_rows=action_rows,
+            trained_observation=trained_observation,
+            hidden=size,
+        )
+        [columns] = self.trained_observation.shape
+        self.body = nn.Linear(columns, size)
+        self.lstm = nn.LSTM(size, size, num_layers=2)
+        self.actor = nn.Linear(size, self.num_known_actions)
+        self.critic = nn.Linear(size, 1)
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """[N, observation] -> [N, size]."""
+        return torch.tanh(self.body(self.trained_columns(obs)))
+
+    def heads(self, core: Tensor) -> shoal.PolicyOutput:
+        """[N, size] -> logits [N, actions], value [N]."""
+        return shoal.PolicyOutput(self.logits(core), self.critic(core).squeeze(-1))
+
+    def logits(self, core: Tensor) -> Tensor:
+        """[N, size] -> logits [N, actions]: the part of ``heads`` that acting needs."""
+        return self.in_order(self.actor(core))
+
+
+def main(**settings: Any) -> shoal.Run:
+    """Train it on CartPole."""
+    run = shoal.train(
+        "CartPole-v1",
+        config={
+            "policy": {"kind": Narrow, "kwargs": {"size": 48}},
+            "total_env_steps": 200_000,
+            "env.num_envs": 16,
+            "actor.unroll_length": 32,
+        },
+        **settings,
+    )
+    parameters = sum(parameter.numel() for parameter in run.policy.network.parameters())
+    print(f"{type(run.policy.network).__name__} with {parameters:,} parameters: {run.summary['mean_return']}")
+    return run
+
+
+if __name__ == "__main__":
+    main(**dict(word.split("=", 1) for word in sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What ``import shoal`` offers to scripts and notebooks beside the networks: configurations, runs, trained policies."""

@@ -1,0 +1,146 @@
+"""``shoal.load_policy``: a trained policy that acts, with its memory, in the environment's own terms."""
+
+# B rows, L layers, H hidden
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shoal.deploy.evaluation.evaluate import fitted_setup
+from shoal.envs.boundary import EnvSpec
+from shoal.envs.config import EnvConfig
+from shoal.envs.spaces import Declared, action_converter, declared_from_json, make_spec
+from shoal.envs.writers import Malformed, make_writer
+from shoal.learner.checkpoint import Checkpoint, find_checkpoint
+from shoal.policy.observation import VectorObservation
+from shoal.policy.recurrent_policy import RecurrentPolicy
+
+NumpyState = tuple[np.ndarray, np.ndarray]
+"""(h, c), each float32 [L, H]."""
+
+
+class TrainedPolicy:
+    """A policy with its weights, which acts on the CPU; made by ``load_policy``.
+
+    It keeps one LSTM state for every ``training_env_id``: any integer that names an environment (one agent in it).
+    """
+
+    def __init__(
+        self, network: RecurrentPolicy, declared: Declared | None, spec: EnvSpec | None, *, greedy: bool, seed: int
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        """The network itself, a ``torch.nn.Module``."""
+        self.greedy = greedy
+        self._generator = torch.Generator().manual_seed(seed)
+        self._declared, self._spec = declared, spec
+
+    @torch.inference_mode()
+    def act(
+        self, obs: Any, training_env_ids: int | Sequence[int] = 0, is_first: bool | Sequence[bool] | np.ndarray = False
+    ) -> Any:
+        """The actions for observations, in the environment's own terms; the memory goes one step on.
+
+        With one id, ``obs`` is what one environment gave, and the action is what it takes. With B ids it is a batch as
+        ``gymnasium.vector`` has it: every array (in a Dict or Tuple: of every part) has a first dimension of B, and so
+        has the action.
+
+        Args:
+            obs: of the space that the policy was trained with: numpy arrays, or dicts and tuples of them.
+            training_env_ids: the environments; an id that was never seen starts with a zero state.
+            is_first: whether the observation is the first of an episode: the state is zeroed before. One value for all,
+                or bool [B].
+
+        Returns:
+            A numpy scalar or array, or an array of B of them; of Box actions the sample or the mean, clipped to the
+            bounds.
+
+        Raises:
+            ValueError: the observations are not of the policy's space, or ids repeat.
+        """
+        one = isinstance(training_env_ids, int | np.integer)
+        ids = (int(training_env_ids),) if one else tuple(int(env_id) for env_id in training_env_ids)  # type: ignore[arg-type,union-attr]
+        first = np.asarray(is_first)
+        if first.dtype != np.bool_ or first.shape not in ((), (len(ids),)):
+            raise ValueError(f"is_first must be bool, one or {len(ids)}, got {first.dtype} {list(first.shape)}")
+        network, actions = self.network, self.network.actions
+        rows = self._rows(obs, len(ids), one=one)
+        output = network.act(torch.from_numpy(rows), ids, torch.from_numpy(np.broadcast_to(first, (len(ids),)).copy()))
+        if self.greedy:
+            chosen = actions.mode(output.logits)
+        else:
+            uniform = 1 - torch.rand((len(ids), actions.num_uniform), generator=self._generator)
+            chosen = actions.sample(output.logits, uniform)[0]
+        taken = chosen.numpy()
+        if self._declared is not None:
+            taken = action_converter(self._declared.action)(taken)
+        return taken[0] if one else taken
+
+    def _rows(self, obs: Any, batch: int, *, one: bool) -> np.ndarray:
+        """[B, *observation.shape] in the network's dtype."""
+        observation = self.network.observation
+        dtype = np.dtype(np.float32 if isinstance(observation, VectorObservation) else np.uint8)
+        rows = np.empty((batch, *observation.shape), dtype)
+        if self._declared is None or self._spec is None:
+            given = np.asarray(obs)[None] if one else np.asarray(obs)
+            if given.shape != rows.shape or not np.can_cast(given.dtype, dtype, "same_kind"):
+                raise ValueError(
+                    f"expected observations {dtype} {list(rows.shape)}, got {given.dtype} {list(given.shape)}"
+                )
+            rows[:] = given
+            return rows
+        try:
+            make_writer(self._declared.observation, self._spec, batched=not one)(obs, rows.reshape(batch, -1))
+        except Malformed as error:
+            raise ValueError(f"{error} (the policy's observation space is {self._declared.observation})") from error
+        return rows
+
+    def reset_memory(self, training_env_ids: int | Sequence[int] | None = None) -> None:
+        """Zero the states of these environments, or of all if None."""
+        if isinstance(training_env_ids, int):
+            training_env_ids = (training_env_ids,)
+        self.network.reset_memory(training_env_ids)
+
+    def get_memory(self) -> dict[int, NumpyState]:
+        """A copy of every state: (h, c), each float32 [L, H], by ``training_env_id``."""
+        return {env_id: (h.numpy(), c.numpy()) for env_id, (h, c) in self.network.get_memory().items()}
+
+    def set_memory(self, states: Mapping[int, NumpyState]) -> None:
+        """Replace all states by ``states``, as ``get_memory`` returns them.
+
+        Raises:
+            ValueError: a state has another shape.
+        """
+        self.network.set_memory({env_id: (torch.tensor(h), torch.tensor(c)) for env_id, (h, c) in states.items()})
+
+
+def load_policy(path: str | Path, *, greedy: bool = False, seed: int = 0) -> TrainedPolicy:
+    """Load a trained policy, with an empty memory. The environment need not be installed.
+
+    Args:
+        path: a run directory, or one of its checkpoints.
+        greedy: take the most probable action instead of sampling.
+        seed: of sampled actions.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        ValueError: the policy is a class that cannot be imported here; the message names it.
+    """
+    checkpoint = find_checkpoint(Path(path))
+    with torch.random.fork_rng(devices=()):
+        return _load(checkpoint, greedy=greedy, seed=seed)
+
+
+def _load(checkpoint: Checkpoint, *, greedy: bool, seed: int) -> TrainedPolicy:
+    saved = checkpoint.state.get("spaces")
+    if not saved:
+        return TrainedPolicy(checkpoint.make_policy(), None, None, greedy=greedy, seed=seed)
+    state, declared = checkpoint.state, declared_from_json(saved)
+    spec = make_spec(state["env_id"], declared)
+    env = EnvConfig(id=state["env_id"], num_envs=state["config"]["env"]["num_envs"], kwargs=state["env_kwargs"])
+    network = fitted_setup(checkpoint, env, spec, seed=seed).make_policy()
+    network.load_state_dict(checkpoint.load_weights())
+    return TrainedPolicy(network, declared, spec, greedy=greedy, seed=seed)

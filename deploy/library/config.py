@@ -1,0 +1,140 @@
+"""``shoal.Config``: a configuration that is made in Python and checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.deploy.settings import sections
+from shoal.deploy.settings.load import ConfigError, resolve, to_dict
+from shoal.policy.config import PolicyConfig
+from shoal.policy.graph import components_to_json
+
+Layer = sections.Config | Mapping[str, Any] | str | Path | None
+
+_DEFAULTS = {"metrics.port": 0}
+"""Several runs of one process, or of notebooks beside each other, each get a free port."""
+_SHORT = {"env": "env.id", "policy": "policy.kind"}
+"""Sections in whose place the setting that chooses may be given."""
+
+
+class Config(sections.Config):
+    """The configuration of a run, with the settings of ``shoal config show``.
+
+    ::
+
+        shoal.Config(env="CartPole-v1", learner={"gamma": 0.9}, **{"actor.unroll_length": 32})
+        shoal.Config(env={"id": MyEnv, "num_envs": 16, "kwargs": {"size": 7}}, policy=MyPolicy)
+
+    Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
+    ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
+    class. Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
+    ``dataclasses.replace`` makes a changed one.
+
+    Raises:
+        ConfigError: settings are unknown, of another type, out of range, or do not fit each other.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        made = make_config(settings)
+        for field in dataclasses.fields(made):
+            object.__setattr__(self, field.name, getattr(made, field.name))
+
+
+def make_config(*layers: Layer) -> sections.Config:
+    """The configuration of ``layers`` over each other, of which the later ones count.
+
+    Args:
+        layers: configurations; mappings as ``Config`` takes them; YAML files, or shipped ones by name; None is empty.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    problems: list[str] = []
+    plain = [_plain_layer(layer, problems) for layer in layers if layer is not None]
+    config, found = resolve(_DEFAULTS, *plain)
+    if problems or found:
+        raise ConfigError([*problems, *found])
+    return config
+
+
+def _plain_layer(layer: sections.Config | Mapping[str, Any] | str | Path, problems: list[str]) -> Any:
+    if isinstance(layer, str | Path):
+        return layer
+    if isinstance(layer, sections.Config):
+        return to_dict(layer)
+    found = {}
+    for key, value in layer.items():
+        if key in _SHORT and value is not None and not _is_section(value):
+            key = _SHORT[key]
+        found[key] = _plain(key, value, problems)
+    return found
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+
+
+def _plain(key: str, value: Any, problems: list[str]) -> Any:
+    """Plain data in place of paths, numpy's numbers, sections, and of classes and functions where these have names."""
+    if isinstance(value, PolicyConfig):
+        return {**dataclasses.asdict(value), "components": components_to_json(value.components)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        if key.endswith("kwargs"):
+            return _arguments(key, value, problems)
+        return {name: _plain(f"{key}.{name}", inner, problems) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(key, inner, problems) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if key == "env.id" and callable(value):
+        return _named(key, value, problems)
+    if key == "policy.kind" and isinstance(value, type):
+        return _named(key, value, problems)
+    return value
+
+
+def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Arguments of the user's code, which the run directory and checkpoints hold as JSON."""
+    found = {}
+    for name, value in arguments.items():
+        plain = _plain(f"{key}.{name}", value, problems)
+        try:
+            json.dumps(plain)
+        except (TypeError, ValueError) as error:
+            problems.append(
+                f"{key}.{name}: expected plain data (numbers, strings, lists, mappings), which checkpoints can hold, "
+                f"got {type(value).__name__} ({error}); a function that makes the environment may hold anything, e.g. "
+                "functools.partial(MyEnv, ...)"
+            )
+            continue
+        found[name] = plain
+    return found
+
+
+def _named(key: str, value: Any, problems: list[str]) -> Any:
+    """The name of a class or function, by which every process of the run finds it."""
+    from shoal.actors.user_code import give_environment, give_policy, name_of
+    from shoal.envs.entry_points import is_environment_class
+
+    if key == "env.id":
+        if isinstance(value, type) and not is_environment_class(value):
+            problems.append(
+                f"env.id: expected a gymnasium.Env class, or a function that makes one, got {name_of(value)}; a "
+                "PettingZoo game is named pettingzoo:module:function, a gymnasium.vector.VectorEnv by the id that it "
+                "is registered with"
+            )
+        return give_environment(value)
+    from shoal.policy import RecurrentPolicy
+
+    if not issubclass(value, RecurrentPolicy):
+        problems.append(f"policy.kind: expected a subclass of shoal.RecurrentPolicy, got {name_of(value)}")
+        return "fast"
+    return give_policy(value)

@@ -1,0 +1,258 @@
+"""Callbacks: the user's code that a run calls at its events, and the numbers that it returns."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
+from shoal.deploy.settings.sections import CallbackConfig
+from shoal.learner.learner_worker import StepResult, Trained
+from shoal.learner.training_loop import ObserverFailed
+
+if TYPE_CHECKING:
+    from shoal.deploy.settings.sections import Config
+    from shoal.deploy.training.prepared_run import PreparedRun
+    from shoal.policy.recurrent_policy import RecurrentPolicy
+
+log = logging.getLogger(__name__)
+
+MOST_NAMES = 100
+"""Names of numbers that the callbacks of a run may return, all of them together: each is a time series."""
+_NAME = re.compile(r"[A-Za-z_][\w./ -]{0,63}")
+
+Numbers = Mapping[str, float] | None
+"""Numbers by name: of letters, digits, and ``_ . / -``, at most 64 characters."""
+
+
+class Update(NamedTuple):
+    """One update of the policy."""
+
+    policy_version: int
+    """Updates made in the whole run."""
+    env_steps: int
+    """Environment steps trained in the whole run."""
+    terms: Mapping[str, float]
+    """Loss terms, gradient norm and explained variance, as in the metric ``shoal_loss``."""
+
+
+class EndedEpisodes(NamedTuple):
+    """Episodes that ended in the trajectories of one update, one agent's each."""
+
+    returns: tuple[float, ...]
+    """Undiscounted returns."""
+    lengths: tuple[int, ...]
+    """Environment steps."""
+
+
+class RunningRun:
+    """A run as its callbacks see it."""
+
+    def __init__(self, run: PreparedRun, stop: Callable[[], None]) -> None:
+        self._run, self._stop = run, stop
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self._run.config
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return self._run.run_dir
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps trained in the whole run."""
+        return self._run.learner.queue.ledger.trained
+
+    @property
+    def policy_version(self) -> int:
+        """Updates made in the whole run."""
+        return self._run.statistics.policy_version
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean return of the last 256 episodes; None before the first."""
+        return self._run.statistics.mean_return
+
+    @property
+    def policy(self) -> RecurrentPolicy:
+        """The learner's policy with its current weights, on the learner's device. Training goes on with it."""
+        return self._run.learner.learner.policy
+
+    def set_env_options(self, options: Mapping[str, Any]) -> None:
+        """Pass options to the environments of all actors, as ``reset(options=...)`` of the episodes that begin from now
+        on: a curriculum. They take effect with the next policy version, replace those set before, and are kept neither
+        in checkpoints nor in evaluations.
+
+        Args:
+            options: plain data by name.
+
+        Raises:
+            TypeError: they are something else.
+        """
+        json.dumps(options := dict(options))
+        self._run.learner.env_options = options
+
+    def stop(self) -> None:
+        """End the run after this update, as at ``total_env_steps``."""
+        self._stop()
+
+
+class Callback:
+    """A callback; a subclass defines the methods of the events that it wants.
+
+    All are called in the run's own process, in the thread that trains, between updates: training waits for them. The
+    numbers that a method returns are written beside shoal's own: to RUN/metrics.jsonl as ``callback/NAME``, to the
+    trackers of ``log.sinks``, and to Prometheus as ``shoal_callback{name="NAME"}``. An exception saves the run and ends
+    it with ``CallbackFailed``.
+    """
+
+    def on_start(self, run: RunningRun) -> Numbers:
+        """The workers are started, and no update is made yet."""
+        return None
+
+    def on_update(self, run: RunningRun, update: Update) -> Numbers:
+        """The policy was updated."""
+        return None
+
+    def on_episodes(self, run: RunningRun, episodes: EndedEpisodes) -> Numbers:
+        """Episodes ended in the data of the last update; it comes after ``on_update``."""
+        return None
+
+    def on_checkpoint(self, run: RunningRun, path: Path) -> Numbers:
+        """A checkpoint was written to the directory ``path``."""
+        return None
+
+    def on_evaluation(self, run: RunningRun, result: EvaluationResult) -> Numbers:
+        """An evaluation (``evaluation.every_env_steps``) has ended; it comes after the next update."""
+        return None
+
+    def on_end(self, run: RunningRun, summary: Mapping[str, Any]) -> Numbers:
+        """The run is over, also after a failure; ``summary`` is that of RUN/summary.json."""
+        return None
+
+
+class CallbackFailed(ObserverFailed):
+    """A callback raised an exception, which is the cause of this one, or returned something else than numbers."""
+
+
+class Callbacks:
+    """The callbacks of one run, called in their order; an ``learner.training_loop.Observer``."""
+
+    def __init__(
+        self, callbacks: Sequence[Callback], run: PreparedRun, evaluations: Evaluations, stop: Callable[[], None]
+    ) -> None:
+        self._callbacks, self._run, self._evaluations = tuple(callbacks), run, evaluations
+        self._view = RunningRun(run, stop)
+        self._seen = evaluations.last
+        self.numbers: dict[str, float] = {}
+        """The last number of every name."""
+
+    def started(self) -> None:
+        """Call ``on_start``."""
+        self._call("on_start")
+
+    def updated(self, result: StepResult) -> None:
+        """Call ``on_update``, and ``on_episodes`` and ``on_evaluation`` where there are any."""
+        if not self._callbacks:
+            return
+        statistics = self._run.statistics
+        assert isinstance(result.outcome, Trained)
+        self._call("on_update", Update(statistics.policy_version, self._view.env_steps, result.outcome.terms))
+        returns = tuple(value for report in result.reports for value in report.statistics["episode_returns"])
+        if returns:
+            lengths = tuple(value for report in result.reports for value in report.statistics["episode_lengths"])
+            self._call("on_episodes", EndedEpisodes(returns, lengths))
+        if (last := self._evaluations.last) is not None and last is not self._seen:
+            self._seen = last
+            self._call("on_evaluation", last)
+
+    def saved(self, path: Path) -> None:
+        """Call ``on_checkpoint``."""
+        self._call("on_checkpoint", path)
+
+    def ended(self, summary: Mapping[str, Any]) -> None:
+        """Call ``on_end``."""
+        self._call("on_end", summary)
+
+    def _call(self, event: str, *arguments: Any) -> None:
+        for callback in self._callbacks:
+            if getattr(type(callback), event) is getattr(Callback, event):
+                continue
+            try:
+                self._take(getattr(callback, event)(self._view, *arguments))
+            except Exception as error:
+                raise CallbackFailed(f"{name_of(callback)}.{event}: {type(error).__name__}: {error}") from error
+
+    def _take(self, numbers: Any) -> None:
+        if numbers is None:
+            return
+        if not isinstance(numbers, Mapping):
+            raise TypeError(f"expected a mapping of numbers by name, or None, got {numbers!r}")
+        for name, value in numbers.items():
+            if name not in self.numbers:
+                if not isinstance(name, str) or not _NAME.fullmatch(name):
+                    raise ValueError(
+                        f"the name {name!r} must be a letter and at most 63 letters, digits, spaces and _ . / -"
+                    )
+                if len(self.numbers) == MOST_NAMES:
+                    raise ValueError(
+                        f"{name!r} is one name too many: the callbacks of a run may name {MOST_NAMES} numbers"
+                    )
+            self.numbers[name] = float(value)
+
+
+def name_of(callback: Callback) -> str:
+    """``module:Class`` of a callback."""
+    return f"{type(callback).__module__}:{type(callback).__qualname__}"
+
+
+def check_callbacks(configs: Sequence[CallbackConfig]) -> list[str]:
+    """The problems of callbacks that are named in the settings, without making any."""
+    problems = []
+    for config in configs:
+        try:
+            inspect.signature(_find(config)).bind(**config.kwargs)
+        except (ValueError, TypeError) as error:
+            problems.append(f"callbacks: {config.name}: {error}")
+    return problems
+
+
+def make_callbacks(configs: Sequence[CallbackConfig], given: Sequence[Callback]) -> list[Callback]:
+    """The callbacks that the settings name, and then those ``given`` as objects.
+
+    Raises:
+        ValueError: one cannot be made, or is no ``Callback``.
+    """
+    made: list[Any] = []
+    for config in configs:
+        try:
+            made.append(_find(config)(**config.kwargs))
+        except Exception as error:
+            raise ValueError(f"callbacks: {config.name}: {type(error).__name__}: {error}") from error
+    for callback in (*made, *given):
+        if not isinstance(callback, Callback):
+            hint = "; give an instance, not the class" if isinstance(callback, type) else ""
+            raise ValueError(f"callbacks: expected a shoal.Callback, got {callback!r}{hint}")
+    return [*made, *given]
+
+
+def _find(config: CallbackConfig) -> Callable[..., Callback]:
+    try:
+        found = pkgutil.resolve_name(config.name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"there is no module {error.name!r} here; install the package that has it") from error
+    except AttributeError as error:
+        raise ValueError(f"there is no such name in its module ({error})") from error
+    if not callable(found):
+        raise ValueError(f"expected a Callback class or a function that makes one, got {found!r}")
+    made: Callable[..., Callback] = found
+    return made

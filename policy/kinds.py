@@ -1,0 +1,169 @@
+"""Policies of the user's own, named by their class: ``package.module:Class``.
+
+A class that no import finds in another process (one of a notebook) is known here by its name, in every process of the
+run: ``actors.user_code`` takes it there.
+"""
+
+# B rows, T time, A actions, H hidden
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from shoal.policy.actions import Continuous
+from shoal.policy.observation import ImageObservation, Observation, TokenObservation
+from shoal.policy.recurrent_policy import LSTM_LAYERS, RecurrentPolicy
+from torch import Tensor, nn
+
+given: dict[str, type[RecurrentPolicy]] = {}
+"""Classes by ``policy.kind``."""
+
+TOLERANCE = 1e-4
+"""Largest difference of logits that rounding explains; the log-prob parity check of training allows as much."""
+_ROWS, _STEPS = 3, 4
+
+
+def find_policy(kind: str) -> type[RecurrentPolicy]:
+    """The class that ``policy.kind`` names.
+
+    Raises:
+        ValueError: there is no such module or class, or it is no ``RecurrentPolicy``.
+    """
+    found: Any = given.get(kind)
+    if found is None:
+        module, _, name = kind.partition(":")
+        try:
+            found = pkgutil.resolve_name(kind)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"policy {kind}: there is no module {error.name!r} here; install the package that has it, or start in "
+                "the directory where it lies"
+            ) from error
+        except (AttributeError, ValueError) as error:
+            where = f"{module} has no class {name}"
+            if module == "__main__":
+                where = f"it was defined in a script or notebook, and {name} is not defined in this one"
+            raise ValueError(f"policy {kind}: {where}") from error
+    if not isinstance(found, type) or not issubclass(found, RecurrentPolicy):
+        raise ValueError(f"policy {kind}: expected a subclass of shoal.RecurrentPolicy, got {found!r}")
+    return found
+
+
+def make_own(kind: str, *arguments: Any, kwargs: Mapping[str, Any], **settings: Any) -> RecurrentPolicy:
+    """Construct the policy of a class that ``find_policy`` finds; ``kwargs`` are arguments of that class alone.
+
+    Raises:
+        ValueError: the constructor does not take the arguments, or the policy that it made lacks a part.
+    """
+    cls = find_policy(kind)
+    if twice := sorted(settings.keys() & kwargs.keys()):
+        raise ValueError(f"policy {kind}: policy.kwargs has {', '.join(twice)}, which every policy is given")
+    settings |= kwargs
+    try:
+        inspect.signature(cls).bind(*arguments, **settings)
+    except TypeError as error:
+        raise ValueError(
+            f"policy {kind}: {error}. Its __init__ takes (observation, actions, embedding_rows, *, action_rows, "
+            "trained_observation), which it hands to RecurrentPolicy.__init__, initialization, and policy.kwargs"
+        ) from error
+    policy = cls(*arguments, **settings)
+    if problem := _missing(policy):
+        raise ValueError(f"policy {kind}: {problem}")
+    policy.kind, policy.kwargs = kind, dict(kwargs)
+    return policy
+
+
+def _missing(policy: RecurrentPolicy) -> str:
+    """The part of the interface that a policy lacks, as a sentence; "" if it has all."""
+    lstm = getattr(policy, "lstm", None)
+    if not isinstance(lstm, nn.LSTM):
+        return f"expected a torch.nn.LSTM as self.lstm, got {type(lstm).__name__}"
+    shape = (lstm.num_layers, lstm.hidden_size)
+    if shape != policy.memory.shape:
+        return (
+            f"self.lstm has {shape[0]} layers of {shape[1]}, its memory {policy.memory.shape[0]} of "
+            f"{policy.memory.shape[1]}: an LSTM has {LSTM_LAYERS} layers, and RecurrentPolicy.__init__ takes its size "
+            "as hidden="
+        )
+    if lstm.batch_first or lstm.bidirectional or lstm.proj_size or lstm.dropout or not lstm.bias:
+        return "self.lstm must be time-major, with biases, and without dropout, projection and a second direction"
+    return ""
+
+
+@torch.no_grad()
+def check_policy(policy: RecurrentPolicy) -> None:
+    """Compare ``act``, ``step`` and ``unroll`` on random observations with resets inside.
+
+    Draws from no random stream of the caller; the policy's memory is empty afterwards.
+
+    Raises:
+        ValueError: an output has another shape, or two of them differ by more than rounding.
+    """
+    was_training = policy.training
+    policy.eval()
+    try:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            _check(policy)
+    except ValueError:
+        raise
+    except Exception as error:  # the user's code: it raises anything
+        raise ValueError(
+            f"policy {policy.kind} fails on observations {list(policy.observation.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        policy.train(was_training)
+        policy.reset_memory()
+
+
+def _check(policy: RecurrentPolicy) -> None:
+    obs = _observations(policy.observation)
+    is_first = torch.zeros(_STEPS, _ROWS, dtype=torch.bool)
+    is_first[0], is_first[2, 1] = True, True
+    acted, stepped, values = [], [], []
+    state, ids = None, tuple(range(_ROWS))
+    for t in range(_STEPS):
+        acted.append(policy.act(obs[t], ids, is_first[t]).logits)
+        output, state = policy.step(obs[t], is_first[t], state)
+        stepped.append(output.logits)
+        values.append(output.value)
+    unrolled, _ = policy.unroll(obs, is_first)
+    actions = policy.actions
+    wanted = len(actions.flat_names) * (2 if isinstance(actions, Continuous) else 1)
+    what = "means and log standard deviations" if isinstance(actions, Continuous) else "logits"
+    for name, tensor, shape in (
+        ("logits of act", acted[0], (_ROWS, wanted)),
+        ("logits of step", stepped[0], (_ROWS, wanted)),
+        ("value of step", values[0], (_ROWS,)),
+    ):
+        if tuple(tensor.shape) != shape:
+            of = f", {wanted} {what}" if len(shape) > 1 else ""
+            raise ValueError(
+                f"policy {policy.kind}: {name} for {_ROWS} observations has shape {list(tensor.shape)}, must be "
+                f"{list(shape)}{of}"
+            )
+    for name, tensor, expected in (
+        ("step gives other logits than act", torch.stack(stepped), torch.stack(acted)),
+        ("unroll gives other logits than step", unrolled.logits, torch.stack(stepped)),
+        ("unroll gives other values than step", unrolled.value, torch.stack(values)),
+    ):
+        difference = float((tensor - expected).abs().max())
+        if not difference <= TOLERANCE * (1 + float(expected.abs().max())):
+            raise ValueError(
+                f"policy {policy.kind}: {name} for the same observations, by up to {difference:.2g}: the learner "
+                "would train another policy than acted. Does a layer draw random numbers, look at other rows, or "
+                "keep something between calls?"
+            )
+
+
+def _observations(observation: Observation) -> Tensor:
+    """[T, B, *shape], random, in the observation's dtype."""
+    shape = (_STEPS, _ROWS, *observation.shape)
+    if isinstance(observation, TokenObservation | ImageObservation):
+        return torch.randint(0, 256, shape, dtype=torch.uint8)
+    return torch.randn(shape)

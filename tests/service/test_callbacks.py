@@ -1,0 +1,199 @@
+"""Callbacks: called at every event, with their numbers beside ours; what one raises is named, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shoal
+from service import read_summary
+from service import shoal as command_line
+
+SMALL = {
+    "env.id": "recall",
+    "mode": "inline",
+    "env.num_envs": 4,
+    "actor.unroll_length": 8,
+    "learner.batch_size": 16,
+    "total_env_steps": 600,
+    "checkpoint.every_updates": 5,
+}
+
+
+class Everything(shoal.Callback):
+    """Notes each event; reads the metrics endpoint where it knows one."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.steps: list[int] = []
+        self.returns = 0
+        self.lengths: list[int] = []
+
+    def on_start(self, run: Any) -> None:
+        self.events.append("start")
+        assert (run.env_steps, run.policy_version) == (0, 0)
+
+    def on_update(self, run: Any, update: Any) -> Mapping[str, float]:
+        self.events.append("update")
+        self.steps.append(update.env_steps)
+        assert update.policy_version == run.policy_version == len(self.steps)
+        assert update.terms["entropy"] > 0
+        return {"my/updates": len(self.steps), "half": 0.5, "flag": True}
+
+    def on_episodes(self, run: Any, episodes: Any) -> None:
+        self.events.append("episodes")
+        self.returns += len(episodes.returns)
+        self.lengths += episodes.lengths
+
+    def on_checkpoint(self, run: Any, path: Path) -> Mapping[str, float]:
+        self.events.append("checkpoint")
+        assert (path / "manifest.json").is_file()
+        return {"checkpoints": self.events.count("checkpoint")}
+
+    def on_evaluation(self, run: Any, result: Any) -> None:
+        self.events.append("evaluation")
+        assert result.episodes >= 4
+
+    def on_end(self, run: Any, summary: Mapping[str, Any]) -> Mapping[str, float]:
+        self.events.append("end")
+        assert summary["env_steps"] == self.steps[-1]
+        return {"ended": 1}
+
+
+def test_every_event_comes_and_numbers_are_written(tmp_path: Path) -> None:
+    """Catches an event that never comes or comes twice, and numbers that only one of our outputs has."""
+    seen = Everything()
+    run = shoal.train(config=SMALL, run_dir=tmp_path / "run", callbacks=[seen], progress=False)
+    summary = read_summary(tmp_path / "run")
+    assert (seen.events[0], seen.events[-1]) == ("start", "end")
+    assert seen.events.count("update") == summary["policy_version"]
+    assert seen.events.count("end") == 1
+    assert seen.events.count("checkpoint") == -(-summary["policy_version"] // 5)
+    assert seen.returns == summary["episodes"]
+    assert seen.steps[-1] == run.summary["env_steps"]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = {name: value for name, value in last.items() if name.startswith("callback/")}
+    assert found == {
+        "callback/my/updates": summary["policy_version"],
+        "callback/half": 0.5,
+        "callback/flag": 1,
+        "callback/checkpoints": seen.events.count("checkpoint"),
+        "callback/ended": 1,
+    }
+
+
+def test_evaluations_are_told(tmp_path: Path) -> None:
+    """Catches evaluations that callbacks never hear of: they come from another thread."""
+
+    class UntilEvaluated(Everything):
+        def on_evaluation(self, run: Any, result: Any) -> None:
+            super().on_evaluation(run, result)
+            run.stop()
+
+    seen = UntilEvaluated()
+    more = {"evaluation.every_env_steps": 100, "evaluation.episodes": 4, "total_env_steps": 10**9}
+    run = shoal.train(config=SMALL, run_dir=tmp_path / "run", callbacks=[seen], progress=False, max_seconds=200, **more)
+    assert seen.events.count("evaluation") == 1
+    assert run.summary["stopped_by"] == "callback"
+
+
+def test_numbers_are_served(tmp_path: Path) -> None:
+    """Catches names that Prometheus would refuse, and numbers that are not there."""
+    pages: list[str] = []
+
+    class Reads(shoal.Callback):
+        def on_update(self, run: Any, update: Any) -> Mapping[str, float]:
+            if update.policy_version == 3:
+                port = json.loads(Path(run.config.metrics.file_sd).read_text())[0]["targets"][0]
+                with urllib.request.urlopen(f"http://{port}/metrics", timeout=30) as answer:
+                    pages.append(answer.read().decode())
+            return {"my/number": update.policy_version}
+
+    shoal.train(
+        config=SMALL,
+        run_dir=tmp_path / "run",
+        callbacks=[Reads()],
+        progress=False,
+        **{"metrics.file_sd": tmp_path / "sd.json"},
+    )
+    assert 'shoal_callback{name="my/number"} 2.0' in pages[0]
+
+
+class Breaks(shoal.Callback):
+    """Raises in its third update, or answers something else."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer, self.count, self.ended = answer, 0, False
+
+    def on_update(self, run: Any, update: Any) -> Any:
+        self.count += 1
+        if self.count < 3:
+            return None
+        if self.answer is None:
+            raise ZeroDivisionError("my own mistake")
+        return self.answer
+
+    def on_end(self, run: Any, summary: Mapping[str, Any]) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (None, "Breaks.on_update: ZeroDivisionError: my own mistake"),
+        ([1], "Breaks.on_update: TypeError: expected a mapping of numbers by name, or None, got"),
+        ({"ok": "fast"}, "Breaks.on_update: ValueError: could not convert string to float"),
+        ({"2bad": 1}, "the name '2bad' must be a letter and at most 63"),
+        (
+            {f"n{number}": 1 for number in range(101)},
+            "'n100' is one name too many: the callbacks of a run may name 100",
+        ),
+    ],
+)
+def test_a_callback_that_fails_ends_the_run_with_its_name(tmp_path: Path, answer: Any, expected: str) -> None:
+    """Catches an error that is swallowed, that loses what was trained, or that does not say whose it is."""
+    broken = Breaks(answer)
+    with pytest.raises(shoal.CallbackFailed, match=r".*") as caught:
+        shoal.train(config=SMALL, run_dir=tmp_path / "run", callbacks=[broken], progress=False)
+    assert expected in str(caught.value)
+    assert isinstance(caught.value.__cause__, Exception)
+    assert broken.ended
+    assert shoal.load_policy(tmp_path / "run").network.kind == "fast"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000003"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["books_balance"]
+
+
+def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
+    """Catches names that are resolved elsewhere than the user's environments, and problems told after the start."""
+    (tmp_path / "mine.py").write_text(
+        "import shoal\n"
+        "class Stop(shoal.Callback):\n"
+        "    def __init__(self, at): self.at = at\n"
+        "    def on_update(self, run, update):\n"
+        "        if update.policy_version == self.at: run.stop()\n"
+        "        return {'version': update.policy_version}\n"
+    )
+    settings = [f"{name}={value}" for name, value in SMALL.items()] + ["run_dir=run", "metrics.port=-1"]
+    done = command_line("train", *settings, "callbacks=[{name: mine:Stop, kwargs: {at: 4}}]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Done: a callback ended it." in done.stdout
+    assert read_summary(tmp_path / "run")["policy_version"] == 4
+    for callbacks, expected in (
+        ("[mine:Stop]", "callbacks: mine:Stop: missing a required argument: 'at'"),
+        ("[mine:Go]", "callbacks: mine:Go: there is no such name in its module"),
+        ("[no_such_module:Go]", "callbacks: no_such_module:Go: there is no module 'no_such_module' here"),
+    ):
+        done = command_line("train", *settings, f"callbacks={callbacks}", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert expected in done.stderr
+
+
+def test_something_else_than_a_callback_is_refused(tmp_path: Path) -> None:
+    """Catches a class given in place of an instance, whose methods would lack themselves."""
+    with pytest.raises(shoal.ConfigError, match=r"expected a shoal.Callback, got .*Everything.*; give an instance"):
+        shoal.train(config=SMALL, run_dir=tmp_path / "run", callbacks=[Everything])  # type: ignore[list-item]
