@@ -40,7 +40,7 @@ class LearnerConfig(Section):
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.004
     """The learning rate falls where an update's last pass ends with more than twice this KL divergence between the
     policies that acted and that was learned, and rises again, up to learning_rate, where it is less than half of it.
     0 keeps it fixed."""

@@ -124,7 +124,7 @@ class RunningStatistics:
     def __init__(self, policy: RecurrentPolicy) -> None:
         normalizer = policy.vector_normalizer
         self.observations = None if normalizer is None else ObservationStatistics(policy, normalizer)
-        self._scale, self._head = policy.value_scale, policy.value_head
+        self._policy, self._scale = policy, policy.value_scale
         self._values = None if self._scale is None else ValueStatistics()
 
     @property
@@ -148,7 +148,7 @@ class RunningStatistics:
 
     def _rescale(self, mean: float, std: float) -> None:
         assert self._scale is not None
-        self._scale.rescale(self._head, mean, std)
+        self._scale.rescale(self._policy.value_head, mean, std)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Plain tensors for a checkpoint."""

@@ -53,8 +53,17 @@ def find_policy(kind: str) -> type[RecurrentPolicy]:
     return found
 
 
-def make_own(kind: str, *arguments: Any, kwargs: Mapping[str, Any], **settings: Any) -> RecurrentPolicy:
+def make_own(
+    kind: str,
+    *arguments: Any,
+    kwargs: Mapping[str, Any],
+    normalize_observations: bool = False,
+    normalize_values: bool = False,
+    **settings: Any,
+) -> RecurrentPolicy:
     """Construct the policy of a class that ``find_policy`` finds; ``kwargs`` are arguments of that class alone.
+
+    Values are normalized where the policy has a linear layer ``value_head``, which moving statistics rescale.
 
     Raises:
         ValueError: the constructor does not take the arguments, or the policy that it made lacks a part.
@@ -73,6 +82,8 @@ def make_own(kind: str, *arguments: Any, kwargs: Mapping[str, Any], **settings: 
     policy = cls(*arguments, **settings)
     if problem := _missing(policy):
         raise ValueError(f"policy {kind}: {problem}")
+    head = getattr(policy, "value_head", None)
+    policy.normalize(observations=normalize_observations, values=normalize_values and isinstance(head, nn.Linear))
     policy.kind, policy.kwargs = kind, dict(kwargs)
     return policy
 
@@ -133,6 +144,16 @@ def _check(policy: RecurrentPolicy) -> None:
         stepped.append(output.logits)
         values.append(output.value)
     unrolled, _ = policy.unroll(obs, is_first)
+    if policy.value_scale is not None:
+        core = torch.randn(_ROWS, policy.lstm.hidden_size)
+        policy.value_scale.mean.fill_(3.0)
+        moved = float((policy.heads(core).value - 3.0).abs().max())
+        policy.value_scale.mean.zero_()
+        if moved > TOLERANCE:
+            raise ValueError(
+                f"policy {policy.kind}: heads returns the output of value_head as it is, not in units of the reward; "
+                "return self.in_reward_units(value), or set learner.normalize_values=false"
+            )
     actions = policy.actions
     wanted = len(actions.flat_names) * (2 if isinstance(actions, Continuous) else 1)
     what = "means and log standard deviations" if isinstance(actions, Continuous) else "logits"

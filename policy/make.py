@@ -42,6 +42,8 @@ def make_policy(
             action_rows=action_rows,
             initialization=initialization,
             trained_observation=trained_observation,
+            normalize_observations=normalize_observations,
+            normalize_values=normalize_values,
             kwargs=kwargs or {},
         )
     if kind == "component":

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
@@ -91,14 +91,8 @@ class RecurrentPolicy(nn.Module):
         self._columns: Tensor | None
         self.register_buffer("_columns", _columns(self.trained_observation, observation), persistent=False)
         self.vector_normalizer: ObservationNormalizer | None = None
-        trained = self.trained_observation
-        if (
-            normalize_observations
-            and isinstance(trained, VectorObservation)
-            and len(trained.categorical) < trained.size
-        ):
-            self.vector_normalizer = ObservationNormalizer(trained, self._columns, observation)
-        self.value_scale = ValueScale() if normalize_values else None
+        self.value_scale: ValueScale | None = None
+        self.normalize(observations=normalize_observations, values=normalize_values)
         self.actions: Actions = (
             action_names if isinstance(action_names, Discrete | Continuous) else Discrete((tuple(action_names),))
         )
@@ -115,6 +109,13 @@ class RecurrentPolicy(nn.Module):
         self._order: Tensor | None
         self.register_buffer("_order", order, persistent=False)
         self.memory = Memory(LSTM_LAYERS, hidden)
+
+    def normalize(self, *, observations: bool, values: bool) -> None:
+        """Begin fresh statistics of vector observations and of values (``policy.normalization``)."""
+        trained = self.trained_observation
+        if observations and isinstance(trained, VectorObservation) and len(trained.categorical) < trained.size:
+            self.vector_normalizer = ObservationNormalizer(trained, self._columns, self.observation)
+        self.value_scale = ValueScale() if values else None
 
     def in_order(self, x: Tensor) -> Tensor:
         """[..., actions that the weights know, by row] -> [..., A], in the order of ``actions``."""
@@ -301,11 +302,6 @@ class RecurrentPolicy(nn.Module):
 def _layers_first(state: LSTMState) -> LSTMState:
     """[B, L, H] -> [L, B, H]"""
     return state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous()
-
-
-def _is_measured(observation: Observation) -> TypeGuard[VectorObservation]:
-    """Some of its numbers are measurements, which have statistics."""
-    return isinstance(observation, VectorObservation) and len(observation.categorical) < observation.size
 
 
 def _columns(trained: Observation, presented: Observation) -> Tensor | None:

@@ -15,7 +15,8 @@ class Narrow(shoal.RecurrentPolicy):
     """One layer before the LSTM, one layer for each head; for vectors and one discrete choice.
 
     ``RecurrentPolicy`` adds memory, steps, and unrolls with resets inside. It asks for ``lstm`` (two layers of
-    ``hidden``) and the three methods below, in which no row may depend on another.
+    ``hidden``) and the three methods below, in which no row may depend on another. ``network_input`` and
+    ``in_reward_units`` make it independent of the units of observations and rewards.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class Narrow(shoal.RecurrentPolicy):
         self.body = nn.Linear(columns, size)
         self.lstm = nn.LSTM(size, size, num_layers=2)
         self.actor = nn.Linear(size, self.num_known_actions)
-        self.critic = nn.Linear(size, 1)
+        self.value_head = nn.Linear(size, 1)
 
     def encode(self, obs: Tensor) -> Tensor:
         """[N, observation] -> [N, size]."""
-        return torch.tanh(self.body(self.trained_columns(obs)))
+        return torch.tanh(self.body(self.network_input(obs)))
 
     def heads(self, core: Tensor) -> shoal.PolicyOutput:
         """[N, size] -> logits [N, actions], value [N]."""
-        return shoal.PolicyOutput(self.logits(core), self.critic(core).squeeze(-1))
+        return shoal.PolicyOutput(self.logits(core), self.in_reward_units(self.value_head(core).squeeze(-1)))
 
     def logits(self, core: Tensor) -> Tensor:
         """[N, size] -> logits [N, actions]: the part of ``heads`` that acting needs."""
