@@ -1,4 +1,4 @@
-"""How rollouts are made; checked before any process starts."""
+"""Settings of the rollouts, checked before any process starts."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def _not_blank(env_id: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig(Section):
-    """Which environment each actor steps, and how many slots of it."""
+    """The environment that each actor steps, and the number of its slots."""
 
     id: Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})] = "mettagrid/forage"
     """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), or

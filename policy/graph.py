@@ -1,8 +1,8 @@
-"""Which components a network is made of and how they are connected, as plain data: checked without importing torch.
+"""The components of a network and their connections, as plain data: checked without importing torch.
 
 The default graph is ``FastPolicy``'s network; settings change its components by name, add others or take some out. A
-component reads its ``sources``: other components, or ``obs``. Whatever ``lstm`` reads, and what that reads, is the
-encoder; the rest are the heads, which end in ``actor`` and ``value_head``.
+component reads its ``sources``: other components, or ``obs``. All components that ``lstm`` needs are the encoder; the
+rest are the heads, which end in ``actor`` and ``value_head``.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class TrajectoryHeader:
     run_id: str
     actor: int
     restart_index: int
-    """How often this actor was replaced before."""
+    """Number of times that this actor was replaced before."""
     sequence: int
     """Number of this unroll within (actor, restart index), from 0."""
     policy_version: int

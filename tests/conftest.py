@@ -1,4 +1,4 @@
-"""What every test stands on: a private HOME, a short temporary directory for Ray, one thread for each process."""
+"""The ground of every test: a private HOME, a short temporary directory for Ray, one thread for each process."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def serve(counting: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def authority() -> Any:
-    """Who signs the certificates of tests."""
+    """The authority that signs the certificates of tests."""
     import trustme
 
     return trustme.CA()

@@ -30,7 +30,7 @@ CHANGED = {
 
 
 def problems_of(components, kind="component"):
-    """What the configuration says, without the path that all have in common."""
+    """The problems of a configuration, without the path that all have in common."""
     _, problems = load_config((), [f"policy.kind={kind}", f"policy.components={components}"])
     return [problem.removeprefix("policy.components") for problem in problems]
 

@@ -1,4 +1,4 @@
-"""Where the update runs."""
+"""The device and the precision of the update."""
 
 from __future__ import annotations
 

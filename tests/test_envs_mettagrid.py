@@ -1,4 +1,4 @@
-"""What is particular to the MettaGrid adapter: its tokens, its missions, its short cuts past mettagrid's objects."""
+"""The MettaGrid adapter's own: its tokens, its missions, its short cuts past mettagrid's objects."""
 
 from __future__ import annotations
 

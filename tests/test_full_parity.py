@@ -1,4 +1,4 @@
-"""What happens to the weights is the same for both policies: initialisation, clipping, L2-init, updates.
+"""Both policies treat their weights alike: initialisation, clipping, L2-init, updates.
 
 Equality of numbers; that two policies have methods of the same name says nothing.
 """

@@ -25,7 +25,7 @@ TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 def offers(configured: list[str] | None = None, pytorch: list[str] | None = None) -> torch_choice.Offers:
-    """What the two sources of CPU builds offer; one that is not given must not be asked."""
+    """The offers of the two sources of CPU builds; one that is not given must not be asked."""
 
     def offered(page: str | None) -> list[str]:
         answer = configured if page is None else pytorch

@@ -9,7 +9,7 @@ import pytest
 from shoal.deploy.monitoring.intervals import confidence_interval, difference, t_quantile
 
 TABLE = {1: 12.7062047, 2: 4.3026527, 5: 2.5705818, 10: 2.2281389, 30: 2.0422725, 100: 1.9839715, 1000: 1.9623391}
-"""By degrees of freedom, for 95% between -t and t."""
+"""Student's t by degrees of freedom, for 95% between -t and t."""
 
 
 def test_quantiles_are_those_of_the_tables() -> None:

@@ -1,4 +1,4 @@
-"""What launches shoal on clusters, checked without one: deploy/launch/."""
+"""The files that launch shoal on clusters (deploy/launch/), checked without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who acts and who learns: shares cover the work exactly, whatever the machine and the settings."""
+"""The layout of a run: shares cover the work exactly, whatever the machine and the settings."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def component_names(deep=True):
 
 
 def with_buffers(state_dict, prefix):
-    """What the originals saved beside their weights."""
+    """The buffers that the originals saved beside their weights."""
     return {
         **state_dict,
         f"{prefix}obs_normalizer.obs_norm": torch.tensor(NORMALIZATIONS).float().view(1, 25, 1, 1),
@@ -78,7 +78,7 @@ def mock(tmp_path):
 
 
 def import_(capsys, *arguments, code=0):
-    """What `shoal import` says."""
+    """The output of `shoal import`."""
     capsys.readouterr()
     assert cli.main(["import", *map(str, arguments)]) == code
     said = capsys.readouterr()

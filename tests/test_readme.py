@@ -1,4 +1,4 @@
-"""What the README names is there."""
+"""Everything that the README names exists."""
 
 from __future__ import annotations
 

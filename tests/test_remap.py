@@ -79,7 +79,7 @@ def says(policy: RecurrentPolicy, *observations: np.ndarray) -> tuple[list[dict[
 
 
 def walk(seed: int, moves: list[str], **kwargs: Any) -> list[np.ndarray]:
-    """What is seen on a walk through one world."""
+    """The observations of a walk through one world."""
     env = Hills(**kwargs)
     return [env.reset(seed=seed)[0], *(env.step(env.actions.index(move))[0] for move in moves)]
 

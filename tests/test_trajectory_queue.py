@@ -164,7 +164,7 @@ class Books(RuleBasedStateMachine):
 
     @rule()
     def close(self):
-        """What waits is dropped as shutdown."""
+        """Trajectories that wait are dropped as shutdown."""
         before = self.trajectory_queue.queued_bytes
         self.trajectory_queue.close()
         assert self.trajectory_queue.queued_bytes == self.trajectory_queue.queued_segments == 0

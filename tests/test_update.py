@@ -36,11 +36,11 @@ from slow_reference import loss_by_episode
 
 CPU = DevicePath(torch.device("cpu"))
 FAULT_SEEN = 1e-2
-"""What a fault of the memory gives at least."""
+"""The least error that a fault of the memory causes."""
 
 
 def gradients(learner):
-    """What the last step used; ``max_grad_norm`` must be too large to clip."""
+    """The gradients of the last step; ``max_grad_norm`` must be too large to clip."""
     return {name: p.grad.clone() for name, p in learner.policy.named_parameters()}
 
 

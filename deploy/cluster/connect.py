@@ -48,7 +48,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        """For messages: nodes may share an address."""
+        """Address and id, for messages: nodes may share an address."""
         return f"{self.address} ({self.node_id[:8]})"
 
 
@@ -339,7 +339,7 @@ def _explain(config: ClusterConfig, error: BaseException) -> str:
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node of ``labels`` meets a Ray label selector: ``v``, ``!v``, ``in(a,b)`` or ``!in(a,b)``."""
+    """Return whether a node of ``labels`` meets a Ray label selector: ``v``, ``!v``, ``in(a,b)`` or ``!in(a,b)``."""
     for name, condition in selector.items():
         negated = condition.startswith("!")
         wanted = condition.removeprefix("!")

@@ -22,7 +22,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RaySession:
-    """How the processes of a run are placed and reached in Ray."""
+    """Placement and address of the processes of a run in Ray."""
 
     address: str
     """The address at which the run's other processes reach this one."""

@@ -77,7 +77,7 @@ class Side:
 
     @property
     def manner(self) -> str:
-        """How actions are chosen, in words."""
+        """The choice of actions, in words."""
         if self.weights is None:
             return "uniformly random"
         return ("greedy" if self.greedy else "sampled") + (", memory zeroed at every step" if self.zero_memory else "")

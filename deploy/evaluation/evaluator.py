@@ -63,7 +63,7 @@ def in_one_process(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: int, seed: int) -> Side:
-    """How a run's own policy is evaluated, but for its weights: every time with the same seeds, so that evaluations
+    """A run's own policy without its weights, to be evaluated every time with the same seeds, so that evaluations
     differ by their weights alone. ``num_agents`` share an environment.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]

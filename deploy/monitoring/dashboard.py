@@ -48,11 +48,11 @@ _STAGES_OF_UPDATE = f"{rate(_OF_LEARNER)} / ignoring (stage) group_left () ({rat
 _LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')})))"
 _TIME_OF_AN_ACTOR = {"{{stage}}": _ACTOR_STAGES, "waiting": f"clamp_min(1 - sum without (stage) ({_ACTOR_STAGES}), 0)"}
 _ACTORS_NOTE = (
-    "Of one actor on average; the rest of the time it waits for the learner, or for others in the same process."
+    "The mean of all actors; for the rest of its time an actor waits for the learner, or for others in its process."
 )
 _LEARNER_NOTE = (
-    "Of the run's training loop. A large share of wait means that acting is the bottleneck; learners that also act "
-    "spend it acting."
+    "The run's training loop. A large share of wait means that acting is the bottleneck; learners that also act spend "
+    "it acting."
 )
 _BY_COMPONENT = "{{component}}"
 
@@ -60,7 +60,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Overview": (
         _number("Return", "shoal_mean_return", decimals=3),
         _number("Trained steps per second", rate("shoal_trained_env_steps_total")),
-        _number("Trained steps", "shoal_run_env_steps", note="Of the whole run."),
+        _number("Trained steps", "shoal_run_env_steps", note="The steps of the whole run."),
         _number("Actors alive", "shoal_actors_alive", "none"),
         _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
         _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
@@ -76,7 +76,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             width=12,
         ),
         Panel(
-            "Where the learner's time goes",
+            "The learner's time",
             {"{{stage}}": _STAGES},
             "percentunit",
             kind="bargauge",
@@ -85,7 +85,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note=_LEARNER_NOTE,
         ),
         Panel(
-            "Where the actors' time goes",
+            "The actors' time",
             _TIME_OF_AN_ACTOR,
             "percentunit",
             kind="bargauge",
@@ -137,7 +137,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Dropped so far",
             {"{{reason}}": "shoal_dropped_env_steps_total"},
             when_empty="nothing",
-            note="By this process; the summary has the whole run's.",
+            note="Drops by this process; the summary has the whole run's.",
         ),
         Panel(
             "Deliveries refused, unrolls lost",
@@ -200,7 +200,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Explained variance",
             term("explained_variance"),
             "none",
-            note="Of the returns by the value function: towards 1 as it learns, below 0 it is worse than a constant.",
+            note="The share of returns that the value explains: towards 1 as it learns, below 0 worse than a constant.",
         ),
         Panel("Entropy", term("entropy"), note="A fast fall to 0 is a policy that stopped exploring."),
         Panel(
@@ -291,7 +291,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel(
             "Tokens without a place, per second",
             {"tokens": rate("shoal_ignored_tokens_total")},
-            note="Of token observations: features that the policy has no row for.",
+            note="Tokens of features that the policy has no row for.",
         ),
         Panel("Numbers of callbacks", {"{{name}}": "shoal_callback"}, note="None unless callbacks returned some."),
     ),

@@ -31,18 +31,18 @@ THREAD = "metrics-server"
 MAX_CONNECTIONS = 64
 """One more closes the connection that has been silent for longest."""
 IDLE_SECONDS = 120.0
-"""For a TLS handshake and a complete request header: longer than any usual interval between scrapes."""
+"""Time limit of a TLS handshake and a complete request header: longer than any usual interval between scrapes."""
 ANSWER_SECONDS = 10.0
-"""For a client to read its answer."""
+"""Time limit for a client to read its answer."""
 MAX_REQUEST_BYTES = 16_384
 CONNECTIONS_PER_SECOND = 300.0
-"""In a flood a client thus has MAX_CONNECTIONS / CONNECTIONS_PER_SECOND to send its request."""
+"""A client has MAX_CONNECTIONS / CONNECTIONS_PER_SECOND to send its request in a flood."""
 REQUESTS_PER_SECOND = 50.0
 """Each costs most of a millisecond of the processor; a flood must not take it from training."""
 BURST = 25
 """Requests, or connections, that are served at once after a pause."""
 CLOSE_SECONDS = 1.0
-"""For answers under way when the server closes."""
+"""Time limit of answers under way when the server closes."""
 
 Answer = tuple[HTTPStatus, bytes, dict[str, str]]
 """Status, body, headers beside the usual ones."""

@@ -30,7 +30,7 @@ class Group:
 
     @property
     def seeds(self) -> list[str]:
-        """In the order given."""
+        """The seeds of the runs, sorted as numbers."""
         return sorted((str(run.setting("seed")) for run in self.runs), key=lambda s: (len(s), s))
 
 

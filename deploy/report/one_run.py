@@ -24,7 +24,7 @@ def page_of_run(run: RecordedRun) -> Page:
         Section(
             "updates",
             "Updates",
-            "What the optimizer reports with each update of the weights.",
+            "The optimizer's numbers, with each update of the weights.",
             run_plots.updates(run),
         ),
         Section("speed", "Speed", shares, run_plots.speed(run)),

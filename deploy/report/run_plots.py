@@ -242,7 +242,7 @@ def speed(run: RecordedRun) -> list[Figure]:
         ),
         Figure(
             key="learner-time",
-            title="Where the learner's time goes",
+            title="The learner's time",
             caption="Good: nearly all of it updates weights. Where the learner also acts, it makes its own rollouts "
             "while it waits for them; elsewhere much waiting means that the actors are too slow.",
             x_label=label,
@@ -253,7 +253,7 @@ def speed(run: RecordedRun) -> list[Figure]:
         ),
         Figure(
             key="actor-time",
-            title="Where an actor's time goes",
+            title="An actor's time",
             caption="On average. The rest is waiting for the learner, or for others in the same process. Good if "
             "acting is the bottleneck: little rest.",
             x_label=label,
@@ -395,7 +395,7 @@ def actors(run: RecordedRun) -> list[Figure]:
         ),
         Figure(
             key="faults",
-            title="What went wrong, so far",
+            title="Faults so far",
             caption="Good: no line at all. Single events cost one unroll or episode each; steps up again and again "
             "need a look into the log below. Unrolls under way when a session ends count as lost.",
             x_label=STEPS,

@@ -44,7 +44,7 @@ def page_of_runs(runs: Sequence[RecordedRun]) -> Page:
             _figures(groups, looks),
             [LegendEntry(name, *look) for name, look in looks.items()] if not alike else [],
         ),
-        Section("differences", "What differs", "", _differences(groups)),
+        Section("differences", "Differences", "", _differences(groups)),
         Section("runs", "Every run", "", [_runs(groups)]),
     ]
     seeds = f"{several(len(runs), 'run')}, all with the same settings but the seed" if alike else ""
@@ -81,7 +81,7 @@ _COMPARED = (
         "return",
         "Return",
         "mean return of an episode",
-        "Of the last 256 episodes. Good: high, early, and with a narrow band.",
+        "The mean of the last 256 episodes. Good: high, early, and with a narrow band.",
         _column("mean_return"),
     ),
     _Compared(
@@ -95,7 +95,7 @@ _COMPARED = (
         "episode-length",
         "Episode length",
         "steps, mean",
-        "What is good depends on the environment: longer where failing ends an episode, shorter where succeeding does.",
+        "The environment decides what is good: longer where failing ends an episode, shorter where succeeding does.",
         _column("episode_length_steps/mean"),
     ),
     _Compared(

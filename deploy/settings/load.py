@@ -339,7 +339,7 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
 
 
 def _spelling(kind: str, value: Any) -> str:
-    """How to write a value that is right but for its type."""
+    """Advice on a value that is right but for its type; empty where there is none."""
     if kind == "string_type" and isinstance(value, int | float):
         return "; write it in quotes"
     if kind == "bool_type":

@@ -224,7 +224,7 @@ def _load(policy: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def describe(imported: Imported) -> str:
-    """For the command line."""
+    """The report of an import, for the command line."""
     rows = sorted(imported.action_rows.values())
     return (
         f"{imported.checkpoint}: {imported.num_parameters:,} parameters, "

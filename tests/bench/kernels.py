@@ -1,4 +1,4 @@
-"""What the kernels of an update and of acting gain: ``shoal bench kernels [--rounds N] [--json]``.
+"""The gain of the kernels of an update and of acting: ``shoal bench kernels [--rounds N] [--json]``.
 
 Ratios of seconds on the processor, one thread, every variant once per round in turn: medians [lowest .. highest] over
 rounds. Each number is of the demo's sizes (``forage``) and of the default ones.
@@ -43,7 +43,7 @@ Variant = tuple[str, str]
 
 
 def seconds(function: Callable[[], object], calls: int) -> float:
-    """Of the processor per call, the fastest of ``calls``: the others share it with somebody."""
+    """Processor seconds of a call, the fastest of ``calls``: the others share the processor with somebody."""
     times = []
     for _ in range(calls):
         start = time.process_time()
@@ -53,7 +53,7 @@ def seconds(function: Callable[[], object], calls: int) -> float:
 
 
 def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """What ``convolve`` did before: a convolution of a box with planes first."""
+    """The former ``convolve``: a convolution of a box with planes first."""
     if x.shape[-2:] == layer.kernel_size:
         return F.linear(x.flatten(1), layer.weight.flatten(1), layer.bias)[..., None, None]
     return F.conv2d(x.contiguous(), layer.weight, layer.bias, layer.stride)
@@ -125,7 +125,7 @@ class Kernels:
 
 
 def ratios(variants: list[Variant]) -> dict[str, tuple[list[Variant], list[Variant]]]:
-    """What the ratio says, and whose seconds per environment step are added up above and below."""
+    """The ratios by name: the variants whose seconds per environment step are added up above and below."""
     found = {}
     for what, how in variants:
         first = next(h for w, h in variants if w == what)

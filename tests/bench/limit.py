@@ -169,7 +169,7 @@ def _one_core(config: Config, layout: Layout, barrier: Barrier, pipe: Connection
 
 
 class Measured(NamedTuple):
-    """What the service's metrics say at one moment."""
+    """The service's metrics at one moment."""
 
     at: float
     """When the last update ended, in seconds."""
@@ -238,7 +238,7 @@ def measure(url: str) -> Measured:
 
 
 def profile(shares: dict[str, float], layout: Layout) -> dict[str, float]:
-    """Where one core's time goes: that of the run's own learner, and of an actor where actors are apart."""
+    """The use of one core's time: of the run's own learner, and of an actor where actors are apart."""
     acting = {name: shares.get(f"actor_{name}", 0.0) / layout.num_actors for name in ("env", "policy", "pack")}
     learning = {
         "assembling": shares["assemble"],

@@ -1,4 +1,4 @@
-"""Whether clipping and the L2-init loss keep a policy able to learn: ``shoal bench plasticity [--json]``.
+"""A test whether clipping and the L2-init loss keep a policy able to learn: ``shoal bench plasticity [--json]``.
 
 One task after another with the same observations: in every phase, chance picks anew which action each of 16 patterns
 asks for. A fresh policy (phase 1) shows what can be earned in that time. One that loses its plasticity earns less from
@@ -79,7 +79,7 @@ class ShiftingPatterns:
 
 
 def train(regularization: RegularizationConfig, *, seed: int, phases: int, updates: int) -> list[dict[str, float]]:
-    """By phase: the mean reward of all its steps, and what has become of the weights at its end."""
+    """The mean reward of all steps of each phase, and the state of the weights at its end."""
     torch.manual_seed(seed)
     envs = ShiftingPatterns(NUM_ENVS, seed)
     observation, actions = observation_of(envs.spec), actions_of(envs.spec)

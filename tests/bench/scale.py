@@ -1,4 +1,4 @@
-"""How many actors one learner's process can coordinate: ``shoal bench scale [--actors 1 4 16 64] [--json]``.
+"""The number of actors that one learner's process can coordinate: ``shoal bench scale [--actors 1 4 16 64] [--json]``.
 
 Simulated actors on a Ray cluster of several nodes on this machine: their environment sleeps, so that 64 of them need
 hardly any processor, and everything else is the service's own: admission, calls, collection, checks, books, and a new
@@ -83,8 +83,8 @@ def cluster(num_actors: int) -> Iterator[None]:
 
 
 PARTS = ("deliver", "call", "get", "wait", "publish")
-"""Of the coordinating thread: an unroll is checked and booked; Ray's call of an actor, fetching of an answer, waiting;
-weights are put and announced. The rest is its own loops: admission, who is due, what hangs."""
+"""The work of the coordinating thread: checking and booking an unroll; Ray's call of an actor, fetching an answer,
+waiting; putting and announcing weights. The rest is its own loops: admission, who is due, what hangs."""
 
 
 @contextmanager

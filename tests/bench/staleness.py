@@ -1,4 +1,4 @@
-"""How stale the memory is that training starts from, and what freshening it costs: ``shoal bench staleness [--json]``.
+"""Staleness of the memory that training starts from, and the cost of freshening it: ``shoal bench staleness [--json]``.
 
 After a warm-up in lock step that all share (fresh weights remember little), for every lag and every way to start a
 segment (``learner.start_states``): train for some updates on rollouts acted with weights that are exactly ``lag``
@@ -117,7 +117,7 @@ class Stream:
 
 
 def warm_up(config: Config, updates: int) -> Learned:
-    """What ``updates`` updates in lock step lead to."""
+    """The result of ``updates`` updates in lock step."""
     stream = Stream(config, 0)
     for _ in range(updates):
         stream.step()

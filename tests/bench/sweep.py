@@ -1,4 +1,4 @@
-"""What ``auto`` chooses against settings chosen by hand: ``shoal bench sweep [--config FILE] [key=value ...]``.
+"""The choices of ``auto`` beside settings chosen by hand: ``shoal bench sweep [--config FILE] [key=value ...]``.
 
 Every layout trains the same batches: only who acts, who learns, in how many processes and with how many slots differs.
 They alternate over the rounds. Run it alone on the machine; the ratios are for its number of cores.

@@ -1,4 +1,4 @@
-"""What being watched costs a run: ``shoal bench watching [--rounds 5] [--json] [key=value ...]``.
+"""The cost of being watched: ``shoal bench watching [--rounds 5] [--json] [key=value ...]``.
 
 The demo, twice a round, in alternating order: read by nobody (no line of metrics.jsonl, no tracker, and its page twice,
 for the measurement), and watched: its page scraped every second as Prometheus does it, a line of metrics.jsonl every
@@ -37,7 +37,7 @@ from typing import Any
 from limit import measure, service
 
 BottleneckMonitor = Callable[[str, int], contextlib.AbstractContextManager[Any]]
-"""Of a page's address and a process: looks as long as it lasts."""
+"""Watches a process (its pid) through the address of its page, for the length of the block."""
 SETTINGS = {
     "alone": ["log.every_seconds=1e9"],
     "watched": ["log.every_seconds=1", "log.format=json"],
@@ -179,7 +179,7 @@ def _flood(url: str, rate: float, stop: Event, pipe: Connection) -> None:
 
 
 class OtherThreads:
-    """What of a core all threads of a process but its first took while ``watch`` lasted, of each run; Linux only."""
+    """The share of a core that all threads of a process but its first took during ``watch``, by run; Linux only."""
 
     def __init__(self, watch: BottleneckMonitor) -> None:
         self._watch = watch

@@ -13,7 +13,7 @@ NUM_STEPS = 450
 
 
 class Rollout:
-    """What ``steps`` calls answered, time first: row t of ``obs`` and ``is_first`` is before action t."""
+    """The answers of ``steps`` calls, time first: row t of ``obs`` and ``is_first`` is before action t."""
 
     def __init__(self, env: VectorEnvironment, steps: int, seed: int = 0) -> None:
         spec, slots = env.spec, env.num_envs

@@ -55,7 +55,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """What a method of the DevTools protocol gives."""
+        """The result of a method of the DevTools protocol."""
         self._calls += 1
         message = {"id": self._calls, "method": method, "params": parameters}
         if self._session:
@@ -117,7 +117,7 @@ class Tab:
         return found
 
     def requested(self) -> list[str]:
-        """What the page asked for."""
+        """The URLs that the page asked for."""
         sent = [e["params"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [parameters["request"]["url"] for parameters in sent]
 

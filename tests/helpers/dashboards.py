@@ -23,12 +23,12 @@ TOKEN = re.compile(r'"[^"]*"|\[[^]]*\]|[a-zA-Z_:][\w:]*|\d[\w.+-]*|[=!]~|[=!<>]=
 
 
 class Read(NamedTuple):
-    """What an expression reads."""
+    """The samples and labels that an expression reads."""
 
     selectors: list[tuple[str, set[str]]]
     """Names of samples, with the labels that they are chosen by."""
     labels: set[str]
-    """That it groups and matches by."""
+    """The labels that it groups and matches by."""
 
 
 def read(expression: str) -> Read:
@@ -58,7 +58,7 @@ def read(expression: str) -> Read:
 
 
 def rules(file: str) -> list[dict[str, Any]]:
-    """Of one of Prometheus' files."""
+    """The rules in one of Prometheus' files."""
     groups = yaml.safe_load((PROMETHEUS / file).read_text(encoding="utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 

@@ -1,4 +1,4 @@
-"""How many cases the properties of the memory are tried on: a few in every run, or as many as ``SHOAL_FUZZ`` says."""
+"""The number of cases that properties of the memory are tried on: a few, or as many as ``SHOAL_FUZZ`` says."""
 
 from __future__ import annotations
 

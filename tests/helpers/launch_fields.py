@@ -1,7 +1,7 @@
-"""Which fields Kubernetes objects have: those of KubeRay 1.7.0's CRDs and of Kubernetes that the launch files may use.
+"""The fields of Kubernetes objects: those of KubeRay 1.7.0's CRDs and of Kubernetes that the launch files may use.
 
 KubeRay's server would drop a field that it does not know, or refuse the object; both are found here, without a server.
-What a feature gate guards that is off by default (networkPolicy, tlsOptions, historyServerOptions) is left out.
+Fields of features that are off by default (networkPolicy, tlsOptions, historyServerOptions) are left out.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def documents(file: Path) -> list[Any]:
-    """Of a YAML file."""
+    """The documents of a YAML file."""
     return list(yaml.load_all(file.read_text(encoding="utf-8"), _Loader))
 
 

@@ -1,4 +1,4 @@
-"""What the tests of both policies share: every sort of observation and action, and pairs of equal networks."""
+"""Tests of both policies share these: every sort of observation and action, and pairs of equal networks."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.policy.weights import Weights
 
 SCRIPT = ("own", "again", "own", "first", "late", "own", "early", "stranger", "own", "predecessor")
-"""What the unrolls of an restart index are, in turn; then they are its own."""
+"""The unrolls of a restart index, in turn; those after them are its own."""
 REFUSED = Counter(duplicate=3, malformed=1)
-"""Why unrolls of a first restart index are refused, and how many."""
+"""The number of refused unrolls of a first restart index, by reason."""
 REFUSED_OF_A_SUCCESSOR = Counter(duplicate=4, malformed=1)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the learner train on: real rollouts with episodes ending inside unrolls, and random batches."""
+"""Tests of the learner train on these: real rollouts with episodes ending inside unrolls, and random batches."""
 
 from __future__ import annotations
 

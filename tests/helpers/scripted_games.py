@@ -12,7 +12,7 @@ from scripted_envs import NUM_ACTIONS, SPACES, Script, observe
 pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
 
 
-class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]
+class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # importorskip's module is untyped
     """A script for every agent, of the seed where there is no ``salt``.
 
     Those in ``late`` join in the game's third step, if anyone still plays. ``together`` ends all with the first of
@@ -42,7 +42,7 @@ class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]
         self.scripts = {agent: Script(salt or 0) for agent in self.possible_agents}
         self.total = self.step_ = 0
         self.asked: list[set[str]] = []
-        """Who had to act, by step."""
+        """The agents that had to act, by step."""
         self.ended: set[str] = set()
         self.closed = False
         ScriptedGame.instances.append(self)
@@ -98,7 +98,7 @@ class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]
                 case "no reward":
                     del reward[agent]
                 case "terminated int":
-                    terminated[agent] = 0  # type: ignore[assignment]
+                    terminated[agent] = 0  # type: ignore[assignment]  # the fault
                 case "gone":
                     self.agents.remove(agent)
                 case "stranger":

@@ -27,7 +27,7 @@ def make(vectorization: str, mode: str, slots: int = SLOTS, **kwargs: Any) -> Ve
 
 
 class Rows:
-    """What an environment answers, in strided buffers like the rollout worker's, full of what must not stay there."""
+    """An environment's answers, in strided buffers like the rollout worker's, full of values that must not stay."""
 
     def __init__(self, env: VectorEnvironment) -> None:
         shape, dtype = (env.num_envs, 2, *env.spec.obs_shape), env.spec.obs_dtype

@@ -1,4 +1,4 @@
-"""What tests of the whole service share: worker set-ups, the command line as a process, and who its children are."""
+"""Tests of the whole service share these: worker set-ups, the command line as a process, and its children."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def command(*arguments: object) -> list[str]:
 def wait_for(
     condition: Callable[[], Any], *, seconds: float = 200, process: subprocess.Popen[str] | None = None
 ) -> Any:
-    """What ``condition`` gives once it is true; ``seconds`` end a test that hangs, and measure nothing."""
+    """The value of ``condition`` once it is true; ``seconds`` end a test that hangs, and measure nothing."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if process is not None and process.poll() is not None:
@@ -120,7 +120,7 @@ def learner_processes(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -139,7 +139,7 @@ def shared_memory() -> set[str]:
 
 
 def ups(run: Path) -> int:
-    """How often an actor, or a learner beside the run's own, finished its start; before that it may hang longer."""
+    """The number of times that an actor, or a peer learner, finished its start; before that it may hang longer."""
     return (run / "run.log").read_text().count(" is up: ")
 
 

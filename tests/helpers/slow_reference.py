@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 TERMINATED, TRUNCATED, FAULT, ABSENT = ENDS = ("terminated", "truncated", "fault", "absent")
-"""How an episode's part of a row ends. A fault has no final observation: its transition is void itself. ``absent`` is a
+"""Ends of an episode's part of a row. A fault has no final observation: its transition is void itself. ``absent`` is a
 termination after which the agent is out of the game for two more steps."""
 
 
@@ -19,7 +19,7 @@ class Episode(NamedTuple):
     end: int
     terminated: bool
     final: bool
-    """Whether it bootstraps from ``final_obs[end - 1]`` (same-step form) rather than from row ``end``."""
+    """True where it bootstraps from ``final_obs[end - 1]`` (same-step form), False where from row ``end``."""
 
 
 def draw_boundaries(lengths, ends, steps, *, begins_void=False, same_step=False):

@@ -1,4 +1,4 @@
-"""What is said of actors while they start, wait, work and fail: real Ray actors, and the numbers that metrics read."""
+"""The states of actors that start, wait, work and fail: real Ray actors, and the numbers that metrics read."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def come_up(tmp_path: Path, process: subprocess.Popen[str], number: int) -> None
 
 
 def lets_go(process: subprocess.Popen[str], held: int) -> None:
-    """Of what it held open for those who are gone; connections are closed some time after."""
+    """Wait until the process has closed its connections to actors that are gone, some time after."""
     wait_for(lambda: open_files(process.pid) <= held, seconds=60, process=process)
 
 
@@ -369,7 +369,7 @@ def test_an_actor_that_eats_the_memory_is_told_apart(
 
 
 def refused(*arguments: str, cwd: Path, **environment: str) -> str:
-    """What is said on the way out; nothing was started."""
+    """The last words of a run that refuses to start."""
     done = subprocess.run(
         [sys.executable, "-m", "shoal", "train", *SMALL, "mode=cluster", "run_dir=run", *arguments],
         cwd=cwd,

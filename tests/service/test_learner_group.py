@@ -83,7 +83,7 @@ class Group:
         self.learner.synchronize(self.group)
 
     def update(self, seed: int) -> list[tuple[str, Any]]:
-        """What every learner says of one update."""
+        """The result of one update, from every learner."""
         for connection in self.connections:
             connection.send(seed)
         own = _update(self.learner, _part(seed, 0))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, on a terminal and in a file."""
+"""The progress of a run as a person sees it, on a terminal and in a file."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def from_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install
 
 @pytest.fixture(scope="session")
 def editable(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """What ``pip install -e .`` leaves, started by ``python -m shoal``."""
+    """An installation by ``pip install -e .``, started by ``python -m shoal``."""
     made = Installation(tmp_path_factory.mktemp("installed") / "editable", "python", "-m", "shoal")
     made.install(build("editable", source, tmp_path_factory.mktemp("editable")))
     made.see_libraries()

@@ -67,7 +67,7 @@ def parse_version(version: str) -> tuple[tuple[int, ...], str]:
 
 
 def satisfies(version: str, specifier: str) -> bool:
-    """Whether a release fits a specifier such as ``>=2.10,<3`` (the operators of PEP 440, without pre-releases)."""
+    """Return whether a release fits a specifier such as ``>=2.10,<3`` (operators of PEP 440, without pre-releases)."""
     try:
         release, label = parse_version(version)
     except ValueError:
@@ -149,7 +149,7 @@ def choose(facts: Facts, offers: Offers) -> Choice:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver is loaded here; a CUDA toolkit alone is not a GPU."""
+    """Return whether the driver is loaded here; a CUDA toolkit alone is not a GPU."""
     if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
         return True
     try:

@@ -1,4 +1,4 @@
-"""What every peer steps: for speed a nearly free environment in numpy alone, the same work as shoal's ``synthetic``.
+"""The environments of all peers: for speed a nearly free one in numpy alone, the same work as shoal's ``synthetic``.
 
 Observations are 200 tokens x 3 uint8, half of them padding, copied from a pool; rewards are small numbers from a pool;
 episodes are truncated every 128 steps, slots spread over the phases of an episode. Each adapter dresses it in its
@@ -78,7 +78,7 @@ def make_environment(name: str, num_envs: int, seed: int, *, next_step: bool) ->
 
 
 def spaces(name: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
-    """Of one slot."""
+    """The observation and action spaces of one slot."""
     if name == "free":
         return gymnasium.spaces.Box(0, 255, (NUM_TOKENS, 3), np.uint8), gymnasium.spaces.Discrete(NUM_ACTIONS)
     task = TASKS[name]

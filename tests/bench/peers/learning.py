@@ -1,4 +1,4 @@
-"""How soon everyone remembers: time to a threshold on memory tasks, with the same network and settings.
+"""The time to a threshold on memory tasks, with the same network and settings.
 
     python tests/bench/peers/learning.py [--tasks NAME ...] [--seeds 5] [--limit 300] [--only NAME ...] [--json]
 
@@ -46,7 +46,7 @@ class Trial:
 
 
 def read(directory: Path, best_return: float, began: float) -> Trial | None:
-    """What the files of ``tasks.Episodes`` say; None before the first environment step."""
+    """The content of the files of ``tasks.Episodes``; None before the first environment step."""
     events = []
     for path in directory.iterdir():
         before = 0

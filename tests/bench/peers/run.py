@@ -39,7 +39,7 @@ MALLOC = {
 }
 VENVS = ROOT / ".bench-venvs"
 START_SECONDS = 240.0
-"""What a peer may take to start, on top of warm-up and window."""
+"""Seconds that a peer may take to start, on top of warm-up and window."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class Peer:
     venv: str
     best: Setting
     others: tuple[Setting, ...]
-    """What ``--sweep`` tries besides ``best``."""
+    """Settings that ``--sweep`` tries besides ``best``."""
 
 
 def sample_factory(*, malloc: bool = True, **options: Any) -> Setting:
@@ -163,7 +163,7 @@ def install_all(names: Sequence[str], venvs: Path) -> dict[str, Path]:
 
 
 def command(peer: Peer, setting: Setting, python: Path, **options: Any) -> tuple[list[str], dict[str, str]]:
-    """How to start an adapter, and in which environment."""
+    """The command that starts an adapter, and its environment."""
     words = [str(python), str(HERE / peer.script), "--settings", json.dumps(setting.options)]
     words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "RAY_"))}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 REWARD = 0.1
-"""Of a step that is right: as small as POPGym's it would starve losses that do not normalise."""
+"""The reward of a step that is right: as small as POPGym's it would starve losses that do not normalise."""
 
 
 class Episodes:
@@ -54,7 +54,7 @@ class Task(abc.ABC):
     otherwise the call in which an episode ends returns the next one's first observation."""
 
     size: int
-    """Of an observation, float32."""
+    """Size of an observation, float32."""
     low: float
     high: float
     num_actions: int
@@ -63,7 +63,7 @@ class Task(abc.ABC):
     def __init__(self, num_envs: int, seed: int, *, next_step: bool) -> None:
         self.num_envs = num_envs
         self.final_obs = np.zeros((num_envs, self.size), np.float32)
-        """What the slots saw last before the present step's resets."""
+        """The last observations before the present step's resets."""
         self._next_step = next_step
         self._rng = np.random.default_rng(seed)
         self._over = np.zeros(num_envs, dtype=bool)

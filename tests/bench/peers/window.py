@@ -1,5 +1,5 @@
-"""What the adapters share: their arguments, how everyone trains, the window of time that is measured, and the line they
-end with."""
+"""The adapters share these: arguments, settings of training, the window of time that is measured, and the line at their
+end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LEARNING = Recipe(unroll=32, epochs=2, minibatches=2)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Arguments:
-    """What ``run.py`` and ``learning.py`` tell an adapter."""
+    """The arguments that ``run.py`` and ``learning.py`` give an adapter."""
 
     task: str
     seed: int
@@ -61,7 +61,7 @@ class Arguments:
 
 
 def arguments() -> Arguments:
-    """Of the command line; where a task is learned nothing ends the adapter but its caller."""
+    """The arguments of the command line; where a task is learned nothing ends the adapter but its caller."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", default="free")
     parser.add_argument("--seed", type=int, default=0)
