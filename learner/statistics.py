@@ -97,6 +97,8 @@ class RunStatistics:
         self.scheduled: ScheduledSettings | None = None
         self.first_terms: dict[str, float] = {}
         """Terms of the first update that this process made."""
+        self.wildest_terms: dict[str, float] = {}
+        """Terms of the update with the highest ``approx_kl``."""
         self.gradient_norms: dict[str, float] = {}
         """``Learner.gradient_norms``, last reading."""
         self.learning_rate_sum = 0.0
@@ -162,6 +164,8 @@ class RunStatistics:
         self.terms = dict(made.terms)
         self.first_terms = self.first_terms or self.terms
         self._terms.append(self.terms)
+        if self.terms.get("approx_kl", 0.0) >= self.wildest_terms.get("approx_kl", 0.0):
+            self.wildest_terms = self.terms
         self.gradient_norms.update(made.gradient_norms)
         self.scheduled = made.scheduled
         self.staleness.update(made.staleness)

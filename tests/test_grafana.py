@@ -173,7 +173,7 @@ def test_panels_lie_side_by_side() -> None:
     assert len(set(numbers)) == len(numbers)
     titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
     wanted = ["Overview", "Step accounting", "Speed by stage", "Policy lag and queue", "Losses"]
-    assert titles == [*wanted, "Memory", "Episodes", "Weights", "Process"]
+    assert titles == [*wanted, "Memory", "Is it learning?", "Episodes", "Weights", "Process"]
 
 
 def test_units_are_those_of_the_metrics() -> None:
@@ -298,7 +298,7 @@ def test_the_guide_names_what_there_is() -> None:
     assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (DEPLOY / path).exists()] == []
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert importlib.util.find_spec(module)
-    for metric in set(re.findall(r"\bshoal_[a-z_]+\w", text)):
+    for metric in set(re.findall(r"\bshoal_[a-z]\w*", text)):
         assert metric in {entry.name for entry in CATALOGUE} | set(INFO)
 
 

@@ -108,6 +108,17 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_actor_restarts_total") == {("died",): 1}
     assert values(families, "shoal_log_prob_error") == {(): 1e-6}
     assert values(families, "shoal_mean_return") == {(): -1.0}
+    assert values(families, "shoal_mean_return_ci95") == {(): 0.5}
+    assert values(families, "shoal_random_return") == {(): 2.1}
+    assert values(families, "shoal_random_return_ci95") == {(): 0.25}
+    holds = {("better",): 0, ("worse",): 0, ("unknown",): 0, ("no_better",): 1}
+    assert values(families, "shoal_learning") == holds
+    blamed = values(families, "shoal_learning_problem")
+    assert {cause for (cause,), number in blamed.items() if number} == {"few_steps"}
+    assert len(blamed) == 8
+    assert values(families, "shoal_gradient_norm") == {("policy",): 0.25, ("value",): 4.0}
+    assert values(families, "shoal_learning_rate") == {(): 1e-3}
+    assert values(families, "shoal_optimizer_steps_total") == {(): 40}
     for i, field in enumerate(dataclasses.fields(WeightMetrics)):
         name = field.name if field.name == "dormant_units_ratio" else f"weight_{field.name}"
         assert values(families, f"shoal_{name}") == {("lstm",): i}

@@ -97,6 +97,45 @@ def test_the_headline_is_the_summary(ended: tuple[Path, list[Line]]) -> None:
     assert "dropped: shutdown 4,000" in text
 
 
+def test_the_page_says_whether_it_learned(tmp_path: Path) -> None:
+    """Catches an advice that only the screen had, and none where the run goes on or was killed."""
+    written = [
+        entry
+        | {
+            "mean_return_ci95": 1.25,
+            "random_return": 21.5,
+            "random_return_ci95": 0.5,
+            "learning/no_better": 1,
+            "learning_problem/value_loss": 1,
+            "learning_problem/few_steps": 0,
+            "learning_rate": 1e-3 / number,
+            "gradient_norm/policy": 0.1,
+            "gradient_norm/value": 30.0,
+        }
+        for number, entry in enumerate(lines(), 1)
+    ]
+    said = {
+        "verdict": "no_better",
+        "sentence": "return 21.9; KL 0.01",
+        "cause": "value_loss",
+        "advice": "after all of it",
+    }
+    ended = write_run(tmp_path / "ended", written, ended=summary(written[-1], random_return=21.5, learning=said))
+    page = report(ended)
+    assert "Is it learning? Return 21.9; KL 0.01." in page.text
+    assert "After all of it." in page.text
+    assert "a random policy gets 21.5 \u00b1 0.5" in page.text
+    assert page.curve("gradients", "value, times its coefficient")[1] == pytest.approx([30.0] * 30)
+    assert page.curve("schedule-learning_rate", "learning_rate")[1][:2] == pytest.approx([1e-3, 5e-4])
+    running = report(write_run(tmp_path / "running", written)).text
+    assert "the likeliest cause: the value loss drowns the policy's." in running
+    assert "a random policy gets 21.5 \u00b1 0.5" in running
+    better = said | {"verdict": "better", "cause": None, "advice": ""}
+    text = report(write_run(tmp_path / "better", ended=summary(lines()[-1], learning=better))).text
+    assert "Is it learning? Return 21.9; KL 0.01." in text
+    assert "likeliest" not in text
+
+
 def test_a_real_run(tmp_path: Path) -> None:
     """Catches a name or a format that the run writes and the report does not know."""
     run = tmp_path / "run"

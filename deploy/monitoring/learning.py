@@ -38,6 +38,10 @@ FEW_STEPS = 0.2
 weight has gone farther; weights begin with sizes around 0.1 to 1."""
 MOSTLY_CLIPPED = 0.4
 """Share of the transitions whose ratio lies outside the clip range: the surrogate gives them no gradient."""
+HELD_CLIPPED, HELD_KL = 0.1, 1e-4
+"""So many transitions at a bound, and so small a KL divergence, which is that of a policy held within 1 +- 0.01."""
+LEAP = 1.0
+"""KL divergence of one update after which a policy is another one."""
 SURE = 0.03
 """Share of the greatest entropy below which a policy no longer tries anything."""
 NARROW = -3.0
@@ -52,8 +56,10 @@ STRONG_BONUS = 0.1
 say: with theirs normalized to 1, a preference worth one standard deviation."""
 DROWNED = 20.0
 """Norm of the value loss' gradient over that of the policy's, through the parameters they share."""
-STALE = 0.5
+STALE = 0.8
 """Relative distance of the states that training starts from to those of the newest weights."""
+SETTLED = 32
+"""Updates after which that distance says something."""
 
 
 class Interval(NamedTuple):
@@ -81,6 +87,8 @@ class Recorded:
     """Mean return of a random policy."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Means of loss terms over the last updates (``shoal_loss``)."""
+    wildest_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Terms of the update that moved the policy most."""
     first_entropy: float | None = None
     """Entropy at the first update, in nats."""
     max_entropy: float | None = None
@@ -97,7 +105,8 @@ class Recorded:
     gradient_norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """``shoal_gradient_norm``."""
     staleness: float | None = None
-    """Of the states that training starts from (``shoal_memory_staleness_ratio``)."""
+    """Of the states that training starts from (``shoal_memory_staleness_ratio``); None while the only readings are of
+    the first ``SETTLED`` updates, when memories are faint and change by themselves."""
 
 
 class Learning(NamedTuple):
@@ -187,6 +196,7 @@ class LearningMonitor:
                 returned=self._returned(),
                 random=self.random,
                 terms=terms,
+                wildest_terms=statistics.wildest_terms,
                 first_entropy=statistics.first_terms.get("entropy"),
                 max_entropy=self._max_entropy,
                 action_dimensions=self._action_dimensions,
@@ -196,7 +206,7 @@ class LearningMonitor:
                 optimizer_steps=round(statistics.optimizer_steps * statistics.policy_version / max(updates, 1)),
                 movement=statistics.learning_rate_sum * statistics.policy_version / max(updates, 1),
                 gradient_norms=dict(statistics.gradient_norms),
-                staleness=statistics.staleness.get("used"),
+                staleness=statistics.staleness.get("used") if statistics.policy_version > SETTLED else None,
             ),
             expect_after=self._expect_after,
         )
@@ -260,14 +270,24 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
             f"than about {run.movement:.2g}. Raise learner.minibatches or learner.epochs, lower learner.batch_size, or "
             "raise learner.learning_rate"
         )
-    clipped = terms.get("clip_fraction", 0.0)
-    if clipped > MOSTLY_CLIPPED:
+    clipped, kl = terms.get("clip_fraction", 0.0), terms.get("approx_kl", math.nan)
+    held = clipped > HELD_CLIPPED and kl < HELD_KL
+    if clipped > MOSTLY_CLIPPED or held:
+        lower = "Lower learner.learning_rate, make fewer learner.epochs, or raise learner.clip_coef"
         return "clipping", (
             f"most likely updates are refused by ratio clipping: {clipped:.0%} of the transitions lie outside "
-            f"1 +- clip_coef, with a KL divergence of {terms.get('approx_kl', math.nan):.2g}. Lower "
-            "learner.learning_rate, make fewer learner.epochs, or raise learner.clip_coef"
+            f"1 +- clip_coef, with a KL divergence of {max(kl, 0.0):.2g}. "
+            + ("Raise learner.clip_coef" if held else lower)
         )
     entropy = _entropy(run)
+    leap = run.wildest_terms
+    if entropy == "gone" and leap.get("approx_kl", 0.0) > LEAP:
+        return "clipping", (
+            "most likely updates are too large for ratio clipping to hold them: one moved the policy by a KL "
+            f"divergence of {leap['approx_kl']:.2g}, with {leap.get('clip_fraction', math.nan):.0%} of the transitions "
+            f"clipped, and its entropy is {_number(terms['entropy'])} now. Lower learner.learning_rate, or set "
+            "learner.target_kl"
+        )
     if entropy == "gone":
         return "entropy_gone", (
             f"most likely the policy stopped exploring before it had found anything: its entropy is "

@@ -8,6 +8,7 @@ from collections import Counter
 from rollouts import RUN, SMALL, random_columns
 from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import Sources
+from shoal.deploy.monitoring.learning import Interval, Recorded, judge
 from shoal.learner.ledger import Ledger
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import RunStatistics, report_trajectories
@@ -39,6 +40,7 @@ def make_sources() -> Sources:
     statistics.policy_version = 5
     assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
     statistics.terms = {"policy_loss": -0.5}
+    statistics.gradient_norms = {"policy": 0.25, "value": 4.0}
     statistics.optimizer_steps = 40
     statistics.scheduled = ScheduledSettings(learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1)
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
@@ -50,6 +52,9 @@ def make_sources() -> Sources:
         trajectory_queue=trajectory_queue,
         actors_alive=lambda: 3,
         actor_restarts=lambda: {"died": 1},
+        learning=lambda: judge(
+            Recorded(returned=Interval(2.0, 0.5), random=Interval(2.1, 0.25), movement=0.1), expect_after=0.0
+        ),
         bottleneck=lambda: Bottleneck("learner", "updates take all of it"),
         build={"python": "3", "shoal": "0.1"},
         about={"mode": "inline", "placement": "colocated"},

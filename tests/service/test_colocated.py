@@ -56,14 +56,18 @@ def _weights(run: Path, *settings: str) -> str:
     "settings",
     [
         [],
-        ["learner.epochs=2", "learner.minibatches=2", "actor.num_actors=4"],
+        [
+            *("learner.epochs=2", "learner.minibatches=2", "actor.num_actors=4", "learner.target_kl=1e-5"),
+            "learner.schedules={learning_rate: {kind: cosine}, clip_coef: {kind: linear, end: 0.01}}",
+        ],
         # Each fed by two rollout actors.
         ["placement=disaggregated", "actor.num_actors=4", "actor.max_policy_lag=0", "learner.batch_size=32"],
     ],
     ids=["act", "act-epochs", "fed"],
 )
 def test_processes_change_nothing(tmp_path: Path, settings: list[str]) -> None:
-    """A learner that has another seed, another share or another order of its segments than it has alone."""
+    """A learner that has another seed, another share or another order of its segments than it has alone, or that counts
+    the steps of its schedules by itself."""
     settings = [*settings, "learner.num_learners=2"]
     local = _weights(tmp_path / "local", "mode=local", *settings)
     assert local == _weights(tmp_path / "inline", "mode=inline", *settings)

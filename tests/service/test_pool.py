@@ -359,7 +359,10 @@ def test_lock_step_is_the_same_in_every_mode(tmp_path: Path) -> None:
         assert main(["train", *settings, f"mode={mode}", f"run_dir={tmp_path / mode}"]) == 0
         summary = read_summary(tmp_path / mode)
         assert summary["policy_lag"] == {"mean": 0, "max": 0}
-        found.append((summary["policy_version"], summary["weights_sha256"], summary["env_steps"]))
+        # The random policy plays in this process, or where the actors are.
+        random = summary["random_return"], summary["random_return_ci95"]
+        assert None not in random
+        found.append((summary["policy_version"], summary["weights_sha256"], summary["env_steps"], random))
     assert found[0] == found[1]
 
 

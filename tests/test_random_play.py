@@ -1,0 +1,174 @@
+"""The random policy that a run is compared with: honest episodes that leave the run itself alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from service import SMALL, make_setup
+from shoal.deploy.evaluation.job_process import JobFailed
+from shoal.deploy.monitoring.learning import Interval
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.training import random_play
+from shoal.deploy.training.random_play import RandomPlay, RandomPlayer
+from shoal.deploy.training.run import run
+
+NEVER = threading.Event()
+
+
+class Moody(gymnasium.Env[np.ndarray, int]):
+    """Draws from the process' own random streams, as it should not. An episode is as long as its reward; ``endless``
+    has none, ``broken`` raises."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, endless: bool = False, broken: bool = False) -> None:
+        self.endless, self.broken, self.steps = endless, broken, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self.broken:
+            raise RuntimeError("out of sorts")
+        self.steps, self.length = 0, random.randint(1, 9)
+        return np.random.random(1).astype(np.float32), {}  # noqa: NPY002
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        over = self.steps == self.length and not self.endless
+        return np.random.random(1).astype(np.float32), 1.0, over, False, {}  # noqa: NPY002
+
+
+gymnasium.register("RandomPlayMoody-v0", Moody)
+
+
+def play(env_id: str, **kwargs: Any) -> RandomPlay:
+    return RandomPlay(setup=make_setup(env_id, num_envs=4, **kwargs), num_agents=1, niceness=0)
+
+
+def test_the_same_figures_and_an_interval_that_holds_the_truth() -> None:
+    """Catches episodes that are cut short, an interval that says more than it knows, and a run's own seed in it."""
+    first = play("recall").here(60.0, NEVER)
+    assert first is not None
+    assert 0 < first.half_width < 0.06
+    assert abs(first.mean - 0.25) < 1.5 * first.half_width
+    assert play("recall").here(60.0, NEVER) == first
+    # Called as a job in another process it gives the same.
+    assert play("recall")() == first
+
+
+def test_long_episodes_count_as_often_as_short_ones() -> None:
+    """Catches a mean over those that ended first: the reward of an episode here is its length."""
+    random.seed(1)
+    found = play("RandomPlayMoody-v0").here(60.0, NEVER)
+    assert found is not None
+    assert abs(found.mean - 5.0) < 2 * found.half_width < 1.0
+
+
+def test_the_random_streams_of_the_process_stay_as_they_were() -> None:
+    """Catches environments that train otherwise because a random policy played before them."""
+    states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
+    assert play("RandomPlayMoody-v0").here(60.0, NEVER) is not None
+    after = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
+    assert after == states
+
+
+def test_a_run_learns_the_same_with_and_without(tmp_path: Path) -> None:
+    """Catches a random policy that plays in the run's own environments or draws from its streams."""
+    found = []
+    for seconds in (0, 60):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        settings = [*SMALL, "mode=inline", "env.id=RandomPlayMoody-v0", "total_env_steps=300"]
+        config, problems = load_config((), [*settings, f"evaluation.random_seconds={seconds}"])
+        assert not problems
+        found.append(run(config, tmp_path / str(seconds)).summary)
+    without, with_ = found
+    assert with_["weights_sha256"] == without["weights_sha256"]
+    assert (without["random_return"], without["learning"]["verdict"]) == (None, "unknown")
+    assert with_["random_return"] == pytest.approx(5.0, abs=0.5)
+    assert 0 < with_["random_return_ci95"] < 0.5
+
+
+def test_episodes_that_never_end_end_the_play() -> None:
+    """Catches a run that never begins, a figure of no episode, and a stop that waits."""
+    begun = time.monotonic()
+    assert play("RandomPlayMoody-v0", endless=True).here(0.3, NEVER) is None
+    assert time.monotonic() - begun < random_play._GRACE_SECONDS
+    stop = threading.Event()
+    stop.set()
+    assert play("RandomPlayMoody-v0", endless=True).here(3600.0, stop) is None
+    assert time.monotonic() - begun < 2 * random_play._GRACE_SECONDS
+
+
+def test_an_environment_that_fails_costs_the_comparison_only(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a run that ends because of a comparison, or one that says nothing of why there is none."""
+    setup = make_setup("RandomPlayMoody-v0", num_envs=4)
+    broken = RandomPlay(setup=setup, num_agents=1, niceness=0)
+    setup.env_kwargs["broken"] = True  # type: ignore[index]
+    assert broken.here(60.0, NEVER) is None
+    assert "the return of random actions could not be measured" in caplog.text
+    assert "out of sorts" in caplog.text
+
+
+class Elsewhere:
+    """Jobs of another process, in this one: each takes until ``may_end``."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.may_end, self.killed = error, threading.Event(), False
+
+    def submit(self, job: Callable[[], Any]) -> None:
+        self.job = job
+
+    def poll(self, seconds: float) -> bool:
+        return self.may_end.wait(seconds)
+
+    def result(self) -> Any:
+        self.may_end.wait()
+        if self.error:
+            raise self.error
+        return Interval(1.0, 0.5)
+
+    def end(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_where_environments_live_elsewhere_training_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a first update that waits for the comparison, a result that is lost, and a process that stays."""
+    found: list[Interval] = []
+    jobs = Elsewhere()
+    player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
+    player.before(NEVER)
+    assert not found
+    jobs.may_end.set()
+    player.after()
+    assert found == [Interval(1.0, 0.5)]
+    player.close()
+    assert jobs.killed
+    jobs = Elsewhere(JobFailed("its process was killed"))
+    player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
+    player.before(NEVER)
+    jobs.may_end.set()
+    player.after()
+    assert len(found) == 1
+    assert "its process was killed" in caplog.text
+
+
+def test_a_run_that_wants_no_comparison_plays_none() -> None:
+    """Catches environments that are made though the setting says 0."""
+    player = RandomPlayer(play("recall"), 0.0, pytest.fail, None)
+    player.before(NEVER)
+    player.after()
+    player.close()
