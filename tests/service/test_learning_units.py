@@ -1,0 +1,45 @@
+"""Default settings learn, whatever the units of rewards and observations: minutes, not seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from service import shoal
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def played(directory: Path, *arguments: str) -> float:
+    """Mean return of 100 episodes with the policy that a run with these arguments ended with."""
+    done = shoal("train", *arguments, "metrics.port=-1", "run_dir=run", cwd=directory, timeout=600)
+    assert done.returncode == 0, done.stderr
+    done = shoal("evaluate", "run", "--json", "--episodes", "100", cwd=directory)
+    found: float = json.loads(done.stdout)["mean_return"]
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.usefixtures("no_ray")
+def test_a_newcomers_first_command_solves_cartpole(tmp_path: Path, seed: int) -> None:
+    """Catches defaults with which nothing is learned on the first environment that anybody tries."""
+    assert played(tmp_path, "env.id=CartPole-v1", "total_env_steps=100000", f"seed={seed}") >= 450
+
+
+UNITS = {
+    "milli-rewards": "{reward: 0.001}",
+    "kilo-rewards": "{reward: 1000.0}",
+    "milli-observations": "{scale: 0.001}",
+    "kilo-observations": "{scale: 1000.0}",
+    "shifted": "{shift: 1000.0}",
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_cartpole_in_other_units(tmp_path: Path, units: str) -> None:
+    """Catches a loss, a gradient or an input whose size depends on the user's units."""
+    settings = ["env.id=unit_envs:CartPoleInUnits-v1", f"env.kwargs={UNITS[units]}", "mode=inline", "seed=1"]
+    found = played(tmp_path, *settings, "total_env_steps=70000")
+    unit = {"milli-rewards": 0.001, "kilo-rewards": 1000.0}.get(units, 1.0)
+    assert found / unit >= 250  # 500 in most cases; a policy that learns nothing gets 22
