@@ -8,6 +8,7 @@ float64, and moves both after an update. Sums run over all learners, so that all
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,10 @@ from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
+MANY = 10_000
+"""Steps after which a column that has not varied is reported."""
 OUTLIER = 100.0
 """Observations count as at most this many standard deviations from the mean: one broken reading cannot spoil the
 statistics of a whole run, and a spread that really grows is followed within a few updates."""
@@ -37,11 +42,12 @@ class ObservationStatistics:
 
     def __init__(self, policy: RecurrentPolicy, normalizer: ObservationNormalizer) -> None:
         self._policy, self._normalizer = policy, normalizer
+        self._warned: set[str] = set()
         self._count, self._mean, self._deviations = torch.zeros(3, len(normalizer.mean), dtype=torch.float64)
 
     def sums(self, shard: TensorDict) -> Tensor:
-        """[1 + 2 N]: number of valid transitions in a shard [B], and per column the sums of x - m and (x - m)^2 over
-        them; m is the running mean. In float64, where the device has it."""
+        """[1 + 3 N]: number of valid transitions in a shard [B], and per column the sums over them of x - m and
+        (x - m)^2 and their number of outliers; m is the running mean. In float64, where the device has it."""
         obs = shard["obs"][:, :-1]
         x = self._policy.trained_columns(obs.reshape(-1, obs.shape[-1])).detach()
         wide = torch.float32 if x.device.type == "mps" else torch.float64
@@ -49,8 +55,9 @@ class ObservationStatistics:
         x = x.to(wide) - self._mean.to(x.device, wide)
         bound = OUTLIER * (self._deviations / self._count.clamp_min(1)).sqrt()
         bound = torch.where(bound > 0, bound, torch.inf).to(x.device, wide)
+        outliers = weight @ (x.abs() > bound).to(wide)
         x = x.clamp(-bound, bound)
-        return torch.cat([weight.sum()[None], weight @ x, weight @ x.square()])
+        return torch.cat([weight.sum()[None], weight @ x, weight @ x.square(), outliers])
 
     def end_update(self, sums: Tensor) -> None:
         """Merge the ``sums`` of all shards, and move the policy's means and scales.
@@ -58,7 +65,7 @@ class ObservationStatistics:
         With sums S1, S2 around the old mean m of n new and N old observations:
         mean' = m + S1 / (N + n), deviations' = deviations + S2 - S1^2 / (N + n).
         """
-        number, (first, second) = sums[0].double(), sums[1:].double().view(2, -1)
+        number, (first, second, outliers) = sums[0].double(), sums[1:].double().view(3, -1)
         normalizer = self._normalizer
         moves = (normalizer.measured & normalizer.present).cpu()
         if not number:
@@ -73,6 +80,25 @@ class ObservationStatistics:
         scale = torch.where(varies, 1 / std, 0.0)
         for buffer, new in ((normalizer.mean, self._mean), (normalizer.scale, scale)):
             buffer.copy_(torch.where(moves, new, buffer.cpu().double()))
+        self._warn(moves & ~varies & (self._count >= MANY), moves & (outliers > 0))
+
+    def _warn(self, constant: Tensor, broken: Tensor) -> None:
+        """Warn, once each, about columns [N] that say nothing and columns with readings far from all others."""
+        for kind, columns, text in (
+            ("constant", constant, f"never varied in {MANY:,} steps; the network sees 0 in their place"),
+            (
+                "broken",
+                broken,
+                f"had values over {OUTLIER:g} standard deviations from their mean, counted as that",
+            ),
+        ):
+            if kind not in self._warned and columns.any():
+                self._warned.add(kind)
+                observation = self._policy.trained_observation
+                names = getattr(observation, "names", None) or [f"obs[{i}]" for i in range(len(columns))]
+                listed = [names[i] for i in columns.nonzero().flatten().tolist()]
+                more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+                log.warning("observations %s%s %s", ", ".join(listed[:5]), more, text)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors for a checkpoint."""

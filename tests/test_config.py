@@ -256,6 +256,20 @@ def test_schema_is_a_json_schema() -> None:
     assert list(validator(schema).iter_errors({"mode": "remote"}))
 
 
+def test_original_has_the_coefficients_of_the_original_trainer() -> None:
+    """Catches a default that changes what ``--config original`` trains."""
+    config, problems = load_config(("original",), ())
+    assert problems == []
+    learner, start = config.learner, config.policy.initialization
+    assert (learner.learning_rate, learner.adam_eps, learner.desired_kl) == (0.000457, 1e-12, 0)
+    assert (learner.gamma, learner.advantage_lambda, learner.clip_coef) == (0.977, 0.916, 0.1)
+    assert (learner.value_clip_coef, learner.value_coef, learner.entropy_coef) == (0.1, 0.44, 0.0021)
+    assert (learner.epochs, learner.minibatches, learner.max_grad_norm) == (1, 1, 0.5)
+    assert (learner.normalize_values, config.policy.normalize_observations) == (False, False)
+    assert (start.lstm_bias, start.action_embeddings, start.log_std) == ("ones", 0.1, 0)
+    assert (config.env.num_envs, config.actor.unroll_length, config.actor.max_policy_lag) == (64, 64, 2)
+
+
 # With these, the bounds of all numbers can be tried one by one: no check across fields refuses a value within them.
 BASE = (
     *("env={id: recall, num_envs: 1}", "cluster.actor_resources={gpu: 1}", "log.sinks=[wandb]"),

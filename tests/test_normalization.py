@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 import pytest
+import shoal.learner.normalization
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,25 +257,31 @@ def column(batch, change):
     return changed
 
 
-def test_a_constant_column_is_zero():
-    """Catches 1 / 0, and a constant that float32's rounding blows up."""
+def test_a_constant_column_is_zero(monkeypatch, caplog):
+    """Catches 1 / 0, a constant that float32's rounding blows up, and a column that says nothing without a word."""
+    monkeypatch.setattr(shoal.learner.normalization, "MANY", 100)
     learner = trained([column(batch, lambda x: torch.full_like(x, 1000.1)) for batch in batches()])
     assert float(learner.policy.vector_normalizer.scale[0]) == 0
     x = learner.policy.network_input(torch.tensor([[1000.1, 0.0, 0.0], [5.0, 0.0, 0.0]]))
     assert x[:, 0].tolist() == [0, 0]
+    assert [record.message for record in caplog.records] == [
+        "observations obs[0] never varied in 100 steps; the network sees 0 in their place"
+    ]
 
 
 @pytest.mark.parametrize("huge", [1e30, float(np.finfo(np.float32).max)])
-def test_a_huge_reading_spoils_nothing(huge):
+def test_a_huge_reading_spoils_nothing(huge, caplog):
     """Catches one broken reading that makes all others 0 for the rest of the run, or overflows."""
     learner = trained(batches(4))
     before = learner.policy.vector_normalizer.scale.clone()
     broken = random_batch(20, num_slots=8)
-    broken["obs"][3, 2, 1] = huge
+    slot, t = valid_transitions(broken).nonzero()[0].tolist()
+    broken["obs"][slot, t, 1] = huge
     learner.update(broken)
     assert np.isfinite(flatten_weights(learner.policy, 0).flat).all()
     ratio = (learner.policy.vector_normalizer.scale / before).tolist()
     assert ratio[0] == pytest.approx(1, abs=0.1)
+    assert "observations obs[1] had values over 100 standard deviations" in caplog.text
     assert 0.05 < ratio[1] < 1
     assert float(learner.policy.network_input(broken["obs"].reshape(-1, 3)).abs().max()) == LIMIT
 

@@ -333,9 +333,8 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
     expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
     got = list(dict.fromkeys(_short.repr(detail["input"]) for detail in itertools.islice(details, MAX_PROBLEMS)))
     listed = ", ".join([*got[:8], *(["..."] if len(got) > 8 else [])])
-    return [
-        f"{dotted}: {' or '.join(expected)} (got {listed}{_spelling(kind, details[0]['input']) or _meant(details)})"
-    ]
+    hint = _spelling(kind, details[0]["input"]) or (_meant(details) if len(got) <= 8 else "")
+    return [f"{dotted}: {' or '.join(expected)} (got {listed}{hint})"]
 
 
 def _spelling(kind: str, value: Any) -> str:
