@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -115,6 +114,7 @@ def test_the_interpreter_is_as_before(tmp_path: Path) -> None:
         tmp_path,
         """
         import logging, os, random, signal, threading, torch, warnings
+        shoal.train, shoal.evaluate  # imports set filters of warnings of their own
 
         class Rude(Corridor):
             def __init__(self, length=5):
@@ -195,9 +195,10 @@ def test_ctrl_c_raises_after_the_checkpoint(tmp_path: Path, mode: str) -> None:
         print("went on", run.summary["stopped_by"])
         """
     process = start(tmp_path, body)
-    interrupt_once_it_trains(process, tmp_path / "run")
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process=process)
+    process.send_signal(signal.SIGINT)
+    code, said = process.wait(timeout=240), (tmp_path / "said").read_text()
+    assert code == 0, said
     assert "interrupted SIGINT" in said
     assert "went on max_seconds" in said
     assert "continuing from policy version" in said
@@ -234,16 +235,16 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 
 def start(folder: Path, body: str) -> subprocess.Popen[str]:
-    """The script in a session of its own, as a terminal starts it; its output is in the file ``said``, too."""
-    command = f"exec {sys.executable} -u {script(folder, body)} > said 2>&1"
-    return subprocess.Popen(
-        ["sh", "-c", command], cwd=folder, text=True, start_new_session=True, stdout=subprocess.PIPE
-    )
-
-
-def interrupt_once_it_trains(process: subprocess.Popen[str], run: Path) -> None:
-    wait_for(lambda: (run / "metrics.jsonl").exists(), process=process)
-    os.kill(process.pid, signal.SIGINT)
+    """The script in a session of its own, as a terminal starts it; its output goes to the file ``said``."""
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-u", str(script(folder, body))],
+            cwd=folder,
+            text=True,
+            start_new_session=True,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def test_a_trained_policy_acts_as_the_network_does(tmp_path: Path) -> None:
