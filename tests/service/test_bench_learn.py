@@ -49,7 +49,7 @@ def test_an_interrupted_bench_leaves_no_run_behind(tmp_path: Path) -> None:
     assert bench.returncode == 130
     assert "Traceback" not in said
     # It ended in good order: it saved, and the second seed was never begun.
-    assert json.loads((metrics.parent / "summary.json").read_text())["interrupted_by"] == signal.SIGTERM
+    assert json.loads((metrics.parent / "summary.json").read_text())["interrupted_by"] == "SIGTERM"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cartpole-shoal-0"]
     assert not running(str(tmp_path))
 
