@@ -73,7 +73,7 @@ class Checkpoint:
         return load_file(self.path / "weights.safetensors")
 
     def restore(self, learner: Learner) -> None:
-        """Load weights, optimizer, regularizer and random streams into ``learner``.
+        """Load weights, optimizer, regularizer, random streams and trained steps into ``learner``.
 
         The policy may be of another kind than the saved one if it computes the same.
 
@@ -106,6 +106,7 @@ class Checkpoint:
             group.update(eps=learner.config.adam_eps)
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
+        learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
 
 
 def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
