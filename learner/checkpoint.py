@@ -84,7 +84,7 @@ class Checkpoint:
         return load_file(self.path / "weights.safetensors")
 
     def restore(self, learner: Learner) -> None:
-        """Load weights, optimizer, regularizer and random streams into ``learner``.
+        """Load weights, optimizer, regularizer, random streams and trained steps into ``learner``.
 
         The policy may be of another kind than the saved one if it computes the same.
 
@@ -132,6 +132,7 @@ class Checkpoint:
         learner.kl_adaptation.factor = float(saved.get("learning_rate_factor", 1.0))
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
+        learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
 
 
 def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:

@@ -236,14 +236,17 @@ class Learner:
         """L2 norms of the gradients of the two losses, ``policy`` (with its entropy bonus) and ``value`` (times
         ``value_coef``), through the parameters that both reach, on a few segments [B] of this learner's batch.
 
-        They compete there: one that is far smaller than the other decides nothing about these parameters.
+        They compete there: one that is far smaller than the other decides nothing about these parameters. Ratios are
+        taken as 1, so that it is the policy's own gradient, before clipping refuses any of it.
         """
         part = batch[:GRADIENT_SEGMENTS]
-        both, policy = (
-            self._backward(Moments(*prepared.moments.tolist()), part, prepared, config)[0]
-            for config in (self.config, dataclasses.replace(self.config, value_coef=0.0))
-            for prepared in [self._prepare(part, None, None)]
-        )
+        found = []
+        for config in (self.config, dataclasses.replace(self.config, value_coef=0.0)):
+            prepared = self._prepare(part, None, None)
+            on_policy = part.copy()
+            on_policy["behavior_log_prob"] = prepared.forward.log_prob.detach().T
+            found.append(self._backward(Moments(*prepared.moments.tolist()), on_policy, prepared, config)[0])
+        both, policy = found
         value = [b - p for b, p in zip(both, policy, strict=True)]
         shared = [(p, v) for p, v in zip(policy, value, strict=True) if p.any() and v.any()]
         if not shared:

@@ -51,13 +51,15 @@ def same_weights(a, b):
 
 
 def test_training_continues_bit_for_bit(tmp_path):
-    """Moments, step counts, w0, clip bounds or a random stream that a resumed run lacks."""
-    settings = {"minibatches": 7, "batch_size": 7, "epochs": 2}
+    """Moments, step counts, w0, clip bounds, a random stream or the place in a schedule that a resumed run lacks."""
+    schedules = {"learning_rate": {"kind": "cosine", "over_env_steps": 1000}}
+    settings = {"minibatches": 7, "batch_size": 7, "epochs": 2, "schedules": schedules}
     learner = trained(3, **settings)
-    path = Checkpoints(tmp_path).save(learner, {"ledger": {"sampled": 5}})
+    assert learner.env_steps
+    path = Checkpoints(tmp_path).save(learner, {"ledger": {"trained": learner.env_steps}})
     torch_stream = torch.get_rng_state()
     expected_noise = torch.rand(3)
-    learner.update(random_batch(9))
+    steps = learner.update(random_batch(9)).all_env_steps
 
     resumed = make_learner(small_policy(seed=77), regularization=REGULARIZATION, seed=5, **settings)
     checkpoint = load_checkpoint(path)
@@ -65,7 +67,7 @@ def test_training_continues_bit_for_bit(tmp_path):
     assert torch.equal(torch.get_rng_state(), torch_stream)
     assert torch.equal(torch.rand(3), expected_noise)
     assert checkpoint.policy_version == resumed.policy_version == 3
-    assert checkpoint.state["ledger"] == {"sampled": 5}
+    assert checkpoint.state["ledger"] == {"trained": resumed.env_steps} == {"trained": learner.env_steps - steps}
     for name, w0 in make_learner(small_policy()).regularizer.reference.items():
         assert torch.equal(resumed.regularizer.reference[name], w0), name
     assert resumed.regularizer.bounds == learner.regularizer.bounds

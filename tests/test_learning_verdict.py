@@ -67,6 +67,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "entropy_gone": ({"terms": {"entropy": 0.001}, "wildest_terms": {"approx_kl": 0.1}}, "its entropy is 0.001"),
     "entropy_held": ({"terms": {"entropy": 0.693}, "entropy_coef": 10.0}, "with a coefficient of 10"),
     "value_loss": ({"gradient_norms": {"policy": 0.1, "value": 31.0}}, "310 times as large"),
+    "vanished": (
+        {"gradient_norms": {"policy": 4e-10, "value": 0.003}},
+        "The policy's gradient does not come through the layers it shares with the values (4e-10)",
+    ),
     "stale_memory": ({"staleness": 0.93}, "they differ by 93%"),
     "unclear": ({}, "no one cause stands out"),
 }
@@ -77,7 +81,10 @@ def test_each_cause_is_named_with_its_number(name: str) -> None:
     """Catches advice for another fault than the one that shows."""
     changed, words = BROKEN[name]
     found = judge(run_with(**changed), expect_after=0.25)
-    assert (found.cause, found.verdict) == ({"held": "clipping", "leap": "clipping"}.get(name, name), "no_better")
+    assert (found.cause, found.verdict) == (
+        {"held": "clipping", "leap": "clipping", "vanished": "unclear"}.get(name, name),
+        "no_better",
+    )
     assert words in found.advice
     assert found.advice.startswith("after 60,000 steps (50% of the run) the return is no better than a random policy's")
 
@@ -126,7 +133,8 @@ def test_of_two_causes_the_first_is_named(first: str, second: str, named: str) -
         ({"returned": Interval(23.0, 0.2)}, "better", "better than"),
         ({"returned": Interval(23.0, 1.2)}, "no_better", "not beyond noise from a random policy's"),
         ({"returned": Interval(9.4, 0.2)}, "worse", "return 9.4 +- 0.2, worse than"),
-        ({"returned": Interval(30.0, math.nan)}, "unknown", "return 30, too few episodes to compare with"),
+        ({"returned": Interval(30.0, math.nan)}, "unknown", "return 30, too early to compare with"),
+        ({"returned": Interval(15.0, 0.5), "settled": False}, "unknown", "return 15 +- 0.5, too early to compare with"),
         ({"returned": None}, "unknown", "no episode has ended yet"),
         ({"random": None}, "unknown", "a random policy's is not known"),
     ],
@@ -198,7 +206,7 @@ def test_the_monitor_reads_the_statistics() -> None:
     agents of one environment for independent."""
     statistics = RunStatistics(Ledger(trained=1000, dropped=Counter()))
     monitor = LearningMonitor(
-        statistics, max_entropy=2.0, action_dimensions=1, num_agents=4, normalized=False, expect_after=0.1
+        statistics, max_entropy=2.0, action_dimensions=1, num_agents=4, num_slots=8, normalized=False, expect_after=0.1
     )
     assert monitor.now(1.0).verdict == "unknown"
     for entropy in (1.0, 2.0, 3.0):
@@ -218,6 +226,9 @@ def test_the_monitor_reads_the_statistics() -> None:
     }
     statistics.add_reports([TrajectoryReport(reported, 0, 10)])
     monitor.random = Interval(2.0, 0.1)
+    # All of them are first episodes of the slots.
+    assert monitor.now(1.0).verdict == "unknown"
+    statistics.episodes += 16
     found = monitor.now(1.0)
     # 16 returns of standard deviation 1.155 by Student's t, widened by the root of four agents.
     assert found.returned is not None

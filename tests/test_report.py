@@ -123,7 +123,7 @@ def test_the_page_says_whether_it_learned(tmp_path: Path) -> None:
     ended = write_run(tmp_path / "ended", written, ended=summary(written[-1], random_return=21.5, learning=said))
     page = report(ended)
     assert "Is it learning? Return 21.9; KL 0.01." in page.text
-    assert "After all of it." in page.text
+    assert "After all." in page.text
     assert "a random policy gets 21.5 \u00b1 0.5" in page.text
     assert page.curve("gradients", "value, times its coefficient")[1] == pytest.approx([30.0] * 30)
     assert page.curve("schedule-learning_rate", "learning_rate")[1][:2] == pytest.approx([1e-3, 5e-4])

@@ -33,10 +33,12 @@ CAUSES: Mapping[Cause, str] = {
 }
 """Causes in a few words."""
 
+FIRST_EPISODES = 2
+"""Episodes of each slot, on average, that do not count: by then those that end are no longer mostly short ones."""
 FEW_STEPS = 0.2
 """Sum of the learning rate over all optimizer steps. Adam moves a weight by about the learning rate in a step, so no
 weight has gone farther; weights begin with sizes around 0.1 to 1."""
-MOSTLY_CLIPPED = 0.4
+MOSTLY_CLIPPED = 0.35
 """Share of the transitions whose ratio lies outside the clip range: the surrogate gives them no gradient."""
 HELD_CLIPPED, HELD_KL = 0.1, 1e-4
 """So many transitions at a bound, and so small a KL divergence, which is that of a policy held within 1 +- 0.01."""
@@ -56,6 +58,8 @@ STRONG_BONUS = 0.1
 say: with theirs normalized to 1, a preference worth one standard deviation."""
 DROWNED = 20.0
 """Norm of the value loss' gradient over that of the policy's, through the parameters they share."""
+VANISHED = 1e-6
+"""A gradient of the policy that is as good as none: no other loss drowns it, it does not come through at all."""
 STALE = 0.8
 """Relative distance of the states that training starts from to those of the newest weights."""
 SETTLED = 32
@@ -83,6 +87,8 @@ class Recorded:
     """Share of the run that is over."""
     returned: Interval | None = None
     """Mean return of the last finished episodes; None before the first."""
+    settled: bool = True
+    """Whether these are no longer the first episodes of the slots, of which the short ones end first."""
     random: Interval | None = None
     """Mean return of a random policy."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -156,6 +162,7 @@ class LearningMonitor:
         max_entropy: of its actions (``policy.actions``).
         action_dimensions: of continuous actions.
         num_agents: that share an environment; their returns are not independent.
+        num_slots: of all actors.
         normalized: whether advantages are normalized.
         expect_after: share of the run after which the return should be better than a random policy's.
     """
@@ -167,12 +174,13 @@ class LearningMonitor:
         max_entropy: float | None,
         action_dimensions: int,
         num_agents: int,
+        num_slots: int,
         normalized: bool,
         expect_after: float,
     ) -> None:
         self._statistics = statistics
         self._max_entropy, self._action_dimensions = max_entropy, action_dimensions
-        self._num_agents, self._normalized = num_agents, normalized
+        self._num_agents, self._num_slots, self._normalized = num_agents, num_slots, normalized
         self._expect_after = expect_after
         self.random: Interval | None = None
         """Return of a random policy; None until it is measured."""
@@ -194,6 +202,7 @@ class LearningMonitor:
                 env_steps=statistics.ledger.trained,
                 share_done=share_done,
                 returned=self._returned(),
+                settled=statistics.episodes >= len(statistics.returns) + FIRST_EPISODES * self._num_slots,
                 random=self.random,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,
@@ -219,6 +228,8 @@ def _verdict(run: Recorded) -> Verdict:
     noise = math.hypot(run.returned.half_width, run.random.half_width)
     if math.isnan(difference) or math.isnan(noise):
         return "unknown"
+    if not run.settled and noise:
+        return "unknown"
     if abs(difference) <= noise:
         return "no_better"
     return "better" if difference > 0 else "worse"
@@ -234,7 +245,7 @@ def _compared(run: Recorded, verdict: Verdict) -> str:
         "better": "better than",
         "no_better": "not beyond noise from",
         "worse": "worse than",
-        "unknown": "too few episodes to compare with",
+        "unknown": "too early to compare with",
     }
     return f"{returned}, {words[verdict]} a random policy's {run.random}"
 
@@ -300,10 +311,10 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
             f"a coefficient of {run.entropy_coef:g}. Lower learner.entropy_coef"
         )
     policy, value = (run.gradient_norms.get(loss, math.nan) for loss in ("policy", "value"))
-    if value > DROWNED * policy:
+    if value > DROWNED * policy > VANISHED:
         return "value_loss", (
             f"most likely the value loss drowns the policy's: its gradient through the layers they share is "
-            f"{value / policy if policy else math.inf:,.0f} times as large. Lower learner.value_coef, or scale rewards "
+            f"{value / policy:,.0f} times as large. Lower learner.value_coef, or scale rewards "
             "down"
         )
     if run.staleness is not None and run.staleness > STALE:
@@ -312,9 +323,14 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
             f"{run.staleness:.0%} from what the newest weights remember. Set actor.burn_in or "
             "learner.refresh_states, lower actor.max_policy_lag, or lower learner.learning_rate"
         )
-    undecided = " Its entropy is still about the greatest." if entropy == "highest" else ""
+    signs = " Its entropy is still about the greatest." if entropy == "highest" else ""
+    if policy * DROWNED <= VANISHED:
+        signs += (
+            f" The policy's gradient does not come through the layers it shares with the values ({policy:.1g}): units may "
+            "be dormant (shoal_dormant_units_ratio), for which a lower learner.learning_rate helps."
+        )
     return "unclear", (
-        f"no one cause stands out.{undecided} It may need more steps or more exploration (learner.entropy_coef); "
+        f"no one cause stands out.{signs} It may need more steps or more exploration (learner.entropy_coef); "
         "shoal report shows the course of the losses"
     )
 

@@ -102,7 +102,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         learner=learner,
         statistics=statistics,
         bottleneck=_bottleneck(config, layout, statistics),
-        learning=_learning(config, setup, learner.learner.policy.actions, statistics),
+        learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
         before=learner.queue.snapshot(),
         checkpoints=checkpoints,
     )
@@ -122,12 +122,15 @@ def _setup(config: Config, run_dir: Path, layout: Layout, origin: Origin) -> Lea
     return make_learner_setup(config, layout, worker, spec, run_dir / "skipped")
 
 
-def _learning(config: Config, setup: LearnerSetup, actions: Actions, statistics: RunStatistics) -> LearningMonitor:
+def _learning(
+    config: Config, setup: LearnerSetup, layout: Layout, actions: Actions, statistics: RunStatistics
+) -> LearningMonitor:
     return LearningMonitor(
         statistics,
         max_entropy=actions.max_entropy,
         action_dimensions=len(actions.flat_names),
         num_agents=setup.env.num_agents,
+        num_slots=layout.num_actors * config.env.num_envs,
         normalized=config.learner.normalize_advantage,
         expect_after=config.log.expect_learning_after,
     )

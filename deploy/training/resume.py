@@ -57,7 +57,7 @@ def match_names(config: Config, origin: Origin, observation: Observation, action
 
 
 def restore(origin: Origin, worker: LearnerWorker) -> None:
-    """Load the checkpoint into the learner and continue its ledger and its schedules.
+    """Load the checkpoint into the learner and continue its ledger.
 
     Steps that were in flight when the checkpoint was saved are lost: they are dropped as ``restart``.
     """
@@ -66,7 +66,6 @@ def restore(origin: Origin, worker: LearnerWorker) -> None:
     origin.checkpoint.restore(worker.learner)
     saved, ledger = origin.checkpoint.state["ledger"], worker.queue.ledger
     ledger.sampled, ledger.trained = saved["sampled"], saved["trained"]
-    worker.learner.env_steps = ledger.trained
     ledger.dropped.update(saved["dropped"])
     ledger.dropped["restart"] += saved["in_flight"]
     if not ledger.dropped["restart"]:
