@@ -8,6 +8,7 @@ from collections import Counter
 from rollouts import RUN, SMALL, random_columns
 from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import Sources
+from shoal.learner.data_share import PER_ACTOR
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -37,6 +38,8 @@ def make_sources() -> Sources:
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
     assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
+    for _ in range(PER_ACTOR - 1):
+        statistics.data_share.add(0, 3)
     statistics.terms = {"policy_loss": -0.5}
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
     statistics.weights = WeightMetrics(**numbers)
@@ -52,6 +55,7 @@ def make_sources() -> Sources:
         about={"mode": "inline", "placement": "colocated"},
         actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
         lags=lambda: [0, 1, 2, 5],
+        late_unrolls=lambda: 2,
         accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
         target_env_steps=1000,
         failed_readings=Counter(shoal_broken=1),
