@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal.learner.activations import ActivationSampler
-from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped
 from shoal.learner.learners import Learners
 from shoal.learner.statistics import RunStatistics
@@ -49,7 +49,7 @@ def train(
 
     Raises:
         NonFiniteUpdate: ``max_skipped_updates`` updates in a row were skipped.
-        OSError: the last checkpoint could not be written.
+        CheckpointError, OSError: the last checkpoint could not be written.
         RuntimeError: the pool ended before the loop did.
     """
     worker = learners.worker
@@ -104,7 +104,7 @@ def _save(saving: Saving, worker: LearnerWorker, statistics: RunStatistics, *, r
     with worker.clock.time("checkpoint"):
         try:
             saving.checkpoints.save(learner, saving.describe())
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             if required:
                 raise
             statistics.failed_checkpoints += 1
