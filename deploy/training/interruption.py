@@ -29,8 +29,8 @@ class Interruption:
 def interruption(max_seconds: float) -> Iterator[Interruption]:
     """Handle signals and time for the length of the block.
 
-    The first SIGINT or SIGTERM, and the end of ``max_seconds`` (0: no limit), ask the run to finish its update, to save
-    and to write its summary. A second signal ends the process at once.
+    The first SIGINT, SIGTERM or SIGHUP (a closed terminal), and the end of ``max_seconds`` (0: no limit), ask the run
+    to finish its update, to save and to write its summary. A second signal ends the process at once.
     """
     asked = Interruption(threading.Event())
 
@@ -40,14 +40,18 @@ def interruption(max_seconds: float) -> Iterator[Interruption]:
             os._exit(128 + number)
         asked.signal_number = number
         asked.requested.set()
-        print("\nstopping after this update; interrupt again to stop at once", file=sys.stderr, flush=True)
+        # A terminal that is gone takes no message.
+        with contextlib.suppress(OSError, ValueError):
+            print("\nstopping after this update; interrupt again to stop at once", file=sys.stderr, flush=True)
 
     # The clock has its own thread, because a run may wait for actors that never come.
     clock = threading.Timer(max_seconds, asked.requested.set)
     clock.daemon = True
     in_main_thread = threading.current_thread() is threading.main_thread()
-    # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone.
-    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if in_main_thread and signal.getsignal(s) != signal.SIG_IGN]
+    # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone; nohup
+    # leaves SIGHUP ignored.
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [number for number in handled if in_main_thread and signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in signals}
     if max_seconds:
         asked.time_is_up_at = time.monotonic() + max_seconds
