@@ -109,7 +109,11 @@ def test_it_evaluates_when_steps_are_due(tmp_path: Path) -> None:
         time=0, policy_version=0, env_steps=0
     )
     assert first.mean_length == 4
-    assert bench.kept == [(3, {"env_steps": 450}), (9, {"env_steps": 500})]
+    assert bench.kept == [
+        (3, {"env_steps": 450, "evaluation": first._asdict()}),
+        (9, {"env_steps": 500, "evaluation": second._asdict()}),
+    ]
+    assert bench.evaluations.best is None  # neither could be kept
     wait_for(lambda: not alive(process), seconds=60)
 
 

@@ -61,8 +61,9 @@ def test_a_resumed_run_says_so_and_a_fork_is_a_run_of_its_own(
 
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """Catches SIGHUP that ends a run in a tenth of a second, with nothing saved."""
-    process = start_shoal(*arguments(tmp_path / "run", "total_env_steps=1000000000"), cwd=tmp_path)
-    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process=process)
+    forever = ("total_env_steps=1000000000", "checkpoint.every_updates=1")
+    process = start_shoal(*arguments(tmp_path / "run", *forever), cwd=tmp_path)
+    wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("0*")), process=process)
     os.kill(process.pid, signal.SIGHUP)
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGHUP, out
