@@ -23,8 +23,9 @@ class ActorConfig(Section):
     """Rows before each unroll that travel with it, so that the learner can bring the memory up to its newest weights
     before training starts; none of them is trained twice."""
     max_policy_lag: Annotated[int, Field(ge=0)] = 2
-    """Versions that may pass between acting and training. An unroll is started only if it can be trained within it,
-    and dropped (counted) if it came too late all the same. 0 is lock step: deterministic, but actors and learner take
+    """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
+    can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too
+    slow for that; theirs are trained whatever their lag. 0 is lock step: deterministic, but actors and learner take
     turns."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Torch threads per actor; more than one spins against the other processes of a small machine."""

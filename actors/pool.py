@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 _RESTART_INDEX_BITS = 16
 MOST_REPORTED = 100
 """Replacements kept until they are reported."""
+FIRST_BACKOFF_SECONDS = 0.5
+LAST_BACKOFF_SECONDS = 30.0
 
 ActorState = Literal["up", "starting", "unplaced", "pausing"]
 """The state of an actor. ``up``: it can make unrolls. ``starting``: its process makes policy and environments.
@@ -45,13 +48,21 @@ class Recoveries:
         self.slowest = max(self.slowest, seconds)
 
 
+def backoff_seconds(failures: int) -> float:
+    """The pause before the replacement that follows so many failures in a row."""
+    return min(FIRST_BACKOFF_SECONDS * 2.0 ** max(failures - 1, 0), LAST_BACKOFF_SECONDS)
+
+
 class TrajectorySink(Protocol):
     """The learner's side of a pool: admits unrolls and takes finished ones."""
 
-    def admit(self, actor: int) -> Any | None:
-        """The newest weights if this actor may start an unroll now, else None. An admitted unroll is in flight."""
+    def admit(self, idle: Sequence[int]) -> tuple[int, Any] | None:
+        """Choose one of the idle actors: (actor, the newest weights); None where none may start an unroll now.
 
-    def deliver(self, payload: np.ndarray) -> None:
+        Its unroll is in flight then, until ``deliver`` or ``abandon``.
+        """
+
+    def deliver(self, actor: int, payload: np.ndarray) -> None:
         """Hand over a finished unroll's bytes."""
 
     def abandon(self, actor: int) -> None:
@@ -81,6 +92,10 @@ class InlinePool:
         self._restart_indices = dict.fromkeys(actors, restart_index << _RESTART_INDEX_BITS)
         self._failures: Counter[int] = Counter()
         self._workers = {actor: setup.make_worker(actor, self._restart_indices[actor]) for actor in actors}
+        self._lost: dict[int, float] = {}
+        """The monotonic time of its failure, for every worker whose replacement could not be made yet."""
+        self._back_at: dict[int, float] = {}
+        """The end of the pause before the next try, for these."""
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
         """The latest replacements as (reason label, message); whoever reports them may empty it."""
         self.restarts: Counter[str] = Counter()
@@ -94,41 +109,65 @@ class InlinePool:
     @property
     def states(self) -> Counter[ActorState]:
         """Number of workers by state."""
-        return Counter({"up": len(self._workers)})
+        return Counter({"up": len(self._workers), "pausing": len(self._lost)})
 
     def pump(self, timeout: float) -> None:
         """One unroll of every worker that is admitted.
 
+        waits for: environments; where no worker is left, ``timeout`` seconds or the end of a pause
+
         Raises:
-            Exception: what a worker raised ``max_consecutive_failures`` times in a row.
+            Exception: what a worker, or the making of its replacement, raised ``max_consecutive_failures`` times in a
+                row.
         """
-        for actor in list(self._workers):
-            weights = self._sink.admit(actor)
-            if weights is None:
-                continue
+        for actor in [actor for actor, back_at in self._back_at.items() if time.monotonic() >= back_at]:
+            self._make_replacement(actor)
+        if not self._workers:
+            time.sleep(min(timeout, 0.01))
+            return
+        idle = list(self._workers)
+        while (admitted := self._sink.admit(idle)) is not None:
+            actor, weights = admitted
+            idle.remove(actor)
             try:
                 payload = self._workers[actor].rollout(weights)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (environments raise anything)
                 self._sink.abandon(actor)
-                self._failures[actor] += 1
-                if self._failures[actor] >= self._max_failures:
-                    raise
-                message = f"the worker of actor {actor} is replaced: {type(error).__name__}: {error}"
-                self.replaced.append(("error", message))
-                log.warning("%s", message)
+                self._count_failure(actor, f"the worker of actor {actor} is replaced", error)
                 self._replace(actor)
             else:
                 self._failures[actor] = 0
-                self._sink.deliver(payload)
+                self._sink.deliver(actor, payload)
+
+    def _count_failure(self, actor: int, what: str, error: Exception) -> None:
+        self._failures[actor] += 1
+        if self._failures[actor] >= self._max_failures:
+            raise error
+        message = f"{what}: {type(error).__name__}: {error}"
+        self.replaced.append(("error", message))
+        log.warning("%s", message)
+        self.restarts["error"] += 1
 
     def _replace(self, actor: int) -> None:
-        failed_at = time.monotonic()
-        self.restarts["error"] += 1
-        self._restart_indices[actor] += 1
+        self._lost[actor] = time.monotonic()
+        worker = self._workers.pop(actor)
         with contextlib.suppress(Exception):  # what failed may not even be closable
-            self._workers[actor].close()
-        self._workers[actor] = self._setup.make_worker(actor, self._restart_indices[actor])
-        self.recoveries.add(time.monotonic() - failed_at)
+            worker.close()
+        self._make_replacement(actor)
+
+    def _make_replacement(self, actor: int) -> None:
+        """Put a new worker into the place of a lost one, or pause before the next try."""
+        self._restart_indices[actor] += 1
+        try:
+            worker = self._setup.make_worker(actor, self._restart_indices[actor])
+        except Exception as error:  # noqa: BLE001  (environments raise anything)
+            self._count_failure(actor, f"a replacement of actor {actor} could not be made, another follows", error)
+            self._back_at[actor] = time.monotonic() + backoff_seconds(self._failures[actor])
+            return
+        self._back_at.pop(actor, None)
+        self._workers[actor] = worker
+        self._workers = dict(sorted(self._workers.items()))
+        self.recoveries.add(time.monotonic() - self._lost.pop(actor))
 
     def close(self) -> None:
         """Close all environments."""

@@ -88,14 +88,11 @@ class RayPool:
         """
         supervisor = self._supervisor
         supervisor.start_due()
-        for slot in supervisor.up():
-            # An actor that is still starting would act with weights that are old when it is up.
-            if (
-                slot.call is None
-                and not supervisor.must_leave(slot)
-                and (weights := self._sink.admit(slot.actor)) is not None
-            ):
-                supervisor.call(slot, "rollout", weights)
+        # An actor that is still starting would act with weights that are old when it is up.
+        idle = {slot.actor: slot for slot in supervisor.up() if slot.call is None and not supervisor.must_leave(slot)}
+        while idle and (admitted := self._sink.admit(list(idle))) is not None:
+            actor, weights = admitted
+            supervisor.call(idle.pop(actor), "rollout", weights)
         under_way = {slot.call: slot for slot in supervisor.all if slot.call is not None}
         if not under_way:
             time.sleep(min(timeout, 0.01))
@@ -105,8 +102,9 @@ class RayPool:
             # Whatever else finished meanwhile comes along without a wait of its own.
             ready, _ = ray.wait(list(under_way), num_returns=len(under_way), timeout=0)
         for ref in ready:
-            if (payload := supervisor.collect(under_way[ref])) is not None:
-                self._sink.deliver(payload)
+            slot = under_way[ref]
+            if (payload := supervisor.collect(slot)) is not None:
+                self._sink.deliver(slot.actor, payload)
         supervisor.fail_overdue()
 
     def close(self) -> None:

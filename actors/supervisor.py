@@ -21,7 +21,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from shoal.actors.pool import MOST_REPORTED, Recoveries
+from shoal.actors.pool import MOST_REPORTED, Recoveries, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 BUILD_TIMEOUT_SECONDS = 600.0
 """Time limit for the start of a process, and again for making policy and environments; independent of the limit of a
 call."""
-FIRST_BACKOFF_SECONDS = 0.5
-LAST_BACKOFF_SECONDS = 30.0
 LOOK_SECONDS = 1.0
 """Interval at which draining nodes and waiting actors are looked up."""
 REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
@@ -254,7 +252,7 @@ class Supervisor:
                 "its node's object store is full and has no disk to spill to: free some there, give it more "
                 f"(ray start --object-store-memory), or make unrolls smaller (env.num_envs); {text}"
             )
-        wait = min(FIRST_BACKOFF_SECONDS * 2 ** max(slot.failures - 1, 0), LAST_BACKOFF_SECONDS)
+        wait = backoff_seconds(slot.failures)
         if slot.failures >= self._max_failures:
             self.restarts[reason] += 1
             raise TooManyFailures(

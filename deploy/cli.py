@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
@@ -22,17 +23,43 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done, 1: failed, 2: bad input, 130 or 143: interrupted (a run has saved before).
+    0: done, 1: failed, 2: bad input; 129, 130 or 143: interrupted by SIGHUP, SIGINT or SIGTERM, and a run has saved.
     """
     options = _parser().parse_args(arguments)
     if (here := os.getcwd()) not in sys.path:
         # Users keep environments here; it comes last, so that a folder named like an installed package hides nothing.
         sys.path.append(here)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the terminal's encoding lacks, in a file name perhaps, is written as an escape.
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[WarningsHandler()])
+    code, lost = 0, None
     try:
-        return options.command(options)
+        code = options.command(options)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        code = 128 + signal.SIGINT
+    except OSError:
+        if (lost := _flush("\n")) is None:
+            raise  # of something else than standard output
+    lost = lost or _flush()
+    if lost is None or isinstance(lost, BrokenPipeError):
+        return code  # a reader that has read enough (| head) is no failure
+    print(f"shoal: the output could not be written: {lost}", file=sys.stderr)
+    return code or EXIT_FAILED
+
+
+def _flush(last: str = "") -> OSError | ValueError | None:
+    """Write ``last`` to standard output and flush it; where that fails, return the error and lose the rest."""
+    from shoal.deploy.training.screen import discard
+
+    try:
+        sys.stdout.write(last)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        discard(sys.stdout)
+        return error
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 ``<policy_version>/weights.safetensors``  the policy's ``state_dict``
 ``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
 ``<policy_version>/optimizer.pt``  optimizer, random streams and running statistics, loaded with ``weights_only=True``
-``<policy_version>/state.json``  counters, ledger, config, observation and action names
+``<policy_version>/state.json``  counters, ledger, config, observation and action names, and when it was saved
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
 
@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
-import tempfile
+import stat
+import uuid
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
@@ -44,6 +48,8 @@ _NORMALIZATION = {
 """Settings by their names in a policy's description."""
 
 _INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"
+MOST_JSON_BYTES = 64 * 2**20
+"""Size from which on a ``state.json`` or a manifest is not read: one of ours has a few thousand."""
 
 
 class CheckpointError(ValueError):
@@ -159,12 +165,18 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest ``keep`` are kept."""
+    """The checkpoints of one directory, of which the ``keep`` saved last are kept.
+
+    They have an order of their own, that of saving. In ``RUN/checkpoints`` versions rise with it, unless the run went
+    on from an older one because the newest was damaged; in ``RUN/best`` a later one may have any version.
+    """
 
     def __init__(self, directory: Path, *, keep: int = 3) -> None:
         if keep < 2:
             raise ValueError(f"keep={keep} must be at least 2: the newest may turn out to be damaged")
         self.directory, self._keep = directory, keep
+        self._verified: set[Path] = set()
+        """Those that this process saved, or loaded."""
 
     def save(self, learner: Learner, state: Mapping[str, Any], weights: Weights | None = None) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
@@ -182,31 +194,37 @@ class Checkpoints:
             parameters = {**parameters, **named_weights(learner.policy, weights)}
             optimizer = {**optimizer, "state": {}}
         final = self.directory / f"{version:09d}"
-        for abandoned in self.directory.glob(f"{_INCOMPLETE}*"):  # by a process that was killed
-            shutil.rmtree(abandoned, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=self.directory))
+        self.clear_abandoned()
+        document = {
+            "format_version": FORMAT_VERSION,
+            "policy_version": version,
+            "policy": describe_policy(learner.policy),
+            "saved": 1 + max((_saved(path) or 0 for path in self._complete()), default=0),
+            **state,
+        }
+        temporary = self.directory / f"{_INCOMPLETE}{uuid.uuid4().hex}"
+        temporary.mkdir()
         try:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in parameters.items()},
-                temporary / _FILES[0],
-            )
-            save_file(
-                {k: v.cpu().contiguous() for k, v in learner.regularizer.state_dict().items()}, temporary / _FILES[1]
-            )
-            tensors = {
+            tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+            kept = {name: value.cpu().contiguous() for name, value in learner.regularizer.state_dict().items()}
+            training = {
                 "optimizer": optimizer,
                 "random": learner.random_state(),
                 "statistics": learner.statistics.state_dict(),
                 "learning_rate_factor": learner.kl_adaptation.factor,
             }
-            torch.save(tensors, temporary / _FILES[2])
-            document = {
-                "format_version": FORMAT_VERSION,
-                "policy_version": version,
-                "policy": describe_policy(learner.policy),
-                **state,
-            }
-            (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
+            try:
+                (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
+                save_file(tensors, temporary / _FILES[0])
+                save_file(kept, temporary / _FILES[1])
+                torch.save(training, temporary / _FILES[2])
+            except (SafetensorError, RuntimeError) as error:
+                # That is what safetensors and torch make of a full disk.
+                raise OSError(f"{temporary}: {type(error).__name__}: {error}") from error
+            # safetensors gives its files to their owner alone, whatever the umask says.
+            mode = stat.S_IMODE((temporary / _FILES[3]).stat().st_mode)
+            for name in _FILES:
+                (temporary / name).chmod(mode)
             manifest = {name: _fingerprint(temporary / name) for name in _FILES}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in (*temporary.iterdir(), temporary):
@@ -221,34 +239,86 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        for old in self._complete()[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._verified.add(final)
+        self._clear_old()
         return final
 
+    def clear_abandoned(self) -> None:
+        """Remove what a process was writing when it was killed. No other process may be writing."""
+        for abandoned in self.directory.glob(f"{_INCOMPLETE}*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies; a warning names each damaged one. None where there is no checkpoint.
+        """The checkpoint saved last that verifies; a warning names each damaged one. None where there is no checkpoint.
 
         Raises:
-            CheckpointError: there are checkpoints, and none of them verifies. A fresh start would hide this.
+            CheckpointError: there are checkpoints, and none of them verifies; or the directory cannot be reached. A
+                fresh start would hide this.
         """
         problems = []
         for path in self._complete():
             try:
-                return load_checkpoint(path)
+                checkpoint = load_checkpoint(path)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 problems.append(str(error))
+            else:
+                self._verified.add(path)
+                return checkpoint
         if problems:
             raise CheckpointError("no usable checkpoint in " + str(self.directory) + ":\n  " + "\n  ".join(problems))
         return None
 
+    def _clear_old(self) -> None:
+        """Remove all but the last ``keep`` that verify; nothing where there are fewer."""
+        complete = self._complete()
+        kept = list(itertools.islice(filter(self._verifies, complete), self._keep))
+        if len(kept) == self._keep:
+            for path in set(complete) - set(kept):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _verifies(self, path: Path) -> bool:
+        if path not in self._verified:
+            try:
+                load_checkpoint(path)
+            except CheckpointError:
+                return False
+            self._verified.add(path)
+        return True
+
     def _complete(self) -> list[Path]:
-        """Complete checkpoints, newest first; one whose replacement was interrupted comes after its successor."""
+        """Complete checkpoints, last saved first; one whose replacement was interrupted comes after its successor.
+
+        Those that do not say when they were saved are first: who looks for the newest is then told of the damage.
+
+        Raises:
+            CheckpointError: the directory is something else, or a link to nothing.
+        """
         if not self.directory.is_dir():
+            if os.path.lexists(self.directory):
+                kind = "a link to nothing" if self.directory.is_symlink() else "no directory"
+                raise CheckpointError(f"{self.directory} is {kind}: is the storage mounted that it should be on?")
             return []
         versions = {path: path.name.removeprefix(_REPLACED) for path in self.directory.iterdir()}
         found = [path for path, version in versions.items() if version.isdecimal()]
-        return sorted(found, key=lambda path: (int(versions[path]), path.name == versions[path]), reverse=True)
+        saved = {path: _saved(path) for path in found}
+        return sorted(
+            found,
+            key=lambda path: (saved[path] is None, saved[path] or 0, int(versions[path]), path.name == versions[path]),
+            reverse=True,
+        )
+
+
+def _saved(path: Path) -> int | None:
+    """The place of a checkpoint in the order of saving, from 1; 0 for one of an earlier version of shoal.
+
+    None where its state cannot be read.
+    """
+    try:
+        saved = _read_json(path / "state.json").get("saved", 0)
+    except (OSError, ValueError):
+        return None
+    return saved if _is_count(saved) else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -258,19 +328,50 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: a file is missing or changed, or the format is not this one.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = _read_json(path / "manifest.json")
         for name in _FILES:
             actual = _fingerprint(path / name)
             if actual != manifest.get(name):
                 raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
-        state = json.loads((path / "state.json").read_text())
+        state = _read_json(path / "state.json")
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no complete checkpoint: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
+    if problem := _problem(state):
+        raise CheckpointError(f"{path / 'state.json'}: {problem}")
     return Checkpoint(path, state)
+
+
+def _problem(state: Mapping[str, Any]) -> str | None:
+    """Why no run can have saved this state; None if one can have."""
+    if not isinstance(state.get("policy"), dict):
+        return f"policy must be a mapping, got {state.get('policy')!r}"
+    for name in ("policy_version", "session"):
+        if name in state and not _is_count(state[name]):
+            return f"{name} must be a whole number from 0 on, got {state[name]!r}"
+    if "policy_version" not in state:
+        return "policy_version is missing"
+    if "run_id" in state and not (isinstance(state["run_id"], str) and state["run_id"]):
+        return f"run_id must be a text, got {state['run_id']!r}"
+    return _ledger_problem(state["ledger"]) if "ledger" in state else None
+
+
+def _ledger_problem(ledger: Any) -> str | None:
+    if not isinstance(ledger, dict) or not isinstance(dropped := ledger.get("dropped"), dict):
+        return f"ledger must be a mapping with steps and dropped, got {ledger!r}"
+    steps: list[Any] = [ledger.get(name) for name in ("sampled", "trained", "in_flight")]
+    if not all(map(_is_count, [*steps, *dropped.values()])):
+        return f"ledger must have whole numbers from 0 on, got {ledger!r}"
+    if steps[0] != steps[1] + steps[2] + sum(dropped.values()):
+        return f"ledger does not balance: sampled must be trained + in_flight + dropped, got {ledger!r}"
+    return None
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -279,9 +380,10 @@ def find_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no checkpoint, or none verifies.
     """
-    if (path / "manifest.json").is_file():
+    if os.path.lexists(path / "manifest.json"):
         return load_checkpoint(path)
-    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    # Also where it is a link to nothing, or a file: that is not a run without checkpoints.
+    directory = path / "checkpoints" if os.path.lexists(path / "checkpoints") else path
     checkpoint = Checkpoints(directory).latest()
     if checkpoint is None:
         why = "expected RUN, RUN/checkpoints or one of the directories in it"
@@ -293,9 +395,42 @@ def find_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file for reading. A pipe or a device might never end, or never begin.
+
+    Raises:
+        OSError: it is something else, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it holds something else, or is too large to be one of ours.
+    """
+    with _open(path) as file:
+        data = file.read(MOST_JSON_BYTES + 1)
+    if len(data) > MOST_JSON_BYTES:
+        raise ValueError(f"{path} has more than {MOST_JSON_BYTES:,} bytes")
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(found).__name__}")
+    return found
+
+
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with _open(path) as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _sync(path: Path) -> None:

@@ -6,6 +6,7 @@ process has one; so has the process of every peer learner.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -190,12 +191,17 @@ class LearnerWorker:
         )
 
     def _keep_skipped(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
-        """Save the batch of a skipped update."""
-        self.skipped_dir.mkdir(parents=True, exist_ok=True)
-        stem = f"batch-{self.learner.policy_version:09d}-{time.time_ns()}"
-        path = self.skipped_dir / f"{stem}.pt"
-        torch.save(dict(batch.cpu().items()), path)
-        log.error("an update was skipped and its batch saved to %s: %s", path, error)
+        """Save the batch of a skipped update, if the disk has room for it."""
+        path = self.skipped_dir / f"batch-{self.learner.policy_version:09d}-{time.time_ns()}.pt"
+        try:
+            self.skipped_dir.mkdir(parents=True, exist_ok=True)
+            torch.save(dict(batch.cpu().items()), path)
+        except (OSError, RuntimeError) as why:  # torch raises RuntimeError where the disk is full
+            with contextlib.suppress(OSError):
+                path.unlink()
+            log.error("an update was skipped: %s; its batch could not be saved to %s: %s", error, path, why)
+        else:
+            log.error("an update was skipped and its batch saved to %s: %s", path, error)
 
 
 def _readings(errors: list[float | None]) -> tuple[float, ...]:

@@ -55,6 +55,8 @@ class PeerResult:
     """Rollout workers that can make unrolls."""
     lags: tuple[int, ...]
     """Policy lag of every unroll under way: the versions made since it began."""
+    late_unrolls: int
+    """Unrolls under way that will be too old to be trained when they come back."""
 
 
 class PeerLearners(Protocol):

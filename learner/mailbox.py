@@ -1,17 +1,27 @@
-"""The mailbox: trajectories that wait for their update, in the order in which they came."""
+"""The mailbox: trajectories that wait for their update, in the order in which their unrolls began."""
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from typing import NamedTuple
 
 from shoal.policy.trajectory import Trajectory, TrajectoryHeader
+
+
+class Place(NamedTuple):
+    """The place of a trajectory among those that wait."""
+
+    order: tuple[int, int]
+    """Policy version and number of the admission: the lowest is trained first."""
+    latest_version: int | None
+    """The last policy version that it may be trained at; None for any."""
 
 
 class Mailbox:
     """Trajectories, each once; it holds no lock (``learner.trajectory_queue`` has one for all its parts)."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Trajectory] = deque()
+        self._waiting: list[tuple[Place, Trajectory]] = []
         self._next_sequence: dict[tuple[int, int], int] = {}
         """The lowest sequence number that is new, by actor and restart index."""
         self.num_bytes = 0
@@ -23,31 +33,28 @@ class Mailbox:
         """Whether this trajectory, or a later one of the same actor process, was put in before."""
         return header.sequence < self._next_sequence.get((header.actor, header.restart_index), 0)
 
-    def put(self, trajectory: Trajectory) -> None:
-        """Append a trajectory that is no duplicate."""
+    def put(self, place: Place, trajectory: Trajectory) -> None:
+        """Put a trajectory that is no duplicate into its place."""
         header = trajectory.header
         self._next_sequence[header.actor, header.restart_index] = header.sequence + 1
         self.num_bytes += trajectory.num_bytes
-        self._waiting.append(trajectory)
+        bisect.insort(self._waiting, (place, trajectory), key=lambda waiting: waiting[0].order)
 
     def take(self, count: int) -> list[Trajectory]:
-        """Take the oldest ``count`` trajectories.
+        """Take the first ``count`` trajectories; all of them where there are fewer."""
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return self._taken(taken)
 
-        Raises:
-            IndexError: there are fewer.
-        """
-        taken = [self._waiting.popleft() for _ in range(count)]
-        self.num_bytes -= sum(trajectory.num_bytes for trajectory in taken)
-        return taken
+    def take_stale(self, policy_version: int) -> list[Trajectory]:
+        """Take all trajectories that may not be trained at ``policy_version`` any more."""
+        latest = [place.latest_version for place, _ in self._waiting]
+        stale = [version is not None and version < policy_version for version in latest]
+        if not any(stale):
+            return []
+        taken = [waiting for waiting, too_old in zip(self._waiting, stale, strict=True) if too_old]
+        self._waiting = [waiting for waiting, too_old in zip(self._waiting, stale, strict=True) if not too_old]
+        return self._taken(taken)
 
-    def take_older(self, policy_version: int) -> list[Trajectory]:
-        """Take all trajectories that were made with versions below ``policy_version``."""
-        older = [t for t in self._waiting if t.header.policy_version < policy_version]
-        if older:
-            self._waiting = deque(t for t in self._waiting if t.header.policy_version >= policy_version)
-            self.num_bytes -= sum(trajectory.num_bytes for trajectory in older)
-        return older
-
-    def actors(self) -> list[int]:
-        """The actor of every waiting trajectory."""
-        return [trajectory.header.actor for trajectory in self._waiting]
+    def _taken(self, waiting: list[tuple[Place, Trajectory]]) -> list[Trajectory]:
+        self.num_bytes -= sum(trajectory.num_bytes for _, trajectory in waiting)
+        return [trajectory for _, trajectory in waiting]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shoal.learner.data_share import DataShare
 from shoal.learner.ledger import Ledger
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.weight_metrics import WeightMetrics
@@ -54,6 +55,8 @@ class Histogram:
 class TrajectoryReport(NamedTuple):
     """The statistics that an actor reported with one trajectory, without the trajectory's data."""
 
+    actor: int
+    env_steps: int
     statistics: Mapping[str, Any]
     policy_lag: int
     num_bytes: int
@@ -62,7 +65,14 @@ class TrajectoryReport(NamedTuple):
 def report_trajectories(batch: Sequence[Trajectory], policy_version: int) -> tuple[TrajectoryReport, ...]:
     """One report for each trajectory of an update whose first weights were ``policy_version``."""
     return tuple(
-        TrajectoryReport(t.header.statistics, policy_version - t.header.policy_version, t.num_bytes) for t in batch
+        TrajectoryReport(
+            actor=t.header.actor,
+            env_steps=t.env_steps,
+            statistics=t.header.statistics,
+            policy_lag=policy_version - t.header.policy_version,
+            num_bytes=t.num_bytes,
+        )
+        for t in batch
     )
 
 
@@ -85,8 +95,9 @@ class StageClock:
 class RunStatistics:
     """Counters and levels of this process; a resumed run continues only those that its checkpoint holds."""
 
-    def __init__(self, ledger: Ledger, clock: StageClock | None = None) -> None:
+    def __init__(self, ledger: Ledger, clock: StageClock | None = None, *, num_actors: int = 1) -> None:
         self.ledger = ledger
+        self.data_share = DataShare(num_actors)
         self.stage_seconds = (clock or StageClock()).seconds
         self._started = time.monotonic()
         self._ended: float | None = None
@@ -184,7 +195,8 @@ class RunStatistics:
     def add_reports(self, reports: Sequence[TrajectoryReport]) -> list[str]:
         """Add the actors' reports; the messages of environment slots that were restarted."""
         messages: list[str] = []
-        for statistics, policy_lag, num_bytes in reports:
+        for actor, env_steps, statistics, policy_lag, num_bytes in reports:
+            self.data_share.add(actor, env_steps)
             returns, lengths = statistics["episode_returns"], statistics["episode_lengths"]
             self.episodes += len(returns)
             self.returns.extend(returns)

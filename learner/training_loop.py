@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shoal.learner.activations import ActivationSampler
-from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped, StepResult
 from shoal.learner.learners import Learners
 from shoal.learner.statistics import RunStatistics
@@ -80,7 +80,7 @@ def train(
 
     Raises:
         NonFiniteUpdate: ``max_skipped_updates`` updates in a row were skipped.
-        OSError: the last checkpoint could not be written.
+        CheckpointError, OSError: the last checkpoint could not be written.
         RuntimeError: the pool ended before the loop did.
         ObserverFailed: ``observer`` raised it; the last update is saved.
     """
@@ -146,7 +146,7 @@ def _save(
     with worker.clock.time("checkpoint"), saving.undisturbed():
         try:
             path = saving.checkpoints.save(learner, saving.describe())
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             if required:
                 raise
             statistics.failed_checkpoints += 1

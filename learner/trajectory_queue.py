@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class TrajectoryQueue:
         batch_size: segments per update; a multiple of ``num_envs``.
         max_policy_lag: versions that may pass between acting and training.
         ledger: the step accounting, kept here.
+        clock: seconds from any origin; it stands still where one thread acts and learns in turn (``Admission``).
     """
 
     def __init__(
@@ -50,11 +52,16 @@ class TrajectoryQueue:
         batch_size: int,
         max_policy_lag: int,
         ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec, self._run_id = spec, run_id
         self._num_envs, self._batch_size = num_envs, batch_size
         self._admission = Admission(
-            num_actors=num_actors, num_envs=num_envs, batch_size=batch_size, max_policy_lag=max_policy_lag
+            num_actors=num_actors,
+            num_envs=num_envs,
+            batch_size=batch_size,
+            max_policy_lag=max_policy_lag,
+            clock=clock,
         )
         self._mailbox = Mailbox()
         self._weights = WeightsStore()
@@ -70,37 +77,46 @@ class TrajectoryQueue:
 
     # The pool's side (actors.pool.TrajectorySink).
 
-    def admit(self, actor: int) -> Any | None:
-        """The newest weights if ``actor`` may start an unroll now, otherwise None."""
+    def admit(self, idle: Sequence[int]) -> tuple[int, Any] | None:
+        """One of the ``idle`` actors that may start an unroll now, and the newest weights; None where none may.
+
+        Who has waited longest is next (``Admission``).
+        """
         with self._changed:
             version = self._weights.policy_version
-            if version < 0 or not self._admission.admit(actor, version, self._mailbox):
+            if version < 0 or (actor := self._admission.admit(idle, version, len(self._mailbox))) is None:
                 return None
-            return self._weights.newest
+            return actor, self._weights.newest
 
-    def deliver(self, payload: np.ndarray) -> None:
-        """Check and count one unroll (uint8). One that is malformed, of another run or a duplicate is refused."""
+    def deliver(self, actor: int, payload: np.ndarray) -> None:
+        """Check and count one unroll (uint8) of ``actor``.
+
+        One that is malformed, of another run or a duplicate is refused.
+        """
         with self._changed:
-            self._admission.came_back()
+            unroll = self._admission.came_back(actor)
+        if unroll is None:
+            log.warning("a delivery was refused: actor %d delivered an unroll that it was never admitted to", actor)
+            self.refused["malformed"] += 1
+            return
         try:
             trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
             if trajectory.num_slots != self._num_envs:
                 raise TrajectoryError(f"expected {self._num_envs} slots, got {trajectory.num_slots}")
         except TrajectoryError as error:
             log.warning("a delivery was refused: %s", error)
-            self.refused["malformed"] += 1
+            self._refuse(actor, "malformed")
             return
         header = trajectory.header
         with self._changed:
-            self._admission.delivered(header.actor)
             if self._mailbox.is_duplicate(header):
-                self.refused["duplicate"] += 1
+                self._refuse(actor, "duplicate")
                 return
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
-            self._mailbox.put(trajectory)
+            self._mailbox.put(self._admission.place(unroll, self._weights.policy_version), trajectory)
             self._changed.notify_all()
 
     def abandon(self, actor: int) -> None:
@@ -139,7 +155,7 @@ class TrajectoryQueue:
             with self._changed:
                 if self._failure is not None:
                     raise RuntimeError(f"the rollout pool ended: {self._failure}") from self._failure
-                self._drop(self._mailbox.take_older(self._weights.policy_version - self.max_policy_lag), "stale")
+                self._drop(self._mailbox.take_stale(self._weights.policy_version), "stale")
                 if len(self._mailbox) >= count:
                     batch = self._mailbox.take(count)
                     self._admission.update_began()
@@ -202,6 +218,11 @@ class TrajectoryQueue:
         with self._changed:
             return self._admission.lags(self._weights.policy_version)
 
+    def late(self) -> int:
+        """Number of unrolls under way that will be too old to be trained when they come back."""
+        with self._changed:
+            return self._admission.late(self._weights.policy_version)
+
     @property
     def max_policy_lag(self) -> int:
         """Versions that may pass between acting and training."""
@@ -216,6 +237,11 @@ class TrajectoryQueue:
     def queued_bytes(self) -> int:
         """Bytes of the trajectories that wait for their update."""
         return self._mailbox.num_bytes
+
+    def _refuse(self, actor: int, reason: str) -> None:
+        with self._changed:
+            self._admission.refused(actor)
+            self.refused[reason] += 1
 
     def _drop(self, trajectories: list[Trajectory], reason: str) -> None:
         if trajectories:

@@ -39,9 +39,11 @@ class Discrete:
         actions, log_probs = [], []
         for i, part in enumerate(self._split(logits)):
             log_p = part.log_softmax(-1)
-            # u > 0 skips actions of probability 0; the clamp catches a sum that rounding left below u.
+            # u > 0 skips actions of probability 0.
             action = (log_p.exp().cumsum(-1) < uniform[..., i : i + 1]).sum(-1, keepdim=True)
-            action = action.clamp_max_(part.shape[-1] - 1)
+            # Rounding may leave the sum of all probabilities below u. What lacks (up to 1e-7) goes to the most probable
+            # action, whose probability it changes least; the last one may be impossible.
+            action = torch.where(action == part.shape[-1], part.argmax(-1, keepdim=True), action)
             actions.append(action)
             log_probs.append(log_p.gather(-1, action).squeeze(-1))
         if self.scalar:

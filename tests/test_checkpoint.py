@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from shoal.policy.config import RegularizationConfig
 from shoal.policy.weights import flatten_weights
 
 FILES = ["weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json", "manifest.json"]
+BALANCED = {"sampled": 9, "trained": 5, "in_flight": 1, "dropped": {"stale": 3}}
 REGULARIZATION = RegularizationConfig(l2_init_coef=1e-3, clip_scale=3.0)
 
 
@@ -56,7 +60,8 @@ def test_training_continues_bit_for_bit(tmp_path):
     settings = {"minibatches": 7, "batch_size": 7, "epochs": 2, "schedules": schedules}
     learner = trained(3, **settings)
     assert learner.env_steps
-    path = Checkpoints(tmp_path).save(learner, {"ledger": {"trained": learner.env_steps}})
+    ledger = {**BALANCED, "sampled": learner.env_steps + 4, "trained": learner.env_steps}
+    path = Checkpoints(tmp_path).save(learner, {"ledger": ledger})
     torch_stream = torch.get_rng_state()
     expected_noise = torch.rand(3)
     steps = learner.update(random_batch(9)).all_env_steps
@@ -67,7 +72,8 @@ def test_training_continues_bit_for_bit(tmp_path):
     assert torch.equal(torch.get_rng_state(), torch_stream)
     assert torch.equal(torch.rand(3), expected_noise)
     assert checkpoint.policy_version == resumed.policy_version == 3
-    assert checkpoint.state["ledger"] == {"trained": resumed.env_steps} == {"trained": learner.env_steps - steps}
+    assert checkpoint.state["ledger"] == ledger
+    assert resumed.env_steps == learner.env_steps - steps == ledger["trained"]
     for name, w0 in make_learner(small_policy()).regularizer.reference.items():
         assert torch.equal(resumed.regularizer.reference[name], w0), name
     assert resumed.regularizer.bounds == learner.regularizer.bounds
@@ -242,3 +248,141 @@ def test_a_full_disk_leaves_the_others(directory, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         Checkpoints(directory).save(trained(4), {})
     assert sorted(path.name for path in directory.iterdir()) == ["000000001", "000000002", "000000003"]
+
+
+def test_the_last_saved_is_the_newest_whatever_its_version(tmp_path):
+    """RUN/best after a resume from an older checkpoint: a better policy of a lower version deleted, or not loaded."""
+    best, learner = Checkpoints(tmp_path), trained(3)
+    weights = flatten_weights(learner.policy, 0)
+    for version, mean in ((380, 2), (395, 3), (350, 99)):
+        best.save(learner, {"mean": mean}, dataclasses.replace(weights, policy_version=version))
+        assert Checkpoints(tmp_path).latest().state["mean"] == mean
+    best.save(learner, {"mean": 100}, dataclasses.replace(weights, policy_version=10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000010", "000000350", "000000395"]
+    assert find_checkpoint(tmp_path).policy_version == 10
+
+
+@pytest.mark.parametrize("damaged_file", ["weights.safetensors", "state.json", "manifest.json"])
+def test_damaged_checkpoints_do_not_push_out_good_ones(directory, damaged_file):
+    """Retention by name: what was just saved is deleted for two newer ones that nobody can load."""
+    for version in ("000000002", "000000003"):
+        (directory / version / damaged_file).write_bytes(b"damaged")
+    learner = trained(1)
+    checkpoints = Checkpoints(directory, keep=2)
+    assert checkpoints.latest().policy_version == 1
+    learner.policy_version = 1
+    learner.update(random_batch(5))
+    learner.policy_version = 20  # lower than none of the damaged ones' successors, and then lower than they are
+    for version in (20, 2):
+        learner.policy_version = version
+        path = checkpoints.save(learner, {"again": version})
+        assert load_checkpoint(path).policy_version == version
+        assert Checkpoints(directory).latest().state["again"] == version
+    assert len(list(directory.iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"weights.safetensors"', "[" * 100_000, "{", "\xff"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_json_of_another_kind_is_refused_and_the_one_before_taken(directory, name, text):
+    """A validator that assumes an object: AttributeError, and no word of the checkpoint before."""
+    path = directory / "000000003"
+    if name == "manifest.json":
+        (path / name).write_text(text)
+    else:
+        rewrite(path, name, text.encode())
+    with pytest.raises(CheckpointError, match="000000003"):
+        load_checkpoint(path)
+    assert Checkpoints(directory).latest().policy_version == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "dangling"])
+def test_a_file_that_is_none_is_refused_at_once(directory, name, kind):
+    """A pipe that nobody writes to, or a device without an end: the start hangs."""
+    file = directory / "000000003" / name
+    file.unlink()
+    match kind:
+        case "fifo":
+            os.mkfifo(file)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "directory":
+            file.mkdir()
+        case "dangling":
+            file.symlink_to("nothing")
+    with pytest.raises(CheckpointError, match="000000003"):
+        find_checkpoint(directory / "000000003")
+    assert Checkpoints(directory).latest().policy_version == 2
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"policy_version": -5},
+        {"policy_version": True},
+        {"policy_version": "3"},
+        {"policy_version": 1e300},
+        {"policy": []},
+        {"session": -1},
+        {"run_id": 7},
+        {"ledger": []},
+        {"ledger": {**BALANCED, "trained": 6}},
+        {"ledger": {**BALANCED, "sampled": 8, "in_flight": 0.0}},
+        {"ledger": {**BALANCED, "sampled": 0, "trained": -4}},
+        {"ledger": {**BALANCED, "dropped": {"stale": None}}},
+        {"ledger": {"sampled": 9, "trained": 9, "in_flight": 0}},
+    ],
+)
+def test_numbers_that_no_run_saves_are_refused(directory, forged):
+    """Content that is believed for its shape: a run that resumes with version -5, or with books that do not balance."""
+    path = directory / "000000003"
+    state = {**json.loads((path / "state.json").read_text()), "ledger": BALANCED, "run_id": "x", "session": 0}
+    rewrite(path, "state.json", json.dumps(state).encode())
+    assert load_checkpoint(path).policy_version == 3
+    rewrite(path, "state.json", json.dumps({**state, **forged}).encode())
+    with pytest.raises(CheckpointError, match=next(iter(forged))):
+        load_checkpoint(path)
+    assert Checkpoints(directory).latest().policy_version == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling", "link to a file"])
+def test_a_directory_that_is_none_is_not_an_empty_one(tmp_path, kind):
+    """Storage that is not mounted: a fresh run that saves nothing."""
+    directory = tmp_path / "run" / "checkpoints"
+    directory.parent.mkdir()
+    if kind == "file":
+        directory.write_text("")
+    else:
+        (tmp_path / "other").write_text("")
+        directory.symlink_to(tmp_path / ("nothing" if kind == "dangling" else "other"))
+    for find in (Checkpoints(directory).latest, lambda: find_checkpoint(directory.parent)):
+        with pytest.raises(CheckpointError, match="is the storage mounted"):
+            find()
+
+
+@pytest.mark.parametrize("limit", [2_000, 20_000, 200_000])
+def test_a_disk_that_is_full_at_any_file_is_an_oserror(directory, limit):
+    """Errors of safetensors and torch that are no OSError: the run ends, although a failed save is only counted."""
+    learner = trained(4)
+    sizes = [file.stat().st_size for file in (directory / "000000003").iterdir()]
+    assert min(sizes) < limit < max(sizes)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # as a full disk: a write in the middle fails
+    try:
+        with pytest.raises(OSError, match=r"No space|too large|IoError|unexpected pos|write"):
+            Checkpoints(directory).save(learner, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in directory.iterdir()) == ["000000001", "000000002", "000000003"]
+
+
+@pytest.mark.parametrize(("umask", "directory_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_modes_follow_the_umask(tmp_path, umask, directory_mode, file_mode):
+    """A checkpoint that another account cannot evaluate, or one that everybody can read though the umask says no."""
+    before = os.umask(umask)
+    try:
+        path = Checkpoints(tmp_path / "checkpoints").save(trained(1), {})
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (path.parent, path)] == [directory_mode] * 2
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {file_mode}

@@ -157,3 +157,12 @@ def test_shares_cover_batch_and_actors_exactly(settings: dict[str, Any], cores: 
             assert share.num_shards == 1
     assert layout.whole().num_shards == sum(share.num_shards for share in shares)
     assert [share.first_shard for share in shares] == [rank * shares[0].num_shards for rank in range(len(shares))]
+
+
+@pytest.mark.parametrize(("megabytes", "warned"), [(1, False), (10**9, True)])
+def test_shared_memory_that_is_too_small_is_said(megabytes, warned, caplog):
+    """Unrolls that go through a disk, and a log level that hides Ray's own word of it."""
+    from shoal.deploy.cluster.ray_session import check_shared_memory
+
+    check_shared_memory(megabytes * 2**20)
+    assert ("--shm-size" in caplog.text) == warned

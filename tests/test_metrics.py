@@ -97,7 +97,7 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_actors_alive") == {(): 3}
     states = {("up",): 3, ("starting",): 0, ("unplaced",): 2, ("pausing",): 0}
     assert values(families, "shoal_actors") == states
-    # The lag that is allowed is 1.
+    assert values(families, "shoal_actor_data_share_ratio") == {("least",): 1, ("most",): 1}
     assert values(families, "shoal_stale_actors") == {(): 2}
     assert values(families, "shoal_slowest_actor_lag_versions") == {(): 5}
     assert values(families, "shoal_run_env_steps") == {(): 60}
@@ -244,16 +244,16 @@ def test_who_lags_is_seen_while_it_does(sources):
     trajectory_queue.publish(1, "weights")
     assert trajectory_queue.lags() == []
     trajectory_queue._admission._quota = None
-    assert trajectory_queue.admit(0) == "weights"
+    assert trajectory_queue.admit([0]) == (0, "weights")
     assert trajectory_queue.lags() == [0]
     for version in (2, 3):
         trajectory_queue.publish(version, "weights")
     assert trajectory_queue.lags() == [2]
     header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=1, sequence=0, policy_version=1, statistics=REPORTED)
-    trajectory_queue.deliver(to_bytes(spec, header, random_columns(spec, 4, 0)))
+    trajectory_queue.deliver(0, to_bytes(spec, header, random_columns(spec, 4, 0)))
     assert trajectory_queue.lags() == []
     assert trajectory_queue.sampled_episodes == 2
     trajectory_queue.publish(9, "weights")
-    assert trajectory_queue.admit(1) == "weights"
+    assert trajectory_queue.admit([1]) == (1, "weights")
     trajectory_queue.abandon(1)
     assert trajectory_queue.lags() == []

@@ -114,6 +114,7 @@ class LearnerActor:
             replaced=tuple(pool.replaced.popleft() for _ in range(len(pool.replaced))),
             num_alive=pool.num_alive,
             lags=tuple(queue.lags()),
+            late_unrolls=queue.late(),
         )
         self._reported, self._reported_lost_unrolls = ledger, lost_unrolls
         return result

@@ -59,6 +59,7 @@ class RayPeers:
         self._actors_alive: dict[tuple[int, int], int] = {}
         """Rollout workers of each learner, as of its last update."""
         self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._late: dict[tuple[int, int], int] = {}
         self._num_actors = {rank: len(layout.share(rank).actors) for rank in range(1, layout.num_learners)}
         fed = setup.rollout_processes is not None
         self._restarts: Counter[str] = Counter()
@@ -111,6 +112,11 @@ class RayPeers:
         """Policy lag of every unroll under way at the last update: the versions made since it began."""
         return [lag for lags in list(self._lags.values()) for lag in lags]
 
+    @property
+    def late_unrolls(self) -> int:
+        """Unrolls that were too old to be trained while they were under way, at the last update."""
+        return sum(list(self._late.values()))
+
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
         return self._supervisor.process_ids()
@@ -150,7 +156,7 @@ class RayPeers:
                 who = (slot.actor, slot.restart_index)
                 self._in_flight[who] += result.ledger.in_flight
                 self._actors_alive[who] = result.num_alive
-                self._lags[who] = result.lags
+                self._lags[who], self._late[who] = result.lags, result.late_unrolls
                 for reason, message in result.replaced:
                     self._restarts[reason] += 1
                     log.warning("learner %d: %s", slot.actor, message)
@@ -176,7 +182,7 @@ class RayPeers:
                 self._on_lost_steps(steps, reason)
         for who in set(self._actors_alive) - present:
             del self._actors_alive[who]
-            del self._lags[who]
+            del self._lags[who], self._late[who]
 
     def _take_in_started(self) -> bool:
         """Collect the starts that ended; return True while a learner is still starting."""

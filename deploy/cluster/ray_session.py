@@ -18,6 +18,9 @@ from shoal.deploy.placement.hardware import available_cores
 SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8
 LOOPBACK = "127.0.0.1"
+SHARED_MEMORY = "/dev/shm"
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +50,27 @@ def configure() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+def check_shared_memory(store_bytes: int) -> None:
+    """Warn where Ray's object store does not fit into shared memory, so that Ray puts it on a disk.
+
+    Ray says so, too, but below the level from which its messages are shown.
+    """
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return  # no Linux
+    free = found.f_frsize * found.f_bavail
+    if free < store_bytes:
+        log.warning(
+            "%s has %.0f MiB free and Ray's object store takes %.0f MiB: it goes to a disk, and unrolls with it. Make "
+            "room there, or start the container with --shm-size=%.1fgb",
+            SHARED_MEMORY,
+            free / 2**20,
+            store_bytes / 2**20,
+            1.1 * store_bytes / 2**30,
+        )
+
+
 @contextlib.contextmanager
 def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool) -> Iterator[RaySession]:
     """Ray on this machine, for rollout actors and peer learners.
@@ -63,6 +87,7 @@ def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator:
         return
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
+    check_shared_memory(store)
     with _search_path():
         ray.init(
             address="local",

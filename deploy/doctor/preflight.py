@@ -17,6 +17,9 @@ from shoal.policy.config import OWN_KINDS
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
 
+MOST_SOCKET_PATH_BYTES = 107
+"""Of an AF_UNIX address on Linux, as Ray checks it."""
+
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
@@ -32,6 +35,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
         *_metrics(config),
         *_sinks(config),
         *_run_dir(config, run_dir),
+        *_ray(config),
         *_resume(config, run_dir),
         *_callbacks(config),
     ]
@@ -111,12 +115,15 @@ def _metrics(config: Config) -> list[str]:
 
 
 def _listen(address: str, port: int) -> list[str]:
+    from shoal.deploy.monitoring.access import exposed
     from shoal.deploy.monitoring.metrics_server import listen
 
     try:
         listen(address, port).close()
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            if not exposed(address):
+                return []  # the run takes a free one and says which
             return [f"metrics.port: {port} on {address} is in use; choose another, or metrics.port=0 for a free one"]
         return [f"metrics.address: cannot listen on {address}:{port}: {error}"]
     return []
@@ -130,6 +137,8 @@ def _sinks(config: Config) -> list[str]:
 
 def _run_dir(config: Config, run_dir: Path) -> list[str]:
     try:
+        if run_dir.is_symlink() and not run_dir.exists():
+            return [f"run_dir: {run_dir} is a link to nothing: is the storage mounted that it should be on?"]
         if run_dir.exists() and not run_dir.is_dir():
             return [f"run_dir: {run_dir} is a file"]
         existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
@@ -138,6 +147,23 @@ def _run_dir(config: Config, run_dir: Path) -> list[str]:
     except (OSError, ValueError) as error:
         why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         return [f"run_dir: cannot write to {run_dir}: {why}; choose another run_dir"]
+    return []
+
+
+def _ray(config: Config) -> list[str]:
+    """Whether Ray can start here; in a cluster it runs already."""
+    if config.mode != "local":
+        return []
+    # As Ray builds the path of its longest socket.
+    setting = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    folder = os.environ[setting] if setting else "/tmp"
+    session = f"session_2000-01-01_00-00-00_000000_{os.getpid()}"
+    socket_path = os.path.join(folder, "ray", session, "sockets", "plasma_store")
+    if (excess := len(os.fsencode(socket_path)) - MOST_SOCKET_PATH_BYTES) > 0:
+        return [
+            f"mode: Ray cannot start with {setting}={folder}: the paths of its sockets would be {excess} bytes longer "
+            f"than the {MOST_SOCKET_PATH_BYTES} that the system allows; set RAY_TMPDIR to a shorter path"
+        ]
     return []
 
 

@@ -24,6 +24,7 @@ from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.envs.play import Episodes
+from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -170,10 +171,32 @@ class Evaluator:
             return_ci95=None if math.isnan(half_width) else half_width,
             mean_length=played.mean_length,
         )
-        is_best = self._evaluations.add(result)
+        # Kept before it is recorded: a kill in between loses a line, which the next session takes from what is kept.
+        kept = not self._evaluations.is_best(result) or self._keep(weights, {**state, "evaluation": result._asdict()})
+        self._evaluations.add(result, kept=kept)
         log.info("evaluation: %s", sentence(result))
-        if is_best and self._keep_best:
-            try:
-                self._keep_best(weights, state)
-            except OSError as error:
-                log.warning("the best weights so far could not be kept: %s", error)
+
+    def _keep(self, weights: Weights, state: Mapping[str, Any]) -> bool:
+        """Keep the best weights so far; False where they cannot be: the best is still the one before."""
+        if self._keep_best is None:
+            return True
+        try:
+            self._keep_best(weights, state)
+        except (OSError, CheckpointError) as error:
+            log.warning("the best weights so far could not be kept: %s", error)
+            return False
+        return True
+
+
+def kept_state(best: Checkpoints) -> Mapping[str, Any] | None:
+    """The state beside the best weights of earlier sessions; None where there are none that can be used.
+
+    What a killed process left behind there is removed.
+    """
+    try:
+        best.clear_abandoned()
+        checkpoint = best.latest()
+    except (OSError, CheckpointError) as error:
+        log.warning("the best weights of earlier sessions cannot be used: %s", error)
+        return None
+    return checkpoint.state if checkpoint else None

@@ -50,6 +50,8 @@ class Sources:
     """Sum of the seconds that these replacements took."""
     lags: Callable[[], Sequence[int]] = tuple
     """For each unroll under way, the number of versions published since it began."""
+    late_unrolls: Callable[[], int] = int
+    """Unrolls under way that will be too old to be trained when they come back."""
     accelerator_memory: Callable[[], Mapping[str, int]] = dict
     target_env_steps: int = 0
     """Environment steps after which the whole run ends."""
@@ -138,8 +140,13 @@ _REPLACED = (
     "preempted: its node is being shut down."
 )
 _STALE = (
-    "Actors whose current unroll began more than actor.max_policy_lag versions ago and will arrive too late. Actors of "
-    "peer learners are counted once per update."
+    "Actors whose current unroll will arrive too late to be trained: it began more than actor.max_policy_lag versions "
+    "ago; of an actor that is too slow for that, it takes twice as long as before. Actors of peer learners are counted "
+    "once per update."
+)
+_SHARE = (
+    "Trained environment steps of the actor that gave least and of the one that gave most, over the last trajectories "
+    "(16 per actor), divided by an equal share of all actors. 1 is equal. Absent until there were so many."
 )
 _SLOWEST = "Policy versions published since the oldest unroll under way began; 0 if none is under way."
 _STATE = (
@@ -208,13 +215,14 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "queued_bytes", "Bytes of trajectories waiting for their update.", lambda s: s.trajectory_queue.queued_bytes
     ),
     _counter("received_bytes_total", "Bytes of trajectories used in updates.", lambda s: s.statistics.received_bytes),
-    _gauge("stale_actors", _STALE, lambda s: sum(lag > s.trajectory_queue.max_policy_lag for lag in s.lags())),
+    _gauge("stale_actors", _STALE, lambda s: s.late_unrolls()),
     _gauge("slowest_actor_lag_versions", _SLOWEST, lambda s: max(s.lags(), default=0)),
     _histogram(
         "policy_lag_versions",
         "Policy versions published between acting and training.",
         lambda s: s.statistics.policy_lag,
     ),
+    _gauge("actor_data_share_ratio", _SHARE, lambda s: s.statistics.data_share.ratios(), "actor"),
     # Updates
     _gauge("policy_version", "Updates made in the whole run.", lambda s: s.statistics.policy_version),
     _counter("updates_total", "Updates made by this process.", lambda s: s.statistics.updates),

@@ -176,7 +176,8 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             {"{{le}}": buckets("shoal_policy_lag_versions")},
             "none",
             kind="heatmap",
-            note="Trajectories by the versions between acting and training; actor.max_policy_lag bounds it.",
+            note="Trajectories by the versions between acting and training; actor.max_policy_lag bounds it, except of "
+            "actors that are too slow for it.",
         ),
         Panel(
             "Policy lag, mean and 95th percentile",
@@ -189,6 +190,13 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             {"lag of the oldest": "shoal_slowest_actor_lag_versions", "too late already": "shoal_stale_actors"},
             "none",
             note="Actors that are slower than the others, or hang.",
+        ),
+        Panel(
+            "Data by actor",
+            {"{{actor}}": "shoal_actor_data_share_ratio"},
+            "none",
+            decimals=2,
+            note="Trained steps of the actor that gave least and of the one that gave most, divided by an equal share.",
         ),
         Panel("Segments waiting for their update", {"segments": "shoal_queued_segments"}, width=4),
         Panel("Bytes waiting for their update", {"bytes": "shoal_queued_bytes"}, "bytes", width=4),

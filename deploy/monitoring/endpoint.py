@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import logging
 import os
@@ -32,6 +34,9 @@ def served(
 ) -> Iterator[MetricsServer | None]:
     """Serve the metrics while the block runs; yield None if ``metrics.port`` is -1.
 
+    Where another run on this machine has the port, it is a free one, and the log says which. That is for runs that only
+    this machine sees: who reaches them from elsewhere knows the port and no other.
+
     Args:
         run: the name of the run in Prometheus (label ``run``, with ``metrics.file_sd``).
 
@@ -43,13 +48,20 @@ def served(
         yield None
         return
     files = access_files(config)
-    server = MetricsServer(
+    start = functools.partial(
+        MetricsServer,
         make_registry(sources),
         address=config.address,
-        port=config.port,
         why_not_ready=readiness.why_not,
         access=Access(files) if files else None,
     )
+    try:
+        server = start(port=config.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or exposed(config.address):
+            raise
+        server = start(port=0)
+        log.warning("metrics.port: %d is in use; the metrics of this run are at %s", config.port, server.url)
     if files is None and exposed(config.address):
         log.warning(
             "metrics: whoever reaches port %d of this machine may read what is trained, how far it is, and which "

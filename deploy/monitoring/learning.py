@@ -326,8 +326,8 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
     signs = " Its entropy is still about the greatest." if entropy == "highest" else ""
     if policy * DROWNED <= VANISHED:
         signs += (
-            f" The policy's gradient does not come through the layers it shares with the values ({policy:.1g}): units may "
-            "be dormant (shoal_dormant_units_ratio), for which a lower learner.learning_rate helps."
+            f" The policy's gradient does not come through the layers it shares with the values ({policy:.1g}): units "
+            "may be dormant (shoal_dormant_units_ratio), for which a lower learner.learning_rate helps."
         )
     return "unclear", (
         f"no one cause stands out.{signs} It may need more steps or more exploration (learner.entropy_coef); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class LearnerSetup:
     """Consecutive failures of a rollout worker in the learner's own process that end the run."""
     seed: int
     skipped_dir: Path
+    in_turn: bool = False
+    """One thread acts and learns in turn, so that results must not depend on how long anything takes."""
     rollout_processes: RolloutProcesses | None = None
     """The rollout processes that feed a peer learner; None for workers in its own process."""
 
@@ -80,6 +83,7 @@ class LearnerSetup:
                 batch_size=share.batch_size,
                 max_policy_lag=self.max_policy_lag,
                 ledger=Ledger(),
+                clock=_standing_still if self.in_turn else time.monotonic,
             ),
             assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,
@@ -99,6 +103,10 @@ class LearnerSetup:
             restart_index=restart_index,
             max_consecutive_failures=self.max_consecutive_failures,
         )
+
+
+def _standing_still() -> float:
+    return 0.0
 
 
 def _as_it_is(weights: Weights) -> Weights:

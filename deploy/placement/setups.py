@@ -69,5 +69,6 @@ def make_learner_setup(
         max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
+        in_turn=config.mode == "inline",
         skipped_dir=skipped_dir,
     )

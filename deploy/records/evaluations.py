@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,27 +52,48 @@ class Evaluations:
         """Evaluations of this process that failed or timed out."""
         self.last: EvaluationResult | None = None
         self.best: EvaluationResult | None = None
-        """The result with the highest mean return; the latest of equal ones."""
+        """The result with the highest mean return, the latest of equal ones; where weights are kept, of those kept."""
         for result in read_evaluations(file) if file else []:
-            self._take_in(result)
+            self._take_in(result, kept=True)
 
-    def add(self, result: EvaluationResult) -> bool:
-        """Append a result to the file; return whether it is the best so far."""
+    def is_best(self, result: EvaluationResult) -> bool:
+        """Whether no result before had a higher mean return."""
+        return self.best is None or result.mean_return >= self.best.mean_return
+
+    def add(self, result: EvaluationResult, *, kept: bool = True) -> None:
+        """Append a result to the file. ``kept``: it may be the best; its weights, where wanted, are kept already."""
         self.count += 1
-        is_best = self._take_in(result)
+        self._take_in(result, kept=kept)
+        self._write(result)
+
+    def reconcile(self, kept: Mapping[str, Any] | None) -> None:
+        """Take the best of earlier sessions from the state of the checkpoint that is kept as the best.
+
+        A run may have been killed after it kept the weights and before it recorded the result, and a full disk may keep
+        it from the first; None where nothing is kept.
+        """
+        results = read_evaluations(self._file) if self._file else []
+        if kept is None:
+            self.best = None
+        elif (result := parse(kept.get("evaluation"))) is None:
+            same = [result for result in results if result.policy_version == kept["policy_version"]]
+            self.best = max(same, key=lambda result: result.mean_return, default=None)
+        else:
+            self.best = result
+            if result not in results:
+                self._write(result)
+
+    def _write(self, result: EvaluationResult) -> None:
         if self._file:
             try:
                 append(self._file, result._asdict())
             except (OSError, ValueError) as error:
                 log.warning("an evaluation could not be written to %s: %s", self._file, error)
-        return is_best
 
-    def _take_in(self, result: EvaluationResult) -> bool:
+    def _take_in(self, result: EvaluationResult, *, kept: bool) -> None:
         self.last = result
-        if self.best is not None and not result.mean_return >= self.best.mean_return:
-            return False
-        self.best = result
-        return True
+        if kept and self.is_best(result):
+            self.best = result
 
 
 def read_evaluations(file: Path) -> list[EvaluationResult]:
@@ -80,13 +102,24 @@ def read_evaluations(file: Path) -> list[EvaluationResult]:
         text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return [result for line in text.splitlines() if (result := _parse(line))]
+    return [result for line in text.splitlines() if (result := _parse_line(line))]
 
 
-def _parse(line: str) -> EvaluationResult | None:
+def _parse_line(line: str) -> EvaluationResult | None:
     try:
-        found: Any = json.loads(line)
-        result = EvaluationResult(**found)
-    except (ValueError, TypeError):
+        return parse(json.loads(line))
+    except (ValueError, RecursionError):
         return None
-    return result if isinstance(result.mean_return, int | float) and math.isfinite(result.mean_return) else None
+
+
+def parse(found: Any) -> EvaluationResult | None:
+    """The result that ``EvaluationResult._asdict`` gave; None for anything else."""
+    if not isinstance(found, dict) or found.keys() != set(EvaluationResult._fields):
+        return None
+    result = EvaluationResult(**found)
+    counts = (result.session, result.policy_version, result.env_steps, result.episodes)
+    half_width = 0.0 if result.return_ci95 is None else result.return_ci95
+    numbers = (result.time, result.mean_return, result.mean_length, half_width)
+    if not all(type(count) is int for count in counts) or not all(type(number) in (int, float) for number in numbers):
+        return None
+    return result if all(map(math.isfinite, numbers)) else None

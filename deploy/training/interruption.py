@@ -57,8 +57,8 @@ class Interruption:
 def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool = False) -> Iterator[Interruption]:
     """Handle signals and time for the length of the block.
 
-    The first SIGINT or SIGTERM, and the end of ``max_seconds`` (0: no limit), ask the run to finish its update, to save
-    and to write its summary. Signals are handled in the main thread only.
+    The first SIGINT, SIGTERM or SIGHUP (a closed terminal), and the end of ``max_seconds`` (0: no limit), ask the run
+    to finish its update, to save and to write its summary. Signals are handled in the main thread only.
 
     Args:
         max_seconds: 0 is no limit.
@@ -77,15 +77,19 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
             os._exit(128 + number)
         asked.signal_number = number
         asked.stop("signal")
-        if not quiet:
-            print(f"\nstopping after this update; interrupt again to {again}", file=sys.stderr, flush=True)
+        # A terminal that is gone takes no message.
+        with contextlib.suppress(OSError, ValueError):
+            if not quiet:
+                print(f"\nstopping after this update; interrupt again to {again}", file=sys.stderr, flush=True)
 
     # The clock has its own thread, because a run may wait for actors that never come.
     clock = threading.Timer(max_seconds, asked.stop, ["max_seconds"])
     clock.daemon = True
     in_main_thread = threading.current_thread() is threading.main_thread()
-    # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone.
-    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if in_main_thread and signal.getsignal(s) != signal.SIG_IGN]
+    # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone; nohup
+    # leaves SIGHUP ignored.
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [number for number in handled if in_main_thread and signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in signals}
     if max_seconds:
         asked.time_is_up_at = time.monotonic() + max_seconds

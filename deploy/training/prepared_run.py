@@ -87,7 +87,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)
     learner = setup.make_learner_worker(share)
-    statistics = RunStatistics(learner.queue.ledger, learner.clock)
+    statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
     restore(origin, learner)
     statistics.policy_version = learner.learner.policy_version
     return PreparedRun(

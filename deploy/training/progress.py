@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,6 +19,7 @@ from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Bottleneck, Bottl
 from shoal.deploy.monitoring.learning import Cause, LearningMonitor
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.records.json_lines import event
+from shoal.deploy.training.screen import Screen
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -123,7 +124,7 @@ class Progress:
         self._evaluations = evaluations or Evaluations()
         self._reported_evaluation = self._evaluations.last
         # A notebook gets the plain lines: rich's live view would need a package of its own there.
-        self._console = Console(highlight=False, quiet=quiet, force_jupyter=False)
+        self._console = Console(file=cast("IO[str]", Screen()), highlight=False, quiet=quiet, force_jupyter=False)
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve = Curve()
         self._stopped = threading.Event()
@@ -307,7 +308,10 @@ _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy",
 
 def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int) -> list[str]:
     ended = "Done."
-    if summary["interrupted_by"]:
+    session = summary["session_env_steps"]
+    if not session and summary["ledger"]["trained"] >= total_env_steps:
+        ended = f"Nothing was trained: the run has its total_env_steps={total_env_steps:,} already; set more to go on."
+    elif summary["interrupted_by"]:
         ended = "Interrupted; saved."
     elif summary["ledger"]["trained"] < total_env_steps:
         ended = (
@@ -324,14 +328,17 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
             f"{mean:.3f}{_margin(summary['return_ci95'])}; a random policy gets "
             f"{random:.3f}{_margin(summary['random_return_ci95'])}{times}"
         )
+    whole = ""
+    if session != summary["env_steps"]:
+        whole = f"; the whole run {summary['env_steps']:,} in {summary['policy_version']:,} updates"
     ledger, balances = summary["ledger"], "balances" if summary["books_balance"] else "DOES NOT BALANCE"
     dropped = ", ".join(f"{steps:,} dropped ({reason})" for reason, steps in ledger["dropped"].items())
     lines = [
         ended,
         f"  return      {learned}",
         *([f"  learning    {summary['learning']['advice']}"] if summary["learning"]["advice"] else []),
-        f"  trained     {summary['env_steps']:,} environment steps in {_clock(summary['wall_seconds'])} "
-        f"({summary['env_steps_per_second']:,.0f}/s), {summary['policy_version']:,} updates",
+        f"  trained     {session:,} environment steps in {_clock(summary['wall_seconds'])} "
+        f"({summary['env_steps_per_second']:,.0f}/s), {summary['session_updates']:,} updates" + whole,
         f"  ledger      {balances}: {ledger['sampled']:,} sampled = "
         f"{ledger['trained']:,} trained + {ledger['in_flight']:,} in flight" + (f" + {dropped}" if dropped else ""),
         f"  memory      {_memory_line(summary['max_log_prob_error'], summary['log_prob_checks'])}",
@@ -344,8 +351,11 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
             f"{summary['env_faults']} environment slots restarted"
         )
     if (evaluation := summary.get("evaluation")) and evaluation["last"]:
-        last, best = (EvaluationResult(**evaluation[which]) for which in ("last", "best"))
-        better = f"; best {best.mean_return:.3f} at {best.env_steps:,}" if best != last else ""
+        last = EvaluationResult(**evaluation["last"])
+        best = EvaluationResult(**evaluation["best"]) if evaluation["best"] else None
+        better = "; no best weights are kept"
+        if best is not None:
+            better = f"; best {best.mean_return:.3f} at {best.env_steps:,}" if best != last else ""
         failed = f"; {evaluation['failed']} failed" if evaluation["failed"] else ""
         lines.append(f"  evaluation  {sentence(last)}{better}{failed}")
     if summary["limit"]:

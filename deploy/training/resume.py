@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import uuid
 from pathlib import Path
 
+from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
-from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.policy.actions import Actions
 from shoal.policy.observation import Observation
 from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
+
+log = logging.getLogger(__name__)
+
+_NEEDED = ("run_id", "session", "ledger", "config")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +32,13 @@ class Origin:
 
 
 def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
-    """The checkpoint that ``config.resume`` asks for, or a fresh run."""
+    """The checkpoint that ``config.resume`` asks for, or a fresh run.
+
+    A run in another directory than its checkpoint's is a new run with weights and counts of the old one.
+
+    Raises:
+        CheckpointError: no checkpoint can be used, or no run saved it.
+    """
     checkpoint = None
     if config.resume == "auto":
         checkpoint = checkpoints.latest()
@@ -35,7 +47,31 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     if checkpoint is None:
         return Origin(checkpoint=None, run_id=uuid.uuid4().hex, session=0)
     state = checkpoint.state
-    return Origin(checkpoint=checkpoint, run_id=state["run_id"], session=1 + int(state["session"]))
+    if missing := [name for name in _NEEDED if name not in state]:
+        raise CheckpointError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(missing)}")
+    run_dir = checkpoints.directory.parent.resolve()
+    same = checkpoint.path.resolve().is_relative_to(run_dir)
+    run_id = state["run_id"] if same else uuid.uuid4().hex
+    of = "this run" if same else f"run {state['run_id']}, as the new run {run_id}"
+    log.info("resumed from %s of %s, session %d", checkpoint.path, of, 1 + state["session"])
+    _warn_of_changed_start(config, state["config"])
+    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"])
+
+
+def _warn_of_changed_start(config: Config, saved: object) -> None:
+    """Warn of settings that only fresh weights are made with, where they differ from those of the checkpoint."""
+    now: object = to_dict(config)
+    for name in ("policy", "initialization"):
+        saved, now = (part.get(name) if isinstance(part, dict) else None for part in (saved, now))
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for name in sorted(now.keys() & saved.keys()):
+            if now[name] != saved[name]:
+                log.warning(
+                    "policy.initialization.%s=%s has no effect: the weights are resumed, and were made with %s",
+                    name,
+                    now[name],
+                    saved[name],
+                )
 
 
 def match_names(config: Config, origin: Origin, observation: Observation, actions: Actions) -> PolicyInterface | None:

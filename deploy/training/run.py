@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, training_side
+from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
@@ -223,6 +223,7 @@ def _sources(
         recoveries=lambda: workers.recoveries.count,
         recovery_seconds=lambda: workers.recoveries.seconds,
         lags=workers.lags,
+        late_unrolls=workers.late_unrolls,
         accelerator_memory=path.memory_bytes,
         target_env_steps=config.total_env_steps,
         run_dir=run.run_dir,
@@ -245,9 +246,11 @@ def _random_player(run: PreparedRun, workers: WorkerGroup) -> RandomPlayer:
 def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.AbstractContextManager[object]:
     """Evaluation during training; does nothing where ``evaluation.every_env_steps`` is 0."""
     config, learner = run.config.evaluation, run.learner
+    best = Checkpoints(run.run_dir / "best")
+    if config.best:
+        evaluations.reconcile(kept_state(best))
     if not config.every_env_steps:
         return contextlib.nullcontext()
-    best = Checkpoints(run.run_dir / "best")
     jobs: Jobs = JobProcess(silent=True)
     if run.cluster:
         from shoal.deploy.evaluation.ray_jobs import RayJobs

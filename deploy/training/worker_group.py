@@ -89,6 +89,10 @@ class WorkerGroup:
         """Policy lag of every unroll under way: the versions made since it began."""
         return [*self.learners.worker.queue.lags(), *(self.peers.lags if self.peers else ())]
 
+    def late_unrolls(self) -> int:
+        """Unrolls under way that will be too old to be trained when they come back."""
+        return self.learners.worker.queue.late() + (self.peers.late_unrolls if self.peers else 0)
+
     def close(self) -> None:
         """End the driver, then the peers, then the pool: nothing pumps a pool that is closed."""
         if self.driver:

@@ -181,8 +181,9 @@ def ingest(rounds: int) -> dict[str, float]:
         trajectory_queue = make_trajectory_queue(setup, 1, 64 * len(payloads))
         trajectory_queue.publish(0, weights)
         for payload in payloads:
+            assert trajectory_queue.admit([0]) is not None
             start = time.perf_counter()
-            trajectory_queue.deliver(payload)
+            trajectory_queue.deliver(0, payload)
             middle = time.perf_counter()
             np.copyto(target[: payload.nbytes], payload)
             taken.append(middle - start)

@@ -9,6 +9,7 @@ from rollouts import RUN, SMALL, random_columns
 from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.learning import Interval, Recorded, judge
+from shoal.learner.data_share import PER_ACTOR
 from shoal.learner.ledger import Ledger
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import RunStatistics, report_trajectories
@@ -39,6 +40,8 @@ def make_sources() -> Sources:
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
     assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
+    for _ in range(PER_ACTOR - 1):
+        statistics.data_share.add(0, 3)
     statistics.terms = {"policy_loss": -0.5}
     statistics.gradient_norms = {"policy": 0.25, "value": 4.0}
     statistics.optimizer_steps = 40
@@ -60,6 +63,7 @@ def make_sources() -> Sources:
         about={"mode": "inline", "placement": "colocated"},
         actor_states=lambda: {"up": 3, "starting": 0, "unplaced": 2, "pausing": 0},
         lags=lambda: [0, 1, 2, 5],
+        late_unrolls=lambda: 2,
         accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
         target_env_steps=1000,
         callback_numbers=lambda: {"success": 0.5},

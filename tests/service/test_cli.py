@@ -48,7 +48,7 @@ def test_help_answers_at_once(tmp_path: Path) -> None:
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     """Catches a run that starts with a bad setting, a first problem that hides the rest, a traceback."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("0.0.0.0", 0))
         taken.listen()
         (tmp_path / "file").touch()
         done = shoal(
@@ -56,6 +56,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
             "env.id=NoSuchThing-v0",
             "learner.device=cuda",
             f"metrics.port={taken.getsockname()[1]}",
+            "metrics.address=0.0.0.0",
             f"run_dir={tmp_path / 'file' / 'run'}",
             f"resume={tmp_path / 'nothing'}",
             "learner.batchsize=3",

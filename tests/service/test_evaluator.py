@@ -109,7 +109,11 @@ def test_it_evaluates_when_steps_are_due(tmp_path: Path) -> None:
         time=0, policy_version=0, env_steps=0
     )
     assert first.mean_length == 4
-    assert bench.kept == [(3, {"env_steps": 450}), (9, {"env_steps": 500})]
+    assert bench.kept == [
+        (3, {"env_steps": 450, "evaluation": first._asdict()}),
+        (9, {"env_steps": 500, "evaluation": second._asdict()}),
+    ]
+    assert bench.evaluations.best is None  # neither could be kept
     wait_for(lambda: not alive(process), seconds=60)
 
 
@@ -173,15 +177,15 @@ def test_results_are_read_back_and_torn_lines_passed_over(tmp_path: Path) -> Non
     """Catches a resumed run that forgets its best, a line glued to a torn one, NaN in the file."""
     file = tmp_path / "evaluation.jsonl"
     first = Evaluations(file)
-    assert first.add(result(100, 5.0))
-    assert not first.add(result(200, 4.0))
-    assert first.add(result(300, 5.0, return_ci95=None))
+    for one in (result(100, 5.0), result(200, 4.0), result(300, 5.0, return_ci95=None)):
+        first.add(one)
     with file.open("a") as torn:
         torn.write('{"time": 4.0, "sess')
     again = Evaluations(file)
     assert (again.count, again.failed) == (0, 0)
     assert again.last == again.best == result(300, 5.0, return_ci95=None)
-    assert not again.add(result(400, 1.0))
+    again.add(result(400, 1.0))
+    assert again.best.env_steps == 300
     lines = file.read_text().splitlines()
     assert len(lines) == 5
     assert [json.loads(line)["env_steps"] for line in (*lines[:3], lines[4])] == [100, 200, 300, 400]

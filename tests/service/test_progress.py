@@ -84,6 +84,8 @@ def test_the_summary_says_what_went_wrong() -> None:
         "env_steps": 4,
         "wall_seconds": 3700.0,
         "env_steps_per_second": 1.0,
+        "session_env_steps": 4,
+        "session_updates": 1,
         "policy_version": 1,
         "books_balance": False,
         "max_log_prob_error": 0.02,
@@ -104,7 +106,7 @@ def test_the_summary_says_what_went_wrong() -> None:
     )
     for part in parts:
         assert part in text
-    assert "1:01:40" in text
+    assert "4 environment steps in 1:01:40 (1/s), 1 updates\n" in text
     assert "MEMORY IS WRONG" in text
     summary |= {"mean_return": 3.0, "random_return": 1.5, "books_balance": True, "max_log_prob_error": 1e-6}
     text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
@@ -115,6 +117,14 @@ def test_the_summary_says_what_went_wrong() -> None:
     text = "\n".join(_summary_lines(summary, Path("runs/x"), 100))
     assert "3.000 +- 0.250; a random policy gets 1.500 +- 0.125, 2.0 times as much" in text
     assert "  learning    after 100 steps\n" in text
+    # Of a resumed run: its own steps beside its own time.
+    summary |= {"env_steps": 40_161, "policy_version": 320, "session_updates": 2, "interrupted_by": None}
+    summary["ledger"] |= {"trained": 40_161}
+    text = "\n".join(_summary_lines(summary, Path("runs/x"), 40_100))
+    assert "Done.\n" in text
+    assert "4 environment steps in 1:01:40 (1/s), 2 updates; the whole run 40,161 in 320 updates\n" in text
+    text = "\n".join(_summary_lines({**summary, "session_env_steps": 0}, Path("runs/x"), 40_000))
+    assert text.startswith("Nothing was trained: the run has its total_env_steps=40,000 already")
 
 
 def test_the_curve_is_drawn_between_its_ends() -> None:

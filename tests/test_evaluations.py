@@ -1,0 +1,104 @@
+"""The best weights of a run and the record of evaluations: two files of one fact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from rollouts import make_learner, small_policy
+from shoal.deploy.evaluation.evaluator import kept_state
+from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, read_evaluations
+from shoal.learner.checkpoint import Checkpoints
+from shoal.policy.weights import flatten_weights
+
+
+def result(policy_version: int, mean: float) -> EvaluationResult:
+    return EvaluationResult(
+        time=1.0,
+        session=0,
+        policy_version=policy_version,
+        env_steps=10 * policy_version,
+        episodes=8,
+        mean_return=mean,
+        return_ci95=None,
+        mean_length=4.0,
+    )
+
+
+@pytest.fixture
+def best(tmp_path):
+    """``RUN/best`` with version 27."""
+    best = Checkpoints(tmp_path / "best")
+    keep(best, result(27, 0.36))
+    return best
+
+
+def keep(best, found):
+    learner = make_learner(small_policy())
+    weights = dataclasses.replace(flatten_weights(learner.policy, 0), policy_version=found.policy_version)
+    best.save(learner, {"evaluation": found._asdict()}, weights)
+
+
+def evaluations_of(tmp_path, *results):
+    evaluations = Evaluations(tmp_path / "evaluation.jsonl")
+    for one in results:
+        evaluations.add(one)
+    return Evaluations(tmp_path / "evaluation.jsonl")
+
+
+def test_a_best_that_was_recorded_and_not_kept_is_none(tmp_path, best):
+    """Killed between the two: the record and the summary name version 51, RUN/best holds version 27 for ever."""
+    evaluations = evaluations_of(tmp_path, result(27, 0.36), result(51, 0.75))
+    assert evaluations.best.policy_version == 51
+    evaluations.reconcile(kept_state(best))
+    assert evaluations.best == result(27, 0.36)
+    assert evaluations.is_best(result(60, 0.5))
+
+
+def test_a_best_that_was_kept_and_not_recorded_is_recorded(tmp_path, best):
+    """Killed between the two, in the other order."""
+    evaluations = evaluations_of(tmp_path, result(20, 0.3))
+    evaluations.reconcile(kept_state(best))
+    assert evaluations.best == result(27, 0.36)
+    assert read_evaluations(tmp_path / "evaluation.jsonl") == [result(20, 0.3), result(27, 0.36)]
+    evaluations.reconcile(kept_state(best))
+    assert len(read_evaluations(tmp_path / "evaluation.jsonl")) == 2
+
+
+def test_what_was_half_kept_is_removed_and_what_is_damaged_passed_over(tmp_path, best):
+    """A directory of a killed process that stays for ever; a damaged best that ends the next session."""
+    (tmp_path / "best" / ".incomplete-x").mkdir()
+    keep(best, result(40, 0.5))
+    shutil.rmtree(tmp_path / "best" / "000000040" / "state.json", ignore_errors=True)
+    (tmp_path / "best" / "000000040" / "state.json").write_text("[]")
+    (tmp_path / "best" / ".incomplete-y").mkdir()
+    evaluations = evaluations_of(tmp_path, result(27, 0.36), result(40, 0.5))
+    evaluations.reconcile(kept_state(best))
+    assert evaluations.best == result(27, 0.36)
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["000000027", "000000040"]
+    shutil.rmtree(tmp_path / "best")
+    (tmp_path / "best").symlink_to(tmp_path / "nothing")
+    evaluations.reconcile(kept_state(best))
+    assert evaluations.best is None
+    assert evaluations.is_best(result(41, 0.1))
+
+
+def test_a_best_that_could_not_be_kept_leaves_the_one_before(tmp_path):
+    """A full disk: everything that is worse than what nobody has any more is then not kept either."""
+    evaluations = Evaluations(tmp_path / "evaluation.jsonl")
+    evaluations.add(result(1, 0.2))
+    evaluations.add(result(2, 0.9), kept=False)
+    assert (evaluations.best, evaluations.last) == (result(1, 0.2), result(2, 0.9))
+    assert evaluations.is_best(result(3, 0.5))
+
+
+def test_lines_that_no_run_wrote_are_passed_over(tmp_path):
+    """Numbers that are believed for their names: a report or a summary that fails on them."""
+    good = result(1, 0.2)._asdict()
+    forged = ({"mean_return": "0.9"}, {"policy_version": 1.5}, {"episodes": True}, {"env_steps": None}, {"more": 1})
+    lines = [good, *({**good, **change} for change in forged), [], None, 3]
+    text = "\n".join(json.dumps(line) for line in lines) + "\n" + json.dumps({**good, "mean_length": 1e999}) + "\n"
+    (tmp_path / "evaluation.jsonl").write_text(text + "[" * 100_000 + "\n")
+    assert read_evaluations(tmp_path / "evaluation.jsonl") == [result(1, 0.2)]
