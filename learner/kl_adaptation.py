@@ -15,7 +15,8 @@ class KLAdaptation:
     """The factor by which the learning rate is multiplied, from the KL divergence after each update.
 
     Args:
-        desired_kl: KL(mu || pi) of the last pass over a batch, mu being the policy that acted; 0 keeps the factor at 1.
+        desired_kl: KL divergence between the policies before and after an update, as its last pass finds it; 0 keeps
+            the factor at 1. The lag between acting and training is no part of it.
     """
 
     def __init__(self, desired_kl: float) -> None:

@@ -48,6 +48,8 @@ class Prepared(NamedTuple):
     targets: Targets
     old_value: Tensor
     """The value that value clipping is measured from."""
+    old_log_prob: Tensor
+    """The log-probability that the update's KL divergence is measured from."""
     valid: Tensor
     moments: Tensor
     """[7] float64: ``Moments``."""
@@ -192,7 +194,7 @@ class Learner:
                 sums[name] = sums.get(name, 0.0) + value
             if step % config.minibatches == 1 % config.minibatches:
                 pass_kl = 0.0
-            pass_kl += numbers["approx_kl"] / config.minibatches
+            pass_kl += numbers["update_kl"] / config.minibatches
             steps = step
             if step <= config.minibatches:
                 total += int(moments.transitions)
@@ -267,6 +269,9 @@ class Learner:
             if known is None:
                 log_rho = forward.log_prob.detach() - shard["behavior_log_prob"].T
                 old_value = value
+                # With one pass there is no forward pass before the first step.
+                several = config.epochs > 1
+                old_log_prob = forward.log_prob.detach() if several else shard["behavior_log_prob"].T
                 targets = vtrace(
                     torch.zeros_like(log_rho) if config.advantage == "gae" else log_rho,
                     shard["reward"].T,
@@ -282,13 +287,13 @@ class Learner:
                 )
             else:
                 rows = slice(None) if index is None else index
-                old_value = known.old_value[:, rows]
+                old_value, old_log_prob = known.old_value[:, rows], known.old_log_prob[:, rows]
                 targets = Targets(*(x[:, rows] for x in known.targets))
             moments = sum_moments(targets, value, valid)
-        return Prepared(forward, targets, old_value, valid, moments)
+        return Prepared(forward, targets, old_value, old_log_prob, valid, moments)
 
     def _gradient(self, moments: Moments, shard: TensorDict, prepared: Prepared) -> Tensor:
-        """[P + 6]: the flat gradient of the shard's part of the loss, followed by its ``LossTerms``.
+        """[P + 7]: the flat gradient of the shard's part of the loss, followed by its ``LossTerms``.
 
         One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
@@ -311,6 +316,7 @@ class Learner:
             advantage=advantage,
             vs=targets.vs,
             old_value=prepared.old_value,
+            old_log_prob=prepared.old_log_prob,
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
             value_std=self._value_std,

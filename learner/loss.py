@@ -20,6 +20,8 @@ class LossTerms(NamedTuple):
     approx_kl: Tensor
     """E[r - 1 - log r], an estimate of KL(mu || pi)."""
     clip_fraction: Tensor
+    update_kl: Tensor
+    """E[(log pi - log pi_old)^2] / 2, an estimate of the KL divergence that the update has made so far."""
 
 
 def actor_critic_loss(
@@ -31,6 +33,7 @@ def actor_critic_loss(
     advantage: Tensor,
     vs: Tensor,
     old_value: Tensor,
+    old_log_prob: Tensor,
     valid: Tensor,
     count: int,
     value_std: float,
@@ -43,6 +46,7 @@ def actor_critic_loss(
         advantage: normalized already, where that is configured.
         vs: value targets.
         old_value: V_old, which value clipping is measured from.
+        old_log_prob: log pi_old, of the policy before the update.
         valid: bool; false on reset transitions.
         count: valid transitions of the whole batch, over all learners.
         value_std: S, the unit of values: the spread of their targets, or 1. With 0, targets that have never varied,
@@ -72,5 +76,7 @@ def actor_critic_loss(
     loss = policy_loss + config.value_coef * value_loss - scheduled.entropy_coef * mean_entropy
     with torch.no_grad():
         approx_kl = mean(ratio - 1 - log_ratio)
+        update_kl = 0.5 * mean((log_prob - old_log_prob).square())
         clip_fraction = mean(((ratio - 1).abs() > scheduled.clip_coef).to(value.dtype))
-    return LossTerms(loss, policy_loss.detach(), value_loss.detach(), mean_entropy.detach(), approx_kl, clip_fraction)
+    plain = (policy_loss.detach(), value_loss.detach(), mean_entropy.detach())
+    return LossTerms(loss, *plain, approx_kl, clip_fraction, update_kl)

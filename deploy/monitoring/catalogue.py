@@ -131,8 +131,8 @@ _DROPPED = (
     "they were queued when the checkpoint was saved from which the run was resumed."
 )
 _LOSS = (
-    "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl, clip_fraction, "
-    "grad_norm (before clipping), explained_variance and advantage_std (before normalization)."
+    "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl (to the policy that "
+    "acted), update_kl (made by the update), clip_fraction, grad_norm (before clipping), explained_variance and advantage_std (before normalization)."
 )
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
