@@ -28,7 +28,7 @@ def _environment(config: Config) -> list[str]:
     from shoal.envs.registry import make_env_spec
 
     try:
-        agents = make_env_spec(config.env.id, **config.env.kwargs).num_agents
+        agents = make_env_spec(config.env.id, config.env.options, **config.env.kwargs).num_agents
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
         return [

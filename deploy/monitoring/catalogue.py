@@ -146,6 +146,13 @@ _ACCELERATOR = (
     "Memory of the accelerator of learner 0: allocated to tensors, reserved by torch, and in total. Absent on the CPU."
 )
 
+_INFO_NUMBER = (
+    "Mean of a number that the environment's info had at the end of an episode, over the last 256 episodes that had it."
+)
+_REMARKED = (
+    "Remarks on environments. out_of_bounds: observations that leave the bounds of their space; clipped: observations "
+    "with a number beyond 1e9; printed: lines printed; process_setting: settings of the process that were changed."
+)
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
@@ -231,6 +238,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Mean return of the last 256 finished episodes; NaN before the first.",
         lambda s: _number(s.statistics.mean_return),
     ),
+    _gauge("episode_metric", _INFO_NUMBER, lambda s: s.statistics.episode_metrics, "name"),
     # Evaluation during training
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
@@ -257,6 +265,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Observation tokens ignored: an unknown feature, or coordinates outside the window.",
         lambda s: s.statistics.ignored_tokens,
     ),
+    _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark"),
     # The bottleneck
     _gauge(
         "bottleneck", "1 for the stage that limits the run now, 0 for the others.", lambda s: _bottleneck(s), "stage"
