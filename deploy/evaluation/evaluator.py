@@ -60,14 +60,14 @@ def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: i
     differ by their weights alone. ``num_agents`` share an environment.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]
-    kwargs = dict(setup.env_kwargs)
-    if kwargs.get("vectorization") == "async":
+    options = setup.env_options
+    if options.vectorization == "async":
         # One process is enough beside those that train.
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("vectorization", "slot_groups")}
+        options = dataclasses.replace(options, vectorization="sync", slot_groups="auto")
     num_envs = min(setup.num_envs, -(-config.episodes // num_agents) * num_agents)
     return Side(
         label="evaluation",
-        setup=dataclasses.replace(setup, env_kwargs=kwargs, num_envs=num_envs, seed=int(stream >> 1)),
+        setup=dataclasses.replace(setup, env_options=options, num_envs=num_envs, seed=int(stream >> 1)),
         weights=None,
         greedy=config.greedy,
     )

@@ -73,6 +73,8 @@ def summarize(
             "max": recoveries.slowest if recoveries.count else None,
         },
         "env_faults": statistics.env_faults,
+        "episode_metrics": statistics.episode_metrics,
+        "env_remarks": dict(statistics.remarks),
         "skipped_updates": statistics.skipped_updates,
         "lost_unrolls": trajectory_queue.lost_unrolls,
         "refused_trajectories": dict(trajectory_queue.refused),
@@ -111,7 +113,8 @@ def measured_random_return(setup: WorkerSetup) -> float | None:
                 episodes=RANDOM_EPISODES,
                 num_envs=setup.num_envs,
                 max_env_steps=RANDOM_ENV_STEPS,
-                **setup.env_kwargs,
+                env_kwargs=setup.env_kwargs,
+                options=setup.env_options,
             )
             found.append(returns.mean if returns.episodes else None)
         except Exception as error:  # noqa: BLE001  (environments raise anything)
