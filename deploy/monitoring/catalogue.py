@@ -176,6 +176,13 @@ _PROBLEM = (
     + "; ".join(f"{cause}: {words}" for cause, words in CAUSES.items())
     + ". The live view and summary.json say it in a sentence, with the setting to turn."
 )
+_INFO_NUMBER = (
+    "Mean of a number that the environment's info had at the end of an episode, over the last 256 episodes that had it."
+)
+_REMARKED = (
+    "Remarks on environments. out_of_bounds: observations that leave the bounds of their space; clipped: observations "
+    "with a number beyond 1e9; printed: lines printed; process_setting: settings of the process that were changed."
+)
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
 _CALLBACK = "Numbers that the run's callbacks returned, by the names they gave them: the last of each."
@@ -275,6 +282,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("random_return_ci95", _RANDOM_CI, lambda s: _half_width(s.learning().random)),
     _gauge("learning", _LEARNING, lambda s: _one_of(VERDICTS, s.learning().verdict), "verdict"),
     _gauge("learning_problem", _PROBLEM, lambda s: _one_of(CAUSES, s.learning().cause), "cause"),
+    _gauge("episode_metric", _INFO_NUMBER, lambda s: s.statistics.episode_metrics, "name"),
     # Evaluation during training
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
@@ -303,6 +311,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Observation tokens ignored: an unknown feature, or coordinates outside the window.",
         lambda s: s.statistics.ignored_tokens,
     ),
+    _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark"),
     # The bottleneck
     _gauge(
         "bottleneck", "1 for the stage that limits the run now, 0 for the others.", lambda s: _bottleneck(s), "stage"

@@ -22,6 +22,8 @@ REPORTED = {
     "env_seconds": 0.5,
     "pack_seconds": 0.125,
     "ignored_tokens": 4,
+    "episode_metrics": {"is_success": [1.0, 0.0, 1.0, 1.0]},
+    "remarks": {"out_of_bounds": [3, "slot 2 left its bounds"]},
     "faults": ["slot 1 was restarted"],
 }
 
@@ -37,7 +39,10 @@ def make_sources() -> Sources:
     header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=3, statistics=REPORTED)
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
-    assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
+    restarted, remarked = statistics.add_reports(report_trajectories([trajectory], 5))
+    assert restarted == "slot 1 was restarted"
+    assert remarked.startswith("slot 2 left its bounds; ")
+    assert statistics.add_reports([]) == []
     statistics.terms = {"policy_loss": -0.5}
     statistics.optimizer_steps = 40
     statistics.scheduled = ScheduledSettings(learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1)
