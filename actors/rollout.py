@@ -17,10 +17,12 @@ from shoal.envs.boundary import (
     EnvSpec,
     GroupedEnvironment,
     OptionsEnvironment,
+    ReportingEnvironment,
     SlotGroup,
     StepRows,
     VectorEnvironment,
 )
+from shoal.envs.reports import Reports
 from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
@@ -104,7 +106,6 @@ class RolloutWorker:
             ],
         )
 
-    @torch.inference_mode()
     def rollout(self, weights: Weights) -> np.ndarray:
         """Step every slot ``unroll_length`` times with one policy version; the trajectory as Arrow bytes.
 
@@ -115,8 +116,11 @@ class RolloutWorker:
             WeightsError: the weights are not those that were published, or older than those it acted with before.
             EnvironmentFault: the environments must be built anew.
         """
-        self._load(weights)
-        self._begin()
+        with torch.inference_mode():
+            self._load(weights)
+            self._begin()
+        if weights.env_options is not None and weights.env_options != self._env_options:
+            self._set_options(weights.env_options)
         actions = self.policy.actions
         uniform = 1 - torch.rand(
             (self.spec.unroll_length, self.envs.num_envs, actions.num_uniform), generator=self._generator
@@ -129,16 +133,19 @@ class RolloutWorker:
         try:
             for t in range(self.spec.unroll_length):
                 if t == snapshot:
-                    self._burn_in_state = self._state()
+                    with torch.inference_mode():
+                        self._burn_in_state = self._state()
                 for group, draws in zip(self._groups, uniforms, strict=True):
                     if t:
                         self._end_step(group, t - 1)
                     now = time.perf_counter()
                     env_seconds += now - mark
-                    output = self.policy.act(group.inputs[t][0], group.training_env_ids, group.inputs[t][1])
-                    action, log_prob = actions.sample(output.logits, draws[t])
-                    group.actions[t].copy_(action)
-                    group.log_probs[t].copy_(log_prob)
+                    # Around the policy alone: environments may use torch themselves, also with gradients.
+                    with torch.inference_mode():
+                        output = self.policy.act(group.inputs[t][0], group.training_env_ids, group.inputs[t][1])
+                        action, log_prob = actions.sample(output.logits, draws[t])
+                        group.actions[t].copy_(action)
+                        group.log_probs[t].copy_(log_prob)
                     mark = time.perf_counter()
                     policy_seconds += mark - now
                     self._begin_step(group, t)
@@ -152,7 +159,8 @@ class RolloutWorker:
         now = time.perf_counter()
         env_seconds += now - mark
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
-        payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
+        with torch.inference_mode():
+            payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
         self._pack_seconds = time.perf_counter() - now
         return payload
 
@@ -178,8 +186,6 @@ class RolloutWorker:
             weights.verify()
             load_weights(self.policy, weights)
             self._policy_version = weights.policy_version
-            if weights.env_options is not None and weights.env_options != self._env_options:
-                self._set_options(weights.env_options)
 
     def _set_options(self, options: Mapping[str, Any]) -> None:
         """Pass options to the environments, for the episodes that begin from now on."""
@@ -210,12 +216,19 @@ class RolloutWorker:
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
         run_id, actor, restart_index = self._identity
         faults, self.envs.faults = list(self.envs.faults), []
+        told = self.envs.reports.take() if isinstance(self.envs, ReportingEnvironment) else Reports()
+        metrics: dict[str, list[float]] = {}
+        for _, numbers in told.episodes:
+            for name, number in numbers.items():
+                metrics.setdefault(name, []).append(number)
         statistics = {
             **seconds,
             "pack_seconds": self._pack_seconds,
             "env_steps": count_valid(self._columns),
             **self._episodes.drain(),
             "faults": faults,
+            "episode_metrics": metrics,
+            "remarks": {kind: [count, told.examples[kind]] for kind, count in told.counts.items()},
             "ignored_tokens": self._count_ignored_tokens(),
         }
         header = TrajectoryHeader(

@@ -11,6 +11,7 @@ from shoal.actors.code import Code
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.user_code import UserCode
 from shoal.envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
+from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_vector_env
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.config import Initialization
@@ -39,7 +40,7 @@ def observation_of(spec: EnvSpec) -> Observation:
             space.global_coordinate,
         )
     if isinstance(space, ImageSpace):
-        return ImageObservation(space.height, space.width, space.channels)
+        return ImageObservation(space.height, space.width, space.channels, space.dtype, space.scale)
     return VectorObservation(space.size, space.names or None, space.categorical)
 
 
@@ -56,6 +57,7 @@ class WorkerSetup:
 
     env_id: str
     env_kwargs: dict[str, Any]
+    """The environment's own arguments."""
     num_envs: int
     unroll_length: int
     run_id: str
@@ -64,6 +66,8 @@ class WorkerSetup:
     """Observations of the environment, in the policy's names."""
     actions: Actions
     """Actions of the environment, in the policy's names."""
+    env_options: AdapterOptions = dataclasses.field(default_factory=AdapterOptions)
+    """How the environment is made, stepped and read."""
     policy_kind: str = "fast"
     policy_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of a policy class of the user's (``policy.kwargs``)."""
@@ -100,13 +104,13 @@ class WorkerSetup:
             normalize_values=self.normalize_values,
         )
 
-    def make_env(self, seed: np.random.SeedSequence) -> VectorEnvironment:
-        """The environment of one worker.
+    def make_env(self, seed: np.random.SeedSequence, *, whole_episodes: bool = False) -> VectorEnvironment:
+        """The environment of one worker; with ``whole_episodes`` as evaluation plays it (``envs.registry``).
 
         Raises:
             ValueError: the environment here is not the one the run was set up with.
         """
-        env = make_vector_env(self.env_id, self.num_envs, seed, **self.env_kwargs)
+        env = make_vector_env(self.env_id, self.num_envs, seed, self.env_options, whole_episodes, **self.env_kwargs)
         expected = self.presented or (self.observation, self.actions)
         if (observation_of(env.spec), actions_of(env.spec)) != expected:
             env.close()

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=512, help="episodes to play, one per agent (default 512)")
     evaluate.add_argument("--seed", type=int, default=1, help="seed of environments and actions (default 1)")
     evaluate.add_argument("--num-envs", type=int, help="slots stepped together (default: as trained)")
+    evaluate.add_argument(
+        "--max-episode-steps",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="cut episodes that have not ended after N steps, and say how many (default 10,000)",
+    )
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
     evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
@@ -131,6 +138,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an argument of the environment, VALUE in JSON; repeatable",
+    )
+    evaluate.add_argument(
+        "--env-options",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of env that differs from training, e.g. wrappers=[] or image_layout=none, VALUE in JSON; "
+        "repeatable",
     )
     for kind, absent in (("feature", "the environment does not have it"), ("action", "it is never taken here")):
         evaluate.add_argument(
@@ -257,6 +272,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         "--num-envs": options.num_envs,
         "--processes": options.processes,
         "--recordings": options.recordings,
+        "--max-episode-steps": options.max_episode_steps,
     }
     problems = [f"{name}: {n} must be at least 1" for name, n in numbers.items() if n is not None and n < 1]
     if options.seed < 0:
@@ -264,6 +280,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if problems:
         return _refuse(problems)
     with contextlib.ExitStack() as stack:
+        if options.json:
+            stack.enter_context(_printing_to_standard_error())
         try:
             remapping = None
             if options.map_feature is not None or options.map_action is not None:
@@ -278,6 +296,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 env_id=options.env,
                 env_kwargs=_keywords(options.env_kwargs, "--env-kwargs"),
+                env_options=_keywords(options.env_options, "--env-options"),
                 remapping=remapping,
             )
             own = checkpoint_side(
@@ -294,7 +313,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         for kind in ("video", "replay"):
             if (directory := getattr(options, kind)) is not None:
                 try:
-                    recorders.append(Recorder(kind, own, directory))
+                    recorders.append(Recorder(kind, own, directory, options.max_episode_steps))
                     stack.callback(recorders[-1].close)
                 except ValueError as error:
                     problems.append(str(error))
@@ -304,7 +323,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             recordings: list[Recorded] = []
             for recorder in recorders:
                 recordings += recorded(*recorder.record(options.recordings))
-            episodes = play_sides(sides, options.episodes, options.processes)
+            episodes = play_sides(
+                sides, options.episodes, options.processes, max_episode_steps=options.max_episode_steps
+            )
         except (EnvironmentFault, JobFailed, OSError) as error:
             print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -413,6 +434,20 @@ def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
         except ValueError:
             found[name] = text
     return found
+
+
+@contextlib.contextmanager
+def _printing_to_standard_error() -> Iterator[None]:
+    """Whatever is printed inside, also from C and by other processes, goes to standard error."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
 
 
 def _fail(what: str, error: Exception, directory: Path) -> int:

@@ -11,11 +11,13 @@ contradict it are a fault, because rows in the wrong order would silently train 
 from __future__ import annotations
 
 import abc
+import contextlib
 from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from shoal.envs.boundary import EnvironmentFault, EnvSpec, StepRows
+from shoal.envs.reports import Reports
 from shoal.envs.writers import short
 
 _MODES = {name: mode for mode in AutoresetMode for name in (mode, mode.value, mode.name, mode.name.lower())}
@@ -59,6 +61,9 @@ class AutoresetRows(abc.ABC):
         self.spec = spec
         self.num_envs = num_envs
         self.faults: list[str] = []
+        self.reports = Reports()
+        self._surroundings: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        """Around every call of code of the environment in this process."""
         self.short_episode = np.zeros(num_envs, dtype=bool)
         self._mode = mode
         self._first_slot = first_slot

@@ -31,9 +31,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from shoal.envs.reports import Reports
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,11 +70,16 @@ class VectorSpace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpace:
-    """Observations as uint8 [height, width, channels]."""
+    """Observations as [height, width, channels]; several frames are further channels."""
 
     height: int
     width: int
     channels: int
+    dtype: Literal["uint8", "float32"] = "uint8"
+    scale: float = 255.0
+    """Largest magnitude of a number, by which the policy divides."""
+    axes: tuple[int, ...] = (0, 1, 2)
+    """The axes of the environment's own array, in the order in which rows have them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +115,8 @@ class EnvSpec:
     spaces: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
     """A slot's spaces in the environment's own terms (``envs.space_json``); None where observations and actions are the
     rows themselves."""
+    declared: str = ""
+    """The observations as the environment declares them, in words; empty where they are declared as rows have them."""
 
     @property
     def obs_shape(self) -> tuple[int, ...]:
@@ -122,8 +130,11 @@ class EnvSpec:
 
     @property
     def obs_dtype(self) -> np.dtype:
-        """float32 for vectors, uint8 otherwise."""
-        return np.dtype(np.float32 if isinstance(self.observation, VectorSpace) else np.uint8)
+        """float32 for vectors, uint8 for tokens, either for images."""
+        space = self.observation
+        if isinstance(space, ImageSpace):
+            return np.dtype(space.dtype)
+        return np.dtype(np.float32 if isinstance(space, VectorSpace) else np.uint8)
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -214,6 +225,14 @@ class SlotGroup(Protocol):
 
         Both methods raise like ``VectorEnvironment.step``; afterwards no group of the environment is usable.
         """
+
+
+@runtime_checkable
+class ReportingEnvironment(VectorEnvironment, Protocol):
+    """An environment of another library, which tells more than its rows."""
+
+    reports: Reports
+    """What it told since the caller last took it."""
 
 
 @runtime_checkable

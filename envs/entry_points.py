@@ -1,4 +1,4 @@
-"""Environments named by their class, ``module:Name``, or given by Python code as a class or function.
+"""Environments named by what makes them, ``module:Name``, or given by Python code as a class or function.
 
 What is given and no import finds in another process (a class of a notebook, any function) is known here by its name, in
 every process of the run: ``actors.user_code`` takes it there.
@@ -6,9 +6,10 @@ every process of the run: ``actors.user_code`` takes it there.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import pkgutil
 import re
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,54 +23,79 @@ given: dict[str, Callable[..., Any]] = {}
 def entry_point_spec(env_id: str) -> EnvSpec | None:
     """Gymnasium's spec of an environment that is named by what makes it; None if ``env_id`` names no such thing.
 
-    By name alone only a ``gymnasium.Env`` class is taken. Names come from checkpoints, too, and calling any function
-    that one names, with arguments that it chooses, would let it run anything.
+    By name alone only classes with ``reset`` and ``step`` are taken, and functions whose annotation says that they
+    return such a class. Names come from checkpoints, too, and calling any function that one names, with arguments that
+    it chooses, would let it run anything.
 
     Raises:
         ImportError: there is no such module, or it cannot be imported.
     """
+    import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
-    make = given.get(env_id) or _named_class(env_id)
+    make = given.get(env_id) or _named(env_id)
     if make is None:
         return None
+    is_gymnasiums = isinstance(make, type) and issubclass(make, gymnasium.Env)
     # Gymnasium's ids allow fewer characters than Python's names: <lambda>.
-    return EnvSpec(id=re.sub(r"[^\w:.-]", "_", env_id), entry_point=_checked(make, env_id))
+    return EnvSpec(
+        id=re.sub(r"[^\w:.-]", "_", env_id),
+        entry_point=make if is_gymnasiums else EntryPoint(env_id, make),
+        vector_entry_point=make,  # type: ignore[arg-type]
+    )
 
 
-def _named_class(env_id: str) -> Callable[..., Any] | None:
+def _named(env_id: str) -> Callable[..., Any] | None:
     if ":" not in env_id:
         return None
     try:
         found = pkgutil.resolve_name(env_id)
     except (AttributeError, ValueError):
         return None
-    return found if is_environment_class(found) else None
+    return found if is_environment_class(found) or _returns_environment(found) else None
 
 
 def is_environment_class(found: Any) -> bool:
-    """Whether this is a class of gymnasium's environments."""
-    import gymnasium
-
-    return isinstance(found, type) and issubclass(found, gymnasium.Env)
+    """Whether this is a class of environments, of gymnasium's or with an interface like it."""
+    return isinstance(found, type) and all(callable(getattr(found, name, None)) for name in ("reset", "step"))
 
 
-def _checked(make: Callable[..., Any], env_id: str) -> Callable[..., Any]:
-    """``make`` as it is where it is a gymnasium class; else wrapped, to say what a function made that is none."""
-    import gymnasium
+def _returns_environment(found: Any) -> bool:
+    if isinstance(found, type) or not callable(found):
+        return False
+    try:
+        returned = typing.get_type_hints(found).get("return")
+    except Exception:  # noqa: BLE001  (an annotation is any expression of another module)
+        return False
+    return is_environment_class(typing.get_origin(returned) or returned)
 
-    if is_environment_class(make):
-        return make
 
-    @functools.wraps(make)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        env = make(*args, **kwargs)
-        if not isinstance(env, gymnasium.Env):
-            raise ValueError(
-                f"{env_id}: expected a gymnasium.Env from {make!r}, got {type(env).__name__}; a PettingZoo game is "
-                "named pettingzoo:module:function, a gymnasium.vector.VectorEnv is registered with gymnasium as a "
-                "vector_entry_point"
-            )
-        return env
+@dataclasses.dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """Makes one environment by a function, or by a class that knows nothing of gymnasium."""
 
-    return checked
+    env_id: str
+    make: Callable[..., Any]
+
+    def __call__(self, **kwargs: Any) -> Any:
+        """Return a ``gymnasium.Env``.
+
+        Raises:
+            ValueError: it makes no environment, or one with a space of no known kind.
+        """
+        import gymnasium
+        from gymnasium.vector import VectorEnv
+        from shoal.envs.old_interface import OldEnvironment
+
+        env = self.make(**kwargs)
+        if isinstance(env, gymnasium.Env):
+            return env
+        expected = f"{self.env_id}: expected one environment from {self.make!r}, got {type(env).__name__}"
+        if isinstance(env, VectorEnv):
+            raise ValueError(f"{expected}, which steps all slots at once: set env.vectorization=native")
+        if hasattr(env, "possible_agents"):
+            raise ValueError(f"{expected}; a PettingZoo game is named pettingzoo:module:function")
+        missing = [name for name in ("reset", "step", "observation_space", "action_space") if not hasattr(env, name)]
+        if missing:
+            raise ValueError(f"{expected}, which is no environment: it has no {', '.join(missing)}")
+        return OldEnvironment(env)

@@ -5,15 +5,14 @@ Used by every adapter that steps environments one by one. A guard passes only va
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
-from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
 
@@ -23,6 +22,10 @@ HEALTHY_STEPS = 10
 
 RESTARTED = "restarted"
 """Key of ``info`` under which a guard marks the first observation of a replacement: a tuple of messages."""
+
+
+REPORTS = "reports"
+"""Key of ``info`` under which a guard hands over its ``Reports``."""
 
 
 class Replaceable:
@@ -81,8 +84,8 @@ class Replaceable:
             return False
         return True
 
-    def step(self, action: Any, read: Callable[[Any, Any, Any, Any], None]) -> bool:
-        """Step once and ``read`` (obs, reward, terminated, truncated); return False if the environment was
+    def step(self, action: Any, read: Callable[[Any, Any, Any, Any, Any], None]) -> bool:
+        """Step once and ``read`` (obs, reward, terminated, truncated, info); return False if the environment was
         replaced, and ``read`` the replacement's first observation instead.
 
         Raises:
@@ -93,7 +96,7 @@ class Replaceable:
             answer = self.env.step(action)
             if not isinstance(answer, tuple) or len(answer) != 5:
                 raise Malformed(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, info)")
-            read(*answer[:4])
+            read(*answer)
         except Exception as error:
             self._fault(f"step with action {short(action)}", error)
             self._replace()
@@ -172,7 +175,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = None
         self.action_space = declared.action
         self.observation_space = row_space(spec)
-        self._write = make_writer(declared.observation, spec, batched=False)
+        self._reports = Reports()
+        self._write = make_writer(declared.observation, spec, batched=False, reports=self._reports)
         # A vector that resets in the step in which an episode ends still refers to the final observation after it.
         self._first = np.zeros(spec.obs_shape, dtype=spec.obs_dtype)
         self._next = np.zeros_like(self._first)
@@ -204,52 +208,40 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin the next episode; only the vector environment calls this, and it never seeds."""
-        return self._first, {} if self._inner.reset() else self._restarted()
+        is_sound = self._inner.reset()
+        return self._first, self._info() if is_sound else self._restarted()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Return the environment's result, or the first observation of its replacement."""
         if not self._inner.step(action, self._read_step):
             return self._first, 0.0, False, False, self._restarted()
-        return self._next, *self._outcome, {}
+        return self._next, *self._outcome, self._info()
 
     def close(self) -> None:
         """Close the environment."""
         self._inner.close()
 
+    def _info(self) -> dict[str, Any]:
+        return {REPORTS: self._reports.take()} if self._reports else {}
+
     def _restarted(self) -> dict[str, Any]:
-        return {RESTARTED: self._inner.take_messages()}
+        return {RESTARTED: self._inner.take_messages(), **self._info()}
 
     def _read_reset(self, obs: Any) -> None:
         self._write(obs, self._first_flat)
 
-    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> None:
         self._write(obs, self._next_flat)
         self._outcome = (
             check_reward(reward),
             check_flag(terminated, "terminated"),
             check_flag(truncated, "truncated"),
         )
+        if self._outcome[1] or self._outcome[2]:
+            self._reports.end_episode(0, info)
 
 
 def row_space(spec: EnvSpec) -> spaces.Box:
     """A guard's observation in the form of ``envs.boundary``'s rows."""
     bound: tuple[Any, Any] = (0, 255) if spec.obs_dtype == np.uint8 else (-np.inf, np.inf)
     return spaces.Box(*bound, shape=spec.obs_shape, dtype=spec.obs_dtype.type)
-
-
-@contextlib.contextmanager
-def naming_bad_arguments(env_id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Translate the exceptions raised while an environment is created.
-
-    Raises:
-        EnvironmentNotFound: its package is not installed.
-        ValueError: it rejects the arguments.
-    """
-    try:
-        yield
-    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise EnvironmentNotFound(f"environment {env_id!r} needs a package: {error}") from error
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise ValueError(f"{env_id}: {error}") from error

@@ -12,19 +12,22 @@ import functools
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import EnvironmentFault, StepRows
-from shoal.envs.config import EnvironmentNotFound
-from shoal.envs.entry_points import entry_point_spec, given
-from shoal.envs.guard import RESTARTED, Guard, naming_bad_arguments
+from shoal.envs.config import AdapterOptions, EnvironmentNotFound
+from shoal.envs.entry_points import EntryPoint, entry_point_spec, given
+from shoal.envs.guard import REPORTS, RESTARTED, Guard
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.surroundings import Surroundings
+from shoal.envs.wrappers import Wrapping, find_wrappers
 
 _PACKAGES = {"ALE": "ale_py", "MiniGrid": "minigrid", "popgym": "popgym", "VizDoom": "vizdoom", "BabyAI": "minigrid"}
 """Gymnasium namespaces and the modules that register them."""
@@ -38,13 +41,16 @@ class _GuardedRows(AutoresetRows):
 
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         assert self._vector is not None
-        obs, infos = self._vector.reset(options=options)
+        with self._surroundings:
+            obs, infos = self._vector.reset(options=options)
         self._collect(infos)
         return obs, infos
 
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         assert self._vector is not None
-        answer = self._vector.step(self._to_env(action))
+        actions = self._to_env(action)
+        with self._surroundings:
+            answer = self._vector.step(actions)
         self._collect(answer[4])
         return answer
 
@@ -61,6 +67,12 @@ class _GuardedRows(AutoresetRows):
             for slot in np.flatnonzero(infos[f"_{RESTARTED}"]):
                 self._report(infos[RESTARTED][slot])
                 self._restarted[slot] = True
+        if REPORTS in infos:
+            for slot in np.flatnonzero(infos[f"_{REPORTS}"]):
+                self.reports.add(infos[REPORTS][slot], self._first_slot + int(slot))
+        if "final_info" in infos:
+            # What the step said whose slot was reset in it.
+            self._collect(infos["final_info"])
         if GIVEN_UP in infos:
             message, trace = infos[GIVEN_UP][np.argmax(infos[f"_{GIVEN_UP}"])]
             fault = EnvironmentFault(message)
@@ -79,12 +91,9 @@ class GymEnvironment(_GuardedRows):
         env_id: str,
         num_envs: int,
         seed: int | np.random.SeedSequence,
-        *,
-        vectorization: str = "sync",
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        slot_groups: int | str = "auto",
-        wrappers: Sequence[str] = (),
+        options: AdapterOptions | None = None,
         reseed_episodes: bool = False,
+        /,
         **kwargs: Any,
     ) -> None:
         """Make the first environment and look at its spaces; ``reset`` makes the others and starts their processes.
@@ -93,11 +102,7 @@ class GymEnvironment(_GuardedRows):
             env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
             num_envs: Slots.
             seed: Determines everything random in environments that keep to their own generators.
-            vectorization: ``sync``, one after the other in this process, or ``async``, each in a process of its own.
-            autoreset_mode: How gymnasium's vector resets: ``next_step``, ``same_step`` or ``disabled``.
-            slot_groups: In how many groups ``async`` slots are stepped, so that actors act for one meanwhile; ``auto``
-                is 2. With fewer slots, one each.
-            wrappers: Names of gymnasium wrappers, innermost first, e.g. ``minigrid.wrappers:ImgObsWrapper``.
+            options: How slots are made, stepped and read; None takes the defaults.
             reseed_episodes: Give every episode a seed of its own, not only the first: evaluation plays so.
             **kwargs: Arguments for the environment.
 
@@ -107,25 +112,21 @@ class GymEnvironment(_GuardedRows):
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be positive")
-        if vectorization not in ("sync", "async"):
-            raise ValueError(
-                f"{env_id}: vectorization={vectorization!r} must be 'sync' (one environment after the other), 'async' "
-                "(each in a process of its own) or 'native' (the environment's own vector_entry_point)"
-            )
-        mode = mode_named(autoreset_mode, f"{env_id}: autoreset_mode")
-        num_groups = _group_number(slot_groups, vectorization, env_id)
-        make = _Maker(
-            _module_of(env_id), find_gym_spec(env_id), tuple(_find_wrapper(name, env_id) for name in wrappers), kwargs
-        )
-        with naming_bad_arguments(env_id, kwargs):
+        options = options or AdapterOptions()
+        mode = mode_named(options.autoreset_mode, f"{env_id}: autoreset_mode")
+        num_groups = min(2 if options.slot_groups == "auto" else options.slot_groups, num_envs)
+        surroundings = Surroundings(env_id)
+        with surroundings, naming_bad_arguments(env_id, kwargs):
+            make = make_maker(env_id, options, kwargs)
             env = make()
         try:
             declared = declared_by(env, env.observation_space, env.action_space)
-            spec = make_spec(env_id, declared, same_step=mode is not AutoresetMode.NEXT_STEP)
+            spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             env.close()
             raise
         super().__init__(spec, num_envs, mode)
+        self.reports = surroundings.reports
         self._to_env = action_converter(declared.action)
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         recipes = [
@@ -133,15 +134,16 @@ class GymEnvironment(_GuardedRows):
             for slot, child in enumerate(sequence.spawn(num_envs))
         ]
         self.groups: tuple[_ProcessGroup, ...] = ()
-        if vectorization == "async":
+        if options.vectorization == "async":
             with contextlib.suppress(Exception):
                 env.close()
             self._make_vector: Callable[[], ProcessVectorEnv] = functools.partial(ProcessVectorEnv, recipes, mode)
-            cuts = [num_envs * i // min(num_groups, num_envs) for i in range(min(num_groups, num_envs) + 1)]
+            cuts = [num_envs * i // num_groups for i in range(num_groups + 1)]
             self._slices = list(itertools.starmap(slice, itertools.pairwise(cuts)))
         else:
             guards = [recipe.guard() for recipe in recipes]
             guards[0].adopt(env)
+            self._surroundings = surroundings
             self._vector = SyncVectorEnv(
                 [functools.partial(_itself, guard) for guard in guards], copy=False, autoreset_mode=mode
             )
@@ -177,7 +179,8 @@ class GymEnvironment(_GuardedRows):
     def close(self) -> None:
         """Close every environment and end every process."""
         if self._vector is not None:
-            self._vector.close()
+            with self._surroundings:
+                self._vector.close()
 
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         if self._vector is None:
@@ -195,6 +198,7 @@ class _ProcessGroup(_GuardedRows):
         super().__init__(env.spec, slots.stop - slots.start, env._mode, slots.start)
         self.slots = slots
         self._env, self._to_env = env, env._to_env
+        self.reports = env.reports
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
@@ -217,19 +221,6 @@ class _ProcessGroup(_GuardedRows):
         self._env.faults += messages
 
 
-def _group_number(said: int | str, vectorization: str, env_id: str) -> int:
-    if said == "auto":
-        return 2
-    if isinstance(said, bool) or not isinstance(said, int) or said < 1:
-        raise ValueError(f"{env_id}: slot_groups={said!r} must be at least 1, or 'auto'")
-    if said > 1 and vectorization != "async":
-        raise ValueError(
-            f"{env_id}: slot_groups={said} is for vectorization='async': slots that are stepped in this process have "
-            "nothing to overlap with"
-        )
-    return said
-
-
 def _itself(guard: Guard) -> Guard:
     return guard
 
@@ -241,33 +232,60 @@ class _Maker:
     module: str
     """The module that the id names; empty if it names none, or nothing that an import finds in another process."""
     spec: gymnasium.envs.registration.EnvSpec
-    wrappers: tuple[Callable[[Any], Any], ...]
-    kwargs: Mapping[str, Any]
+    wrappers: tuple[Wrapping, ...]
+    limit: Mapping[str, Any]
+    """``max_episode_steps``, where it is given: the one argument that is gymnasium's and not the environment's."""
 
     def __call__(self) -> Any:
         # A new process lacks this one's registrations, and the environment may create others of its module by id.
         if self.module:
             importlib.import_module(self.module)
         # The checker wrapper warns once and changes nothing; the guard checks every step.
-        env = gymnasium.make(self.spec, disable_env_checker=True, **self.kwargs)
-        for wrapper in self.wrappers:
-            env = wrapper(env)
+        env = gymnasium.make(self.spec, disable_env_checker=True, **self.limit)
+        for wrap in self.wrappers:
+            env = wrap(env)
         return env
 
 
-def _module_of(env_id: str) -> str:
-    return "" if env_id in given else env_id.rpartition(":")[0]
+def make_maker(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) -> _Maker:
+    """The maker of one environment with its own arguments ``kwargs`` and the wrappers of ``options``."""
+    spec = find_gym_spec(env_id)
+    refuse_settings(env_id, kwargs, _constructor(spec))
+    # Part of the spec instead of arguments of gymnasium.make, which has some of the same names.
+    own = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
+    limit = {name: value for name, value in kwargs.items() if name not in own}
+    return _Maker(
+        "" if env_id in given else env_id.rpartition(":")[0],
+        dataclasses.replace(spec, kwargs={**spec.kwargs, **own}),
+        find_wrappers(options.wrappers, env_id),
+        limit,
+    )
+
+
+def _constructor(spec: gymnasium.envs.registration.EnvSpec) -> Callable[..., Any] | None:
+    """What makes the environment, if it can be found; what hinders it is said when the environment is made."""
+    if isinstance(spec.entry_point, EntryPoint):
+        return spec.entry_point.make
+    if callable(spec.entry_point):
+        return spec.entry_point
+    with contextlib.suppress(Exception):
+        return gymnasium.envs.registration.load_env_creator(spec.entry_point or "")
+    return None
 
 
 def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registered spec of an id, or one of the class or function that it names; imports its module."""
+    """The registered spec of an id, or one of the class or function that it names; imports its module.
+
+    Raises:
+        EnvironmentNotFound: nothing has this name, or another library than the one named.
+    """
+    if env_id in given and (spec := entry_point_spec(env_id)):
+        return spec
     module, _, name = env_id.rpartition(":")
     try:
-        if env_id in given and (spec := entry_point_spec(env_id)):
-            return spec
         if module:
             importlib.import_module(module)
-        return gymnasium.spec(name)
+        spec = gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise EnvironmentNotFound(
             f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
@@ -275,35 +293,45 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error as error:
         if spec := entry_point_spec(env_id):
             return spec
-        if module == "__main__" or set("<(") & set(name):
-            raise EnvironmentNotFound(
-                f"environment {env_id!r} was defined in a script or notebook, and {name} is not defined in this one: "
-                "define it here before or give it as env=..., or move it to a module of its own and name it "
-                "package.module:Name"
-            ) from error
-        if module and hasattr(sys.modules.get(module), name):
-            raise EnvironmentNotFound(
-                f"environment {env_id!r} is no gymnasium.Env class: a function is registered with gymnasium, as "
-                f"gymnasium.register('Name-v0', entry_point=...), or given from Python, as env={name}"
-            ) from error
-        close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"
-        package = _PACKAGES.get(name.partition("/")[0].partition("-")[0])
-        if package and not module:
-            hint = f"install {package.replace('_', '-')} and write {package}:{name}"
-        elif module:
-            hint = f"{module} neither registers nor defines it; {hint}"
-        else:
-            hint += " If a package registers it, write package.module:Env-v0 and install that package"
-        raise EnvironmentNotFound(f"environment {env_id!r} is unknown: {hint}") from error
+        raise EnvironmentNotFound(f"environment {env_id!r} {_why_unknown(module, name, error)}") from error
+    if module and not module.startswith("gymnasium") and _is_gymnasiums_own(spec):
+        raise EnvironmentNotFound(
+            f"environment {env_id!r}: {module} does not register {name}, which would be gymnasium's own: write {name} "
+            f"for that one; for one that {module} makes by a function, write a function of yours that returns it, "
+            "annotated -> gymnasium.Env, and name that: my_module:function"
+        )
+    return spec
 
 
-def _find_wrapper(name: str, env_id: str) -> Callable[[Any], Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        wrapper = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{env_id}: there is no wrapper {name!r}, written module:Class ({error})") from error
-    if not callable(wrapper):
-        raise ValueError(f"{env_id}: wrapper {name!r} cannot be called")
-    return cast(Callable[[Any], Any], wrapper)
+def _why_unknown(module: str, name: str, error: Exception) -> str:
+    """What is wrong with an id that names nothing, and what to do."""
+    if module == "__main__" or set("<(") & set(name):
+        return (
+            f"was defined in a script or notebook, and {name} is not defined in this one: define it here before or "
+            "give it as env=..., or move it to a module of its own and name it package.module:Name"
+        )
+    found = sys.modules.get(module)
+    if hasattr(found, name):
+        return (
+            "is no class with reset and step, and no function that says that it makes one: annotate the function "
+            f"-> gymnasium.Env, register it, as gymnasium.register('Name-v0', entry_point=...), or give it from "
+            f"Python, as env={name}"
+        )
+    close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
+    if module:
+        near = difflib.get_close_matches(name, dir(found), cutoff=0.6)
+        meant = [f"{module}:{one}" for one in near] or close
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"({error})"
+        return f"is unknown: {module} neither registers nor defines it; {hint}"
+    if package := _PACKAGES.get(name.partition("/")[0].partition("-")[0]):
+        return f"is unknown: install {package.replace('_', '-')} and write {package}:{name}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"
+    return f"is unknown: {hint} If a package registers it, write package.module:Env-v0 and install that package"
+
+
+_REGISTERED_FIRST = frozenset(gymnasium.registry)
+
+
+def _is_gymnasiums_own(spec: gymnasium.envs.registration.EnvSpec) -> bool:
+    made_by = spec.entry_point if isinstance(spec.entry_point, str) else getattr(spec.entry_point, "__module__", "")
+    return spec.id in _REGISTERED_FIRST and str(made_by).startswith("gymnasium.")

@@ -6,30 +6,40 @@ so any fault ends the whole vector environment with a message.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, declared_mode
 from shoal.envs.boundary import EnvironmentFault
-from shoal.envs.guard import naming_bad_arguments
+from shoal.envs.config import AdapterOptions
 from shoal.envs.gym import find_gym_spec
 from shoal.envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.surroundings import Surroundings
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
 
 
 class NativeEnvironment(AutoresetRows):
     """A gymnasium ``VectorEnv`` of any autoreset mode, which it must declare in its metadata."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int | np.random.SeedSequence,
+        options: AdapterOptions | None = None,
+        /,
+        **kwargs: Any,
+    ) -> None:
         """Make the environment.
 
         Args:
             env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
             num_envs: Slots.
             seed: Determines everything random in an environment that keeps to its own generator.
+            options: How observations are read; None takes the defaults.
             **kwargs: Arguments for the vector environment.
 
         Raises:
@@ -39,19 +49,22 @@ class NativeEnvironment(AutoresetRows):
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be positive")
-        self._vector = _make_vector(env_id, num_envs, kwargs)
+        surroundings = Surroundings(env_id)
+        with surroundings:
+            self._vector = _make_vector(env_id, num_envs, kwargs)
         try:
             mode = declared_mode(self._vector, env_id)
             space = self._vector.single_observation_space
             declared = declared_by(self._vector, space, self._vector.single_action_space)
-            spec = make_spec(env_id, declared, same_step=mode is not AutoresetMode.NEXT_STEP)
+            spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             self._vector.close()
             raise
         super().__init__(spec, num_envs, mode)
+        self._surroundings, self.reports = surroundings, surroundings.reports
         self._to_env = action_converter(declared.action)
-        self._write_batch = make_writer(space, spec, batched=True)
-        self._write_one = make_writer(space, spec, batched=False)
+        self._write_batch = make_writer(space, spec, batched=True, reports=self.reports)
+        self._write_one = make_writer(space, spec, batched=False, reports=self.reports)
         # Values are checked in this buffer and then copied: the caller's rows may be strided and cannot be flattened.
         self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
         self._flat = self._checked.reshape(num_envs, -1)
@@ -66,17 +79,20 @@ class NativeEnvironment(AutoresetRows):
         take = getattr(self._vector.unwrapped, "set_options", None)
         if not callable(take):
             self._fail("cannot take options: it resets its slots itself and has no method set_options(options)")
-        take(options)
+        with self._surroundings:
+            take(options)
 
     def close(self) -> None:
         """Close the environment."""
-        self._vector.close()
+        with self._surroundings:
+            self._vector.close()
 
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         # Later episodes go on with the environment's own random stream.
         seed, self._seed = self._seed, None
         try:
-            answer: Any = self._vector.reset(seed=seed, options=options)
+            with self._surroundings:
+                answer: Any = self._vector.reset(seed=seed, options=options)
         except Exception as error:
             raise self._raised("reset", error) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
@@ -85,22 +101,24 @@ class NativeEnvironment(AutoresetRows):
 
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
-            answer: Any = self._vector.step(self._to_env(action))
+            actions = self._to_env(action)
+            with self._surroundings:
+                answer: Any = self._vector.step(actions)
         except Exception as error:
             raise self._raised("step", error) from error
         if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
             self._fail(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, infos)")
         obs, reward, terminated, truncated, infos = answer
         try:
-            return (
-                obs,
-                check_rewards(reward, self.num_envs),
-                check_flags(terminated, self.num_envs, "terminated"),
-                check_flags(truncated, self.num_envs, "truncated"),
-                infos,
-            )
+            reward = check_rewards(reward, self.num_envs)
+            terminated = check_flags(terminated, self.num_envs, "terminated")
+            truncated = check_flags(truncated, self.num_envs, "truncated")
         except Malformed as error:
             self._fail(str(error), error.slot)
+        for slot in np.flatnonzero(terminated | truncated).tolist():
+            of_end = infos.get("final_info", infos)
+            self.reports.end_episode(slot, _info_of(of_end if isinstance(of_end, dict) else infos, slot))
+        return obs, reward, terminated, truncated, infos
 
     def _write(self, obs: Any, out: np.ndarray) -> None:
         try:
@@ -135,6 +153,20 @@ class NativeEnvironment(AutoresetRows):
         return f"{self.spec.env_id}: {'all slots' if slot is None else f'slot {slot}'}, step {self._steps}"
 
 
+def _info_of(infos: dict[str, Any], slot: int) -> dict[str, Any]:
+    """One slot's part of the infos of all, as gymnasium's vectors write them: arrays, each with a mask beside it."""
+    found: dict[str, Any] = {}
+    for key, values in infos.items():
+        mask = infos.get(f"_{key}")
+        if str(key).startswith("_") or (mask is not None and not np.asarray(mask)[slot]):
+            continue
+        if isinstance(values, dict):
+            found[key] = _info_of(values, slot)
+        elif isinstance(values, np.ndarray) and values.ndim and len(values) > slot:
+            found[key] = values[slot]
+    return found
+
+
 def _take(batch: Any, mask: np.ndarray) -> Any:
     """The masked slots of an observation of all slots."""
     if isinstance(batch, dict):
@@ -148,17 +180,32 @@ def _make_vector(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEn
     spec = find_gym_spec(env_id)
     if spec.vector_entry_point is None:
         raise ValueError(
-            f"{env_id}: vectorization='native' needs an id that is registered with a vector_entry_point, this one has "
-            "none; leave vectorization out, or write 'async' if the environment is slow"
+            f"{env_id}: env.vectorization=native needs an id that is registered with a vector_entry_point, this one "
+            "has none; leave it out, or set it to async if the environment is slow"
         )
-    if "wrappers" in kwargs or spec.additional_wrappers:
+    if spec.additional_wrappers:
         raise ValueError(
-            f"{env_id}: wrappers are for single environments, vectorization='native' has none; write 'sync' or 'async'"
+            f"{env_id}: wrappers are for single environments, and this id is registered with some; set "
+            "env.vectorization=sync or async"
         )
-    with naming_bad_arguments(env_id, kwargs), warnings.catch_warnings():
-        # A missing mode is refused, in words of our own.
-        warnings.filterwarnings("ignore", message=".*[aA]utoreset_?[mM]ode.*")
-        vector = gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    with naming_bad_arguments(env_id, kwargs):
+        creator: Any = spec.vector_entry_point
+        if isinstance(creator, str):
+            creator = gymnasium.envs.registration.load_env_creator(creator)
+        refuse_settings(env_id, kwargs, creator)
+        if "num_envs" in kwargs:
+            raise ValueError(
+                f"{env_id}: env.kwargs.num_envs is the number of slots of a native vector: set env.num_envs"
+            )
+        limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+        # Not gymnasium.make_vec, which takes some of the arguments for its own.
+        vector = creator(num_envs=num_envs, **{**limit, **spec.kwargs, **kwargs})
+    if not isinstance(vector, VectorEnv):
+        raise ValueError(
+            f"{env_id}: env.vectorization=native makes {short(vector)}, must be a gymnasium.vector.VectorEnv; leave it "
+            "out"
+        )
+    vector.unwrapped.spec = spec
     if vector.num_envs != num_envs:
         vector.close()
         raise ValueError(f"{env_id}: env.num_envs={num_envs}, but its vector environment has {vector.num_envs} slots")

@@ -9,16 +9,21 @@ reset transitions (masked), until the call that resets the game, which is a rese
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
-from shoal.envs.config import EnvironmentNotFound
-from shoal.envs.guard import Replaceable, naming_bad_arguments
+from shoal.envs.config import AdapterOptions, EnvironmentNotFound
+from shoal.envs.guard import Replaceable
+from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared, action_converter, declared_by, make_spec
+from shoal.envs.surroundings import Surroundings
+from shoal.envs.wrappers import Wrapping, find_wrappers
 from shoal.envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
 
 _FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns a pettingzoo.ParallelEnv"
@@ -32,8 +37,9 @@ class PettingZooEnvironment:
         env_id: str,
         num_envs: int,
         seed: int | np.random.SeedSequence,
-        *,
+        options: AdapterOptions | None = None,
         reseed_episodes: bool = False,
+        /,
         **kwargs: Any,
     ) -> None:
         """Make the first game and look at its spaces; ``reset`` makes the others.
@@ -42,6 +48,7 @@ class PettingZooEnvironment:
             env_id: ``pettingzoo:package.module:factory``.
             num_envs: Slots, a multiple of the number of ``possible_agents``.
             seed: Determines everything random in environments that keep to their own generators.
+            options: Wrappers, and how observations are read; None takes the defaults.
             reseed_episodes: Give every episode a seed of its own, not only the first: evaluation plays so.
             **kwargs: Arguments for the factory.
 
@@ -50,14 +57,16 @@ class PettingZooEnvironment:
             ValueError: an argument is wrong, agents have different spaces, or a space is of a kind that the policy has
                 no encoder or head for.
         """
-        make = _find_factory(env_id, kwargs)
-        env, agents, declared = _make_first(env_id, make, kwargs)
+        self._surroundings = Surroundings(env_id)
+        with self._surroundings:
+            make = _find_factory(env_id, options or AdapterOptions(), kwargs)
+            env, agents, declared = _make_first(env_id, make, kwargs)
         try:
             if num_envs < 1 or num_envs % len(agents):
                 raise ValueError(
                     f"{env_id}: num_envs={num_envs} must be a positive multiple of its {len(agents)} agents"
                 )
-            self.spec = make_spec(env_id, declared, num_agents=len(agents))
+            self.spec = make_spec(env_id, declared, options, num_agents=len(agents))
         except BaseException:
             env.close()
             raise
@@ -73,9 +82,20 @@ class PettingZooEnvironment:
             np.zeros(num_envs, dtype=bool),
         )
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        write = make_writer(declared.observation, self.spec, batched=False)
+        self.reports = self._surroundings.reports
+        write = make_writer(declared.observation, self.spec, batched=False, reports=self.reports)
         self._games = [
-            _Game(env_id, agents, slice(first, first + len(agents)), child, make, write, self._rows, reseed_episodes)
+            _Game(
+                env_id,
+                agents,
+                slice(first, first + len(agents)),
+                child,
+                make,
+                write,
+                self._rows,
+                self.reports,
+                reseed_episodes,
+            )
             for first, child in zip(
                 range(0, num_envs, len(agents)), sequence.spawn(num_envs // len(agents)), strict=True
             )
@@ -89,7 +109,8 @@ class PettingZooEnvironment:
             EnvironmentFault: a game failed several times in a row.
         """
         for game in self._games:
-            game.begin()
+            with self._surroundings:
+                game.begin()
             self.faults += game.inner.take_messages()
         np.copyto(obs, self._rows.obs)
 
@@ -100,8 +121,10 @@ class PettingZooEnvironment:
             EnvironmentFault: a game failed several times in a row.
         """
         actions = self._to_env(action)
+        with self._surroundings:
+            for game in self._games:
+                game.step(actions)
         for game in self._games:
-            game.step(actions)
             self.faults += game.inner.take_messages()
         for ours, theirs in zip(self._rows[:5], rows[:5], strict=True):
             np.copyto(theirs, ours)
@@ -117,8 +140,9 @@ class PettingZooEnvironment:
 
     def close(self) -> None:
         """Close every game."""
-        for game in self._games:
-            game.inner.close()
+        with self._surroundings:
+            for game in self._games:
+                game.inner.close()
 
 
 class _Game:
@@ -133,9 +157,10 @@ class _Game:
         make: Callable[[], Any],
         write: Writer,
         rows: StepRows,
+        reports: Reports,
         reseed_episodes: bool,
     ) -> None:
-        self._agents, self._slots, self._write = agents, slots, write
+        self._agents, self._slots, self._write, self._reports = agents, slots, write, reports
         self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
         self._flat = self._obs.reshape(len(agents), -1)
         self._playing = np.zeros(len(agents), dtype=bool)
@@ -172,7 +197,7 @@ class _Game:
         if not self._playing.any():
             raise Malformed("no agent is in the game after a reset")
 
-    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+    def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any, infos: Any) -> None:
         live = self._live()
         for index, agent in enumerate(self._agents):
             with _naming(agent):
@@ -186,6 +211,8 @@ class _Game:
                 self._is_first[index] = False
                 if self._terminated[index] or self._truncated[index]:
                     self._playing[index], self._finished[index] = False, True
+                    info = infos.get(agent) if isinstance(infos, Mapping) else None
+                    self._reports.end_episode(self._slots.start + index, info)
                 elif agent not in live:
                     raise Malformed("is gone from agents, but was neither terminated nor truncated")
 
@@ -207,13 +234,14 @@ class _Game:
         return live
 
 
-def make_pettingzoo_spec(env_id: str, **kwargs: Any) -> EnvSpec:
+def make_pettingzoo_spec(env_id: str, options: AdapterOptions, /, **kwargs: Any) -> EnvSpec:
     """The spec of one agent's slot, for any number of slots; raises what ``PettingZooEnvironment`` does."""
-    env, agents, declared = _make_first(env_id, _find_factory(env_id, kwargs), kwargs)
-    try:
-        return make_spec(env_id, declared, num_agents=len(agents))
-    finally:
-        env.close()
+    with Surroundings(env_id):
+        env, agents, declared = _make_first(env_id, _find_factory(env_id, options, kwargs), kwargs)
+        try:
+            return make_spec(env_id, declared, options, num_agents=len(agents))
+        finally:
+            env.close()
 
 
 @contextlib.contextmanager
@@ -230,12 +258,29 @@ def _of(answers: Any, agent: Any, field: str) -> Any:
     return answers[agent]
 
 
-def _find_factory(env_id: str, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Maker:
+    """Create one game, wrapped."""
+
+    factory: Callable[[], Any]
+    wrappers: tuple[Wrapping, ...]
+
+    def __call__(self) -> Any:
+        game = self.factory()
+        for wrap in self.wrappers:
+            game = wrap(game)
+        return game
+
+
+def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
     module, _, name = env_id.removeprefix("pettingzoo:").partition(":")
     if not module or not name:
         raise EnvironmentNotFound(f"environment {env_id!r}: write {_FORM}")
-    if "vectorization" in kwargs:
-        raise ValueError(f"{env_id}: vectorization is for gymnasium ids; PettingZoo's games run one after the other")
+    for setting in ("vectorization", "autoreset_mode"):
+        if getattr(options, setting) != getattr(AdapterOptions(), setting):
+            raise ValueError(
+                f"{env_id}: env.{setting} is for gymnasium ids; PettingZoo's games run one after the other"
+            )
     try:
         importlib.import_module("pettingzoo")
     except ModuleNotFoundError as error:
@@ -252,7 +297,8 @@ def _find_factory(env_id: str, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
         raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
     if not callable(factory):
         raise ValueError(f"{env_id}: {name} is {short(factory)}; write {_FORM}")
-    return functools.partial(factory, **kwargs)
+    refuse_settings(env_id, kwargs, factory)
+    return _Maker(functools.partial(factory, **kwargs), find_wrappers(options.wrappers, env_id))
 
 
 def _make_first(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from shoal.envs.boundary import StepRows, VectorEnvironment
+from shoal.envs.boundary import ReportingEnvironment, StepRows, VectorEnvironment
+from shoal.envs.reports import Reports
 
 Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(obs [B, ...], is_first [B]) -> action [B, ...]."""
@@ -31,6 +32,10 @@ class Episodes:
     start: np.ndarray
     """uint32: a hash of the first observations of all agents of the environment. Two players with equal hashes had the
     same task."""
+    cut: np.ndarray
+    """bool; True if it had not ended after the most steps that an episode was given."""
+    metrics: Mapping[str, np.ndarray]
+    """float64 by name: numbers of ``info`` at the end (``envs.reports``); NaN where an episode had none."""
 
     @property
     def episodes(self) -> int:
@@ -75,9 +80,15 @@ def join(parts: Sequence[Episodes]) -> Episodes:
     """Concatenate episodes of different environments and renumber these."""
     first = np.cumsum([0, *(part.environment.max(initial=-1) + 1 for part in parts)])
     renumbered = [part.environment + offset for part, offset in zip(parts, first, strict=False)]
-    fields = [field.name for field in dataclasses.fields(Episodes)][1:]
+    fields = [field.name for field in dataclasses.fields(Episodes) if field.name not in ("environment", "metrics")]
     rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
-    return Episodes(environment=np.concatenate(renumbered), **rest)
+    names = dict.fromkeys(name for part in parts for name in part.metrics)
+    absent = [np.full(part.episodes, np.nan) for part in parts]
+    metrics = {
+        name: np.concatenate([part.metrics.get(name, nan) for part, nan in zip(parts, absent, strict=True)])
+        for name in names
+    }
+    return Episodes(environment=np.concatenate(renumbered), metrics=metrics, **rest)
 
 
 def play(
@@ -87,13 +98,22 @@ def play(
     *,
     max_env_steps: int | None = None,
     enough: Callable[[], bool] = lambda: False,
+    max_episode_steps: int | None = None,
 ) -> Episodes:
     """Play until every environment has finished its share of ``episodes``; further episodes are not counted.
 
     (Counting the first to finish would favour short episodes.) If agents share an environment
-    (``EnvSpec.num_agents``), their episodes count together, once the last of them has ended. ``max_env_steps`` bounds
-    the steps if episodes may not end, and ``enough``, asked before every step, ends them at any moment; the result then
-    has, of each environment, as many episodes as all have finished.
+    (``EnvSpec.num_agents``), their episodes count together, once the last of them has ended.
+
+    Args:
+        env: it is reset first.
+        player: chooses the actions.
+        episodes: at least so many.
+        max_env_steps: bounds the steps of all slots together; the result then has, of each environment, as many
+            episodes as all have finished.
+        enough: asked before every step; once it is true the result is as after ``max_env_steps``.
+        max_episode_steps: an episode that has not ended after so many steps is cut there and counts as it is. Its
+            environment waits for its own end, or for the others, after which all of them are reset.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -102,7 +122,8 @@ def play(
     final_obs = np.empty_like(obs) if spec.same_step else None
     rows = StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2], final_obs)
     rows.is_first[:] = True
-    tally = _Tally(slots, spec.num_agents)
+    tally = _Tally(slots, spec.num_agents, max_episode_steps)
+    reports = env.reports if isinstance(env, ReportingEnvironment) else Reports()
     finished: list[list[list[_Ended]]] = [[] for _ in tally.ended]
     env.reset(obs)
     env_steps = 0
@@ -112,20 +133,35 @@ def play(
         full = ~env.short_episode
         env.step(action, rows)
         env_steps += slots
-        for environment in tally.add(rows, full):
+        for environment in tally.add(rows, full, dict(reports.take().episodes) if reports else {}):
             if tally.ended[environment]:
                 finished[environment].append(tally.ended[environment])
             tally.clear(environment)
+        for environment in tally.cut():
+            finished[environment].append(tally.ended[environment])
+            tally.wait(environment)
+        if tally.waiting.any() and all(
+            waits or len(played) >= share for waits, played in zip(tally.waiting, finished, strict=True)
+        ):
+            # Nothing is left to wait for that would count.
+            env.reset(obs)
+            rows.is_first[:] = True
+            tally.restart()
     complete = min(map(len, finished))
     found = [
-        (environment, number, one.returned, one.length, one.terminated, one.start)
+        (environment, number, one.returned, one.length, one.terminated, one.start, one.is_cut)
         for environment, played in enumerate(finished)
         for number, together in enumerate(played[:complete])
         for one in together
     ]
-    columns = zip(*found, strict=True) if found else ((),) * 6
-    dtypes = (np.int64, np.int64, np.float64, np.int64, np.bool_, np.uint32)
-    return Episodes(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+    columns = zip(*found, strict=True) if found else ((),) * 7
+    dtypes = (np.int64, np.int64, np.float64, np.int64, np.bool_, np.uint32, np.bool_)
+    numbers = [one.numbers for played in finished for together in played[:complete] for one in together]
+    metrics = {
+        name: np.array([each.get(name, np.nan) for each in numbers])
+        for name in dict.fromkeys(name for each in numbers for name in each)
+    }
+    return Episodes(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)), metrics)
 
 
 class _Ended(NamedTuple):
@@ -135,13 +171,17 @@ class _Ended(NamedTuple):
     length: int
     terminated: bool
     start: int
+    is_cut: bool
+    numbers: Mapping[str, float]
 
 
 class _Tally:
     """The episodes of agents that share an environment, until all of them have ended."""
 
-    def __init__(self, slots: int, agents: int) -> None:
-        self._agents = agents
+    def __init__(self, slots: int, agents: int, max_episode_steps: int | None) -> None:
+        self._agents, self._most = agents, max_episode_steps
+        self.waiting = np.zeros(slots // agents, dtype=bool)
+        """The environment's episode was cut; nothing of it counts until the next begins."""
         self._return = np.zeros(slots)
         self._length = np.zeros(slots, dtype=np.int64)
         self._start = [0] * (slots // agents)
@@ -157,10 +197,10 @@ class _Tally:
             self._start[environment] = zlib.crc32(np.ascontiguousarray(rows.obs[agents]).data)
             self._begins[environment] = False
 
-    def add(self, rows: StepRows, full: np.ndarray) -> list[int]:
+    def add(self, rows: StepRows, full: np.ndarray, numbers: Mapping[int, Mapping[str, float]]) -> list[int]:
         """Count a step and return the environments whose last agent's episode has ended.
 
-        ``full`` bool [B] marks the slots whose episodes count.
+        ``full`` bool [B] marks the slots whose episodes count; ``numbers`` are what ended ones reported, by slot.
         """
         ended = rows.terminated | rows.truncated
         masked = rows.is_first & ~ended
@@ -171,15 +211,8 @@ class _Tally:
         if not (ended.any() or masked.any()):
             return []
         for slot in np.flatnonzero(ended & full).tolist():
-            environment = slot // self._agents
-            self.ended[environment].append(
-                _Ended(
-                    float(self._return[slot]),
-                    int(self._length[slot]),
-                    bool(rows.terminated[slot]),
-                    self._start[environment],
-                )
-            )
+            if not self.waiting[slot // self._agents]:
+                self._end(slot, terminated=bool(rows.terminated[slot]), is_cut=False, numbers=numbers.get(slot, {}))
         self._return[ended] = 0.0
         self._length[ended] = 0
         # A reset, possibly after a fault: episodes finished before it are not grouped with those after it.
@@ -189,10 +222,42 @@ class _Tally:
         found: list[int] = np.flatnonzero(over).tolist()
         return found
 
+    def cut(self) -> list[int]:
+        """End the episodes that have lasted too long, and return their environments."""
+        if self._most is None or self._length.max() < self._most:
+            return []
+        long = self._of_environments(self._length >= self._most).any(1) & ~self.waiting
+        found: list[int] = np.flatnonzero(long).tolist()
+        for environment in found:
+            first = environment * self._agents
+            # Agents whose episodes have ended, or not begun, have no steps.
+            for slot in (first + np.flatnonzero(self._length[first : first + self._agents])).tolist():
+                self._end(slot, terminated=False, is_cut=True, numbers={})
+        return found
+
+    def wait(self, environment: int) -> None:
+        """Count nothing more of the environment's episode."""
+        self.ended[environment] = []
+        self.waiting[environment] = True
+
     def clear(self, environment: int) -> None:
         """Begin the environment's next episode."""
         self.ended[environment] = []
         self._begins[environment] = True
+        self.waiting[environment] = False
+
+    def restart(self) -> None:
+        """Begin the next episode of every environment."""
+        self._return[:], self._length[:] = 0.0, 0
+        for environment in range(len(self.ended)):
+            self.clear(environment)
+
+    def _end(self, slot: int, *, terminated: bool, is_cut: bool, numbers: Mapping[str, float]) -> None:
+        environment = slot // self._agents
+        returned, length = float(self._return[slot]), int(self._length[slot])
+        self.ended[environment].append(
+            _Ended(returned, length, terminated, self._start[environment], is_cut, dict(numbers))
+        )
 
     def _of_environments(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, self._agents)

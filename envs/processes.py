@@ -29,6 +29,7 @@ from shoal.envs.boundary import EnvironmentFault, EnvSpec
 from shoal.envs.guard import Guard, row_space
 from shoal.envs.main_module import without_main_module
 from shoal.envs.spaces import Declared
+from shoal.envs.surroundings import Surroundings
 
 GIVEN_UP = "given_up"
 """Key of ``info`` under which a worker reports that its environment was given up: (message, traceback)."""
@@ -65,17 +66,23 @@ class _Promise(gymnasium.Env[np.ndarray, Any]):
 class _WorkerGuard(Guard):
     """A guard that reports a given-up environment in ``info``: gymnasium turns exceptions into warnings and text."""
 
+    def __init__(self, spec: EnvSpec, *rest: Any) -> None:
+        super().__init__(spec, *rest)
+        self._surroundings = Surroundings(spec.env_id, self._reports)
+
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
-            return super().reset(**kwargs)
+            with self._surroundings:
+                return super().reset(**kwargs)
         except EnvironmentFault as fault:
             return self._first, _given_up(fault)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Step as in ``Guard``; an environment that is given up is reported in ``info``."""
         try:
-            return super().step(action)
+            with self._surroundings:
+                return super().step(action)
         except EnvironmentFault as fault:
             return self._first, 0.0, False, False, _given_up(fault)
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from shoal.envs.boundary import StepRows, VectorEnvironment
-from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
-from shoal.envs.registry import evaluation_kwargs, list_env_ids, make_env_spec, make_vector_env
+from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
 from shoal.envs.writers import short
 
 FRAMES_PER_SECOND = 30
 """Frames per second if an environment declares none."""
-_STEPPING = ("vectorization", "slot_groups", "autoreset_mode")
-"""Arguments that say how several slots are stepped; here is only one environment."""
 _PART = ".part.mp4"
 
 
@@ -44,9 +42,16 @@ class _Rendering(VectorEnvironment, Protocol):
 
 
 def film(
-    env_id: str, seed: np.random.SeedSequence, directory: Path, stem: str, env_kwargs: dict[str, Any]
+    env_id: str,
+    seed: np.random.SeedSequence,
+    directory: Path,
+    stem: str,
+    env_kwargs: Mapping[str, Any],
+    options: AdapterOptions | None = None,
+    max_episode_steps: int | None = None,
 ) -> RecordedEnvironment:
-    """One environment, whose episodes become ``DIRECTORY/STEM-0.mp4``, ``STEM-1.mp4``, ...
+    """One environment, whose episodes become ``DIRECTORY/STEM-0.mp4``, ``STEM-1.mp4``, ...; an episode that has not
+    ended after ``max_episode_steps`` is cut there.
 
     Raises:
         CannotRecord: it does not render pictures, or a package or the directory is missing.
@@ -62,9 +67,8 @@ def film(
         raise CannotRecord(
             f"--video needs the package {error.name!r}, which is not installed: pip install 'shoal[video]'"
         ) from error
-    kwargs = {name: value for name, value in env_kwargs.items() if name not in _STEPPING}
     try:
-        make = _make_rendering(env_id, seed, kwargs)
+        make = _make_rendering(env_id, seed, env_kwargs, options or AdapterOptions())
     except CannotRecord:
         raise
     except Exception as error:
@@ -72,11 +76,17 @@ def film(
         why = str(error) if isinstance(error, EnvironmentNotFound) else f"{type(error).__name__}: {error}"
         raise CannotRecord(f"--video: {env_id} cannot be rendered: {why}") from error
     _make_directory(directory, "--video")
-    return _FilmedEnvironment(make(), directory / stem, imageio_ffmpeg.write_frames)
+    return _FilmedEnvironment(make(), directory / stem, imageio_ffmpeg.write_frames, max_episode_steps)
 
 
 def replay(
-    env_id: str, seed: np.random.SeedSequence, directory: Path, stem: str, env_kwargs: dict[str, Any]
+    env_id: str,
+    seed: np.random.SeedSequence,
+    directory: Path,
+    stem: str,
+    env_kwargs: Mapping[str, Any],
+    options: AdapterOptions | None = None,
+    max_episode_steps: int | None = None,
 ) -> RecordedEnvironment:
     """One MettaGrid simulation, whose episodes become ``DIRECTORY/STEM-0.json.z``, ``STEM-1.json.z``, ...
 
@@ -93,16 +103,20 @@ def replay(
 
     _make_directory(directory, "--replay")
     return ReplayedMettaGrid(
-        MISSIONS[name], seed, lambda k: directory / f"{stem}-{k}.json.z", **evaluation_kwargs(env_id, **env_kwargs)
+        MISSIONS[name], seed, lambda k: directory / f"{stem}-{k}.json.z", **{"stagger": False, **env_kwargs}
     )
 
 
-def _make_rendering(env_id: str, seed: np.random.SeedSequence, kwargs: dict[str, Any]) -> Callable[[], _Rendering]:
+def _make_rendering(
+    env_id: str, seed: np.random.SeedSequence, kwargs: Mapping[str, Any], options: AdapterOptions
+) -> Callable[[], _Rendering]:
     """Return the environment's factory after one instance has rendered a picture."""
-    slots = make_env_spec(env_id, **kwargs).num_agents
+    # How several slots are stepped means nothing here: there is one environment.
+    alone = AdapterOptions(wrappers=options.wrappers, image_layout=options.image_layout)
+    slots = make_env_spec(env_id, alone, **kwargs).num_agents
 
     def make(**more: str) -> _Rendering:
-        return cast(_Rendering, make_vector_env(env_id, slots, seed, **evaluation_kwargs(env_id, **kwargs, **more)))
+        return cast(_Rendering, make_vector_env(env_id, slots, seed, alone, True, **{**kwargs, **more}))
 
     with contextlib.closing(make()) as plain:
         modes = (plain.first_environment().metadata or {}).get("render_modes") or []
@@ -139,12 +153,19 @@ def _make_directory(directory: Path, option: str) -> None:
 class _FilmedEnvironment:
     """An environment in the next-step form, with a picture of every step."""
 
-    def __init__(self, env: _Rendering, stem: Path, write_frames: Callable[..., Generator[None, Any, None]]) -> None:
+    def __init__(
+        self,
+        env: _Rendering,
+        stem: Path,
+        write_frames: Callable[..., Generator[None, Any, None]],
+        max_episode_steps: int | None,
+    ) -> None:
         self.spec, self.num_envs, self.short_episode = env.spec, env.num_envs, env.short_episode
         self.faults = env.faults
         self.files: list[Path] = []
         self._env, self._stem, self._write_frames = env, stem, write_frames
         self._frames: Generator[None, Any, None] | None = None
+        self._steps, self._most = 0, max_episode_steps
         metadata = env.first_environment().metadata
         self._frames_per_second = metadata.get("render_fps") or FRAMES_PER_SECOND
 
@@ -161,9 +182,11 @@ class _FilmedEnvironment:
             # A new episode. If the previous one was cut off by a fault, its recording is discarded.
             self._begin()
             return
-        assert self._frames is not None
+        if self._frames is None:  # cut, and what follows is not counted
+            return
         self._frames.send(_picture(self._env))
-        if ended.any() and (ended | rows.is_first).all():
+        self._steps += 1
+        if (ended.any() and (ended | rows.is_first).all()) or self._steps == self._most:
             self._stop()
             file = self._stem.with_name(f"{self._stem.name}-{len(self.files)}.mp4")
             os.replace(self._part, file)
@@ -181,6 +204,7 @@ class _FilmedEnvironment:
 
     def _begin(self) -> None:
         self._stop()
+        self._steps = 0
         picture = _picture(self._env)
         height, width, _ = picture.shape
         self._frames = self._write_frames(

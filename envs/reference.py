@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
+from shoal.envs.config import AdapterOptions
 from shoal.envs.missions import MISSIONS
 from shoal.envs.play import Episodes, Player, play
 from shoal.envs.registry import make_vector_env
@@ -138,13 +140,14 @@ def random_return(
     num_envs: int = 64,
     max_env_steps: int | None = None,
     enough: Callable[[], bool] = lambda: False,
-    **kwargs: object,
+    env_kwargs: Mapping[str, Any] | None = None,
+    options: AdapterOptions | None = None,
 ) -> Episodes:
     """Measure the return of uniformly random actions; missions record it over more episodes.
 
     ``max_env_steps`` and ``enough`` as in ``envs.play.play``.
     """
-    env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), **kwargs)
+    env = make_vector_env(env_id, num_envs, np.random.SeedSequence([seed, 1]), options, **(env_kwargs or {}))
     try:
         player = random_player(env.spec, np.random.default_rng([seed, 2]))
         return play(env, player, episodes, max_env_steps=max_env_steps, enough=enough)

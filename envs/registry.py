@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from shoal.envs.arguments import refuse_settings
 from shoal.envs.boundary import EnvSpec, VectorEnvironment
-from shoal.envs.config import EnvironmentNotFound
+from shoal.envs.config import OPTION_NAMES, AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
 
 
@@ -20,7 +21,15 @@ def list_env_ids() -> list[str]:
     return [*MISSIONS, "recall", "synthetic"]
 
 
-def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequence, **kwargs: Any) -> VectorEnvironment:
+def make_vector_env(
+    env_id: str,
+    num_envs: int,
+    seed: int | np.random.SeedSequence,
+    options: AdapterOptions | None = None,
+    whole_episodes: bool = False,
+    /,
+    **kwargs: Any,
+) -> VectorEnvironment:
     """Make ``num_envs`` slots of an environment.
 
     Args:
@@ -28,8 +37,10 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
             gymnasium id, or ``pettingzoo:package.module:factory``.
         num_envs: Slots; where several agents share an environment, a multiple of its agents.
         seed: Determines everything that is random in all slots.
-        **kwargs: Arguments for the environment; for gymnasium ids also ``vectorization`` ("sync", "async", "native")
-            and what ``envs.gym.GymEnvironment`` takes.
+        options: How environments of other libraries are made, stepped and read; None takes the defaults.
+        whole_episodes: For evaluation: first episodes are not shortened, and each episode has its own seed if the
+            environment takes one.
+        **kwargs: The environment's own arguments, by any name.
 
     Raises:
         EnvironmentNotFound: no installed environment has this id.
@@ -38,65 +49,52 @@ def make_vector_env(env_id: str, num_envs: int, seed: int | np.random.SeedSequen
     if isinstance(seed, np.random.SeedSequence):
         # Spawning from the caller's own would give the next environment made with it other children.
         seed = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
-    name, options = _split(env_id)
+    options = options or AdapterOptions()
+    name, written = _split(env_id)
     if name.startswith("mettagrid/"):
         mission = MISSIONS.get(name)
         if mission is None:
             raise EnvironmentNotFound(_unknown_own(env_id, name))
         from shoal.envs.mettagrid import MettaGridEnvironment
 
-        return _make(env_id, MettaGridEnvironment, mission, num_envs, seed, **{**options, **kwargs})
+        whole = {"stagger": False} if whole_episodes else {}
+        return _make(env_id, options, MettaGridEnvironment, mission, num_envs, seed, **{**whole, **written, **kwargs})
     if name == "recall":
         from shoal.envs.recall import RecallEnvironment
 
-        return _make(env_id, RecallEnvironment, num_envs, seed, **{**options, **kwargs})
+        return _make(env_id, options, RecallEnvironment, num_envs, seed, **{**written, **kwargs})
     if name == "synthetic":
         from shoal.envs.synthetic import SyntheticEnvironment
 
-        return _make(env_id, SyntheticEnvironment, num_envs, seed, **{**options, **kwargs})
+        whole = {"together": True} if whole_episodes else {}
+        return _make(env_id, options, SyntheticEnvironment, num_envs, seed, **{**whole, **written, **kwargs})
     if close := difflib.get_close_matches(name, list_env_ids(), cutoff=0.8):
         raise EnvironmentNotFound(f"environment {env_id!r} is unknown; did you mean {' or '.join(close)}?")
     if name.startswith("pettingzoo:"):
         from shoal.envs.pettingzoo import PettingZooEnvironment
 
-        return PettingZooEnvironment(env_id, num_envs, seed, **kwargs)
-    if kwargs.get("vectorization") == "native":
+        return PettingZooEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
+    if options.vectorization == "native":
         from shoal.envs.native import NativeEnvironment
 
-        del kwargs["vectorization"]
-        return NativeEnvironment(env_id, num_envs, seed, **kwargs)
+        return NativeEnvironment(env_id, num_envs, seed, options, **kwargs)
     from shoal.envs.gym import GymEnvironment
 
-    return GymEnvironment(env_id, num_envs, seed, **kwargs)
+    return GymEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
 
 
-def make_env_spec(env_id: str, **kwargs: Any) -> EnvSpec:
+def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwargs: Any) -> EnvSpec:
     """Return the spec of ``make_vector_env``'s environment, from an instance with the fewest slots."""
     if env_id.startswith("pettingzoo:"):
         from shoal.envs.pettingzoo import make_pettingzoo_spec
 
-        return make_pettingzoo_spec(env_id, **kwargs)
+        return make_pettingzoo_spec(env_id, options or AdapterOptions(), **kwargs)
     mission = MISSIONS.get(_split(env_id)[0])
-    env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, **kwargs)
+    env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, options, **kwargs)
     try:
         return env.spec
     finally:
         env.close()
-
-
-def evaluation_kwargs(env_id: str, **kwargs: Any) -> dict[str, Any]:
-    """Add to ``kwargs`` the arguments for playing whole episodes, without overriding any.
-
-    First episodes are not shortened, and each episode has its own seed if the environment takes one.
-    """
-    name = _split(env_id)[0]
-    if name in MISSIONS:
-        return {"stagger": False, **kwargs}
-    if name == "synthetic":
-        return {"together": True, **kwargs}
-    if name == "recall" or kwargs.get("vectorization") == "native":
-        return kwargs
-    return {"reseed_episodes": True, **kwargs}
 
 
 def _split(env_id: str) -> tuple[str, dict[str, Any]]:
@@ -111,7 +109,13 @@ def _split(env_id: str) -> tuple[str, dict[str, Any]]:
         raise EnvironmentNotFound(f"environment {env_id!r}: {query!r} is not of the form key=number&key=...") from error
 
 
-def _make(env_id: str, adapter: Callable[..., VectorEnvironment], *args: Any, **kwargs: Any) -> VectorEnvironment:
+def _make(
+    env_id: str, options: AdapterOptions, adapter: Callable[..., VectorEnvironment], /, *args: Any, **kwargs: Any
+) -> VectorEnvironment:
+    refuse_settings(env_id, kwargs, adapter)
+    for name in OPTION_NAMES:
+        if getattr(options, name) != getattr(AdapterOptions(), name):
+            raise ValueError(f"{env_id}: env.{name} is for environments of gymnasium and PettingZoo; leave it out")
     try:
         inspect.signature(adapter).bind(*args, **kwargs)
     except TypeError as error:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from shoal.envs.config import AdapterOptions
+from shoal.envs.images import find_image
 from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.writers import parts_of
 
@@ -55,7 +57,14 @@ def declared_from_json(data: Mapping[str, Any]) -> Declared:
     )
 
 
-def make_spec(env_id: str, declared: Declared, *, same_step: bool = False, num_agents: int = 1) -> EnvSpec:
+def make_spec(
+    env_id: str,
+    declared: Declared,
+    options: AdapterOptions | None = None,
+    *,
+    same_step: bool = False,
+    num_agents: int = 1,
+) -> EnvSpec:
     """The spec of an environment.
 
     Raises:
@@ -63,15 +72,22 @@ def make_spec(env_id: str, declared: Declared, *, same_step: bool = False, num_a
     """
     return EnvSpec(
         env_id=env_id,
-        observation=_observation(declared, env_id),
+        observation=_observation(declared, options or AdapterOptions(), env_id),
         actions=_actions(declared, env_id),
         same_step=same_step,
         num_agents=num_agents,
         spaces=declared_to_json(declared),
+        declared=_said(declared.observation),
     )
 
 
-def _observation(declared: Declared, env_id: str) -> TokenSpace | VectorSpace | ImageSpace:
+def _said(space: spaces.Space[Any]) -> str:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return f"{type(space).__name__} of {', '.join(f'{key} {_said(inner)}' for key, inner in parts_of(space))}"
+    return f"{space.dtype} {space.shape}" if isinstance(space, spaces.Box) else str(space)
+
+
+def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> TokenSpace | VectorSpace | ImageSpace:
     space, tokens = declared.observation, declared.tokens
     is_bytes = isinstance(space, spaces.Box) and space.dtype == np.uint8
     if tokens is not None:
@@ -81,9 +97,13 @@ def _observation(declared: Declared, env_id: str) -> TokenSpace | VectorSpace | 
                 f"{env_id}: metadata['token_space'] says uint8 {(found.num_tokens, 3)}, observation space is {space}"
             )
         return found
-    if is_bytes and len(space.shape or ()) == 3:
-        height, width, channels = space.shape or ()
-        return ImageSpace(height=height, width=width, channels=channels)
+    if isinstance(space, spaces.Box) and (image := find_image(space, options.image_layout, env_id)):
+        return image
+    if options.image_layout not in ("auto", "none"):
+        raise ValueError(
+            f"{env_id}: env.image_layout={options.image_layout} is for one box of numbers, the observation space is "
+            f"{_said(space)}; leave it out"
+        )
     _check_observation(space, "obs", env_id)
     names = _unique_names(space) if isinstance(space, (spaces.Dict, spaces.Tuple)) else ()
     return VectorSpace(size=spaces.flatdim(space), names=names, categorical=tuple(_categorical(space, 0)))

@@ -8,18 +8,21 @@ whose every array has the slots as first dimension, and fills flat rows [slots, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.boundary import EnvSpec
+from shoal.envs.boundary import EnvSpec, ImageSpace
+from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, Reports
 
 Writer = Callable[[Any, np.ndarray], None]
 """(observation, rows [B, size]): writes the rows, or raises ``Malformed``."""
 
 REWARD_LIMIT = 1e9
 """Largest magnitude of a valid reward: squared errors of its size leave float32 no digits for anything else."""
+OBSERVATION_LIMIT = 1e9
+"""Largest magnitude of a number in a row: with the largest of float32, one observation would make the memory NaN."""
 _BOUND_TOLERANCE = 1e-4
 """Relative; environments compute in float64 and clip in float32."""
 
@@ -32,45 +35,42 @@ class Malformed(Exception):
         self.slot = slot
 
 
-def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool) -> Writer:
+def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, reports: Reports | None = None) -> Writer:
     """The writer of a space's observations into rows [B, size] of the spec's dtype.
+
+    It takes every type of number that says the same as the declared one, and counts in ``reports`` what leaves the
+    declared bounds or is clipped.
 
     Args:
         space: One slot's observation space.
         spec: Made from it by ``envs.spaces.make_spec``, which refuses spaces that have no writer.
         batched: Whether observations come for all slots at once, as a gymnasium vector environment gives them.
+        reports: Takes the remarks.
     """
-    write = _space_writer(space, "obs", batched)
-    if spec.obs_dtype == np.uint8:
-        return write
-
-    def write_finite(obs: Any, rows: np.ndarray) -> None:
-        write(obs, rows)
-        finite = np.isfinite(rows)
-        if not finite.all():
-            slot, index = _first(~finite)
-            raise Malformed(f"obs has a value that is not finite, {rows[slot, index]}, at flat index {index}", slot)
-
-    return write_finite
+    reports = Reports() if reports is None else reports
+    if isinstance(spec.observation, ImageSpace):
+        assert isinstance(space, spaces.Box)
+        return _box_writer(space, "obs", batched, reports, spec.observation.axes)
+    return _space_writer(space, "obs", batched, reports)
 
 
-def _space_writer(space: spaces.Space[Any], field: str, batched: bool) -> Writer:
+def _space_writer(space: spaces.Space[Any], field: str, batched: bool, reports: Reports) -> Writer:
     """Like ``gymnasium.spaces.flatten`` to float32, but checking, and into rows that exist."""
     if isinstance(space, spaces.Box):
-        return _box_writer(space, field, batched)
+        return _box_writer(space, field, batched, reports)
     if isinstance(space, spaces.Discrete):
         return _one_hot_writer(np.array([space.n]), np.array([space.start]), (), field, batched)
     if isinstance(space, spaces.MultiDiscrete):
         return _one_hot_writer(space.nvec.reshape(-1), space.start.reshape(-1), space.nvec.shape, field, batched)
     if isinstance(space, spaces.MultiBinary):
-        return _box_writer(spaces.Box(0, 1, shape=space.shape, dtype=np.int8), field, batched)
+        return _box_writer(spaces.Box(0, 1, shape=space.shape, dtype=np.int8), field, batched, reports)
     assert isinstance(space, (spaces.Dict, spaces.Tuple))
     parts, start = [], 0
     for key, inner in parts_of(space):
         stop = start + spaces.flatdim(inner)
-        parts.append((key, _space_writer(inner, f"{field}[{key!r}]", batched), slice(start, stop)))
+        parts.append((key, _space_writer(inner, f"{field}[{key!r}]", batched, reports), slice(start, stop)))
         start = stop
-    return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else tuple, field)
+    return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field)
 
 
 def parts_of(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
@@ -78,30 +78,81 @@ def parts_of(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, spaces.S
     return list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
 
 
-def _box_writer(space: spaces.Box, field: str, batched: bool) -> Writer:
+def _box_writer(
+    space: spaces.Box, field: str, batched: bool, reports: Reports, axes: tuple[int, ...] | None = None
+) -> Writer:
+    """``axes``: the order in which rows have the box's axes; None is its own."""
     shape, dtype = space.shape, space.dtype
     low, high = space.low.reshape(-1).astype(np.float64), space.high.reshape(-1).astype(np.float64)
     low, high = low - _BOUND_TOLERANCE * (1 + np.abs(low)), high + _BOUND_TOLERANCE * (1 + np.abs(high))
-    full_range = dtype == np.uint8 and bool((low <= 0).all() and (high >= 255).all())
-    bounded = not full_range and bool((np.isfinite(low) | np.isfinite(high)).any())
+    has_all_bytes = dtype == np.uint8 and bool((low <= 0).all() and (high >= 255).all())
+    bounded = bool((np.isfinite(low) | np.isfinite(high)).any())
+    moved = axes is not None and axes != tuple(range(len(shape)))
 
     def write(obs: Any, rows: np.ndarray) -> None:
         array = _array(obs, shape, len(rows), field, batched)
-        if array.dtype != dtype and not np.can_cast(array.dtype, dtype, casting="same_kind"):
+        if array.dtype.kind not in "iufb":
             raise Malformed(f"{field} has dtype {array.dtype}, must be {dtype}")
         flat = array.reshape(len(rows), -1)
-        # NaN is outside of nothing here; the whole row is checked for it at the end.
-        if bounded and (outside := (flat < low) | (flat > high)).any():
-            slot, index = _first(outside)
-            raise Malformed(
-                f"{field} is out of its space at flat index {index}: {flat[slot, index]} not in "
-                f"[{space.low.reshape(-1)[index]}, {space.high.reshape(-1)[index]}]",
-                slot,
-            )
-        with np.errstate(over="ignore"):
+        if array.dtype != np.uint8 or not has_all_bytes:
+            if rows.dtype == np.uint8:
+                _check_whole(flat, np.dtype(np.uint8), field)
+            else:
+                if np.issubdtype(dtype, np.integer):
+                    _check_whole(flat, dtype, field)
+                flat = _limited(flat, field, reports)
+            if bounded and (outside := (flat < low) | (flat > high)).any():
+                slot, index = _first(outside)
+                reports.remark(
+                    OUT_OF_BOUNDS,
+                    int(outside.any(1).sum()),
+                    f"{field} is out of its space at flat index {index}: {flat[slot, index]} not in "
+                    f"[{space.low.reshape(-1)[index]}, {space.high.reshape(-1)[index]}]",
+                )
+        if moved:
+            assert axes is not None
+            there = rows.reshape(len(rows), *(shape[axis] for axis in axes))
+            there[:] = flat.reshape(len(rows), *shape).transpose(0, *(axis + 1 for axis in axes))
+        else:
             rows[:] = flat
 
     return write
+
+
+def _check_whole(flat: np.ndarray, dtype: np.dtype, field: str) -> None:
+    """Raise ``Malformed`` if an integer ``dtype`` cannot hold a number as it is: a cast would make another of it."""
+    if np.can_cast(flat.dtype, dtype):
+        return
+    limits = np.iinfo(dtype)
+    wrong = ~((flat >= limits.min) & (flat <= limits.max))
+    if flat.dtype.kind == "f":
+        wrong |= flat != np.floor(flat)
+    if wrong.any():
+        slot, index = _first(wrong)
+        raise Malformed(
+            f"{field} is {flat[slot, index]} ({flat.dtype}) at flat index {index}, must be a whole number from "
+            f"{limits.min} to {limits.max}",
+            slot,
+        )
+
+
+def _limited(flat: np.ndarray, field: str, reports: Reports) -> np.ndarray:
+    """Numbers within ``OBSERVATION_LIMIT``; raises ``Malformed`` if one is not finite."""
+    flat = _wide(flat)
+    good = (flat <= OBSERVATION_LIMIT) & (flat >= -OBSERVATION_LIMIT)
+    if good.all():
+        return flat
+    finite = np.isfinite(flat)
+    if not finite.all():
+        slot, index = _first(~finite)
+        raise Malformed(f"{field} has a value that is not finite, {flat[slot, index]}, at flat index {index}", slot)
+    slot, index = _first(~good)
+    reports.remark(
+        CLIPPED,
+        int((~good).any(1).sum()),
+        f"{field} is {flat[slot, index]:g} at flat index {index}, clipped to {OBSERVATION_LIMIT:g}",
+    )
+    return np.clip(flat, -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
 
 
 def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...], field: str, batched: bool) -> Writer:
@@ -110,10 +161,9 @@ def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...
 
     def write(obs: Any, rows: np.ndarray) -> None:
         array = _array(obs, shape, len(rows), field, batched)
-        # Python's bools are integers too.
-        if array.dtype.kind not in "iub":
+        if array.dtype.kind not in "iufb" or (array.dtype.kind == "f" and (array != np.floor(array)).any()):
             raise Malformed(f"{field} {short(obs)} is {array.dtype}, must be integers")
-        index = array.reshape(len(rows), -1) - start
+        index = array.reshape(len(rows), -1).astype(np.int64) - start
         if (outside := (index < 0) | (index >= counts)).any():
             slot, choice = _first(outside)
             first, last = start[choice], start[choice] + counts[choice] - 1
@@ -125,7 +175,7 @@ def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...
 
 
 def _parts_writer(
-    parts: list[tuple[Any, Writer, slice]], kind: type[Mapping[Any, Any]] | type[tuple[Any, ...]], field: str
+    parts: list[tuple[Any, Writer, slice]], kind: type[Mapping[Any, Any]] | type[Sequence[Any]], field: str
 ) -> Writer:
     def write(obs: Any, rows: np.ndarray) -> None:
         if not isinstance(obs, kind) or len(obs) != len(parts):
@@ -141,19 +191,23 @@ def _parts_writer(
 
 
 def _array(obs: Any, shape: tuple[int, ...], slots: int, field: str, batched: bool) -> np.ndarray:
+    """[slots, *shape]; an axis of length 1 too many or too few says nothing else."""
     array = np.asarray(obs)
     expected = (slots, *shape) if batched else shape
-    if array.shape != expected:
+    if array.shape != expected and (not _alike(array.shape, expected) or (batched and array.shape[:1] != (slots,))):
         raise Malformed(f"{field} has shape {array.shape}, must be {expected}")
-    return array if batched else array[None]
+    return array.reshape(slots, *shape)
+
+
+def _alike(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return [side for side in shape if side != 1] == [side for side in expected if side != 1]
 
 
 def check_rewards(rewards: Any, slots: int) -> np.ndarray:
-    """A batch of rewards as an array [B]; raises ``Malformed`` if one is not a finite number within the limit."""
-    array = np.asarray(rewards)
-    if array.shape != (slots,) or array.dtype.kind not in "iufb":
-        raise Malformed(f"reward is {array.dtype} {array.shape}, must be numbers {(slots,)}")
-    good = np.abs(array) <= REWARD_LIMIT
+    """A batch of rewards, [B] or [B, 1], as an array [B]; raises ``Malformed`` if one is not a finite number within the
+    limit."""
+    array = _batch(rewards, slots, "reward", "numbers")
+    good = (array <= REWARD_LIMIT) & (array >= -REWARD_LIMIT)
     if not good.all():
         slot = int(np.argmin(good))
         raise Malformed(f"reward {array[slot]} is not finite or beyond {REWARD_LIMIT:g}", slot)
@@ -161,29 +215,57 @@ def check_rewards(rewards: Any, slots: int) -> np.ndarray:
 
 
 def check_flags(flags: Any, slots: int, name: str) -> np.ndarray:
-    """A batch of flags as an array [B]; raises ``Malformed`` if they are not bool."""
-    array = np.asarray(flags)
-    if array.shape != (slots,) or array.dtype != np.bool_:
-        raise Malformed(f"{name} is {array.dtype} {array.shape}, must be bool {(slots,)}")
-    return array
+    """A batch of flags, [B] or [B, 1], as bool [B]; raises ``Malformed`` if one is neither true nor false, 1 nor 0."""
+    array = _batch(flags, slots, name, "bool")
+    if array.dtype == np.bool_:
+        return array
+    wrong = (array != 0) & (array != 1)
+    if wrong.any():
+        slot = int(np.argmax(wrong))
+        raise Malformed(f"{name} is {array[slot]}, must be a bool", slot)
+    return array.astype(np.bool_)
 
 
 def check_reward(reward: Any) -> float:
     """One reward as a float; raises ``Malformed`` if it is not a finite number within the limit."""
-    is_scalar = isinstance(reward, np.ndarray) and reward.shape == () and reward.dtype.kind in "iufb"
-    if not is_scalar and not isinstance(reward, (int, float, np.integer, np.floating, np.bool_)):
-        raise Malformed(f"reward {short(reward)} is not a number")
-    number = float(reward)
+    number = _single(reward, "reward", "a number")
     if not abs(number) <= REWARD_LIMIT:
         raise Malformed(f"reward {number} is not finite or beyond {REWARD_LIMIT:g}")
     return number
 
 
 def check_flag(flag: Any, name: str) -> bool:
-    """One flag as a bool; raises ``Malformed`` if it is not a bool."""
-    if not isinstance(flag, (bool, np.bool_)):
+    """One flag as a bool; raises ``Malformed`` if it is neither true nor false, 1 nor 0."""
+    if isinstance(flag, bool):
+        return flag
+    number = _single(flag, name, "a bool")
+    if number not in (0.0, 1.0):
         raise Malformed(f"{name} {short(flag)} is not a bool")
-    return bool(flag)
+    return bool(number)
+
+
+def _batch(values: Any, slots: int, name: str, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape == (slots, 1):
+        array = array[:, 0]
+    if array.shape != (slots,) or array.dtype.kind not in "iufb":
+        raise Malformed(f"{name} is {array.dtype} {array.shape}, must be {what} {(slots,)}")
+    return _wide(array)
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """Half precision has no number as large as the limits."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _single(value: Any, name: str, what: str) -> float:
+    """One number, also in an array of one."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iufb":
+        raise Malformed(f"{name} {short(value)} is not {what}")
+    return float(array.reshape(()))
 
 
 def short(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,8 @@ RETURN_WINDOW = 256
 """Finished episodes (one agent's each) that ``mean_return`` averages over."""
 TERMS_WINDOW = 64
 """Updates that ``mean_terms`` averages over."""
+MOST_METRICS = 64
+"""Names of numbers from the environments' ``info`` that are kept: each is a label of a metric."""
 
 
 class Histogram:
@@ -120,6 +122,9 @@ class RunStatistics:
         self.episodes = 0
         self.env_faults = 0
         self.ignored_tokens = 0
+        self.remarks: Counter[str] = Counter()
+        """Number of cases by remark on environments (``envs.reports``)."""
+        self._episode_metrics: dict[str, deque[float]] = {}
         self.published_bytes = 0
         self.received_bytes = 0
         self.max_log_prob_error = 0.0
@@ -141,6 +146,12 @@ class RunStatistics:
     def mean_return(self) -> float | None:
         """Mean over the last finished episodes; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
+
+    @property
+    def episode_metrics(self) -> dict[str, float]:
+        """Means of the numbers that ``info`` had at the ends of the last episodes, by name."""
+        # A copy, because the training loop may add a name meanwhile.
+        return {name: sum(values) / len(values) for name, values in dict(self._episode_metrics).items()}
 
     @property
     def seconds(self) -> float:
@@ -193,7 +204,7 @@ class RunStatistics:
         return None if self._last_update is None else time.monotonic() - self._last_update
 
     def add_reports(self, reports: Sequence[TrajectoryReport]) -> list[str]:
-        """Add the actors' reports; the messages of environment slots that were restarted."""
+        """Add the actors' reports; messages of environment slots that were restarted, and the first of each remark."""
         messages: list[str] = []
         for actor, env_steps, statistics, policy_lag, num_bytes in reports:
             self.data_share.add(actor, env_steps)
@@ -210,6 +221,14 @@ class RunStatistics:
             self.received_bytes += num_bytes
             self.policy_lag.observe([policy_lag])
             messages += statistics["faults"]
+            for kind, (count, example) in statistics["remarks"].items():
+                if not self.remarks[kind]:
+                    messages.append(f"{example} (said once; shoal_env_remarks_total counts {kind})")
+                self.remarks[kind] += count
+            for name, values in statistics["episode_metrics"].items():
+                if name not in self._episode_metrics and len(self._episode_metrics) == MOST_METRICS:
+                    continue
+                self._episode_metrics.setdefault(name, deque(maxlen=RETURN_WINDOW)).extend(values)
         return messages
 
     def add_log_prob_errors(self, errors: Iterable[float]) -> None:

@@ -93,7 +93,7 @@ class FastPolicy(RecurrentPolicy):
             self.to_box = TokensToBox(trained, self.observation)
             planes = self.to_box.num_planes
         else:
-            planes = trained.channels
+            planes, self._scale = trained.channels, trained.scale
         (size1, stride1), (size2, stride2) = cnn_kernels(trained)
         whole = isinstance(trained, TokenObservation)
         kernel1, self._pad, middle = convolution_geometry(trained.height, trained.width, size1, stride1, whole=whole)
@@ -126,7 +126,7 @@ class FastPolicy(RecurrentPolicy):
                 box = self.to_box(obs)
                 x = F.pad(box, self._pad) if any(self._pad) else box
             else:
-                x = obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / 255.0
+                x = obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / self._scale
             x = F.relu(convolve(self.cnn2, F.relu(convolve(self.cnn1, x)))).flatten(1)
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
 

@@ -104,9 +104,10 @@ _NAMED = {"lstm": LSTM, "embedding": EMBEDDINGS, "bilinear": ACTOR}
 
 
 def cnn_kernels(observation: Observation) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(kernel, stride) of cnn1 and of cnn2: the original's for tokens, the usual ones for pictures and small grids."""
+    """(kernel, stride) of cnn1 and of cnn2: the original's for tokens, an image's own."""
     if isinstance(observation, ImageObservation):
-        return ((8, 4), (4, 2)) if min(observation.height, observation.width) >= 36 else ((3, 1), (3, 1))
+        first, second = observation.kernels or ()
+        return first, second
     return (5, 3), (3, 1)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from shoal.policy.actions import Continuous
-from shoal.policy.observation import ImageObservation, Observation, TokenObservation
+from shoal.policy.observation import ImageObservation, Observation
 from shoal.policy.recurrent_policy import LSTM_LAYERS, RecurrentPolicy
 from torch import Tensor, nn
 
@@ -185,6 +185,6 @@ def _check(policy: RecurrentPolicy) -> None:
 def _observations(observation: Observation) -> Tensor:
     """[T, B, *shape], random, in the observation's dtype."""
     shape = (_STEPS, _ROWS, *observation.shape)
-    if isinstance(observation, TokenObservation | ImageObservation):
+    if observation.dtype == "uint8":
         return torch.randint(0, 256, shape, dtype=torch.uint8)
-    return torch.randn(shape)
+    return torch.randn(shape) * (observation.scale if isinstance(observation, ImageObservation) else 1.0)

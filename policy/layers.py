@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from shoal.policy.convolution import convolution_geometry, convolve
 from shoal.policy.graph import Component
-from shoal.policy.observation import Observation, TokenObservation
+from shoal.policy.observation import ImageObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
 from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class TokenShaper(TokensToBox):
 
 
 class ImageShaper(nn.Module):
-    """uint8 [N, height, width, C] -> float32 [N, C, height, width], 0..255."""
+    """[N, height, width, C] -> float32 [N, C, height, width], in the numbers of the observation."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """Move the channels first and convert to float32."""
@@ -34,11 +34,11 @@ class ImageShaper(nn.Module):
 
 
 class Normalizer(nn.Module):
-    """[N, C, height, width] / one number per plane: the features' normalizations, or 255 for images."""
+    """[N, C, height, width] / one number per plane: the features' normalizations, or an image's scale."""
 
     def __init__(self, observation: Observation) -> None:
         super().__init__()
-        scale = [255.0]
+        scale = [observation.scale if isinstance(observation, ImageObservation) else 1.0]
         if isinstance(observation, TokenObservation):
             norms = observation.feature_normalizations
             scale = [1.0 if value is not None else norms[feature] or 1.0 for feature, value in observation.planes]

@@ -61,6 +61,11 @@ class TokenObservation:
             )
 
     @property
+    def dtype(self) -> str:
+        """Of the rows."""
+        return "uint8"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return (self.num_tokens, 3)
@@ -139,6 +144,11 @@ class VectorObservation:
                 raise ValueError(f"names ({len(self.names)}) must have one entry per column ({self.size})")
 
     @property
+    def dtype(self) -> str:
+        """Of the rows."""
+        return "float32"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return (self.size,)
@@ -172,16 +182,62 @@ class VectorObservation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageObservation:
-    """uint8 [height, width, channels], scaled to 0..1."""
+    """[height, width, channels] in ``dtype``, divided by ``scale``."""
 
     height: int
     width: int
     channels: int
+    dtype: str = "uint8"
+    """``uint8`` or ``float32``."""
+    scale: float = 255.0
+    kernels: Sequence[tuple[int, int]] | None = None
+    """(kernel, stride) of the default network's two convolutions; None chooses them by size (``image_kernels``). They
+    are saved with the weights, so that weights stay usable where the choice changes."""
+
+    def __post_init__(self) -> None:
+        kernels = image_kernels(self.height, self.width) if self.kernels is None else self.kernels
+        object.__setattr__(self, "kernels", tuple((int(kernel), int(stride)) for kernel, stride in kernels))
+        if len(self.kernels or ()) != 2:
+            raise ValueError(f"an image has two convolutions, got kernels {self.kernels}")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one observation."""
         return (self.height, self.width, self.channels)
+
+
+_SMALL_SIDE = 36
+"""The shortest side that a kernel of 8 and then one of 4 leave more than two cells of."""
+_KERNELS = ((3, 1), (3, 1)), ((4, 2), (3, 1)), ((4, 2), (4, 2)), ((8, 4), (4, 2)), ((8, 4), (8, 4)), ((16, 8), (8, 4))
+_FIRST_OF_LARGE = 3
+_MOST_CELLS = 64
+"""Most cells that are left of a small image: 4,096 features of 64 channels."""
+_MOST_CELLS_OF_LARGE = 100
+"""The same of a large one: what the usual kernels, of 8 and 4, leave of 96 x 96 pixels."""
+
+
+def image_kernels(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(kernel, stride) of two convolutions that leave few cells of an image, and more than a few of a tiny one.
+
+    Images of 36 pixels and more have the usual ones of 8 and 4 pixels, or larger ones; up to 12 x 12 pixels no cell is
+    skipped.
+    """
+    small = min(height, width) < _SMALL_SIDE
+    choices, most = (_KERNELS, _MOST_CELLS) if small else (_KERNELS[_FIRST_OF_LARGE:], _MOST_CELLS_OF_LARGE)
+    return next(
+        (kernels for kernels in choices if _cells(height, kernels) * _cells(width, kernels) <= most), choices[-1]
+    )
+
+
+def _cells(side: int, kernels: Sequence[tuple[int, int]]) -> int:
+    for kernel, stride in kernels:
+        side = (side - min(kernel, side)) // stride + 1
+    return side
+
+
+def _kernels_of_before(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """The choice for weights that were saved without their kernels."""
+    return ((8, 4), (4, 2)) if min(height, width) >= _SMALL_SIDE else ((3, 1), (3, 1))
 
 
 Observation = TokenObservation | VectorObservation | ImageObservation
@@ -209,4 +265,6 @@ def observation_to_json(observation: Observation) -> dict[str, Any]:
 def observation_from_json(data: Mapping[str, Any]) -> Observation:
     """The inverse of ``observation_to_json``."""
     fields = {key: value for key, value in data.items() if key != "kind"}
+    if data["kind"] == "image" and "kernels" not in data:
+        fields["kernels"] = _kernels_of_before(data["height"], data["width"])
     return _KINDS[data["kind"]](**fields)

@@ -147,7 +147,7 @@ class RecurrentPolicy(nn.Module):
         """One step of B rows. The returned state is detached.
 
         Args:
-            obs: [B, *observation.shape], uint8 tokens or images, float32 vectors.
+            obs: [B, *observation.shape] in ``observation.dtype``.
             is_first: bool [B]; if true, the state is zeroed before the row is consumed.
             state: (h, c), each [L, B, H]; None is zeros.
         """

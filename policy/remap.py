@@ -139,6 +139,9 @@ def _remap_observation(trained: Observation, presented: Observation, names: Name
     if type(trained) is not type(presented):
         kinds = [type(observation).__name__ for observation in (trained, presented)]
         raise ValueError(f"the policy was trained with {kinds[0]}s, the environment has {kinds[1]}s")
+    if isinstance(trained, ImageObservation) and isinstance(presented, ImageObservation):
+        # The weights were made for these, whatever would be chosen now.
+        presented = dataclasses.replace(presented, scale=trained.scale, kernels=trained.kernels)
     if trained != presented:
         raise ValueError(f"the policy was trained with {trained}, the environment has {presented}")
     _refuse_unnamed(names)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from shoal.deploy.cli import BENCHMARKS
 from shoal.deploy.settings.load import load_config
+from shoal.envs.config import AdapterOptions
 
 LINE = {"session": 0, "policy_version": 1}
 
@@ -193,7 +194,8 @@ def test_every_row_is_a_command_that_is_valid(bench, tmp_path):
         recipes = [words[i + 1] for i, word in enumerate(words) if word == "--config"]
         config, problems = load_config(recipes, words[1 + 2 * len(recipes) :])
         assert problems == []
-        assert (config.env.id, config.env.kwargs) == (row.env_id, dict(row.env_kwargs))
+        assert (config.env.id, config.env.kwargs) == (row.env_id, {})
+        assert config.env.options == AdapterOptions(**row.env_options)
         assert (config.seed, config.total_env_steps, config.run_dir) == (3, 77, str(tmp_path))
 
 

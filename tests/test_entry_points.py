@@ -10,9 +10,11 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from make_env import make_env
+from old_envs import Old, PresentVector
 from shoal.envs import entry_points
-from shoal.envs.config import EnvironmentNotFound
-from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.envs.config import AdapterOptions, EnvironmentNotFound
+from shoal.envs.registry import make_env_spec
 
 CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
 
@@ -44,7 +46,7 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
 
 
 def first_obs(env_id: str, **kwargs: Any) -> np.ndarray:
-    env = make_vector_env(env_id, 2, 0, **kwargs)
+    env = make_env(env_id, 2, 0, **kwargs)
     obs = np.empty((2, *env.spec.obs_shape), env.spec.obs_dtype)
     env.reset(obs)
     env.close()
@@ -59,10 +61,10 @@ def test_a_class_by_its_dotted_name() -> None:
 
 def test_a_time_limit_may_be_given_as_for_registered_ones() -> None:
     """Catches a class without registration whose episodes never end."""
-    env = make_vector_env(CARTPOLE, 1, 0, max_episode_steps=1)
+    env = make_env(CARTPOLE, 1, 0, max_episode_steps=1)
     obs = np.empty((1, 4), np.float32)
     env.reset(obs)
-    assert env.first_environment().spec.max_episode_steps == 1
+    assert env.first_environment().spec.max_episode_steps == 1  # type: ignore[attr-defined]
     env.close()
 
 
@@ -84,8 +86,11 @@ def test_a_function_may_make_a_registered_environment(give: Callable[..., str]) 
     [
         ("no_such_module:Env", "there is no module 'no_such_module'; install the package that has it"),
         ("json:Nothing", "json neither registers nor defines it"),
-        ("json:decoder", "'json:decoder' is no gymnasium.Env class"),
-        ("os:system", "'os:system' is no gymnasium.Env class: a function is registered with gymnasium"),
+        ("json:decoder", "'json:decoder' is no class with reset and step"),
+        ("json:JSONDecoder", "'json:JSONDecoder' is no class with reset and step"),
+        ("os:system", "'os:system' is no class .* annotate the function -> gymnasium.Env, register it"),
+        ("old_envs:make_unannotated", "no function that says that it makes one: annotate the function"),
+        ("old_envs:make_something", "no function that says that it makes one: annotate the function"),
         ("__main__:Lost", "was defined in a script or notebook, and Lost is not defined in this one"),
         ("gymnasium:partial(make)", r"was defined in a script or notebook, and partial\(make\) is not defined"),
     ],
@@ -96,14 +101,24 @@ def test_a_name_that_leads_nowhere_is_explained(env_id: str, expected: str) -> N
         make_env_spec(env_id)
 
 
-def test_a_name_calls_no_function(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [AdapterOptions(), AdapterOptions(vectorization="native")])
+def test_a_name_calls_no_function(tmp_path: Path, options: AdapterOptions) -> None:
     """Catches a checkpoint whose environment is a command."""
-    with pytest.raises(EnvironmentNotFound, match=r"is no gymnasium[.]Env class"):
-        make_env_spec("os:mkdir", path=str(tmp_path / "made"))
+    with pytest.raises(EnvironmentNotFound, match="is no class with reset and step"):
+        make_env_spec("os:mkdir", options, path=str(tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 
 
 def test_something_else_than_an_environment_is_named(give: Callable[..., str]) -> None:
     """Catches an AttributeError deep in an adapter."""
-    with pytest.raises(ValueError, match=r"somewhere:<lambda>: expected a gymnasium.Env from .*, got list"):
+    with pytest.raises(ValueError, match="somewhere:<lambda>: expected one environment from .*, got list, which is"):
         make_env_spec(give(list))
+    with pytest.raises(ValueError, match=r"got PresentVector, which steps all slots.*set env.vectorization=native"):
+        make_env_spec(give(lambda: PresentVector(num_envs=1, case="endless")))
+
+
+def test_given_functions_make_environments_of_every_kind(give: Callable[..., str]) -> None:
+    """Catches a vector, or an environment of before gymnasium, that only a name of a module could make."""
+    assert first_obs(give(lambda: Old(seed=3)))[:, 0, 0, 0].tolist() == [30, 30]
+    name = give(lambda num_envs, case: PresentVector(num_envs=num_envs, case=case))
+    assert first_obs(name, vectorization="native", case="endless").shape == (2, 2)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from make_env import make_env
 from rollouts import make_policy
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import EnvironmentFault
-from shoal.envs.registry import make_vector_env
 from shoal.policy.trajectory import from_bytes
 from shoal.policy.weights import flatten_weights
 
@@ -25,7 +25,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 def worker_of(env_id: str, num_envs: int = 2, **kwargs: Any) -> RolloutWorker:
-    env = make_vector_env(env_id, num_envs, 0, **kwargs)
+    env = make_env(env_id, num_envs, 0, **kwargs)
     policy = make_policy(observation_of(env.spec), actions_of(env.spec))
     return RolloutWorker(env, policy, 6, run_id="options", actor=0, restart_index=0, seed=0)
 
@@ -57,7 +57,7 @@ def test_episodes_that_begin_later_get_the_options(kwargs: dict[str, Any]) -> No
 
 def test_a_replaced_environment_gets_them_too() -> None:
     """Catches a fault that ends the curriculum of its slot."""
-    env = make_vector_env("optioned_envs:Optioned-v0", 1, 0)
+    env = make_env("optioned_envs:Optioned-v0", 1, 0)
     obs = np.zeros((1, 1), np.float32)
     env.reset(obs)
     env.set_options({"level": 4})  # type: ignore[attr-defined]

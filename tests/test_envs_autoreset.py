@@ -9,12 +9,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from make_env import env_spec, make_env
 from scripted_envs import Episode, choose, play_script
 from scripted_vectors import ID, MODES, Rows, make
 from shoal.envs.boundary import EnvironmentFault, VectorEnvironment
 from shoal.envs.gym import GymEnvironment
 from shoal.envs.native import NativeEnvironment
-from shoal.envs.registry import make_env_spec, make_vector_env
 
 STEPS = 120
 
@@ -104,8 +104,8 @@ def test_native_final_observations_of_every_form(final: str, kind: str) -> None:
 
 def test_the_next_step_form_is_the_default() -> None:
     """Catches a default that changes the rows of every environment there is."""
-    assert not make_env_spec("CartPole-v1").same_step
-    assert make_env_spec("CartPole-v1", autoreset_mode="disabled").same_step
+    assert not env_spec("CartPole-v1").same_step
+    assert env_spec("CartPole-v1", autoreset_mode="disabled").same_step
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,10 @@ def test_a_mode_may_be_declared_by_name(declares: str) -> None:
         ("obs nan", "slot 1, step 4: obs has a value that is not finite, nan, at flat index 2"),
         ("obs shape", r"all slots, step 4: obs has shape \(3, 2\), must be \(3, 3\)"),
         ("obs dtype", "all slots, step 4: obs has dtype <U8, must be float32"),
-        ("obs bounds", r"slot 2, step 4: obs is out of its space at flat index 0: 1000000000.0 not in"),
         ("reward nan", "slot 1, step 4: reward nan is not finite"),
         ("reward huge", r"slot 0, step 4: reward 1e\+30"),
-        ("reward shape", r"all slots, step 4: reward is float64 \(3, 1\), must be numbers \(3,\)"),
-        ("terminated int", r"all slots, step 4: terminated is int64 \(3,\), must be bool \(3,\)"),
+        ("reward shape", r"all slots, step 4: reward is float64 \(3, 2\), must be numbers \(3,\)"),
+        ("terminated two", "slot 0, step 4: terminated is 2, must be a bool"),
         ("truncated shape", r"all slots, step 4: truncated is bool \(1,\), must be bool \(3,\)"),
     ],
 )
@@ -182,7 +181,7 @@ def test_a_native_fault_names_slot_step_and_field(how: str, said: str) -> None:
 
 def test_cartpole_of_gymnasium_runs_natively() -> None:
     """Catches an adapter that fits none but our own native environments; the limit of the id's registration holds."""
-    env = make_vector_env("CartPole-v1", 4, 0, vectorization="native")
+    env = make_env("CartPole-v1", 4, 0, vectorization="native")
     assert isinstance(env, NativeEnvironment)
     rows = Rows(env).rows
     env.reset(rows.obs)
@@ -201,7 +200,7 @@ def test_native_seeds_repeat_and_differ() -> None:
     """Catches a native environment that is not seeded, or is seeded anew by every reset."""
     firsts = []
     for seed in (1, 1, 2):
-        env = make_vector_env("CartPole-v1", 2, np.random.SeedSequence(seed), vectorization="native")
+        env = make_env("CartPole-v1", 2, np.random.SeedSequence(seed), vectorization="native")
         for _ in range(2):
             firsts.append(np.zeros((2, 4), np.float32))
             env.reset(firsts[-1])
@@ -213,13 +212,21 @@ def test_native_seeds_repeat_and_differ() -> None:
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "said"),
     [
-        (ID, {"vectorization": "parallel"}, "'parallel' must be 'sync' .*'async' .*'native'"),
-        (ID, {"vectorization": None}, "vectorization=None must be 'sync'"),
+        (ID, {"vectorization": "parallel"}, "vectorization\n.*'sync', 'async' or 'native'"),
+        (ID, {"vectorization": None}, "vectorization\n.*'sync', 'async' or 'native'"),
         ("Pendulum-v1", {"vectorization": "native"}, "Pendulum-v1: .*registered with a vector_entry_point.*leave"),
-        (ID, {"vectorization": "native", "wrappers": ["gymnasium.wrappers:ClipReward"]}, "write 'sync' or 'async'"),
+        (
+            ID,
+            {"vectorization": "native", "wrappers": ["gymnasium.wrappers:ClipReward"]},
+            "wrappers are for single environments",
+        ),
         ("EnvsTestWrapped-v0", {"vectorization": "native"}, "wrappers are for single environments"),
-        ("CartPole-v1", {"vectorization": "native", "autoreset_mode": "disabled"}, "CartPole-v1: .*autoreset_mode"),
-        (ID, {"autoreset_mode": "later"}, "autoreset_mode is str 'later', must be one of next_step"),
+        (
+            "CartPole-v1",
+            {"vectorization": "native", "autoreset_mode": "disabled"},
+            "a native vector declares its own",
+        ),
+        (ID, {"autoreset_mode": "later"}, "autoreset_mode\n.*'next_step', 'same_step' or 'disabled'"),
         ("recall", {"vectorization": "async"}, "recall: .*vectorization"),
         ("mettagrid/forage", {"vectorization": "native"}, "mettagrid/forage: .*vectorization"),
         ("EnvsTestThree-v0", {"vectorization": "native"}, "env.num_envs=8, but its vector environment has 3 slots"),
@@ -228,7 +235,7 @@ def test_native_seeds_repeat_and_differ() -> None:
 def test_what_does_not_fit_is_refused_with_advice(env_id: str, kwargs: dict[str, Any], said: str) -> None:
     """Catches a traceback, or an argument that is passed over in silence."""
     with pytest.raises(ValueError, match=said):
-        make_vector_env(env_id, 8, 0, **kwargs)
+        make_env(env_id, 8, 0, **kwargs)
 
 
 def test_guards_hold_in_every_mode() -> None:

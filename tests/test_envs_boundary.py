@@ -16,8 +16,9 @@ from boundary_contract import (
     check_void_after_ends,
     check_void_rows,
 )
+from make_env import env_spec, make_env
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, VectorEnvironment
-from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.envs.registry import make_vector_env
 
 Make = Callable[..., VectorEnvironment]
 
@@ -55,7 +56,7 @@ def adapter(request: pytest.FixtureRequest) -> tuple[str, int, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def rollout(adapter: tuple[str, int, dict[str, Any]]) -> Rollout:
     env_id, slots, kwargs = adapter
-    env = make_vector_env(env_id, slots, 7, **kwargs)
+    env = make_env(env_id, slots, 7, **kwargs)
     assert isinstance(env, VectorEnvironment)
     assert env.num_envs == slots
     try:
@@ -106,7 +107,7 @@ def test_same_seed_same_data(adapter: tuple[str, int, dict[str, Any]], rollout: 
 def test_time_limit_truncates(env_id: str, kwargs: dict[str, Any], limit: int, agents: int) -> None:
     """Catches a time limit reported as termination: the learner would take the future's value for zero."""
     skip_without_package(env_id)
-    env = make_vector_env(env_id, 2 * agents, 3, **kwargs)
+    env = make_env(env_id, 2 * agents, 3, **kwargs)
     rollout = Rollout(env, limit + 1)
     env.close()
     assert not rollout.terminated.any()
@@ -144,7 +145,7 @@ def test_workers_differ_whose_seeds_are_spawned() -> None:
 def test_spec_is_consistent(name: str) -> None:
     """Catches specs from which no network can be built."""
     skip_without_package(name)
-    spec = make_env_spec(ADAPTERS[name][0], **ADAPTERS[name][2])
+    spec = env_spec(ADAPTERS[name][0], **ADAPTERS[name][2])
     assert all(size > 0 for size in spec.obs_shape)
     if isinstance(spec.actions, DiscreteActions):
         assert all(len(set(names)) == len(names) > 1 for names in spec.actions.names)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from make_env import make_env
 from scripted_envs import Episode, choose, play_script
 from scripted_games import ScriptedGame
 from scripted_vectors import Rows
@@ -22,7 +23,7 @@ ID = "pettingzoo:scripted_games:parallel_env"
 
 def make(num_envs: int, **kwargs: Any) -> VectorEnvironment:
     ScriptedGame.instances.clear()
-    return make_vector_env(ID, num_envs, 0, **kwargs)
+    return make_env(ID, num_envs, 0, **kwargs)
 
 
 class Log:
@@ -137,7 +138,7 @@ def test_an_agent_that_joins_late() -> None:
         ("obs nan", r"agent 'agent_\d': obs has a value that is not finite"),
         ("reward nan", r"agent 'agent_\d': reward nan is not finite"),
         ("no reward", r"agent 'agent_\d': reward .* is not for it"),
-        ("terminated int", r"agent 'agent_\d': terminated int 0 is not a bool"),
+        ("terminated two", r"agent 'agent_\d': terminated int 2 is not a bool"),
         ("gone", r"agent 'agent_\d': is gone from agents, but was neither terminated nor truncated"),
         ("stranger", "agent 'stranger' is not in possible_agents"),
     ],
@@ -196,7 +197,7 @@ def test_what_does_not_fit_is_refused_with_advice(env_id: str, num_envs: int, kw
     """Catches a traceback from deep inside, or a game that is left open."""
     ScriptedGame.instances.clear()
     with pytest.raises(ValueError, match=said):
-        make_vector_env(env_id, num_envs, 0, **kwargs)
+        make_env(env_id, num_envs, 0, **kwargs)
     assert all(game.closed for game in ScriptedGame.instances)
 
 

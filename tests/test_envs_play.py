@@ -99,7 +99,7 @@ def test_starts_tell_which_episodes_began_alike() -> None:
     found = {}
     for name, reseeded in (("plain", False), ("again", True), ("reseeded", True)):
         for still in (False, True):
-            env = make_vector_env("evaluated_envs:Wandering-v0", 3, 5, reseed_episodes=reseeded)
+            env = make_vector_env("evaluated_envs:Wandering-v0", 3, 5, None, reseeded)
             rng = np.random.default_rng(0)
             played = play(env, lambda obs, _, still=still, rng=rng: rng.integers(3, size=3) * (not still), 12)
             env.close()

@@ -46,7 +46,7 @@ def test_one_core_does_both_in_one_process() -> None:
         ([*BIG_UPDATES, "actor.num_actors=3"], 4, 3, 1),  # processes that somebody asked for are made
         ([*BIG_UPDATES, "learner.num_threads=3"], 4, 2, 3),
         (["env.num_envs=64", "learner.batch_size=64"], 4, 2, 2),  # one unroll cannot be shared out
-        (["env.kwargs={vectorization: async}"], 4, 2, 2),
+        (["env.vectorization=async"], 4, 2, 2),
         (["placement=disaggregated"], 2, 1, 1),
         (["learner.num_learners=1"], 2, 1, 1),
         ([*BIG_UPDATES, "learner.minibatches=8"], 2, 1, 1),  # 512 steps each in an optimizer step

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_envs import choose, play_script
+from shoal.envs.config import AdapterOptions
 from shoal.envs.play import play
 from shoal.envs.recording import CannotRecord, film, replay
 from shoal.envs.reference import random_player
-from shoal.envs.registry import evaluation_kwargs, make_vector_env
+from shoal.envs.registry import make_vector_env
 
 SEED = np.random.SeedSequence(3)
 
@@ -37,7 +38,14 @@ def always(action: int) -> Any:
 def test_a_film_shows_every_step_from_the_reset_to_the_end(tmp_path: Path) -> None:
     """Catches a film without its first or last picture, one that runs on into the next episode, and wrong colours."""
     pytest.importorskip("imageio_ffmpeg")
-    env = film("evaluated_envs:Painted-v0", SEED, tmp_path / "new" / "films", "episode", {"vectorization": "async"})
+    env = film(
+        "evaluated_envs:Painted-v0",
+        SEED,
+        tmp_path / "new" / "films",
+        "episode",
+        {},
+        AdapterOptions(vectorization="async"),
+    )
     played = play(env, always(0), 3)
     env.close()
     assert played.lengths.tolist() == [3, 4, 3]
@@ -117,7 +125,7 @@ def test_a_replay_is_of_the_episode_that_was_played(tmp_path: Path) -> None:
     slots = env.num_envs
     found = play(env, random_player(env.spec, np.random.default_rng(0)), 2 * slots)
     env.close()
-    plain = make_vector_env("mettagrid/forage", slots, SEED, **evaluation_kwargs("mettagrid/forage"))
+    plain = make_vector_env("mettagrid/forage", slots, SEED, None, True)
     expected = play(plain, random_player(plain.spec, np.random.default_rng(0)), 2 * slots)
     plain.close()
     assert found.returns.tolist() == expected.returns.tolist()

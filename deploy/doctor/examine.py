@@ -24,7 +24,7 @@ GIB = 2**30
 def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str], list[str]]:
     """(lines to read, problems that keep a run with this configuration from starting); ``measure`` takes seconds."""
     problems = preflight.check(config, run_dir)
-    lines = _machine(run_dir)
+    lines = _machine(run_dir) + _environment(config)
     if config.mode == "cluster" and not problems:
         from shoal.deploy.cluster.connect import connect
 
@@ -60,6 +60,24 @@ def _machine(run_dir: Path) -> list[str]:
         places["shared memory"] = Path("/dev/shm")
     lines += [f"  {name:<14} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for name, path in places.items()]
     return lines
+
+
+def _environment(config: Config) -> list[str]:
+    from shoal.envs.reading import reading
+    from shoal.envs.registry import make_env_spec
+
+    try:
+        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+    except Exception:  # noqa: BLE001  (other people's code raises anything; among the problems)
+        return []
+    observations, actions = reading(spec)
+    agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
+    return [
+        f"environment {config.env.id}",
+        f"  reads          {observations}",
+        f"  acts           {actions}",
+        *agents,
+    ]
 
 
 def _accelerator(config: Config) -> bool:

@@ -38,7 +38,7 @@ def measure(config: Config, layout: Layout) -> Measured:
     """One learner's share of the batch, made by one rollout worker and trained, over and over; nothing is kept."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    spec = make_env_spec(config.env.id, **config.env.kwargs)
+    spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     share = dataclasses.replace(layout.share(0), actors=range(1))
     with tempfile.TemporaryDirectory() as scratch:
         worker = make_worker_setup(config, spec, run_id="measured")

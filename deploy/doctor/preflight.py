@@ -45,7 +45,7 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
     from shoal.envs.registry import make_env_spec
 
     try:
-        spec = make_env_spec(config.env.id, **config.env.kwargs)
+        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) or repr(error)
         if not isinstance(error, ValueError):

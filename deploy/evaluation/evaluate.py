@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.evaluation.job_process import run_jobs
 from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec
-from shoal.envs.config import EnvConfig
+from shoal.envs.config import AdapterOptions, EnvConfig, split_options
 from shoal.envs.play import Episodes, Player, join, play
 from shoal.envs.recording import film, replay
 from shoal.envs.reference import random_player
-from shoal.envs.registry import evaluation_kwargs, make_env_spec
+from shoal.envs.registry import list_env_ids, make_env_spec
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from shoal.policy import RecurrentPolicy
 from shoal.policy.remap import NameMap, Remapping, remap
@@ -33,6 +33,8 @@ EPISODES_IN_A_ROW = 2
 """Episodes of each slot in a block: with more, less time is lost where some slots are done before others; with fewer,
 more processes can take part."""
 MOST_BLOCKS = 64
+MAX_EPISODE_STEPS = 10_000
+"""An episode that has not ended after so many steps is cut: some environments have no end."""
 _RECORDED = 2**32 - 1
 """Spawn key of the random streams of recorded episodes; blocks count from 0."""
 
@@ -103,6 +105,7 @@ class Block:
     side: Side
     index: int
     rounds: int
+    max_episode_steps: int = MAX_EPISODE_STEPS
 
     def __call__(self) -> Episodes:
         """Play them.
@@ -114,11 +117,10 @@ class Block:
         torch.set_num_threads(1)
         setup = self.side.setup
         env_seed, action_seed = _seeds(setup, self.index)
-        env = dataclasses.replace(setup, env_kwargs=evaluation_kwargs(setup.env_id, **setup.env_kwargs)).make_env(
-            env_seed
-        )
+        env = setup.make_env(env_seed, whole_episodes=True)
         try:
-            return play(env, self.side.make_player(env.spec, action_seed), self.rounds * env.num_envs)
+            player = self.side.make_player(env.spec, action_seed)
+            return play(env, player, self.rounds * env.num_envs, max_episode_steps=self.max_episode_steps)
         finally:
             env.close()
 
@@ -135,6 +137,7 @@ def evaluation_setup(
     seed: int,
     env_id: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None,
     remapping: Remapping | None = None,
 ) -> WorkerSetup:
     """The checkpoint's policy in an environment with ``num_envs`` slots, features and actions matched by name.
@@ -144,7 +147,8 @@ def evaluation_setup(
         num_envs: None takes as many as it was trained with.
         seed: of environments and actions.
         env_id: None takes the environment it was trained in.
-        env_kwargs: added to those it was trained with, where the environment is the same.
+        env_kwargs: arguments of the environment, added to those it was trained with where the environment is the same.
+        env_options: fields of ``AdapterOptions`` that differ from those it was trained with.
         remapping: what stands for what. None takes that of the run in its own environment, elsewhere an empty one.
 
     Raises:
@@ -157,16 +161,23 @@ def evaluation_setup(
         remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
     if not (env_id or state["env_id"]):
         raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
+    trained_kwargs, trained_options = trained_arguments(checkpoint)
+    if env_id not in (None, state["env_id"]) and trained_options.vectorization == "native":
+        # That vector is the other environment's own.
+        trained_options = dataclasses.replace(trained_options, vectorization="sync")
     try:
         env = EnvConfig(
             id=env_id or state["env_id"],
             num_envs=num_envs or config["env"]["num_envs"],
-            kwargs={**({} if env_id else state["env_kwargs"]), **(env_kwargs or {})},
+            kwargs={**({} if env_id else trained_kwargs), **(env_kwargs or {})},
+            **{**dataclasses.asdict(trained_options), **(env_options or {})},
         )
     except ValidationError as error:
-        raise ValueError("\n".join(each["msg"] for each in error.errors())) from error
+        raise ValueError(
+            "\n".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
+        ) from error
     try:
-        spec = make_env_spec(env.id, **env.kwargs)
+        spec = make_env_spec(env.id, env.options, **env.kwargs)
     except ValueError:
         raise
     except Exception as error:  # other people's code: it raises anything
@@ -192,6 +203,7 @@ def fitted_setup(
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
+        env_options=env.options,
         num_envs=env.num_envs,
         unroll_length=state["config"]["actor"]["unroll_length"],
         run_id="evaluation",
@@ -209,6 +221,20 @@ def fitted_setup(
         presented=presented,
         user_code=UserCode.of(env.id, state["policy"]["kind"]),
     )
+
+
+def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOptions]:
+    """The environment's own arguments and the options that the checkpoint was trained with."""
+    state = checkpoint.state
+    if "env_options" in state:
+        return state["env_kwargs"], AdapterOptions(**state["env_options"])
+    own, options = split_options(state["env_kwargs"])
+    if state["env_id"].partition("?")[0] not in list_env_ids():
+        # As observations were read then, whatever "auto" makes of them now.
+        layouts: dict[str, Literal["none", "channels_last"]] = {"vector": "none", "image": "channels_last"}
+        layout = layouts.get(state["policy"]["observation"]["kind"])
+        options = dataclasses.replace(options, image_layout=layout or options.image_layout)
+    return own, options
 
 
 def _remapping(settings: Mapping[str, Any]) -> Remapping:
@@ -275,6 +301,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
             seed=setup.seed,
             env_id=setup.env_id,
             env_kwargs=setup.env_kwargs,
+            env_options=dataclasses.asdict(setup.env_options),
             remapping=remapping,
         )
         return checkpoint_side(checkpoint, theirs, label=word, greedy=side.greedy, zero_memory=side.zero_memory)
@@ -286,22 +313,30 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
         raise ValueError(f"--vs {word}: {error}") from error
 
 
-def blocks(side: Side, episodes: int) -> list[Block]:
+def blocks(side: Side, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS) -> list[Block]:
     """Jobs that play at least ``episodes`` of a side, as many in every slot of a block."""
     rounds = -(-episodes // side.setup.num_envs)
     number = min(MOST_BLOCKS, -(-rounds // EPISODES_IN_A_ROW))
-    return [Block(side, index, rounds // number + (index < rounds % number)) for index in range(number)]
+    return [
+        Block(side, index, rounds // number + (index < rounds % number), max_episode_steps) for index in range(number)
+    ]
 
 
-def play_sides(sides: Sequence[Side], episodes: int, processes: int | None = None) -> list[Episodes]:
-    """At least ``episodes`` whole episodes of each side (one per agent counts one), the same for any number of
-    processes; None takes as many as pay.
+def play_sides(
+    sides: Sequence[Side],
+    episodes: int,
+    processes: int | None = None,
+    *,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
+) -> list[Episodes]:
+    """At least ``episodes`` episodes of each side (one per agent counts one), the same for any number of processes;
+    None takes as many as pay. Episodes are whole, but for those that last longer than ``max_episode_steps``.
 
     Raises:
         EnvironmentFault: the environments of a side are beyond repair.
         JobFailed: the same in another process, or that process ended.
     """
-    jobs = [blocks(side, episodes) for side in sides]
+    jobs = [blocks(side, episodes, max_episode_steps) for side in sides]
     played = iter(run_jobs([block for side in jobs for block in side], processes))
     return [join([next(played) for _ in side]) for side in jobs]
 
@@ -329,7 +364,7 @@ def compare(a: Episodes, b: Episodes) -> Difference:
 class Recorder:
     """Records whole episodes of one environment: ``kind`` is ``video`` or ``replay``."""
 
-    def __init__(self, kind: str, side: Side, directory: Path) -> None:
+    def __init__(self, kind: str, side: Side, directory: Path, max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
         """Make the environment.
 
         Raises:
@@ -339,8 +374,11 @@ class Recorder:
         env_seed, self._action_seed = _seeds(setup, _RECORDED)
         version = side.weights.policy_version if side.weights else 0
         make = {"video": film, "replay": replay}[kind]
-        self._env = make(setup.env_id, env_seed, directory, f"version-{version:09d}-episode", setup.env_kwargs)
-        self._side = side
+        stem = f"version-{version:09d}-episode"
+        self._env = make(
+            setup.env_id, env_seed, directory, stem, setup.env_kwargs, setup.env_options, max_episode_steps
+        )
+        self._side, self._max_episode_steps = side, max_episode_steps
 
     def record(self, episodes: int) -> tuple[list[Path], Episodes]:
         """Play so many episodes of the environment; the file of each, and what its agents earned.
@@ -350,7 +388,7 @@ class Recorder:
         """
         torch.set_num_threads(1)
         player = self._side.make_player(self._env.spec, self._action_seed)
-        played = play(self._env, player, episodes * self._env.num_envs)
+        played = play(self._env, player, episodes * self._env.num_envs, max_episode_steps=self._max_episode_steps)
         return self._env.files, played
 
     def close(self) -> None:

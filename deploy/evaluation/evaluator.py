@@ -23,6 +23,7 @@ from shoal.deploy.evaluation.job_process import JobFailed
 from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.settings.sections import EvaluationConfig
+from shoal.envs.config import AdapterOptions
 from shoal.envs.play import Episodes
 from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.policy.weights import Weights
@@ -56,11 +57,11 @@ class Jobs(Protocol):
         """End everything at once, from any thread; there is no next one."""
 
 
-def in_one_process(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment's keywords without those that spread it over processes: one is enough beside those that train."""
-    if env_kwargs.get("vectorization") != "async":
-        return dict(env_kwargs)
-    return {name: value for name, value in env_kwargs.items() if name not in ("vectorization", "slot_groups")}
+def in_one_process(options: AdapterOptions) -> AdapterOptions:
+    """The options without those that spread slots over processes: one is enough beside those that train."""
+    if options.vectorization != "async":
+        return options
+    return dataclasses.replace(options, vectorization="sync", slot_groups="auto")
 
 
 def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: int, seed: int) -> Side:
@@ -68,11 +69,11 @@ def training_side(setup: WorkerSetup, config: EvaluationConfig, *, num_agents: i
     differ by their weights alone. ``num_agents`` share an environment.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]
-    kwargs = in_one_process(setup.env_kwargs)
+    options = in_one_process(setup.env_options)
     num_envs = min(setup.num_envs, -(-config.episodes // num_agents) * num_agents)
     return Side(
         label="evaluation",
-        setup=dataclasses.replace(setup, env_kwargs=kwargs, num_envs=num_envs, seed=int(stream >> 1)),
+        setup=dataclasses.replace(setup, env_options=options, num_envs=num_envs, seed=int(stream >> 1)),
         weights=None,
         greedy=config.greedy,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.deploy.evaluation.evaluate import Side, compare
+from shoal.deploy.evaluation.evaluate import Side, compare, trained_arguments
 from shoal.deploy.monitoring.intervals import Difference, confidence_interval
 from shoal.envs.play import Episodes
 
@@ -51,6 +51,16 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
             [_row(played) for played in (own, *others)],
         ),
     ]
+    said += [""] * any(len(played.episodes.metrics) or played.episodes.cut.any() for played in (own, *others))
+    for played in (own, *others):
+        of = f" of {played.side.label}" if others else ""
+        if cut := int(played.episodes.cut.sum()):
+            steps = int(played.episodes.lengths.max())
+            said.append(
+                f"  cut       {cut} of {played.episodes.episodes} episodes{of} at {steps:,} steps "
+                "(--max-episode-steps): their returns are those up to there"
+            )
+        said += [f"  {name}  {mean:.6g}{of}" for name, mean in _metrics(played.episodes).items()]
     if (trained := checkpoint.state["mean_return"]) is not None:
         where = "" if side.setup.env_id == checkpoint.state["env_id"] else f" in {checkpoint.state['env_id']}"
         said += ["", f"  training  {trained:.3f} over its last episodes{where}"]
@@ -125,7 +135,14 @@ def _numbers(played: Played) -> dict[str, Any]:
         "min_length": int(lengths.min()),
         "max_length": int(lengths.max()),
         "terminated": float(episodes.terminated.mean()),
+        "cut": int(episodes.cut.sum()),
+        "metrics": _metrics(episodes),
     }
+
+
+def _metrics(episodes: Episodes) -> dict[str, float]:
+    """Means of the numbers that ``info`` had at the ends of episodes, over those that had one."""
+    return {name: float(np.nanmean(values)) for name, values in episodes.metrics.items()}
 
 
 def _mean_interval(episodes: Episodes) -> tuple[float, float]:
@@ -168,9 +185,10 @@ def _other_environment(side: Side) -> str:
     if side.checkpoint is None:
         return ""
     state: Mapping[str, Any] = side.checkpoint.state
-    if (state["env_id"], state["env_kwargs"]) == (side.setup.env_id, side.setup.env_kwargs):
+    kwargs, _ = trained_arguments(side.checkpoint)
+    if (state["env_id"], kwargs) == (side.setup.env_id, side.setup.env_kwargs):
         return ""
-    arguments = ", ".join(f"{name}={value}" for name, value in state["env_kwargs"].items())
+    arguments = ", ".join(f"{name}={value}" for name, value in kwargs.items())
     return f"{state['env_id'] or 'no environment in particular'}" + (f" with {arguments}" if arguments else "")
 
 

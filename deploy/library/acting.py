@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from shoal.deploy.evaluation.evaluate import fitted_setup
+from shoal.deploy.evaluation.evaluate import fitted_setup, trained_arguments
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
 from shoal.envs.spaces import Declared, action_converter, declared_from_json, make_spec
 from shoal.envs.writers import Malformed, make_writer
 from shoal.learner.checkpoint import Checkpoint, find_checkpoint
-from shoal.policy.observation import VectorObservation
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 NumpyState = tuple[np.ndarray, np.ndarray]
@@ -82,7 +82,7 @@ class TrainedPolicy:
     def _rows(self, obs: Any, batch: int, *, one: bool) -> np.ndarray:
         """[B, *observation.shape] in the network's dtype."""
         observation = self.network.observation
-        dtype = np.dtype(np.float32 if isinstance(observation, VectorObservation) else np.uint8)
+        dtype = np.dtype(observation.dtype)
         rows = np.empty((batch, *observation.shape), dtype)
         if self._declared is None or self._spec is None:
             given = np.asarray(obs)[None] if one else np.asarray(obs)
@@ -139,8 +139,14 @@ def _load(checkpoint: Checkpoint, *, greedy: bool, seed: int) -> TrainedPolicy:
     if not saved:
         return TrainedPolicy(checkpoint.make_policy(), None, None, greedy=greedy, seed=seed)
     state, declared = checkpoint.state, declared_from_json(saved)
-    spec = make_spec(state["env_id"], declared)
-    env = EnvConfig(id=state["env_id"], num_envs=state["config"]["env"]["num_envs"], kwargs=state["env_kwargs"])
+    kwargs, options = trained_arguments(checkpoint)
+    spec = make_spec(state["env_id"], declared, options)
+    env = EnvConfig(
+        id=state["env_id"],
+        num_envs=state["config"]["env"]["num_envs"],
+        kwargs=kwargs,
+        **dataclasses.asdict(options),
+    )
     network = fitted_setup(checkpoint, env, spec, seed=seed).make_policy()
     network.load_state_dict(checkpoint.load_weights())
     return TrainedPolicy(network, declared, spec, greedy=greedy, seed=seed)

@@ -132,7 +132,8 @@ _DROPPED = (
 )
 _LOSS = (
     "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl (to the policy that "
-    "acted), update_kl (made by the update), clip_fraction, grad_norm (before clipping), explained_variance and advantage_std (before normalization)."
+    "acted), update_kl (made by the update), clip_fraction, grad_norm (before clipping), explained_variance and "
+    "advantage_std (before normalization)."
 )
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
@@ -182,6 +183,13 @@ _PROBLEM = (
     "likeliest cause, 0 for the others. "
     + "; ".join(f"{cause}: {words}" for cause, words in CAUSES.items())
     + ". The live view and summary.json say it in a sentence, with the setting to turn."
+)
+_INFO_NUMBER = (
+    "Mean of a number that the environment's info had at the end of an episode, over the last 256 episodes that had it."
+)
+_REMARKED = (
+    "Remarks on environments. out_of_bounds: observations that leave the bounds of their space; clipped: observations "
+    "with a number beyond 1e9; printed: lines printed; process_setting: settings of the process that were changed."
 )
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
@@ -283,6 +291,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _gauge("random_return_ci95", _RANDOM_CI, lambda s: _half_width(s.learning().random)),
     _gauge("learning", _LEARNING, lambda s: _one_of(VERDICTS, s.learning().verdict), "verdict"),
     _gauge("learning_problem", _PROBLEM, lambda s: _one_of(CAUSES, s.learning().cause), "cause"),
+    _gauge("episode_metric", _INFO_NUMBER, lambda s: s.statistics.episode_metrics, "name"),
     # Evaluation during training
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
@@ -311,6 +320,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Observation tokens ignored: an unknown feature, or coordinates outside the window.",
         lambda s: s.statistics.ignored_tokens,
     ),
+    _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark"),
     # The bottleneck
     _gauge(
         "bottleneck", "1 for the stage that limits the run now, 0 for the others.", lambda s: _bottleneck(s), "stage"

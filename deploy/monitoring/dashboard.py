@@ -297,6 +297,18 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="run.log names environment, slot, step and field of each.",
         ),
         Panel(
+            "Numbers of info at an episode's end",
+            {"{{name}}": "shoal_episode_metric"},
+            "none",
+            note="Means over the last 256 episodes that had them, for example is_success.",
+        ),
+        Panel(
+            "Remarks on environments",
+            {"{{remark}}": "shoal_env_remarks_total"},
+            "none",
+            note="run.log has the first of each kind.",
+        ),
+        Panel(
             "Tokens without a place, per second",
             {"tokens": rate("shoal_ignored_tokens_total")},
             note="Tokens of features that the policy has no row for.",

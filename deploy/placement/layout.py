@@ -129,7 +129,7 @@ def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "
     if machine.actor_places is not None:
         return "disaggregated", "a cluster's rollout actors come and go; learner.num_learners shares updates, too"
     cores = machine.cores
-    if config.env.kwargs.get("vectorization") == "async":
+    if config.env.vectorization == "async":
         return "disaggregated", "the environments run in processes of their own, and acting waits for them"
     if cores > 1 and _num_learners(config, cores) < 2:
         return "disaggregated", (

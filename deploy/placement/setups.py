@@ -33,6 +33,7 @@ def make_worker_setup(
     return WorkerSetup(
         env_id=config.env.id,
         env_kwargs=config.env.kwargs,
+        env_options=config.env.options,
         num_envs=config.env.num_envs,
         unroll_length=config.actor.unroll_length,
         run_id=f"{run_id}-{session}",

@@ -61,6 +61,7 @@ class PreparedRun:
             "env_id": self.config.env.id,
             "env_kwargs": self.config.env.kwargs,
             "spaces": self.setup.env.spaces,
+            "env_options": dataclasses.asdict(self.config.env.options),
             "ledger": self.learner.queue.snapshot().to_json(),
             "mean_return": self.statistics.mean_return,
             "config": to_dict(self.config),
@@ -116,7 +117,7 @@ def _machine(config: Config, cluster: Cluster | None) -> Machine:
 
 
 def _setup(config: Config, run_dir: Path, layout: Layout, origin: Origin) -> LearnerSetup:
-    spec = make_env_spec(config.env.id, **config.env.kwargs)
+    spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     interface = match_names(config, origin, observation_of(spec), actions_of(spec))
     worker = make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
     return make_learner_setup(config, layout, worker, spec, run_dir / "skipped")

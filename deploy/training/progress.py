@@ -20,6 +20,7 @@ from shoal.deploy.monitoring.learning import Cause, LearningMonitor
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.records.json_lines import event
 from shoal.deploy.training.screen import Screen
+from shoal.envs.reading import reading
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -53,10 +54,13 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
         learners = f"{layout.num_learners}, {where}; {learners}"
     elif layout.placement == "disaggregated" and learner.path.device.type == "cpu":
         learners += f", gradient threads: {layout.num_threads}"
+    observations, actions = reading(run.setup.env)
     slots, steps = config.env.num_envs, config.actor.unroll_length
     return "\n".join(
         [
             f"Training {name} ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
+            f"  reads    {observations}",
+            f"  acts     {actions}",
             f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
             f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
             f"  metrics  {metrics_url or 'not served'}",

@@ -87,7 +87,8 @@ class RandomPlay:
             num_envs=max(SLOTS // self.num_agents, 2) * self.num_agents,
             max_env_steps=ENV_STEPS,
             enough=enough,
-            **in_one_process(self.setup.env_kwargs),
+            env_kwargs=self.setup.env_kwargs,
+            options=in_one_process(self.setup.env_options),
         )
         mean, half_width = confidence_interval(played.by_environment(played.returns))
         return None if math.isnan(mean) else Interval(mean, half_width)

@@ -70,6 +70,8 @@ def summarize(
             "max": recoveries.slowest if recoveries.count else None,
         },
         "env_faults": statistics.env_faults,
+        "episode_metrics": statistics.episode_metrics,
+        "env_remarks": dict(statistics.remarks),
         "skipped_updates": statistics.skipped_updates,
         "optimizer_steps": statistics.optimizer_steps,
         "lost_unrolls": trajectory_queue.lost_unrolls,

@@ -120,6 +120,7 @@ def import_weights(
         "session": 0,
         "env_id": env_id,
         "env_kwargs": {},
+        "env_options": {},
         "ledger": Ledger().to_json(),
         "mean_return": None,
         "config": to_dict(config),

@@ -67,12 +67,13 @@ class Bare:
     def __init__(self, config: Config, layout: Layout) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        spec = make_env_spec(config.env.id, **config.env.kwargs)
+        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
         self.slots, self.unroll = config.env.num_envs, config.actor.unroll_length
         batch_size = layout.share(0).batch_size
         self.setup = WorkerSetup(
             env_id=config.env.id,
             env_kwargs=config.env.kwargs,
+            env_options=config.env.options,
             num_envs=self.slots,
             unroll_length=self.unroll,
             run_id="bench",
@@ -80,7 +81,7 @@ class Bare:
             observation=observation_of(spec),
             actions=actions_of(spec),
         )
-        self.env = make_vector_env(config.env.id, self.slots, 0, **config.env.kwargs)
+        self.env = make_vector_env(config.env.id, self.slots, 0, config.env.options, **config.env.kwargs)
         shape = (self.slots,)
         self.rows = StepRows(
             np.zeros((self.slots, *spec.obs_shape), spec.obs_dtype),

@@ -64,10 +64,11 @@ class Stream:
         burn_in: int = 0,
         refresh_states: bool = False,
     ) -> None:
-        spec = make_env_spec(config.env.id, **config.env.kwargs)
+        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
         setup = WorkerSetup(
             env_id=config.env.id,
             env_kwargs=config.env.kwargs,
+            env_options=config.env.options,
             num_envs=config.env.num_envs,
             unroll_length=config.actor.unroll_length,
             run_id="bench",

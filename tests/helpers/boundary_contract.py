@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from make_env import make_env
 from shoal.envs.boundary import StepRows, VectorEnvironment
 from shoal.envs.reference import random_player
-from shoal.envs.registry import make_vector_env
 
 NUM_STEPS = 450
 
@@ -75,13 +75,13 @@ def check_seeds(adapter: tuple[str, int, dict[str, Any]], rollout: Rollout) -> N
     """Equal seeds give equal data, other seeds others."""
     env_id, slots, kwargs = adapter
     sequence = np.random.SeedSequence(7)
-    make_vector_env(env_id, slots, sequence, **kwargs).close()
-    env = make_vector_env(env_id, slots, sequence, **kwargs)
+    make_env(env_id, slots, sequence, **kwargs).close()
+    env = make_env(env_id, slots, sequence, **kwargs)
     again = Rollout(env, 60)
     env.close()
     np.testing.assert_array_equal(again.obs, rollout.obs[:, :61])
     np.testing.assert_array_equal(again.reward, rollout.reward[:, :60])
-    other = make_vector_env(env_id, slots, 8, **kwargs)
+    other = make_env(env_id, slots, 8, **kwargs)
     different = Rollout(other, 60)
     other.close()
     assert not np.array_equal(different.obs, rollout.obs[:, :61])

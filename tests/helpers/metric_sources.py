@@ -24,6 +24,8 @@ REPORTED = {
     "env_seconds": 0.5,
     "pack_seconds": 0.125,
     "ignored_tokens": 4,
+    "episode_metrics": {"is_success": [1.0, 0.0, 1.0, 1.0]},
+    "remarks": {"out_of_bounds": [3, "slot 2 left its bounds"]},
     "faults": ["slot 1 was restarted"],
 }
 
@@ -39,7 +41,10 @@ def make_sources() -> Sources:
     header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=3, statistics=REPORTED)
     trajectory = from_bytes(SMALL, to_bytes(SMALL, header, random_columns(SMALL, 4, 0)))
     statistics.policy_version = 5
-    assert statistics.add_reports(report_trajectories([trajectory], 5)) == ["slot 1 was restarted"]
+    restarted, remarked = statistics.add_reports(report_trajectories([trajectory], 5))
+    assert restarted == "slot 1 was restarted"
+    assert remarked.startswith("slot 2 left its bounds; ")
+    assert statistics.add_reports([]) == []
     for _ in range(PER_ACTOR - 1):
         statistics.data_share.add(0, 3)
     statistics.terms = {"policy_loss": -0.5}

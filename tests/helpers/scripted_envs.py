@@ -224,16 +224,14 @@ class ScriptedVector(VectorEnv[Any, Any, Any]):
                 answer[0] = answer[0][:, :2]
             case "obs dtype":
                 answer[0] = answer[0].astype("<U8")
-            case "obs bounds":
-                answer[0][2, 0] = 1e9
             case "reward nan":
                 answer[1][1] = np.nan
             case "reward huge":
                 answer[1][0] = 1e30
             case "reward shape":
-                answer[1] = answer[1][:, None]
-            case "terminated int":
-                answer[2] = answer[2].astype(np.int64)
+                answer[1] = np.stack([answer[1]] * 2, 1)
+            case "terminated two":
+                answer[2] = answer[2].astype(np.int64) + 2
             case "truncated shape":
                 answer[3] = answer[3][:1]
             case "short":

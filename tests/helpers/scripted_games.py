@@ -97,8 +97,8 @@ class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined] 
                     reward[agent] = float("nan")
                 case "no reward":
                     del reward[agent]
-                case "terminated int":
-                    terminated[agent] = 0  # type: ignore[assignment]  # the fault
+                case "terminated two":
+                    terminated[agent] = 2  # type: ignore[assignment]  # the fault
                 case "gone":
                     self.agents.remove(agent)
                 case "stranger":

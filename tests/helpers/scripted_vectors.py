@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from make_env import make_env
 from shoal.envs.boundary import StepRows, VectorEnvironment
 from shoal.envs.gym import GymEnvironment
-from shoal.envs.registry import make_vector_env
 
 ID = "scripted_envs:ScriptedLog-v0"
 MODES = [mode.name.lower() for mode in AutoresetMode]
@@ -23,7 +23,7 @@ SLOTS = 3
 def make(vectorization: str, mode: str, slots: int = SLOTS, **kwargs: Any) -> VectorEnvironment:
     """The scripted environment; only the single one is told its mode by us."""
     name = {"mode": mode.upper()} if vectorization == "native" else {"autoreset_mode": mode}
-    return make_vector_env(ID, slots, 0, vectorization=vectorization, **name, **kwargs)
+    return make_env(ID, slots, 0, vectorization=vectorization, **name, **kwargs)
 
 
 class Rows:
@@ -45,7 +45,7 @@ class Rows:
 @contextlib.contextmanager
 def environment(slots: int = 2, *, vectorization: str = "async", **kwargs: Any) -> Iterator[GymEnvironment]:
     """An environment, and after it no process of it."""
-    env = make_vector_env(ID, slots, 0, vectorization=vectorization, **kwargs)
+    env = make_env(ID, slots, 0, vectorization=vectorization, **kwargs)
     assert isinstance(env, GymEnvironment)
     processes: list[int] = []
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.actors.rollout import trajectory_spec
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.envs.config import split_options
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.policy.trajectory import TrajectorySpec
 
@@ -31,10 +32,12 @@ SHARED = tuple(setting for setting in SMALL if not setting.startswith(("learner.
 
 
 def make_setup(env_id: str, *, num_envs: int = 4, unroll_length: int = 8, seed: int = 0, **kwargs: Any) -> WorkerSetup:
-    spec = make_env_spec(env_id, **kwargs)
+    own, options = split_options(kwargs)
+    spec = make_env_spec(env_id, options, **own)
     return WorkerSetup(
         env_id=env_id,
-        env_kwargs=kwargs,
+        env_kwargs=own,
+        env_options=options,
         num_envs=num_envs,
         unroll_length=unroll_length,
         run_id="test",
@@ -45,7 +48,7 @@ def make_setup(env_id: str, *, num_envs: int = 4, unroll_length: int = 8, seed: 
 
 
 def make_spec(setup: WorkerSetup) -> TrajectorySpec:
-    envs = make_vector_env(setup.env_id, setup.num_envs, 0, **setup.env_kwargs)
+    envs = make_vector_env(setup.env_id, setup.num_envs, 0, setup.env_options, **setup.env_kwargs)
     envs.close()
     return trajectory_spec(envs.spec, setup.unroll_length)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from make_env import env_spec
 from scripted_vectors import ID, MODES, Rows, environment, is_alive, process_ids, step
 from shoal.envs.boundary import EnvironmentFault
-from shoal.envs.registry import make_env_spec
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -138,8 +138,8 @@ def test_an_exception_in_the_middle_of_a_step_leaves_nothing(tmp_path: Path) -> 
 
 def test_asking_for_the_spec_starts_no_process() -> None:
     """Catches processes that are started to look at spaces."""
-    spec = make_env_spec(ID, vectorization="async")
-    assert spec == make_env_spec(ID)
+    spec = env_spec(ID, vectorization="async")
+    assert spec == env_spec(ID)
     with environment() as env:
         assert process_ids(env) == []
 
@@ -148,10 +148,10 @@ PARENT = """
 import sys, time
 import numpy as np
 from scripted_vectors import Rows
-from shoal.envs.registry import make_vector_env
+from make_env import make_env
 
 kwargs = {"how": "hangs", "at": 2, "marker": sys.argv[1]}
-env = make_vector_env("scripted_envs:ScriptedLog-v0", 2, 0, vectorization="async", **kwargs)
+env = make_env("scripted_envs:ScriptedLog-v0", 2, 0, vectorization="async", **kwargs)
 rows = Rows(env).rows
 env.reset(rows.obs)
 env.step(np.zeros(2, int), rows)

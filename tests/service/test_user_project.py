@@ -333,7 +333,7 @@ def test_evaluation_during_training(from_wheel: Installation, project: Path) -> 
 
 def test_environments_in_processes_of_their_own(editable: Installation, project: Path) -> None:
     """Catches environment processes that find another ``envs`` than the process that started them."""
-    editable.train("mode=inline", "env.kwargs={vectorization: async}", cwd=project)
+    editable.train("mode=inline", "env.vectorization=async", cwd=project)
 
 
 def test_a_pettingzoo_game_of_the_user(editable: Installation, project: Path) -> None:

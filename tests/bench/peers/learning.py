@@ -82,7 +82,7 @@ def ours(task: str, seed: int) -> tuple[list[str], dict[str, str]]:
     recipe = LEARNING
     settings = {
         "env.id": f"vector_env:{task}-v0",
-        "env.kwargs": "{vectorization: native}",
+        "env.vectorization": "native",
         "env.num_envs": SLOTS,
         "actor.unroll_length": recipe.unroll,
         "policy.initialization.lstm_bias": "zeros",

@@ -47,10 +47,9 @@ def train(row: Row, asked: Asked, directory: Path, python: Path) -> Trial:
     """
     settings = recommended(asked.system, asked.row) or {}
     entry = settings.pop("entry")
-    ours = ("vectorization", "wrappers")
     question = {
         "env_id": row.env_id,
-        "env_kwargs": settings.pop("env_kwargs", {k: v for k, v in row.env_kwargs.items() if k not in ours}),
+        "env_kwargs": settings.pop("env_kwargs", {}),
         "env_steps": asked.budget,
         "seed": asked.seed,
         "settings": settings,

@@ -22,7 +22,8 @@ class Row:
     env_steps: int
     """The budget: what is reached later does not count."""
     seeds: int
-    env_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    env_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of ``env`` besides its defaults."""
     recipe: str = ""
     """A configuration by name, where the default settings are not meant for the environment."""
     needs: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ ROWS = {
         Row(
             name="minigrid-empty",
             env_id="minigrid:MiniGrid-Empty-5x5-v0",
-            env_kwargs=FLAT_VIEW,
+            env_options=FLAT_VIEW,
             threshold=0.9,
             env_steps=100_000,
             seeds=MANY,
@@ -114,7 +115,7 @@ ROWS = {
         Row(
             name="minigrid-doorkey",
             env_id="minigrid:MiniGrid-DoorKey-5x5-v0",
-            env_kwargs=FLAT_VIEW,
+            env_options=FLAT_VIEW,
             threshold=0.9,
             env_steps=500_000,
             seeds=SEVERAL,
@@ -123,7 +124,7 @@ ROWS = {
         Row(
             name="minigrid-memory",
             env_id="minigrid:MiniGrid-MemoryS7-v0",
-            env_kwargs=FLAT_VIEW,
+            env_options=FLAT_VIEW,
             threshold=0.9,
             env_steps=2_000_000,
             seeds=SEVERAL,
@@ -142,7 +143,7 @@ ROWS = {
         Row(
             name="pong",
             env_id="ale_py:ALE/Pong-v5",
-            env_kwargs={"vectorization": "native"},
+            env_options={"vectorization": "native"},
             threshold=18,
             env_steps=10_000_000,
             seeds=1,

@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 
-from shoal.deploy.evaluation.intervals import confidence_interval
+from shoal.deploy.monitoring.intervals import confidence_interval
 
 from suite.rows import Row
 from suite.trial import Asked, Trial

@@ -75,8 +75,7 @@ class Trial:
 def command(row: Row, asked: Asked, run_dir: Path) -> list[str]:
     """``shoal train`` as a user writes it; metrics are written every second, for the sake of the curve alone."""
     words = ["train", *(("--config", asked.recipe) if asked.recipe else ()), f"env.id={row.env_id}"]
-    if row.env_kwargs:
-        words.append(f"env.kwargs={json.dumps(row.env_kwargs)}")
+    words += [f"env.{name}={json.dumps(value)}" for name, value in row.env_options.items()]
     words += [f"total_env_steps={asked.budget}", f"seed={asked.seed}", f"run_dir={run_dir}"]
     return [*words, "metrics.port=-1", "log.every_seconds=1", *asked.settings]
 

@@ -1,0 +1,58 @@
+"""Says in a line how an environment's observations are read and how its actions are taken."""
+
+from __future__ import annotations
+
+from shoal.envs.boundary import ContinuousActions, EnvSpec, ImageSpace, TokenSpace
+
+_MOST_CHARACTERS = 160
+
+
+def reading(spec: EnvSpec) -> tuple[str, str]:
+    """(observations, actions) in words, for the first lines of a run and for ``shoal doctor``."""
+    return _observations(spec), _actions(spec)
+
+
+def _observations(spec: EnvSpec) -> str:
+    space = spec.observation
+    if isinstance(space, TokenSpace):
+        named = sum(map(bool, space.feature_names))
+        found = f"tokens of {named} features in a window of {space.width} x {space.height} cells, by a CNN"
+    elif isinstance(space, ImageSpace):
+        channels = f"{space.channels} channel" + "s" * (space.channels > 1)
+        found = (
+            f"an image ({_layout(space)}) of {space.height} x {space.width} pixels with {channels}, "
+            f"divided by {space.scale:g}, by a CNN"
+        )
+    else:
+        found = f"{space.size:,} number" + "s" * (space.size > 1)
+    if not spec.declared:
+        return found
+    short = spec.declared if len(spec.declared) <= _MOST_CHARACTERS else spec.declared[: _MOST_CHARACTERS - 3] + "..."
+    return f"{short} as {found}"
+
+
+def _layout(image: ImageSpace) -> str:
+    """The layout of the environment's own array."""
+    match image.axes:
+        case (0, 1):
+            return "grey"
+        case (0, 1, 2):
+            return "channels last"
+        case (1, 2, 0):
+            return "channels first"
+        case (1, 2, 0, 3):
+            return "stacked frames, channels last"
+        case _:
+            return "stacked frames, channels first"
+
+
+def _actions(spec: EnvSpec) -> str:
+    actions = spec.actions
+    if isinstance(actions, ContinuousActions):
+        bounds = sorted(set(zip(actions.low, actions.high, strict=True)))
+        shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds[:3]) + ", ..." * (len(bounds) > 3)
+        return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}"
+    sizes = [len(names) for names in actions.names]
+    if actions.scalar:
+        return f"one of {sizes[0]}"
+    return f"{len(sizes)} choices at once, of " + ", ".join(map(str, sizes[:8])) + ", ..." * (len(sizes) > 8)

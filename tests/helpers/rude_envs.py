@@ -1,0 +1,113 @@
+"""Environments that change what belongs to the whole process, and print."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals")
+
+
+class Rude(gymnasium.Env[np.ndarray, int]):
+    """Changes ``what`` in ``when`` (``init``, ``reset`` or ``step``), and fails in later steps where it is not so."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, what: str = "", when: str = "init", lines: int = 0) -> None:
+        self.what, self.lines, self.t, self.when = what, lines, 0, when
+        self._maybe("init")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._maybe("reset")
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        if self.t > 1:
+            self._check()
+        self._maybe("step")
+        for line in range(self.lines):
+            print("debug", line)
+        # Needs gradients of its own, which inference mode would deny.
+        if not self.what or self.what == "autograd":
+            weight = torch.ones(2, requires_grad=True)
+            (weight * 3).sum().backward()
+            assert weight.grad is not None
+        return np.zeros(2, np.float32), 1.0, False, self.t == 50, {}
+
+    def _maybe(self, now: str) -> None:
+        if now != self.when:
+            return
+        match self.what:
+            case "dtype":
+                torch.set_default_dtype(torch.float64)
+            case "gradients":
+                torch.set_grad_enabled(False)
+            case "threads":
+                torch.set_num_threads(3)
+            case "directory":
+                os.chdir("/")
+            case "filters":
+                warnings.simplefilter("ignore", ResourceWarning)
+            case "signals":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def _check(self) -> None:
+        match self.what:
+            case "dtype":
+                assert torch.zeros(1).dtype == torch.float64
+            case "gradients":
+                assert not torch.is_grad_enabled()
+            case "threads":
+                assert torch.get_num_threads() == 3
+            case "directory":
+                assert os.getcwd() == "/"
+            case "filters":
+                assert warnings.filters[0][2] is ResourceWarning
+            case "signals":
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+gymnasium.register("Rude-v0", Rude)
+
+
+def parallel_env(**kwargs: Any) -> Any:
+    """The same as a game of one agent."""
+    from pettingzoo import ParallelEnv
+
+    class RudeGame(ParallelEnv):  # type: ignore[misc, type-arg]
+        possible_agents = ["a"]  # noqa: RUF012
+        metadata = {"name": "rude"}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.agents: list[str] = []
+            self.env = Rude(**kwargs)
+
+        def observation_space(self, agent: str) -> Any:
+            return self.env.observation_space
+
+        def action_space(self, agent: str) -> Any:
+            return self.env.action_space
+
+        def reset(self, seed: int | None = None, options: Any = None) -> Any:
+            self.agents = ["a"]
+            obs, info = self.env.reset(seed=seed)
+            return {"a": obs}, {"a": info}
+
+        def step(self, actions: dict[str, Any]) -> Any:
+            answer = self.env.step(actions["a"])
+            if answer[2] or answer[3]:
+                self.agents = []
+            return tuple({"a": part} for part in answer)
+
+    return RudeGame()

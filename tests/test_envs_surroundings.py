@@ -1,0 +1,174 @@
+"""What environments do to the process they run in stays with them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rude_envs import EVERY
+from scripted_vectors import Rows
+from service import make_setup
+from shoal.envs.boundary import VectorEnvironment
+from shoal.envs.config import AdapterOptions
+from shoal.envs.registry import make_env_spec, make_vector_env
+from shoal.envs.surroundings import CHANGED, PRINTED, SHOWN_LINES, Surroundings
+from shoal.policy.trajectory import from_bytes
+from shoal.policy.weights import flatten_weights
+
+HOWS = ("sync", "pettingzoo")
+
+
+def make(how: str, **kwargs: Any) -> VectorEnvironment:
+    if how == "pettingzoo":
+        pytest.importorskip("pettingzoo")
+        return make_vector_env("pettingzoo:rude_envs:parallel_env", 2, 0, **kwargs)
+    return make_vector_env("rude_envs:Rude-v0", 2, 0, AdapterOptions(vectorization=how), **kwargs)  # type: ignore[arg-type]
+
+
+def settings() -> tuple[Any, ...]:
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        os.getcwd(),
+        list(warnings.filters),
+        signal.getsignal(signal.SIGTERM),
+        sys.stdout,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Any:
+    """A test that fails leaves nothing behind for others."""
+    before = settings()
+    with warnings.catch_warnings():
+        yield
+    torch.set_default_dtype(before[0])
+    torch.set_grad_enabled(before[1])
+    torch.set_num_threads(before[2])
+    os.chdir(before[3])
+    signal.signal(signal.SIGTERM, before[5])
+
+
+@pytest.mark.parametrize("when", ["init", "reset", "step"])
+@pytest.mark.parametrize("what", EVERY)
+@pytest.mark.parametrize("how", HOWS)
+def test_settings_of_the_process_are_kept_apart(how: str, what: str, when: str) -> None:
+    """Catches a default type of float64 that the policy is then computed with, and an environment that does not find
+    again what it set: ``Rude`` fails where it does not.
+    """
+    before = settings()
+    env = make(how, what=what, when=when)
+    rows = Rows(env).rows
+    assert settings() == before
+    env.reset(rows.obs)
+    assert settings() == before
+    for _ in range(5):
+        env.step(np.zeros(2, np.int64), rows)
+        assert settings() == before
+    assert env.faults == []
+    told = env.reports.take()  # type: ignore[attr-defined]
+    if what == "filters":
+        assert not told
+    else:
+        assert told.counts[CHANGED] == 1
+        assert f"{env.spec.env_id} changes" in told.examples[CHANGED]
+    env.close()
+    assert settings() == before
+
+
+def test_asking_for_a_spec_changes_nothing() -> None:
+    """Catches a check before the start that leaves the process as the environment's constructor made it."""
+    before = settings()
+    make_env_spec("rude_envs:Rude-v0", what="dtype")
+    assert settings() == before
+
+
+def test_environments_may_compute_gradients() -> None:
+    """Catches environments that are stepped in torch's inference mode: alone they work, in training they fail."""
+    setup = make_setup("rude_envs:Rude-v0", num_envs=2, unroll_length=4, what="autograd")
+    worker = setup.make_worker(0, 0)
+    for _ in range(2):
+        payload = worker.rollout(flatten_weights(setup.make_policy(), 0))
+    worker.close()
+    assert from_bytes(worker.spec, payload).header.statistics["faults"] == []
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_environments_print_is_shown_a_little_and_counted(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Catches 10,867 lines that drown the progress of a run."""
+    env = make(how, lines=5)
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    print("ours")
+    for _ in range(4):
+        env.step(np.zeros(2, np.int64), rows)
+    env.close()
+    print("ours again")
+    out, err = capfd.readouterr()
+    assert out == "ours\nours again\n"
+    lines = err.splitlines()
+    assert len(lines) == SHOWN_LINES
+    assert lines[0].endswith("prints: debug 0")
+    assert "not shown" in lines[-1]
+    told = env.reports.take()  # type: ignore[attr-defined]
+    assert told.counts == {PRINTED: 4 * 2 * 5}
+
+
+def test_processes_of_environments_print_little(capfd: pytest.CaptureFixture[str]) -> None:
+    """Catches the same from processes that share the standard output."""
+    env = make("async", lines=5)
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    for _ in range(4):
+        env.step(np.zeros(2, np.int64), rows)
+    assert env.reports.take().counts[PRINTED] >= 3 * 2 * 5  # type: ignore[attr-defined]
+    env.close()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len([line for line in err.splitlines() if "debug" in line]) == 2 * SHOWN_LINES
+
+
+def test_other_threads_print_as_ever() -> None:
+    """Catches progress lines that are taken for the environment's."""
+    output = io.StringIO()
+    surroundings = Surroundings("E")
+    with contextlib.redirect_stdout(output):
+        with surroundings:
+            thread = threading.Thread(target=lambda: print("progress"))
+            thread.start()
+            thread.join()
+            sys.stdout.flush()
+        print("after")
+    assert output.getvalue() == "progress\nafter\n"
+    assert not surroundings.reports
+
+
+def test_an_error_leaves_the_surroundings_too() -> None:
+    """Catches a change that stays because the environment failed after it."""
+    before = settings()
+    surroundings = Surroundings("E")
+
+    def lose() -> None:
+        with surroundings:
+            torch.set_default_dtype(torch.float64)
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        lose()
+    assert settings() == before
+    with surroundings:
+        assert torch.get_default_dtype() == torch.float64
+        torch.set_default_dtype(torch.float32)
+    with surroundings:
+        assert torch.get_default_dtype() == torch.float32
+    assert settings() == before
