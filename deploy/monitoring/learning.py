@@ -44,6 +44,8 @@ CAUSES: Mapping[Cause, str] = {
 
 FIRST_EPISODES = 2
 """Episodes of each slot, on average, that do not count: by then those that end are no longer mostly short ones."""
+ENOUGH_EPISODES = 6
+"""Episodes of each slot, on average, among which its first one carries no weight."""
 FEW_STEPS = 0.2
 """Sum of the learning rate over all optimizer steps. Adam moves a weight by about the learning rate in a step, so no
 weight has gone farther; weights begin with sizes around 0.1 to 1."""
@@ -213,7 +215,8 @@ class LearningMonitor:
                 env_steps=statistics.ledger.trained,
                 share_done=share_done,
                 returned=self._returned(),
-                settled=statistics.episodes >= len(statistics.returns) + FIRST_EPISODES * self._num_slots,
+                settled=statistics.episodes
+                >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,

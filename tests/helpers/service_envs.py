@@ -92,25 +92,4 @@ class Scripted(gymnasium.Env[np.ndarray, Any]):
         return np.array([self.seed >> 16, self.seed & 0xFFFF, self.episode, self.step_], np.float32)
 
 
-class Coin(gymnasium.Env[np.ndarray, int]):
-    """Ten tosses of a coin that no action changes: nothing can be learned. It shows the last toss and noise."""
-
-    observation_space = spaces.Box(-4.0, 4.0, (4,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.tosses = 0
-        return self._obs(0.0), {}
-
-    def step(self, action: int) -> Any:
-        self.tosses += 1
-        toss = float(self.np_random.integers(2))
-        return self._obs(toss), toss, self.tosses == 10, False, {}
-
-    def _obs(self, toss: float) -> np.ndarray:
-        return np.array([toss, *self.np_random.uniform(-1, 1, 3)], np.float32)
-
-
 gymnasium.register("Scripted-v0", "service_envs:Scripted")
-gymnasium.register("Coin-v0", Coin)
