@@ -12,6 +12,7 @@ from metric_sources import REPORTED, make_sources
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, random_columns
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
+from shoal.deploy.monitoring.learning import CAUSES
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import Histogram, RunStatistics
@@ -115,7 +116,7 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_learning") == holds
     blamed = values(families, "shoal_learning_problem")
     assert {cause for (cause,), number in blamed.items() if number} == {"few_steps"}
-    assert len(blamed) == 8
+    assert len(blamed) == len(CAUSES)
     assert values(families, "shoal_gradient_norm") == {("policy",): 0.25, ("value",): 4.0}
     assert values(families, "shoal_learning_rate") == {(): 1e-3}
     assert values(families, "shoal_optimizer_steps_total") == {(): 40}

@@ -118,7 +118,7 @@ def test_the_page_says_whether_it_learned(tmp_path: Path) -> None:
         "verdict": "no_better",
         "sentence": "return 21.9; KL 0.01",
         "cause": "value_loss",
-        "advice": "after all of it",
+        "advice": "after all",
     }
     ended = write_run(tmp_path / "ended", written, ended=summary(written[-1], random_return=21.5, learning=said))
     page = report(ended)

@@ -19,7 +19,15 @@ if TYPE_CHECKING:  # which imports torch, and a report does without
 Verdict = Literal["unknown", "better", "no_better", "worse"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Cause = Literal[
-    "no_signal", "few_steps", "clipping", "entropy_gone", "entropy_held", "value_loss", "stale_memory", "unclear"
+    "no_signal",
+    "few_steps",
+    "clipping",
+    "entropy_gone",
+    "entropy_held",
+    "dead_layers",
+    "value_loss",
+    "stale_memory",
+    "unclear",
 ]
 CAUSES: Mapping[Cause, str] = {
     "no_signal": "every episode returns the same",
@@ -27,6 +35,7 @@ CAUSES: Mapping[Cause, str] = {
     "clipping": "updates are refused by ratio clipping",
     "entropy_gone": "the policy stopped exploring",
     "entropy_held": "the entropy bonus keeps the policy random",
+    "dead_layers": "the policy's gradient does not come through the shared layers",
     "value_loss": "the value loss drowns the policy's",
     "stale_memory": "training starts from stale memories",
     "unclear": "none stands out",
@@ -35,6 +44,8 @@ CAUSES: Mapping[Cause, str] = {
 
 FIRST_EPISODES = 2
 """Episodes of each slot, on average, that do not count: by then those that end are no longer mostly short ones."""
+ENOUGH_EPISODES = 6
+"""Episodes of each slot, on average, among which its first one carries no weight."""
 FEW_STEPS = 0.2
 """Sum of the learning rate over all optimizer steps. Adam moves a weight by about the learning rate in a step, so no
 weight has gone farther; weights begin with sizes around 0.1 to 1."""
@@ -58,9 +69,11 @@ STRONG_BONUS = 0.1
 say: with theirs normalized to 1, a preference worth one standard deviation."""
 DROWNED = 20.0
 """Norm of the value loss' gradient over that of the policy's, through the parameters they share."""
-VANISHED = 1e-6
-"""A gradient of the policy that is as good as none: no other loss drowns it, it does not come through at all."""
-STALE = 0.8
+VANISHED = 1e-7
+"""Norm of the policy's gradient through them that is as good as none; that of a fresh policy is around 1e-3."""
+ALIVE = 1.0
+"""Norm of the value loss' gradient that layers let through only if they live."""
+STALE = 0.6
 """Relative distance of the states that training starts from to those of the newest weights."""
 SETTLED = 32
 """Updates after which that distance says something."""
@@ -202,7 +215,8 @@ class LearningMonitor:
                 env_steps=statistics.ledger.trained,
                 share_done=share_done,
                 returned=self._returned(),
-                settled=statistics.episodes >= len(statistics.returns) + FIRST_EPISODES * self._num_slots,
+                settled=statistics.episodes
+                >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,
@@ -311,10 +325,15 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
             f"a coefficient of {run.entropy_coef:g}. Lower learner.entropy_coef"
         )
     policy, value = (run.gradient_norms.get(loss, math.nan) for loss in ("policy", "value"))
-    if value > DROWNED * policy > VANISHED:
+    if policy < VANISHED and value < ALIVE:
+        return "dead_layers", (
+            "most likely units of the layers that policy and values share are dead: the policy's gradient through them "
+            f"is {policy:.1g}. Lower learner.learning_rate; shoal_dormant_units_ratio shows such units"
+        )
+    if value > DROWNED * policy:
         return "value_loss", (
-            f"most likely the value loss drowns the policy's: its gradient through the layers they share is "
-            f"{value / policy:,.0f} times as large. Lower learner.value_coef, or scale rewards "
+            "most likely the value loss drowns the policy's: its gradient through the layers they share is "
+            f"{value / policy if policy else math.inf:,.0f} times as large. Lower learner.value_coef, or scale rewards "
             "down"
         )
     if run.staleness is not None and run.staleness > STALE:
@@ -323,14 +342,9 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
             f"{run.staleness:.0%} from what the newest weights remember. Set actor.burn_in or "
             "learner.refresh_states, lower actor.max_policy_lag, or lower learner.learning_rate"
         )
-    signs = " Its entropy is still about the greatest." if entropy == "highest" else ""
-    if policy * DROWNED <= VANISHED:
-        signs += (
-            f" The policy's gradient does not come through the layers it shares with the values ({policy:.1g}): units "
-            "may be dormant (shoal_dormant_units_ratio), for which a lower learner.learning_rate helps."
-        )
+    undecided = " Its entropy is still about the greatest." if entropy == "highest" else ""
     return "unclear", (
-        f"no one cause stands out.{signs} It may need more steps or more exploration (learner.entropy_coef); "
+        f"no one cause stands out.{undecided} It may need more steps or more exploration (learner.entropy_coef); "
         "shoal report shows the course of the losses"
     )
 
