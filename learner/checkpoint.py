@@ -280,7 +280,7 @@ def _saved(path: Path) -> int | None:
         saved = _read_json(path / "state.json").get("saved", 0)
     except (OSError, ValueError):
         return None
-    return saved if _is_count(saved) else None
+    return int(saved) if _is_count(saved) else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -324,7 +324,7 @@ def _problem(state: Mapping[str, Any]) -> str | None:
 def _ledger_problem(ledger: Any) -> str | None:
     if not isinstance(ledger, dict) or not isinstance(dropped := ledger.get("dropped"), dict):
         return f"ledger must be a mapping with steps and dropped, got {ledger!r}"
-    steps = [ledger.get(name) for name in ("sampled", "trained", "in_flight")]
+    steps: list[Any] = [ledger.get(name) for name in ("sampled", "trained", "in_flight")]
     if not all(map(_is_count, [*steps, *dropped.values()])):
         return f"ledger must have whole numbers from 0 on, got {ledger!r}"
     if steps[0] != steps[1] + steps[2] + sum(dropped.values()):
