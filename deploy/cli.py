@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A character that the terminal's encoding lacks, in a file name perhaps, is written as an escape.
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(handlers=[WarningsHandler()])
-    code, lost = 0, None
+    code = 0
+    lost: OSError | ValueError | None = None
     try:
         code = options.command(options)
     except KeyboardInterrupt:

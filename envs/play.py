@@ -161,7 +161,8 @@ def play(
         name: np.array([each.get(name, np.nan) for each in numbers])
         for name in dict.fromkeys(name for each in numbers for name in each)
     }
-    return Episodes(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)), metrics)
+    arrays: list[Any] = [np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+    return Episodes(*arrays, metrics=metrics)
 
 
 class _Ended(NamedTuple):

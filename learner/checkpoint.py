@@ -318,7 +318,7 @@ def _saved(path: Path) -> int | None:
         saved = _read_json(path / "state.json").get("saved", 0)
     except (OSError, ValueError):
         return None
-    return saved if _is_count(saved) else None
+    return int(saved) if _is_count(saved) else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

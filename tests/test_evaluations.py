@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
 from rollouts import make_learner, small_policy
+from shoal.deploy.evaluation.evaluate import evaluation_setup
 from shoal.deploy.evaluation.evaluator import kept_state
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, read_evaluations
+from shoal.deploy.report.recorded_run import read_run
 from shoal.learner.checkpoint import Checkpoints
 from shoal.policy.weights import flatten_weights
 
@@ -102,3 +105,42 @@ def test_lines_that_no_run_wrote_are_passed_over(tmp_path):
     text = "\n".join(json.dumps(line) for line in lines) + "\n" + json.dumps({**good, "mean_length": 1e999}) + "\n"
     (tmp_path / "evaluation.jsonl").write_text(text + "[" * 100_000 + "\n")
     assert read_evaluations(tmp_path / "evaluation.jsonl") == [result(1, 0.2)]
+
+
+SAVED = {
+    "config": {"env": {"num_envs": 4}, "actor": {"unroll_length": 8}, "policy": {}},
+    "env_id": "",
+    "env_kwargs": {},
+    "mean_return": None,
+}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"config": []},
+        {"config": {"env": {}, "actor": {"unroll_length": 8}, "policy": {}}},
+        {"config": {"env": {"num_envs": 4}, "actor": None, "policy": {}}},
+        {"env_id": None},
+        {"env_kwargs": "x"},
+        {"mean_return": "3"},
+    ],
+)
+def test_a_state_of_another_shape_is_refused_by_evaluate(tmp_path, forged):
+    """A KeyError or TypeError in the face of who only wants to play a policy."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(make_learner(small_policy()), {**SAVED, **forged})
+    with pytest.raises(ValueError, match="was not saved by a run"):
+        evaluation_setup(checkpoints.latest(), num_envs=None, seed=0)
+    checkpoints.save(make_learner(small_policy()), SAVED)
+    with pytest.raises(ValueError, match="was imported for no environment"):
+        evaluation_setup(checkpoints.latest(), num_envs=None, seed=0)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.log", "evaluation.jsonl"])
+def test_a_pipe_in_a_run_directory_is_refused_by_report(tmp_path, name):
+    """A report that waits for ever for somebody to write."""
+    (tmp_path / "config.yaml").write_text("")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="is no regular file"):
+        read_run(tmp_path)

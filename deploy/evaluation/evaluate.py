@@ -155,6 +155,7 @@ def evaluation_setup(
         ValueError: the environment cannot be made, does not take so many slots, or has other features or actions
             (``policy.remap``).
     """
+    _check_saved_by_run(checkpoint)
     state = checkpoint.state
     config = state["config"]
     if remapping is None:
@@ -235,6 +236,28 @@ def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOp
         layout = layouts.get(state["policy"]["observation"]["kind"])
         options = dataclasses.replace(options, image_layout=layout or options.image_layout)
     return own, options
+
+
+def _check_saved_by_run(checkpoint: Checkpoint) -> None:
+    """Check what an evaluation reads beside the weights.
+
+    Raises:
+        ValueError: no run saved this.
+    """
+    state = checkpoint.state
+    config = state.get("config")
+    parts = config if isinstance(config, dict) else {}
+    env, actor = parts.get("env"), parts.get("actor")
+    fits = {
+        "config": isinstance(env, dict) and isinstance(actor, dict) and isinstance(parts.get("policy"), dict),
+        "config.env.num_envs": isinstance(env, dict) and isinstance(env.get("num_envs"), int),
+        "config.actor.unroll_length": isinstance(actor, dict) and isinstance(actor.get("unroll_length"), int),
+        "env_id": isinstance(state.get("env_id"), str),
+        "env_kwargs": isinstance(state.get("env_kwargs"), dict),
+        "mean_return": "mean_return" in state and isinstance(state["mean_return"], int | float | None),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise ValueError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(wrong)}, or has others")
 
 
 def _remapping(settings: Mapping[str, Any]) -> Remapping:

@@ -84,6 +84,9 @@ def read_run(path: Path) -> RecordedRun:
     marks = ("config.yaml", "summary.json", "checkpoints", "metrics.jsonl")
     if not path.is_dir() or not any((path / name).exists() for name in marks):
         raise ValueError(f"{path}: is no run directory: it has none of {', '.join(marks)}")
+    for name in ("metrics.jsonl", "run.log", "evaluation.jsonl"):
+        if (path / name).exists() and not (path / name).is_file():
+            raise ValueError(f"{path / name}: is no regular file")  # a pipe would never end
     if not metrics_file.exists():
         raise ValueError(
             f"{path}: has no metrics.jsonl, which a report is made of: the run is older than that file, was started "
@@ -126,7 +129,7 @@ def _config(text: str) -> dict[str, Any]:
 def _summary(path: Path, metrics: RecordedMetrics) -> dict[str, Any] | None:
     try:
         summary = json.loads(_text(path) or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     # A summary that is older than the last line, or has fewer steps, belongs to an earlier session.
     if not isinstance(summary, dict) or path.stat().st_mtime < metrics.time[-1] - 60:
