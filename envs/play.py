@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from shoal.envs.boundary import ReportingEnvironment, StepRows, VectorEnvironment
@@ -162,7 +162,7 @@ def play(
         for name in dict.fromkeys(name for each in numbers for name in each)
     }
     arrays: list[Any] = [np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)]
-    return Episodes(*arrays, metrics=metrics)
+    return Episodes(*arrays, metrics)
 
 
 class _Ended(NamedTuple):
