@@ -161,8 +161,11 @@ def play(
         name: np.array([each.get(name, np.nan) for each in numbers])
         for name in dict.fromkeys(name for each in numbers for name in each)
     }
-    arrays: list[Any] = [np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)]
-    return Episodes(*arrays, metrics)
+    names = [field.name for field in dataclasses.fields(Episodes) if field.name != "metrics"]
+    arrays: dict[str, Any] = {
+        name: np.array(column, dtype=dtype) for name, column, dtype in zip(names, columns, dtypes, strict=True)
+    }
+    return Episodes(**arrays, metrics=metrics)
 
 
 class _Ended(NamedTuple):
