@@ -194,7 +194,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel(
             "Data by actor",
             {"{{actor}}": "shoal_actor_data_share_ratio"},
-            "none",
+            "percentunit",
             decimals=2,
             note="Trained steps of the actor that gave least and of the one that gave most, divided by an equal share.",
         ),
