@@ -111,7 +111,7 @@ def test_a_name_calls_no_function(tmp_path: Path, options: AdapterOptions) -> No
 
 def test_something_else_than_an_environment_is_named(give: Callable[..., str]) -> None:
     """Catches an AttributeError deep in an adapter."""
-    with pytest.raises(ValueError, match="somewhere:<lambda>: expected one environment from .*, got list, which is"):
+    with pytest.raises(ValueError, match=r"somewhere:<lambda>: expected one environment from .*, got list, which"):
         make_env_spec(give(list))
     with pytest.raises(ValueError, match=r"got PresentVector, which steps all slots.*set env.vectorization=native"):
         make_env_spec(give(lambda: PresentVector(num_envs=1, case="endless")))
