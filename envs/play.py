@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from shoal.envs.boundary import ReportingEnvironment, StepRows, VectorEnvironment
@@ -155,13 +155,24 @@ def play(
         for one in together
     ]
     columns = zip(*found, strict=True) if found else ((),) * 7
-    dtypes = (np.int64, np.int64, np.float64, np.int64, np.bool_, np.uint32, np.bool_)
+    dtypes = {
+        "environment": np.int64,
+        "number": np.int64,
+        "returns": np.float64,
+        "lengths": np.int64,
+        "terminated": np.bool_,
+        "start": np.uint32,
+        "cut": np.bool_,
+    }
+    arrays: dict[str, Any] = {
+        name: np.array(column, dtype=dtype) for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
+    }
     numbers = [one.numbers for played in finished for together in played[:complete] for one in together]
     metrics = {
         name: np.array([each.get(name, np.nan) for each in numbers])
         for name in dict.fromkeys(name for each in numbers for name in each)
     }
-    return Episodes(*(np.array(column, dtype=dtype) for column, dtype in zip(columns, dtypes, strict=True)), metrics)
+    return Episodes(**arrays, metrics=metrics)
 
 
 class _Ended(NamedTuple):

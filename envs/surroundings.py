@@ -152,7 +152,8 @@ def _settings(known: _Settings | None = None) -> _Settings:
         torch.get_num_threads() if loaded and torch else None,
     )
     if known is not None:
-        return _Settings(*of_torch, *known[3:])
+        default_dtype, gradients, torch_threads = of_torch
+        return known._replace(default_dtype=default_dtype, gradients=gradients, torch_threads=torch_threads)
     try:
         directory = os.getcwd()
     except OSError:  # it is gone
