@@ -67,7 +67,7 @@ def test_all_problems_come_at_once() -> None:
 def test_arguments_of_wrappers_are_plain_data() -> None:
     """Catches a run that cannot write its configuration down."""
     wrapper = {"a:B": {"size": np.int64(3), "low": np.zeros(2)}}
-    with pytest.raises(shoal.ConfigError, match="env.wrappers.a:B.low: expected plain data"):
+    with pytest.raises(shoal.ConfigError, match=r"env.wrappers.a:B.low: expected plain data"):
         shoal.Config(env={"id": "CartPole-v1", "wrappers": [wrapper]})
     del wrapper["a:B"]["low"]
     assert shoal.Config(env={"id": "CartPole-v1", "wrappers": [wrapper]}).env.wrappers == [{"a:B": {"size": 3}}]
