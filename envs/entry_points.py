@@ -41,7 +41,7 @@ def entry_point_spec(env_id: str) -> EnvSpec | None:
     return EnvSpec(
         id=re.sub(r"[^\w:.-]", "_", env_id),
         entry_point=make if is_gymnasiums else EntryPoint(env_id, make),
-        vector_entry_point=make,  # type: ignore[arg-type]
+        vector_entry_point=make,
     )
 
 
