@@ -64,6 +64,15 @@ def test_all_problems_come_at_once() -> None:
     assert "got ndarray" in caught.value.problems[0]
 
 
+def test_arguments_of_wrappers_are_plain_data() -> None:
+    """Catches a run that cannot write its configuration down."""
+    wrapper = {"a:B": {"size": np.int64(3), "low": np.zeros(2)}}
+    with pytest.raises(shoal.ConfigError, match=r"env.wrappers.a:B.low: expected plain data"):
+        shoal.Config(env={"id": "CartPole-v1", "wrappers": [wrapper]})
+    del wrapper["a:B"]["low"]
+    assert shoal.Config(env={"id": "CartPole-v1", "wrappers": [wrapper]}).env.wrappers == [{"a:B": {"size": 3}}]
+
+
 def test_sections_dotted_keys_and_short_forms_say_the_same() -> None:
     """Catches one way of writing that is left out, or that replaces the rest of its section."""
     made = shoal.Config(env={"id": "recall"}, learner={"gamma": 0.9}, **{"learner.epochs": 2, "env.num_envs": 8})
@@ -148,7 +157,7 @@ def test_what_no_process_can_use_is_refused() -> None:
     class NoEnvironment:
         pass
 
-    with pytest.raises(shoal.ConfigError, match=r"env.id: expected a gymnasium.Env class.*NoEnvironment"):
+    with pytest.raises(shoal.ConfigError, match=r"env.id: expected a class of environments.*NoEnvironment"):
         shoal.Config(env=NoEnvironment)
     with pytest.raises(shoal.ConfigError, match=r"policy.kind: expected a subclass of shoal.RecurrentPolicy"):
         shoal.Config(policy=NoEnvironment)

@@ -85,7 +85,7 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        if key.endswith("kwargs"):
+        if key.endswith("kwargs") or key.startswith("env.wrappers."):
             return _arguments(key, value, problems)
         return {name: _plain(f"{key}.{name}", inner, problems) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -127,9 +127,8 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
     if key == "env.id":
         if isinstance(value, type) and not is_environment_class(value):
             problems.append(
-                f"env.id: expected a gymnasium.Env class, or a function that makes one, got {name_of(value)}; a "
-                "PettingZoo game is named pettingzoo:module:function, a gymnasium.vector.VectorEnv by the id that it "
-                "is registered with"
+                "env.id: expected a class of environments, with reset and step, or a function that makes one, got "
+                f"{name_of(value)}; a PettingZoo game is named pettingzoo:module:function"
             )
         return give_environment(value)
     from shoal.policy import RecurrentPolicy

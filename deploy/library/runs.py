@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.deploy.doctor import preflight
-from shoal.deploy.evaluation.evaluate import checkpoint_side, evaluation_setup, play_sides
+from shoal.deploy.evaluation.evaluate import MAX_EPISODE_STEPS, checkpoint_side, evaluation_setup, play_sides
 from shoal.deploy.library.acting import TrainedPolicy, load_policy
 from shoal.deploy.library.caller import deliver, process_state_kept, warnings_shown
 from shoal.deploy.library.config import Layer, make_config
@@ -132,6 +132,8 @@ def evaluate(
     *,
     env: str | Callable[..., Any] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
     greedy: bool = False,
     seed: int = 1,
     num_envs: int | None = None,
@@ -145,6 +147,8 @@ def evaluate(
         env: another environment than that of training, as ``shoal.train`` takes it; features and actions are matched by
             name.
         env_kwargs: arguments of the environment; without ``env`` they are added to those of training.
+        env_options: settings of ``env`` that differ from training, e.g. ``{"wrappers": []}``.
+        max_episode_steps: an episode that has not ended after so many steps is cut there and counts as it is.
         greedy: take the most probable action instead of sampling.
         seed: of environments and actions.
         num_envs: slots stepped together; None takes as many as in training.
@@ -161,7 +165,8 @@ def evaluate(
     """
     from shoal.actors.user_code import give_environment
 
-    for name, number in (("episodes", episodes), ("num_envs", num_envs), ("processes", processes)):
+    numbers = {"episodes": episodes, "num_envs": num_envs, "processes": processes}
+    for name, number in (numbers | {"max_episode_steps": max_episode_steps}).items():
         if number is not None and number < 1:
             raise ValueError(f"{name}={number} must be at least 1")
     with process_state_kept():
@@ -172,6 +177,7 @@ def evaluate(
             seed=seed,
             env_id=env if env is None or isinstance(env, str) else give_environment(env),
             env_kwargs=env_kwargs,
+            env_options=env_options,
         )
         side = checkpoint_side(checkpoint, setup, label=str(run_dir), greedy=greedy)
-        return play_sides([side], episodes, processes)[0]
+        return play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)[0]
