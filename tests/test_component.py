@@ -43,7 +43,7 @@ def problems_of(components, kind="component"):
         ("{critic_1: {size: 99999999}}", "Input should be less than or equal to 65536 (got 99999999)"),
         ("{critic_1: {size: wide}}", ".critic_1.size: Input should be a valid integer"),
         ("{critic_1: {sise: 9}}", ".critic_1.sise: unknown key; did you mean policy.components.critic_1.size?"),
-        ("{critic_1: {activation: gelu}}", "Input should be 'relu', 'tanh' or 'none' (got 'gelu')"),
+        ("{critic_1: {activation: gelu}}", "Input should be 'relu', 'tanh' or 'none' (got 'gelu'; did you mean relu?)"),
         ("{critic_1: {gain: 0}}", ".critic_1.gain: Input should be greater than 0 (got 0)"),
         ("{critic_1: 5}", ".critic_1: Input should be a dictionary"),
         ("{critic_1: {kind: liner}}", ".critic_1.kind: 'liner' is unknown; there are tokens_to_box,"),

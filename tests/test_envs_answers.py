@@ -240,7 +240,7 @@ def test_info_without_bounds_is_bounded() -> None:
     told |= {"ignored_tokens": 0, "faults": [], "remarks": {}}
     for k in range(5):
         metrics = {f"m{k}_{i}": [1.0, 2.0] for i in range(30)}
-        statistics.add_reports([TrajectoryReport({**told, "episode_metrics": metrics}, 0, 0)])
+        statistics.add_reports([TrajectoryReport(0, 0, {**told, "episode_metrics": metrics}, 0, 0)])
     assert len(statistics.episode_metrics) == MOST_METRICS
     assert statistics.episode_metrics["m0_0"] == 1.5
 
@@ -250,7 +250,7 @@ def test_remarks_are_said_once_and_counted() -> None:
     statistics = RunStatistics(Ledger())
     told = {"episode_returns": [], "episode_lengths": [], "policy_seconds": 0, "env_seconds": 0, "pack_seconds": 0}
     told |= {"ignored_tokens": 0, "faults": [], "episode_metrics": {}, "remarks": {OUT_OF_BOUNDS: [3, "E: obs is out"]}}
-    said = [message for _ in range(4) for message in statistics.add_reports([TrajectoryReport(told, 0, 0)])]
+    said = [message for _ in range(4) for message in statistics.add_reports([TrajectoryReport(0, 0, told, 0, 0)])]
     assert len(said) == 1
     assert said[0].startswith("E: obs is out")
     assert statistics.remarks == {OUT_OF_BOUNDS: 12}

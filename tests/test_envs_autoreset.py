@@ -167,7 +167,7 @@ def test_a_mode_may_be_declared_by_name(declares: str) -> None:
         ("reward nan", "slot 1, step 4: reward nan is not finite"),
         ("reward huge", r"slot 0, step 4: reward 1e\+30"),
         ("reward shape", r"all slots, step 4: reward is float64 \(3, 2\), must be numbers \(3,\)"),
-        ("terminated two", "slot 0, step 4: terminated is 2, must be a bool"),
+        ("terminated two", "slot 0, step 4: terminated is [23], must be a bool"),
         ("truncated shape", r"all slots, step 4: truncated is bool \(1,\), must be bool \(3,\)"),
     ],
 )

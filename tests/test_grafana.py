@@ -29,6 +29,7 @@ from rollouts import RUN, SMALL
 from shoal.deploy.monitoring import dashboard as monitoring
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
+from shoal.deploy.monitoring.grafana_json import SELECTION
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
@@ -155,7 +156,7 @@ def test_a_new_metric_gets_a_panel(
     *_, row, panel = monitoring.dashboard()["panels"]
     assert (row["type"], row["title"]) == ("row", "More")
     [target] = panel["targets"]
-    assert target["expr"] == expression % monitoring.SELECTION
+    assert target["expr"] == expression % SELECTION
     assert panel["fieldConfig"]["defaults"]["unit"] == unit
     assert "A new thing." in panel["description"]
 

@@ -223,8 +223,10 @@ def test_the_monitor_reads_the_statistics() -> None:
         "pack_seconds": 0.0,
         "ignored_tokens": 0,
         "faults": [],
+        "remarks": {},
+        "episode_metrics": {},
     }
-    statistics.add_reports([TrajectoryReport(reported, 0, 10)])
+    statistics.add_reports([TrajectoryReport(0, 0, reported, 0, 10)])
     monitor.random = Interval(2.0, 0.1)
     # All of them are first episodes of the slots.
     assert monitor.now(1.0).verdict == "unknown"

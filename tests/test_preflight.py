@@ -21,19 +21,19 @@ def problems_of(tmp_path: Path, *arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "start", "product"),
     [
-        (("env.num_envs=1e12",), "env.num_envs", "1,000,000,000,000 slots (env.num_envs) x 64 steps"),
-        (("env.num_envs=1e12", "mode=cluster"), "env.num_envs", "1,000,000,000,000 slots (env.num_envs) x 64 steps"),
+        (("env.num_envs=1e12",), "env.num_envs", "1,000,000,000,000 slots (env.num_envs) x 32 steps"),
+        (("env.num_envs=1e12", "mode=cluster"), "env.num_envs", "1,000,000,000,000 slots (env.num_envs) x 32 steps"),
         (
             ("actor.unroll_length=1e11",),
             "actor.unroll_length",
-            "64 slots (env.num_envs) x 100,000,000,000 steps",
+            "16 slots (env.num_envs) x 100,000,000,000 steps",
         ),
         # Small columns, but as many views of their rows.
         (("actor.unroll_length=1e10", "env.num_envs=1"), "actor.unroll_length", "27,939.7 GiB for its rows"),
         (("learner.batch_size=64e10",), "learner.batch_size", "(640,000,000,000 + "),
         (("learner.minibatches=999999937",), "learner.minibatches", "a batch of "),
-        (("actor.num_actors=1e9",), "actor.num_actors", "the unrolls of 1,000,000,000 actors x 64 slots"),
-        (("learner.num_learners=1e9",), "learner.num_learners", "the unrolls of 1,000,000,000 actors x 64 slots"),
+        (("actor.num_actors=1e9",), "actor.num_actors", "the unrolls of 1,000,000,000 actors x 16 slots"),
+        (("learner.num_learners=1e9",), "learner.num_learners", "the unrolls of 1,000,000,000 actors x 16 slots"),
     ],
 )
 def test_more_than_the_memory_is_refused(tmp_path: Path, arguments: tuple[str, ...], start: str, product: str) -> None:
@@ -54,7 +54,7 @@ def test_a_column_that_arrow_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_what_fits_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a product that counts too much: refused is a run from one byte less than it holds."""
-    config, _ = load_config((), ["env.id=recall", "mode=cluster"])
+    config, _ = load_config((), ["env.id=recall", "mode=cluster", "env.num_envs=64", "actor.unroll_length=64"])
     slot = memory.trajectory_spec(make_env_spec("recall"), 64).num_bytes(64)
     needed = 3 * slot + 64 * memory.ROW_BYTES
     for size, number in ((needed, 0), (needed - 1, 1)):

@@ -18,7 +18,6 @@ from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.deploy.cli import main
 from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
 from shoal.deploy.settings.load import load_config, to_dict
-from shoal.deploy.training import summary
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
 from shoal.policy import FastPolicy, ImageObservation, RecurrentPolicy, TokenObservation, VectorObservation
@@ -435,6 +434,7 @@ def train(run: Path, *settings: str, steps: int, **kwargs: Any) -> dict[str, Any
         "learner.learning_rate=1e-5",
     ]
     fixed += [
+        "evaluation.random_seconds=0",
         "learner.batch_size=8",
         "actor.num_actors=1",
         f"env.kwargs={json.dumps(kwargs)}",
@@ -446,12 +446,11 @@ def train(run: Path, *settings: str, steps: int, **kwargs: Any) -> dict[str, Any
 
 
 def test_a_resumed_run_reads_another_order_with_its_own_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches a learner or actors that take the order of the new environment for that of the weights, and a checkpoint
     that forgets which order its weights have: wrong at the second resume.
     """
-    monkeypatch.setattr(summary, "RANDOM_EPISODES", 8)
     saved(tmp_path / "first")
     resume = f"resume={tmp_path / 'first'}"
     same = train(tmp_path / "same", resume, steps=150)

@@ -9,24 +9,18 @@ of ``ROWS`` shows.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry
+from shoal.deploy.monitoring.grafana_json import SAMPLES, Json, annotation, panel_json, variables
 from shoal.deploy.monitoring.panels import Panel, buckets, mean, rate, term
 from shoal.learner.parity_check import TOLERANCE
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
-SELECTION = 'job="$job", instance="$instance"'
-"""Labels added to each metric of an expression: they select the run that the variables name."""
 COLUMNS = 24
-_SAMPLES = re.compile(r"\b(shoal_\w+|process_\w+|scrape_\w+|up|ALERTS)\b(?:\{([^}]*)\})?")
-_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-
-Json = dict[str, Any]
 
 
 def _number(title: str, expression: str, unit: str = "short", **more: Any) -> Panel:
@@ -401,15 +395,15 @@ def dashboard() -> Json:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "annotations": {"list": [_annotation()]},
-        "templating": {"list": list(_variables())},
+        "annotations": {"list": [annotation()]},
+        "templating": {"list": list(variables())},
         "panels": list(_placed({title: panels for title, panels in rows.items() if panels})),
     }
 
 
 def catalogued(expression: str) -> set[CatalogueEntry]:
     """Return the metrics of the catalogue that an expression reads."""
-    names = {name for name, _ in _SAMPLES.findall(expression)}
+    names = {name for name, _ in SAMPLES.findall(expression)}
     return {entry for entry in CATALOGUE if names & _sample_names(entry)}
 
 
@@ -424,6 +418,12 @@ def _shown(rows: Mapping[str, Sequence[Panel]]) -> Iterator[CatalogueEntry]:
         for panel in panels:
             for expression in panel.queries.values():
                 yield from catalogued(expression)
+
+
+def _description(panel: Panel) -> str:
+    shown = set(_shown({"": [panel]}))
+    helps = [f"`{entry.name}`: {entry.help}" for entry in CATALOGUE if entry in shown]
+    return "\n\n".join(filter(None, (panel.note, *helps)))
 
 
 def _panel_of(entry: CatalogueEntry) -> Panel:
@@ -461,135 +461,13 @@ def _placed(rows: Mapping[str, Sequence[Panel]]) -> Iterator[Json]:
             number += 1
             if left + panel.width > COLUMNS:
                 left, top, height = 0, top + height, 0
-            yield {"id": number, "gridPos": {"x": left, "y": top, "w": panel.width, "h": panel.height}, **_json(panel)}
+            yield {
+                "id": number,
+                "gridPos": {"x": left, "y": top, "w": panel.width, "h": panel.height},
+                **panel_json(panel, _description(panel)),
+            }
             left, height = left + panel.width, max(height, panel.height)
         top += height
-
-
-def _json(panel: Panel) -> Json:
-    shown = set(_shown({"": [panel]}))
-    helps = [f"`{entry.name}`: {entry.help}" for entry in CATALOGUE if entry in shown]
-    return {
-        "type": panel.kind,
-        "title": panel.title,
-        "description": "\n\n".join(filter(None, (panel.note, *helps))),
-        "datasource": _SOURCE,
-        "targets": [
-            _target(panel, reference, legend, expression)
-            for reference, (legend, expression) in zip("ABCDEFGH", panel.queries.items(), strict=False)
-        ],
-        "fieldConfig": {"defaults": _field(panel), "overrides": []},
-        "options": _options(panel),
-        **({"transformations": [_labels_only()]} if panel.kind == "table" else {}),
-    }
-
-
-def _target(panel: Panel, reference: str, legend: str, expression: str) -> Json:
-    now = panel.kind in ("table", "bargauge")
-    return {
-        "refId": reference,
-        "datasource": _SOURCE,
-        "expr": _of_the_run(expression),
-        "legendFormat": legend or panel.title,
-        "format": {"table": "table", "heatmap": "heatmap"}.get(panel.kind, "time_series"),
-        "editorMode": "code",
-        "instant": now,
-        "range": not now,
-    }
-
-
-def _of_the_run(expression: str) -> str:
-    return _SAMPLES.sub(lambda found: f"{found[1]}{{{', '.join(filter(None, (SELECTION, found[2])))}}}", expression)
-
-
-def _field(panel: Panel) -> Json:
-    steps: list[Json] = [{"color": "green", "value": None}]
-    if panel.bad_above is not None:
-        steps.append({"color": "red", "value": panel.bad_above})
-    field: Json = {
-        "unit": panel.unit,
-        "color": {"mode": "thresholds" if panel.kind == "stat" else "palette-classic"},
-        "thresholds": {"mode": "absolute", "steps": steps},
-    }
-    if panel.decimals is not None:
-        field["decimals"] = panel.decimals
-    if panel.when_empty:
-        field["noValue"] = panel.when_empty
-    if panel.share:
-        field |= {"min": 0, "max": 1}
-    if panel.kind == "timeseries":
-        field["custom"] = {
-            "lineWidth": 1,
-            "fillOpacity": 30 if panel.stacked else 5,
-            "showPoints": "auto",
-            "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
-            "scaleDistribution": {"type": "log", "log": 10} if panel.log else {"type": "linear"},
-            "thresholdsStyle": {"mode": "off" if panel.bad_above is None else "dashed"},
-        }
-    return field
-
-
-def _options(panel: Panel) -> Json:
-    last = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-    match panel.kind:
-        case "stat":
-            return {"reduceOptions": last, "colorMode": "value", "graphMode": "area", "textMode": "value"}
-        case "bargauge":
-            return {"reduceOptions": last, "orientation": "horizontal", "displayMode": "basic", "showUnfilled": True}
-        case "heatmap":
-            return {
-                "calculate": False,
-                "cellGap": 1,
-                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
-                "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
-                "tooltip": {"mode": "single", "yHistogram": True},
-                "legend": {"show": True},
-            }
-        case "table":
-            return {"showHeader": True, "cellHeight": "sm"}
-    return {
-        "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
-        "tooltip": {"mode": "multi", "sort": "desc"},
-    }
-
-
-def _labels_only() -> Json:
-    hidden = ("Time", "Value", "__name__", "job", "instance")
-    return {"id": "organize", "options": {"excludeByName": dict.fromkeys(hidden, True)}}
-
-
-def _annotation() -> Json:
-    firing = _of_the_run('ALERTS{alertname=~"Shoal.+", alertstate="firing"}')
-    return {
-        "name": "Alerts",
-        "datasource": _SOURCE,
-        "enable": True,
-        "iconColor": "red",
-        "target": {"refId": "Anno", "expr": firing, "interval": "15s"},
-        "titleFormat": "{{alertname}}",
-        "textFormat": "{{severity}}",
-    }
-
-
-def _variables() -> Iterator[Json]:
-    yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
-    for name, label, query in (
-        ("job", "Job", "label_values(shoal_policy_version, job)"),
-        ("instance", "Run", 'label_values(shoal_policy_version{job="$job"}, instance)'),
-    ):
-        yield {
-            "name": name,
-            "label": label,
-            "type": "query",
-            "datasource": _SOURCE,
-            "query": {"query": query, "refId": name},
-            "definition": query,
-            # Over the time range of the page, so that runs that have ended are listed.
-            "refresh": 2,
-            "sort": 1,
-            "multi": False,
-            "includeAll": False,
-        }
 
 
 def rendered() -> str:

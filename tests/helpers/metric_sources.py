@@ -43,7 +43,7 @@ def make_sources() -> Sources:
     statistics.policy_version = 5
     restarted, remarked = statistics.add_reports(report_trajectories([trajectory], 5))
     assert restarted == "slot 1 was restarted"
-    assert remarked.startswith("slot 2 left its bounds; ")
+    assert remarked.startswith("slot 2 left its bounds (said once; ")
     assert statistics.add_reports([]) == []
     for _ in range(PER_ACTOR - 1):
         statistics.data_share.add(0, 3)
