@@ -99,7 +99,8 @@ def in_time(
         if begun >= 0:
             # It needs a place that was free when it began, or that another one left to it that was back first but could
             # have begun later. Else it begins when there is a place.
-            place = bisect.bisect_right(free_since, now - quickest) - 1
+            # The tie makes one that begins in the first free place find it, whatever the sums were rounded to.
+            place = bisect.bisect_right(free_since, now - quickest + tie) - 1
             if place < 0:
                 if free_since:
                     start(free_since[0], usual)
