@@ -24,6 +24,7 @@ from shoal.envs.reading import reading
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
+from shoal.policy.actions import Discrete
 
 if TYPE_CHECKING:
     from shoal.deploy.training.prepared_run import PreparedRun
@@ -61,11 +62,32 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
             f"Training {name} ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
             f"  reads    {observations}",
             f"  acts     {actions}",
+            f"  learns   {_update(run)}",
             f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
             f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
             f"  metrics  {metrics_url or 'not served'}",
             f"  run      {run.run_dir}",
         ]
+    )
+
+
+def _update(run: PreparedRun) -> str:
+    """The settings of the update that matter most, those that ``auto`` chose among them."""
+    learner, policy = run.learner.learner, run.learner.learner.policy
+    settings = learner.config
+    steps = settings.epochs * settings.minibatches
+    rate = f"learning rate {'up to ' if settings.desired_kl else ''}{settings.learning_rate:g}"
+    chosen = ""
+    if run.config.learner.entropy_coef == "auto":
+        chosen = " (discrete actions)" if isinstance(policy.actions, Discrete) else " (continuous actions)"
+    units = [
+        name
+        for name, part in (("observations", policy.vector_normalizer), ("values", policy.value_scale))
+        if part is not None
+    ]
+    return (
+        f"{steps} optimizer step{'s' * (steps > 1)} per batch, {rate}, gamma {settings.gamma:g}, entropy bonus "
+        f"{settings.entropy_coef:g}{chosen}, {' and '.join(units) or 'nothing'} normalized"
     )
 
 
