@@ -38,9 +38,11 @@ os.environ.update(
     # Ray's workers and our own subprocesses import this checkout and the environments of tests.
     PYTHONPATH=os.pathsep.join(filter(None, (str(SOURCE), str(HELPERS), os.environ.get("PYTHONPATH")))),
 )
-# Started in the background by a script, pytest inherits SIGINT ignored; all that tests start would ignore it, too.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Started in the background by a script, pytest inherits SIGINT ignored, and by nohup SIGHUP; all that tests start would
+# ignore them, too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # A token or an address of the developer's own cluster must not reach the tests.
 for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
     os.environ.pop(name, None)

@@ -89,7 +89,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("run_dir=/proc/shoal/run", "run_dir: cannot write"),
         ("run_dir=/dev/null", "run_dir: /dev/null is a file"),
         (f"run_dir={'x' * 300}", "File name too long"),
-        ("resume=/dev/null", "resume: no checkpoint in /dev/null"),
+        ("resume=/dev/null", "resume: /dev/null is no directory"),
         ("policy.embedding_rows=3", "raise embedding_rows to 4"),
         ("learner.regularization.clip_overrides={lstn: 2}", "clip_overrides names ['lstn']"),
         ("learner.device=cuda", "learner.device: device=cuda is not available here"),
