@@ -332,8 +332,8 @@ def test_doctor_explains_and_starts_nothing(tmp_path: Path, capsys: pytest.Captu
     assert main(["doctor", f"run_dir={run}", "env.id=recall", "learner.num_learners=3", "metrics.port=0"]) == 0
     said = capsys.readouterr().out
     assert "colocated: learner.num_learners=3" in said
-    assert "3, each acting on 64 slots" in said
-    assert "192 segments x 64 steps = 12,288 environment steps" in said
+    assert "3, each acting on 16 slots" in said
+    assert "48 segments x 32 steps = 1,536 environment steps" in said
     assert said.endswith("ready\n")
     arguments = ["env.id=recall", "learner.num_learners=3", "actor.num_actors=4", "metrics.port=0"]
     assert main(["doctor", f"run_dir={run}", *arguments]) == 2
