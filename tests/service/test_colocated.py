@@ -137,7 +137,7 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
 
     whole = RolloutWorker.rollout
     monkeypatch.setattr(RolloutWorker, "rollout", rollout)
-    result = learner.step()
+    result = learner.step(None)
     assert result.replaced == (("error", "the worker of actor 3 is replaced: EnvironmentFault: broken"),)
     assert result.lost_unrolls == 1
     assert result.step.ledger.sampled == result.step.ledger.trained > 0

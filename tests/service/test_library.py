@@ -267,7 +267,8 @@ def test_a_trained_policy_acts_as_the_network_does(tmp_path: Path) -> None:
     assert np.allclose(np.array(together), np.array(alone), atol=1e-6)
     with torch.inference_mode():
         unrolled, _ = policy.network.unroll(torch.from_numpy(obs), torch.from_numpy(is_first))
-    means = policy.network.actions.mode(unrolled.logits).clamp(-2, 2).numpy()
+    # [-1, 1] stands for the torques from -2 to 2.
+    means = (2 * policy.network.actions.mode(unrolled.logits)).clamp(-2, 2).numpy()
     assert np.allclose(np.array(together), means, atol=1e-5)
     # A state that is taken out and put back goes on where it was.
     expected = policy.act(obs[0], [7, 8])

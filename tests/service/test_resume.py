@@ -46,13 +46,13 @@ def test_a_resumed_run_says_so_and_a_fork_is_a_run_of_its_own(
     assert "Nothing was trained: the run has its total_env_steps=800 already" in out
     assert "Done." not in out
 
-    changed = "policy.initialization.lstm_bias=zeros"
+    changed = "policy.initialization.lstm_bias=ones"
     assert main(arguments(fork, f"resume={run}", "total_env_steps=1200", changed)) == 0
     forked = find_checkpoint(fork)
     assert forked.state["run_id"] != first.state["run_id"]
     assert forked.state["ledger"]["trained"] >= 1200
     assert f"of run {first.state['run_id']}, as the new run {forked.state['run_id']}" in said(fork)
-    assert "policy.initialization.lstm_bias=zeros has no effect" in said(fork)
+    assert "policy.initialization.lstm_bias=ones has no effect" in said(fork)
     assert "has no effect" not in said(run)
     # Weights are no run.
     state = json.loads((forked.path / "state.json").read_text())
