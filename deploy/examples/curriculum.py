@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import shoal
+import yaml
 from gymnasium import spaces
 
 LONGEST = 8
@@ -85,4 +86,5 @@ def main(**settings: Any) -> shoal.Run:
 
 
 if __name__ == "__main__":
-    main(**dict(word.split("=", 1) for word in sys.argv[1:]))
+    words = [word.partition("=") for word in sys.argv[1:]]
+    main(**{key: yaml.safe_load(value) for key, _, value in words})

@@ -8,6 +8,7 @@ from typing import Any
 
 import shoal
 import torch
+import yaml
 from torch import Tensor, nn
 
 
@@ -75,4 +76,5 @@ def main(**settings: Any) -> shoal.Run:
 
 
 if __name__ == "__main__":
-    main(**dict(word.split("=", 1) for word in sys.argv[1:]))
+    words = [word.partition("=") for word in sys.argv[1:]]
+    main(**{key: yaml.safe_load(value) for key, _, value in words})

@@ -141,11 +141,11 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
     assert result.replaced == (("error", "the worker of actor 3 is replaced: EnvironmentFault: broken"),)
     assert result.lost_unrolls == 1
     assert result.step.ledger.sampled == result.step.ledger.trained > 0
-    assert learner.step().replaced == ()
+    assert learner.step(None).replaced == ()
     assert learner._pool._restart_indices == {3: (2 << 16) + 1}
     calls = iter([True, True])
     with pytest.raises(EnvironmentFault):
-        learner.step()
+        learner.step(None)
 
 
 def _start(tmp_path: Path, *settings: str) -> subprocess.Popen[str]:
