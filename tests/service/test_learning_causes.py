@@ -23,11 +23,14 @@ SOUND = (
     *("learner.batch_size=32", "learner.num_threads=1", "learner.epochs=4", "learner.minibatches=8"),
     *("learner.learning_rate=1e-3", "learner.gamma=0.98", "learner.clip_coef=0.2", "learner.value_clip_coef=0"),
     *("learner.entropy_coef=0.01", "learner.value_coef=0.001", "learner.weight_metrics_every=4"),
+    *("policy.normalize_observations=false", "learner.normalize_values=false", "learner.desired_kl=0"),
+    *("policy.initialization.action_embeddings=0.1", "learner.adam_eps=1e-12", "learner.advantage_lambda=0.916"),
 )
-"""A run that learns in these few steps: the value loss of CartPole's returns is scaled down."""
+"""A run that learns in these few steps: the value loss of CartPole's returns is scaled down. What would help a broken one
+by itself is off."""
 
 BROKEN: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "value loss": (("learner.value_coef=1000",), "value_loss", "Lower learner.value_coef"),
+    "value loss": (("learner.value_coef=1000",), "value_loss", "Set learner.normalize_values"),
     "entropy bonus": (("learner.entropy_coef=100",), "entropy_held", "Lower learner.entropy_coef"),
     "learning rate": (("learner.learning_rate=1",), "clipping", "Lower learner.learning_rate"),
     "clip range": (("learner.clip_coef=1e-4",), "clipping", "Raise learner.clip_coef"),
