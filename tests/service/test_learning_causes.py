@@ -26,8 +26,8 @@ SOUND = (
     *("policy.normalize_observations=false", "learner.normalize_values=false", "learner.desired_kl=0"),
     *("policy.initialization.action_embeddings=0.1", "learner.adam_eps=1e-12", "learner.advantage_lambda=0.916"),
 )
-"""A run that learns in these few steps: the value loss of CartPole's returns is scaled down. What would help a broken one
-by itself is off."""
+"""A run that learns in these few steps: the value loss of CartPole's returns is scaled down. What would mend a broken
+one by itself is off."""
 
 BROKEN: dict[str, tuple[tuple[str, ...], str, str]] = {
     "value loss": (("learner.value_coef=1000",), "value_loss", "Set learner.normalize_values"),
