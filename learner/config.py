@@ -24,7 +24,7 @@ class LearnerConfig(Section):
     """``auto`` takes a CUDA device where there is one, then Apple's MPS, then the CPU."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs. ``auto``: an unroll of every
-    slot that acts, at least 64."""
+    slot that acts, at least 32."""
     num_learners: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that make every update together, each on its part of the batch, and add up their gradients. With
     placement=colocated each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with

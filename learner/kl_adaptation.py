@@ -16,7 +16,7 @@ class KLAdaptation:
 
     Args:
         desired_kl: KL divergence between the policies before and after an update, as its last pass finds it; 0 keeps
-            the factor at 1. The lag between acting and training is no part of it.
+            the factor at 1. With one pass it is measured from the policy that acted, so the lag counts, too.
     """
 
     def __init__(self, desired_kl: float) -> None:

@@ -110,8 +110,9 @@ class RegularizationConfig(Section):
     clip_overrides: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dataclasses.field(
         default_factory=dict
     )
-    """Clip scale by name, in place of ``clip_scale``; 0 leaves the parameters alone. ``action_embeddings`` begin so
-    small (0.1) that logits stay within 1.6 times their scale: below 2 a policy cannot become sure of itself."""
+    """Clip scale by name, in place of ``clip_scale``; 0 leaves the parameters alone. Where
+    ``action_embeddings`` begin at 0.1 (``--config original``), logits stay within 1.6 times their scale: below 2 a
+    policy cannot become sure of itself."""
     l2_init_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight of sum (w - w_init)^2 in the loss; 0 turns it off."""
     l2_init_overrides: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dataclasses.field(
