@@ -207,16 +207,17 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Entropy", term("entropy"), note="A fast fall to 0 is a policy that stopped exploring."),
         Panel(
             "How far an update moves the policy",
-            term("approx_kl", "clip_fraction"),
+            term("approx_kl", "update_kl", "clip_fraction"),
             "none",
-            note="approx_kl to the policy that acted, and the share of transitions whose ratio was clipped.",
+            note="approx_kl to the policy that acted, update_kl to the one before the update (learner.desired_kl), and "
+            "the share of transitions whose ratio was clipped.",
         ),
         Panel("Gradient norm before clipping", term("grad_norm"), log=True),
         Panel(
             "Learning rate",
             {"learning rate": "shoal_learning_rate"},
             "sci",
-            note="It changes where learner.schedules says so.",
+            note="It changes where learner.schedules or learner.desired_kl says so.",
         ),
         Panel(
             "Scheduled coefficients",
