@@ -110,6 +110,8 @@ class EnvSpec:
     """Episodes end in the same-step form: the next begins in the same step, the last observation is ``final_obs``."""
     num_agents: int = 1
     """Number of agents per environment; they occupy consecutive slots, and their returns are not independent."""
+    num_mask: int = 0
+    """Number of actions that masks tell of, all choices together; 0 where there are no masks."""
     declared: str = ""
     """The observations as the environment declares them, in words; empty where they are declared as rows have them."""
 
@@ -228,6 +230,15 @@ class ReportingEnvironment(VectorEnvironment, Protocol):
 
     reports: Reports
     """What it told since the caller last took it."""
+
+
+@runtime_checkable
+class MaskedEnvironment(VectorEnvironment, Protocol):
+    """An environment that says which actions are legal (``EnvSpec.num_mask`` is not 0)."""
+
+    action_mask: np.ndarray
+    """uint8 [B, num_mask], 1 for every legal action of the observations that were written last; the same array for the
+    environment's whole life. Every choice has a legal action."""
 
 
 @runtime_checkable

@@ -15,7 +15,9 @@ from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, declared_mode
 from shoal.envs.boundary import EnvironmentFault
 from shoal.envs.config import AdapterOptions
+from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
+from shoal.envs.masks import KEY
 from shoal.envs.named import NamedMaker
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
@@ -50,13 +52,17 @@ class NativeEnvironment(AutoresetRows):
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be positive")
+        self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
         surroundings = Surroundings(env_id)
         with surroundings:
             self._vector = _make_vector(env_id, num_envs, kwargs)
         try:
             mode = declared_mode(self._vector, env_id)
             space = self._vector.single_observation_space
-            declared = declared_by(self._vector, space, self._vector.single_action_space)
+            action = self._vector.single_action_space
+            with surroundings:
+                first = first_answer(self._vector, action, self._seed)
+            declared = declared_by(self._vector, space, action, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             self._vector.close()
@@ -64,12 +70,13 @@ class NativeEnvironment(AutoresetRows):
         super().__init__(spec, num_envs, mode)
         self._surroundings, self.reports = surroundings, surroundings.reports
         self._to_env = action_converter(declared.action)
-        self._write_batch = make_writer(space, spec, batched=True, reports=self.reports)
-        self._write_one = make_writer(space, spec, batched=False, reports=self.reports)
+        self._masks = declared.mask
+        self._write_batch = make_writer(declared.observation, spec, batched=True, reports=self.reports)
+        self._write_one = make_writer(declared.observation, spec, batched=False, reports=self.reports)
         # Values are checked in this buffer and then copied: the caller's rows may be strided and cannot be flattened.
         self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
         self._flat = self._checked.reshape(num_envs, -1)
-        self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
+        self._first_answer = first
 
     def close(self) -> None:
         """Close the environment."""
@@ -79,13 +86,17 @@ class NativeEnvironment(AutoresetRows):
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         # Later episodes go on with the environment's own random stream.
         seed, self._seed = self._seed, None
+        answer: Any
+        answer, self._first_answer = self._first_answer, None
         try:
-            with self._surroundings:
-                answer: Any = self._vector.reset(seed=seed, options=options)
+            if answer is None:
+                with self._surroundings:
+                    answer = self._vector.reset(seed=seed, options=options)
         except Exception as error:
             raise self._raised("reset", error) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             self._fail(f"reset answered {short(answer)}, must be (obs, infos)")
+        self._keep_masks(*answer)
         return answer
 
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -98,6 +109,7 @@ class NativeEnvironment(AutoresetRows):
         if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
             self._fail(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, infos)")
         obs, reward, terminated, truncated, infos = answer
+        self._keep_masks(obs, infos)
         try:
             reward = check_rewards(reward, self.num_envs)
             terminated = check_flags(terminated, self.num_envs, "terminated")
@@ -111,7 +123,7 @@ class NativeEnvironment(AutoresetRows):
 
     def _write(self, obs: Any, out: np.ndarray) -> None:
         try:
-            self._write_batch(obs, self._flat)
+            self._write_batch(self._unmasked(obs), self._flat)
         except Malformed as error:
             self._fail(str(error), error.slot)
         np.copyto(out, self._checked)
@@ -123,14 +135,33 @@ class NativeEnvironment(AutoresetRows):
         try:
             if isinstance(final, np.ndarray) and final.dtype == object:
                 for index, slot in enumerate(slots.tolist()):
-                    self._write_one(final[slot], rows[index : index + 1])
+                    self._write_one(self._unmasked(final[slot]), rows[index : index + 1])
             else:
-                self._write_batch(_take(final, ended), rows)
+                self._write_batch(_take(self._unmasked(final), ended), rows)
         except Malformed as error:
             if error.slot is not None and slot is None:
                 slot = int(slots[error.slot])
             self._fail(f"final_obs: {error}", slot)
         out[ended] = self._checked[: len(slots)]
+
+    def _unmasked(self, obs: Any) -> Any:
+        """Observations without their masks, of one slot or of all."""
+        return self._masks.split(obs, None)[0] if self._masks else obs
+
+    def _keep_masks(self, obs: Any, infos: Any) -> None:
+        if self._masks is None:
+            return
+        slot = None
+        try:
+            _, masks = self._masks.split(obs, infos)
+            told = infos.get(f"_{KEY}") if self._masks.where == "info" and isinstance(infos, dict) else None
+            for slot, row in enumerate(self.action_mask):
+                mask = None
+                if masks is not None and (told is None or told[slot]):
+                    mask = tuple(part[slot] for part in masks) if isinstance(masks, tuple) else masks[slot]
+                self._masks.write(mask, row)
+        except Malformed as error:
+            self._fail(str(error), slot)
 
     def _fail(self, what: str, slot: int | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self._where(slot)}: {what}")

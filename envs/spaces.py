@@ -11,6 +11,7 @@ from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.images import find_image
+from shoal.envs.masks import MaskSource, find_mask
 from shoal.envs.writers import parts_of
 
 
@@ -23,13 +24,16 @@ class Declared:
     tokens: Any = None
     """``metadata["token_space"]``: a ``TokenSpace`` or its arguments, if observations are tokens."""
     action_meanings: tuple[str, ...] = ()
+    mask: MaskSource | None = None
+    """Where the masks of legal actions are, which are no part of ``observation``."""
 
 
-def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Declared:
-    """Read an environment's metadata and ``get_action_meanings``."""
+def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any], info: Any = None) -> Declared:
+    """Read an environment's metadata, its actions' names and, from the ``info`` of a reset, whether it has masks."""
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
     names = tuple(str(name) for name in meanings()) if callable(meanings) else ()
-    return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
+    observation, mask = find_mask(observation, action, info)
+    return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names, mask)
 
 
 def make_spec(
@@ -51,6 +55,7 @@ def make_spec(
         actions=_actions(declared, env_id),
         same_step=same_step,
         num_agents=num_agents,
+        num_mask=sum(declared.mask.sizes) if declared.mask else 0,
         declared=_said(declared.observation),
     )
 

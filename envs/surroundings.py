@@ -152,7 +152,7 @@ def _settings(known: _Settings | None = None) -> _Settings:
         torch.get_num_threads() if loaded and torch else None,
     )
     if known is not None:
-        return _Settings(*of_torch, *known[3:])
+        return known._replace(default_dtype=of_torch[0], gradients=of_torch[1], torch_threads=of_torch[2])
     try:
         directory = os.getcwd()
     except OSError:  # it is gone

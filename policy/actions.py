@@ -14,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MASKED = -1e9
+"""Logit of an action that is not legal: its probability is 0, and its part of the entropy is 0 and not NaN."""
+
+
+def legal(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """``logits`` [..., P] without the actions that ``mask`` bool [..., P] rules out; None rules out none."""
+    return logits if mask is None else logits.masked_fill(~mask, MASKED)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Discrete:
@@ -39,9 +47,10 @@ class Discrete:
         actions, log_probs = [], []
         for i, part in enumerate(self._split(logits)):
             log_p = part.log_softmax(-1)
-            # u > 0 skips actions of probability 0; the clamp catches a sum that rounding left below u.
-            action = (log_p.exp().cumsum(-1) < uniform[..., i : i + 1]).sum(-1, keepdim=True)
-            action = action.clamp_max_(part.shape[-1] - 1)
+            cdf = log_p.exp().cumsum(-1)
+            # u > 0 skips actions of probability 0. Rounding leaves the sum a little off 1: a u above it
+            # would take the last action, whatever its probability.
+            action = (cdf < uniform[..., i : i + 1] * cdf[..., -1:]).sum(-1, keepdim=True)
             actions.append(action)
             log_probs.append(log_p.gather(-1, action).squeeze(-1))
         if self.scalar:
