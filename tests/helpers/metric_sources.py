@@ -40,7 +40,7 @@ def make_sources() -> Sources:
     statistics.policy_version = 5
     restarted, remarked = statistics.add_reports(report_trajectories([trajectory], 5))
     assert restarted == "slot 1 was restarted"
-    assert remarked.startswith("slot 2 left its bounds; ")
+    assert remarked.startswith("slot 2 left its bounds (said once")
     assert statistics.add_reports([]) == []
     statistics.terms = {"policy_loss": -0.5}
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
