@@ -16,6 +16,7 @@ from shoal.envs.boundary import (
     EnvironmentFault,
     EnvSpec,
     GroupedEnvironment,
+    MaskedEnvironment,
     OptionsEnvironment,
     ReportingEnvironment,
     SlotGroup,
@@ -23,6 +24,7 @@ from shoal.envs.boundary import (
     VectorEnvironment,
 )
 from shoal.envs.reports import Reports
+from shoal.policy.actions import legal
 from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
@@ -65,7 +67,10 @@ class RolloutWorker:
         self._episodes = EpisodeCounter(envs.num_envs)
         self._columns = allocate(self.spec, envs.num_envs)
         self._columns["training_env_id"][:] = self.training_env_ids
+        self._masks = envs.action_mask if envs.spec.num_mask and isinstance(envs, MaskedEnvironment) else None
         self.envs.reset(self._columns["obs"][:, 0])
+        if self._masks is not None:
+            self._columns["action_mask"][:, 0] = self._masks
         self._columns["is_first"][:, 0] = 1
         elsewhere = list(envs.groups) if isinstance(envs, GroupedEnvironment) else []
         self._groups = [self._make_group(group.slots, group) for group in elsewhere]
@@ -92,6 +97,10 @@ class RolloutWorker:
             [(torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags["is_first"][:, t])) for t in steps],
             [torch.from_numpy(columns["action"][:, t]) for t in steps],
             [torch.from_numpy(columns["behavior_log_prob"][:, t]) for t in steps],
+            [
+                torch.from_numpy(columns["action_mask"][:, t].view(np.bool_)) if self.spec.num_mask else None
+                for t in steps
+            ],
             [columns["action"][:, t] for t in steps],
             [
                 StepRows(
@@ -143,7 +152,7 @@ class RolloutWorker:
                     # Around the policy alone: environments may use torch themselves, also with gradients.
                     with torch.inference_mode():
                         output = self.policy.act(group.inputs[t][0], group.training_env_ids, group.inputs[t][1])
-                        action, log_prob = actions.sample(output.logits, draws[t])
+                        action, log_prob = actions.sample(legal(output.logits, group.masks[t]), draws[t])
                         group.actions[t].copy_(action)
                         group.log_probs[t].copy_(log_prob)
                     mark = time.perf_counter()
@@ -176,6 +185,8 @@ class RolloutWorker:
         rows = group.rows[t]
         if group.elsewhere is not None:
             group.elsewhere.step_end(rows)
+        if self._masks is not None:
+            self._columns["action_mask"][group.slots, t + 1] = self._masks[group.slots]
         ended = rows.terminated | rows.truncated
         self._episodes.add(rows.reward, rows.is_first, ended, group.short_episode, group.slots)
 
@@ -208,6 +219,8 @@ class RolloutWorker:
                 columns["burn_in_is_first"][:] = columns["is_first"][:, -1 - burn_in : -1]
             columns["obs"][:, 0] = columns["obs"][:, -1]
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
+            if self._masks is not None:
+                columns["action_mask"][:, 0] = columns["action_mask"][:, -1]
         _write_state(columns, "initial", self._state())
 
     def _state(self) -> LSTMState:
@@ -268,6 +281,8 @@ class _Group(NamedTuple):
     inputs: list[tuple[torch.Tensor, torch.Tensor]]
     actions: list[torch.Tensor]
     log_probs: list[torch.Tensor]
+    masks: list[torch.Tensor | None]
+    """bool [B, P]: the legal actions; None where there are no masks."""
     taken: list[np.ndarray]
     """The same memory as ``actions``."""
     rows: list[StepRows]
@@ -290,4 +305,5 @@ def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden:
         hidden=hidden,
         same_step=spec.same_step,
         burn_in=burn_in,
+        num_mask=spec.num_mask,
     )

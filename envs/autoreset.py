@@ -62,6 +62,7 @@ class AutoresetRows(abc.ABC):
         self.num_envs = num_envs
         self.faults: list[str] = []
         self.reports = Reports()
+        self.action_mask = np.ones((num_envs, spec.num_mask), dtype=np.uint8)
         self._surroundings: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         """Around every call of code of the environment in this process."""
         self.short_episode = np.zeros(num_envs, dtype=bool)

@@ -115,6 +115,8 @@ class EnvSpec:
     spaces: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
     """A slot's spaces in the environment's own terms (``envs.space_json``); None where observations and actions are the
     rows themselves."""
+    num_mask: int = 0
+    """Number of actions that masks tell of, all choices together; 0 where there are no masks."""
     declared: str = ""
     """The observations as the environment declares them, in words; empty where they are declared as rows have them."""
 
@@ -233,6 +235,15 @@ class ReportingEnvironment(VectorEnvironment, Protocol):
 
     reports: Reports
     """What it told since the caller last took it."""
+
+
+@runtime_checkable
+class MaskedEnvironment(VectorEnvironment, Protocol):
+    """An environment that says which actions are legal (``EnvSpec.num_mask`` is not 0)."""
+
+    action_mask: np.ndarray
+    """uint8 [B, num_mask], 1 for every legal action of the observations that were written last; the same array for the
+    environment's whole life. Every choice has a legal action."""
 
 
 @runtime_checkable

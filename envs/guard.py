@@ -5,6 +5,7 @@ Used by every adapter that steps environments one by one. A guard passes only va
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
+from shoal.envs.masks import choices
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
@@ -24,6 +26,8 @@ RESTARTED = "restarted"
 """Key of ``info`` under which a guard marks the first observation of a replacement: a tuple of messages."""
 
 
+MASK = "mask"
+"""Key of ``info`` under which a guard hands over the mask of legal actions, uint8 [num_mask]."""
 REPORTS = "reports"
 """Key of ``info`` under which a guard hands over its ``Reports``."""
 
@@ -40,7 +44,7 @@ class Replaceable:
         place: str,
         seed: np.random.SeedSequence,
         make: Callable[[], Any],
-        read_reset: Callable[[Any], None],
+        read_reset: Callable[[Any, Any], None],
         *,
         reseed_episodes: bool = False,
     ) -> None:
@@ -51,7 +55,7 @@ class Replaceable:
             place: Which slots these are, for messages.
             seed: Determines the seeds of the environment and of its replacements.
             make: Makes an environment.
-            read_reset: Takes what ``reset`` answered of an episode's first observation.
+            read_reset: Takes what ``reset`` answered: an episode's first observation, and ``info``.
             reseed_episodes: Whether every episode has a seed of its own, so that episodes begin alike whatever was done
                 in those before. Otherwise later ones go on with the environment's own random stream.
         """
@@ -64,9 +68,14 @@ class Replaceable:
         self._faults_in_a_row = 0
         self._messages: list[str] = []
         self.env: Any = None
-        """The environment; a caller may set one that it made earlier to inspect its spaces."""
         self.options: dict[str, Any] | None = None
         """Options for the resets of the episodes that begin from now on; None for none."""
+        self._first_answer: Any = None
+        """What the adopted environment answered to its first reset."""
+
+    def adopt(self, env: Any, first_answer: Any = None) -> None:
+        """Take an environment that was made to look at it, and its answer to ``reset(seed=first_seed(seed))``."""
+        self.env, self._first_answer = env, first_answer
 
     def reset(self) -> bool:
         """Begin the next episode; return False if the environment had to be replaced.
@@ -112,7 +121,7 @@ class Replaceable:
 
     def close(self) -> None:
         """Close the environment; an exception becomes a message."""
-        env, self.env = self.env, None
+        env, self.env, self._first_answer = self.env, None, None
         try:
             if env is not None:
                 env.close()
@@ -123,13 +132,14 @@ class Replaceable:
         if self.env is None:
             self.env = self._make()
         if fresh_seed:
-            self._seed = int(self._rng.integers(1, 2**31))
-            answer = self.env.reset(seed=self._seed, **self._options())
-        else:
-            answer = self.env.reset(**self._options())
+            self._seed = _draw(self._rng)
+        answer, self._first_answer = self._first_answer, None
+        if answer is None or self.options is not None:
+            seed = {"seed": self._seed} if fresh_seed else {}
+            answer = self.env.reset(**seed, **self._options())
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise Malformed(f"reset answered {short(answer)}, must be (obs, info)")
-        self._read_reset(answer[0])
+        self._read_reset(*answer)
 
     def _options(self) -> dict[str, Any]:
         # A copy: environments take entries out of what they are given.
@@ -157,6 +167,28 @@ class Replaceable:
         return f"{self._env_id}: {self._place}, step {self._steps} (seed {self._seed})"
 
 
+def first_seed(seed: np.random.SeedSequence) -> int:
+    """The seed that a ``Replaceable`` made with ``seed`` resets its first environment with."""
+    return _draw(np.random.default_rng(seed))
+
+
+def _draw(rng: np.random.Generator) -> int:
+    return int(rng.integers(1, 2**31))
+
+
+def first_answer(env: Any, action: Any, seed: int) -> Any:
+    """What ``env`` answers to its first reset, whose ``info`` tells whether there are masks of legal actions.
+
+    None for actions that have no masks, and where the reset fails: what hinders it is said when an episode begins.
+    """
+    if not choices(action):
+        return None
+    with contextlib.suppress(Exception):
+        answer = env.reset(seed=seed)
+        return answer if isinstance(answer, tuple) and len(answer) == 2 else None
+    return None
+
+
 class Guard(gymnasium.Env[np.ndarray, Any]):
     """One environment for gymnasium's own vectors; replaced when it fails, its replacement's first observation is the
     answer then, with reward 0, no flag, and messages in ``info``.
@@ -182,13 +214,15 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._next = np.zeros_like(self._first)
         self._first_flat, self._next_flat = self._first.reshape(1, -1), self._next.reshape(1, -1)
         self._outcome = (0.0, False, False)
+        self._masks = declared.mask
+        self._mask = np.ones(spec.num_mask, dtype=np.uint8)
         self._inner = Replaceable(
             spec.env_id, f"slot {slot}", seed, make, self._read_reset, reseed_episodes=reseed_episodes
         )
 
-    def adopt(self, env: Any) -> None:
-        """Guard an existing environment."""
-        self._inner.env = env
+    def adopt(self, env: Any, first_answer: Any = None) -> None:
+        """Guard an existing environment, as in ``Replaceable``."""
+        self._inner.adopt(env, first_answer)
 
     @property
     def episode_options(self) -> dict[str, Any] | None:
@@ -222,16 +256,26 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._inner.close()
 
     def _info(self) -> dict[str, Any]:
-        return {REPORTS: self._reports.take()} if self._reports else {}
+        info: dict[str, Any] = {REPORTS: self._reports.take()} if self._reports else {}
+        if self._masks:
+            info[MASK] = self._mask
+        return info
 
     def _restarted(self) -> dict[str, Any]:
         return {RESTARTED: self._inner.take_messages(), **self._info()}
 
-    def _read_reset(self, obs: Any) -> None:
-        self._write(obs, self._first_flat)
+    def _read_reset(self, obs: Any, info: Any) -> None:
+        self._write(self._unmask(obs, info), self._first_flat)
+
+    def _unmask(self, obs: Any, info: Any) -> Any:
+        """The observation itself; the mask of legal actions is kept."""
+        if self._masks:
+            obs, mask = self._masks.split(obs, info)
+            self._masks.write(mask, self._mask)
+        return obs
 
     def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> None:
-        self._write(obs, self._next_flat)
+        self._write(self._unmask(obs, info), self._next_flat)
         self._outcome = (
             check_reward(reward),
             check_flag(terminated, "terminated"),

@@ -23,7 +23,7 @@ from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec, given
-from shoal.envs.guard import REPORTS, RESTARTED, Guard
+from shoal.envs.guard import MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
@@ -67,12 +67,15 @@ class _GuardedRows(AutoresetRows):
             for slot in np.flatnonzero(infos[f"_{RESTARTED}"]):
                 self._report(infos[RESTARTED][slot])
                 self._restarted[slot] = True
+        if MASK in infos:
+            told = infos[f"_{MASK}"]
+            self.action_mask[told] = infos[MASK][told]
         if REPORTS in infos:
             for slot in np.flatnonzero(infos[f"_{REPORTS}"]):
                 self.reports.add(infos[REPORTS][slot], self._first_slot + int(slot))
         if "final_info" in infos:
             # What the step said whose slot was reset in it.
-            self._collect(infos["final_info"])
+            self._collect({key: value for key, value in infos["final_info"].items() if MASK not in key})
         if GIVEN_UP in infos:
             message, trace = infos[GIVEN_UP][np.argmax(infos[f"_{GIVEN_UP}"])]
             fault = EnvironmentFault(message)
@@ -115,12 +118,16 @@ class GymEnvironment(_GuardedRows):
         options = options or AdapterOptions()
         mode = mode_named(options.autoreset_mode, f"{env_id}: autoreset_mode")
         num_groups = min(2 if options.slot_groups == "auto" else options.slot_groups, num_envs)
+        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        children = sequence.spawn(num_envs)
         surroundings = Surroundings(env_id)
         with surroundings, naming_bad_arguments(env_id, kwargs):
             make = make_maker(env_id, options, kwargs)
             env = make()
         try:
-            declared = declared_by(env, env.observation_space, env.action_space)
+            with surroundings:
+                first = first_answer(env, env.action_space, first_seed(children[0]))
+            declared = declared_by(env, env.observation_space, env.action_space, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             env.close()
@@ -128,11 +135,7 @@ class GymEnvironment(_GuardedRows):
         super().__init__(spec, num_envs, mode)
         self.reports = surroundings.reports
         self._to_env = action_converter(declared.action)
-        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        recipes = [
-            Recipe(spec, declared, slot, child, make, reseed_episodes)
-            for slot, child in enumerate(sequence.spawn(num_envs))
-        ]
+        recipes = [Recipe(spec, declared, slot, child, make, reseed_episodes) for slot, child in enumerate(children)]
         self.groups: tuple[_ProcessGroup, ...] = ()
         if options.vectorization == "async":
             with contextlib.suppress(Exception):
@@ -142,7 +145,7 @@ class GymEnvironment(_GuardedRows):
             self._slices = list(itertools.starmap(slice, itertools.pairwise(cuts)))
         else:
             guards = [recipe.guard() for recipe in recipes]
-            guards[0].adopt(env)
+            guards[0].adopt(env, first)
             self._surroundings = surroundings
             self._vector = SyncVectorEnv(
                 [functools.partial(_itself, guard) for guard in guards], copy=False, autoreset_mode=mode
@@ -199,6 +202,7 @@ class _ProcessGroup(_GuardedRows):
         self.slots = slots
         self._env, self._to_env = env, env._to_env
         self.reports = env.reports
+        self.action_mask = env.action_mask[slots]
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
@@ -285,11 +289,12 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     try:
         if module:
             importlib.import_module(module)
-        spec = gymnasium.spec(name)
     except ModuleNotFoundError as error:
         raise EnvironmentNotFound(
             f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
         ) from error
+    try:
+        spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
         if spec := entry_point_spec(env_id):
             return spec

@@ -15,7 +15,9 @@ from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, declared_mode
 from shoal.envs.boundary import EnvironmentFault
 from shoal.envs.config import AdapterOptions
+from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
+from shoal.envs.masks import KEY
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
@@ -49,13 +51,17 @@ class NativeEnvironment(AutoresetRows):
         """
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be positive")
+        self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
         surroundings = Surroundings(env_id)
         with surroundings:
             self._vector = _make_vector(env_id, num_envs, kwargs)
         try:
             mode = declared_mode(self._vector, env_id)
             space = self._vector.single_observation_space
-            declared = declared_by(self._vector, space, self._vector.single_action_space)
+            action = self._vector.single_action_space
+            with surroundings:
+                first = first_answer(self._vector, action, self._seed)
+            declared = declared_by(self._vector, space, action, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             self._vector.close()
@@ -63,12 +69,13 @@ class NativeEnvironment(AutoresetRows):
         super().__init__(spec, num_envs, mode)
         self._surroundings, self.reports = surroundings, surroundings.reports
         self._to_env = action_converter(declared.action)
-        self._write_batch = make_writer(space, spec, batched=True, reports=self.reports)
-        self._write_one = make_writer(space, spec, batched=False, reports=self.reports)
+        self._masks = declared.mask
+        self._write_batch = make_writer(declared.observation, spec, batched=True, reports=self.reports)
+        self._write_one = make_writer(declared.observation, spec, batched=False, reports=self.reports)
         # Values are checked in this buffer and then copied: the caller's rows may be strided and cannot be flattened.
         self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
         self._flat = self._checked.reshape(num_envs, -1)
-        self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
+        self._first_answer = first
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the environment's own ``set_options``: its later episodes begin without a call of ``reset``.
@@ -90,13 +97,19 @@ class NativeEnvironment(AutoresetRows):
     def _call_reset(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         # Later episodes go on with the environment's own random stream.
         seed, self._seed = self._seed, None
+        answer: Any
+        answer, self._first_answer = self._first_answer, None
+        # Vector environments take the mask out of the options.
+        reset = None if options is None else options.get("reset_mask")
         try:
-            with self._surroundings:
-                answer: Any = self._vector.reset(seed=seed, options=options)
+            if answer is None:
+                with self._surroundings:
+                    answer = self._vector.reset(seed=seed, options=options)
         except Exception as error:
             raise self._raised("reset", error) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             self._fail(f"reset answered {short(answer)}, must be (obs, infos)")
+        self._keep_masks(*answer, reset)
         return answer
 
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -109,6 +122,7 @@ class NativeEnvironment(AutoresetRows):
         if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
             self._fail(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, infos)")
         obs, reward, terminated, truncated, infos = answer
+        self._keep_masks(obs, infos)
         try:
             reward = check_rewards(reward, self.num_envs)
             terminated = check_flags(terminated, self.num_envs, "terminated")
@@ -122,7 +136,7 @@ class NativeEnvironment(AutoresetRows):
 
     def _write(self, obs: Any, out: np.ndarray) -> None:
         try:
-            self._write_batch(obs, self._flat)
+            self._write_batch(self._unmasked(obs), self._flat)
         except Malformed as error:
             self._fail(str(error), error.slot)
         np.copyto(out, self._checked)
@@ -134,14 +148,36 @@ class NativeEnvironment(AutoresetRows):
         try:
             if isinstance(final, np.ndarray) and final.dtype == object:
                 for index, slot in enumerate(slots.tolist()):
-                    self._write_one(final[slot], rows[index : index + 1])
+                    self._write_one(self._unmasked(final[slot]), rows[index : index + 1])
             else:
-                self._write_batch(_take(final, ended), rows)
+                self._write_batch(_take(self._unmasked(final), ended), rows)
         except Malformed as error:
             if error.slot is not None and slot is None:
                 slot = int(slots[error.slot])
             self._fail(f"final_obs: {error}", slot)
         out[ended] = self._checked[: len(slots)]
+
+    def _unmasked(self, obs: Any) -> Any:
+        """Observations without their masks, of one slot or of all."""
+        return self._masks.split(obs, None)[0] if self._masks else obs
+
+    def _keep_masks(self, obs: Any, infos: Any, slots: np.ndarray | None = None) -> None:
+        """Write ``action_mask``, of the slots of a bool [B] only where a reset left the others as they were."""
+        if self._masks is None:
+            return
+        try:
+            _, masks = self._masks.split(obs, infos)
+            told = infos.get(f"_{KEY}") if self._masks.where == "info" and isinstance(infos, dict) else None
+            if told is not None:
+                told = check_flags(told, self.num_envs, f"infos['_{KEY}']")
+            if slots is None:
+                self._masks.write_batch(masks, told, self.action_mask)
+            else:
+                new = np.empty_like(self.action_mask)
+                self._masks.write_batch(masks, slots if told is None else told & slots, new)
+                self.action_mask[slots] = new[slots]
+        except Malformed as error:
+            self._fail(str(error), error.slot)
 
     def _fail(self, what: str, slot: int | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self._where(slot)}: {what}")

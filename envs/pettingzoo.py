@@ -19,7 +19,8 @@ import numpy as np
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
-from shoal.envs.guard import Replaceable
+from shoal.envs.guard import Replaceable, first_answer, first_seed
+from shoal.envs.masks import MaskSource
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared, action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
@@ -57,10 +58,13 @@ class PettingZooEnvironment:
             ValueError: an argument is wrong, agents have different spaces, or a space is of a kind that the policy has
                 no encoder or head for.
         """
+        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        # As many as the games would be of one agent each: the number of agents is not known yet.
+        children = sequence.spawn(max(num_envs, 1))
         self._surroundings = Surroundings(env_id)
         with self._surroundings:
             make = _find_factory(env_id, options or AdapterOptions(), kwargs)
-            env, agents, declared = _make_first(env_id, make, kwargs)
+            env, agents, declared, first = _make_first(env_id, make, kwargs, first_seed(children[0]))
         try:
             if num_envs < 1 or num_envs % len(agents):
                 raise ValueError(
@@ -74,6 +78,7 @@ class PettingZooEnvironment:
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
         self._to_env = action_converter(declared.action)
+        self.action_mask = np.ones((num_envs, self.spec.num_mask), dtype=np.uint8)
         self._rows = StepRows(
             np.zeros((num_envs, *self.spec.obs_shape), self.spec.obs_dtype),
             np.zeros(num_envs, dtype=bool),
@@ -81,26 +86,25 @@ class PettingZooEnvironment:
             np.zeros(num_envs, dtype=bool),
             np.zeros(num_envs, dtype=bool),
         )
-        sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         self.reports = self._surroundings.reports
         write = make_writer(declared.observation, self.spec, batched=False, reports=self.reports)
         self._games = [
             _Game(
                 env_id,
                 agents,
-                slice(first, first + len(agents)),
+                slice(begin, begin + len(agents)),
                 child,
                 make,
                 write,
+                declared.mask,
                 self._rows,
+                self.action_mask,
                 self.reports,
                 reseed_episodes,
             )
-            for first, child in zip(
-                range(0, num_envs, len(agents)), sequence.spawn(num_envs // len(agents)), strict=True
-            )
+            for begin, child in zip(range(0, num_envs, len(agents)), children, strict=False)
         ]
-        self._games[0].inner.env = env
+        self._games[0].inner.adopt(env, first)
 
     def reset(self, obs: np.ndarray) -> None:
         """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape].
@@ -156,12 +160,15 @@ class _Game:
         seed: np.random.SeedSequence,
         make: Callable[[], Any],
         write: Writer,
+        masks: MaskSource | None,
         rows: StepRows,
+        action_mask: np.ndarray,
         reports: Reports,
         reseed_episodes: bool,
     ) -> None:
         self._agents, self._slots, self._write, self._reports = agents, slots, write, reports
         self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
+        self._masks, self._action_mask = masks, action_mask[slots]
         self._flat = self._obs.reshape(len(agents), -1)
         self._playing = np.zeros(len(agents), dtype=bool)
         self._finished = np.zeros(len(agents), dtype=bool)
@@ -188,12 +195,12 @@ class _Game:
         chosen = {agent: mine[index] for index, agent in enumerate(self._agents) if self._playing[index]}
         self.inner.step(chosen, self._read_step)
 
-    def _read_reset(self, obs: Any) -> None:
+    def _read_reset(self, obs: Any, infos: Any) -> None:
         self._finished.fill(False)
         live = self._live()
         for index, agent in enumerate(self._agents):
             with _naming(agent):
-                self._enter(index, agent, obs, enters=agent in live)
+                self._enter(index, agent, obs, infos, enters=agent in live)
         if not self._playing.any():
             raise Malformed("no agent is in the game after a reset")
 
@@ -202,9 +209,9 @@ class _Game:
         for index, agent in enumerate(self._agents):
             with _naming(agent):
                 if not self._playing[index]:
-                    self._enter(index, agent, obs, enters=agent in live and not self._finished[index])
+                    self._enter(index, agent, obs, infos, enters=agent in live and not self._finished[index])
                     continue
-                self._write(_of(obs, agent, "obs"), self._flat[index : index + 1])
+                self._observe(index, agent, obs, infos)
                 self._reward[index] = check_reward(_of(reward, agent, "reward"))
                 self._terminated[index] = check_flag(_of(terminated, agent, "terminated"), "terminated")
                 self._truncated[index] = check_flag(_of(truncated, agent, "truncated"), "truncated")
@@ -216,16 +223,24 @@ class _Game:
                 elif agent not in live:
                     raise Malformed("is gone from agents, but was neither terminated nor truncated")
 
-    def _enter(self, index: int, agent: Any, obs: Any, *, enters: bool) -> None:
+    def _observe(self, index: int, agent: Any, obs: Any, infos: Any) -> None:
+        seen = _of(obs, agent, "obs")
+        if self._masks:
+            seen, mask = self._masks.split(seen, infos.get(agent) if isinstance(infos, Mapping) else None)
+            self._masks.write(mask, self._action_mask[index])
+        self._write(seen, self._flat[index : index + 1])
+
+    def _enter(self, index: int, agent: Any, obs: Any, infos: Any, *, enters: bool) -> None:
         """A row of a reset transition (masked): ``obs`` is the first observation if the agent ``enters`` the game, else
         zeros."""
         self._is_first[index] = True
         self._reward[index], self._terminated[index], self._truncated[index] = 0.0, False, False
         self._playing[index] = enters
         if enters:
-            self._write(_of(obs, agent, "obs"), self._flat[index : index + 1])
+            self._observe(index, agent, obs, infos)
         else:
             self._flat[index] = 0
+            self._action_mask[index] = 1
 
     def _live(self) -> set[Any]:
         live = set(self.inner.env.agents)
@@ -237,7 +252,7 @@ class _Game:
 def make_pettingzoo_spec(env_id: str, options: AdapterOptions, /, **kwargs: Any) -> EnvSpec:
     """The spec of one agent's slot, for any number of slots; raises what ``PettingZooEnvironment`` does."""
     with Surroundings(env_id):
-        env, agents, declared = _make_first(env_id, _find_factory(env_id, options, kwargs), kwargs)
+        env, agents, declared, _ = _make_first(env_id, _find_factory(env_id, options, kwargs), kwargs, 0)
         try:
             return make_spec(env_id, declared, options, num_agents=len(agents))
         finally:
@@ -302,9 +317,9 @@ def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any
 
 
 def _make_first(
-    env_id: str, make: Callable[[], Any], kwargs: Mapping[str, Any]
-) -> tuple[Any, tuple[Any, ...], Declared]:
-    """An environment, its possible agents, and the observation and action space of one agent."""
+    env_id: str, make: Callable[[], Any], kwargs: Mapping[str, Any], seed: int
+) -> tuple[Any, tuple[Any, ...], Declared, Any]:
+    """An environment, its possible agents, the spaces of one agent, and the answer to the first reset, if any."""
     from pettingzoo import AECEnv, ParallelEnv
 
     with naming_bad_arguments(env_id, kwargs):
@@ -330,7 +345,12 @@ def _make_first(
                         f"{env_id}: all agents share one policy and need the same {kind}; agent {first!r} has {one}, "
                         f"agent {agent!r} has {other}"
                     )
-        return env, agents, declared_by(env, env.observation_space(first), env.action_space(first))
+        observation, action = env.observation_space(first), env.action_space(first)
+        answer = first_answer(env, action, seed)
+        infos = answer[1] if answer else None
+        # The first agent may join later.
+        info = next((found for found in infos.values() if found), None) if isinstance(infos, Mapping) else None
+        return env, agents, declared_by(env, observation, action, info), answer
     except BaseException:
         with contextlib.suppress(Exception):
             env.close()

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.envs.boundary import ReportingEnvironment, StepRows, VectorEnvironment
+from shoal.envs.boundary import MaskedEnvironment, ReportingEnvironment, StepRows, VectorEnvironment
 from shoal.envs.reports import Reports
 
-Player = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(obs [B, ...], is_first [B]) -> action [B, ...]."""
+Player = Callable[..., np.ndarray]
+"""(obs [B, ...], is_first [B]) -> action [B, ...]; where ``EnvSpec.num_mask`` is not 0, a third argument is the mask of
+legal actions, uint8 [B, num_mask]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -123,13 +124,14 @@ def play(
     rows = StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2], final_obs)
     rows.is_first[:] = True
     tally = _Tally(slots, spec.num_agents, max_episode_steps)
+    masks = (env.action_mask,) if spec.num_mask and isinstance(env, MaskedEnvironment) else ()
     reports = env.reports if isinstance(env, ReportingEnvironment) else Reports()
     finished: list[list[list[_Ended]]] = [[] for _ in tally.ended]
     env.reset(obs)
     env_steps = 0
     while min(map(len, finished)) < share and (max_env_steps is None or env_steps < max_env_steps) and not enough():
         tally.note_starts(rows)
-        action = player(rows.obs, rows.is_first)
+        action = player(rows.obs, rows.is_first, *masks)
         full = ~env.short_episode
         env.step(action, rows)
         env_steps += slots
@@ -155,17 +157,24 @@ def play(
         for one in together
     ]
     columns = zip(*found, strict=True) if found else ((),) * 7
-    dtypes = (np.int64, np.int64, np.float64, np.int64, np.bool_, np.uint32, np.bool_)
+    dtypes: dict[str, Any] = {
+        "environment": np.int64,
+        "number": np.int64,
+        "returns": np.float64,
+        "lengths": np.int64,
+        "terminated": np.bool_,
+        "start": np.uint32,
+        "cut": np.bool_,
+    }
+    arrays = {
+        name: np.array(column, dtype=dtype) for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
+    }
     numbers = [one.numbers for played in finished for together in played[:complete] for one in together]
     metrics = {
         name: np.array([each.get(name, np.nan) for each in numbers])
         for name in dict.fromkeys(name for each in numbers for name in each)
     }
-    names = [field.name for field in dataclasses.fields(Episodes) if field.name != "metrics"]
-    arrays: dict[str, Any] = {
-        name: np.array(column, dtype=dtype) for name, column, dtype in zip(names, columns, dtypes, strict=True)
-    }
-    return Episodes(**arrays, metrics=metrics)
+    return Episodes(metrics=metrics, **arrays)
 
 
 class _Ended(NamedTuple):

@@ -53,6 +53,7 @@ def _actions(spec: EnvSpec) -> str:
         shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds[:3]) + ", ..." * (len(bounds) > 3)
         return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}"
     sizes = [len(names) for names in actions.names]
+    legal = ", of which a mask tells the legal ones" if spec.num_mask else ""
     if actions.scalar:
-        return f"one of {sizes[0]}"
-    return f"{len(sizes)} choices at once, of " + ", ".join(map(str, sizes[:8])) + ", ..." * (len(sizes) > 8)
+        return f"one of {sizes[0]}{legal}"
+    return f"{len(sizes)} choices at once, of " + ", ".join(map(str, sizes[:8])) + ", ..." * (len(sizes) > 8) + legal

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from shoal.envs.boundary import StepRows, VectorEnvironment
+from shoal.envs.boundary import MaskedEnvironment, StepRows, VectorEnvironment
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
 from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
@@ -162,6 +162,8 @@ class _FilmedEnvironment:
     ) -> None:
         self.spec, self.num_envs, self.short_episode = env.spec, env.num_envs, env.short_episode
         self.faults = env.faults
+        if isinstance(env, MaskedEnvironment):
+            self.action_mask = env.action_mask
         self.files: list[Path] = []
         self._env, self._stem, self._write_frames = env, stem, write_frames
         self._frames: Generator[None, Any, None] | None = None

@@ -18,10 +18,20 @@ from shoal.envs.registry import make_vector_env
 
 
 def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
-    """Uniform over discrete actions and over bounded intervals, standard normal where there is no bound."""
+    """Uniform over discrete actions, legal ones where masks say so, and over bounded intervals, standard normal where
+    there is no bound."""
     actions = spec.actions
     if isinstance(actions, DiscreteActions):
         sizes = np.array([len(names) for names in actions.names])
+        if spec.num_mask:
+            cuts = np.cumsum(sizes)[:-1]
+
+            def play_legal(obs: np.ndarray, is_first: np.ndarray, mask: np.ndarray) -> np.ndarray:
+                draws = np.split(np.where(mask, rng.random(mask.shape), -1.0), cuts, axis=1)
+                chosen = np.stack([draw.argmax(1) for draw in draws], 1)
+                return chosen[:, 0] if actions.scalar else chosen
+
+            return play_legal
         if actions.scalar:
             return lambda obs, is_first: rng.integers(sizes[0], size=len(obs))
         return lambda obs, is_first: rng.integers(sizes, size=(len(obs), len(sizes)))

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.images import find_image
+from shoal.envs.masks import MaskSource, find_mask
 from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.writers import parts_of
 
@@ -24,13 +25,16 @@ class Declared:
     tokens: Any = None
     """``metadata["token_space"]``: a ``TokenSpace`` or its arguments, if observations are tokens."""
     action_meanings: tuple[str, ...] = ()
+    mask: MaskSource | None = None
+    """Where the masks of legal actions are, which are no part of ``observation``."""
 
 
-def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any]) -> Declared:
-    """Read an environment's metadata and ``get_action_meanings``."""
+def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any], info: Any = None) -> Declared:
+    """Read an environment's metadata, its actions' names and, from the ``info`` of a reset, whether it has masks."""
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
     names = tuple(str(name) for name in meanings()) if callable(meanings) else ()
-    return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names)
+    observation, mask = find_mask(observation, action, info)
+    return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names, mask)
 
 
 def declared_to_json(declared: Declared) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def declared_to_json(declared: Declared) -> dict[str, Any]:
         "action": space_to_json(declared.action),
         "tokens": dataclasses.asdict(tokens) if isinstance(tokens, TokenSpace) else tokens,
         "action_meanings": list(declared.action_meanings),
+        "mask": None if declared.mask is None else dataclasses.asdict(declared.mask),
     }
 
 
@@ -52,8 +57,13 @@ def declared_from_json(data: Mapping[str, Any]) -> Declared:
         categorical = tokens.get("categorical_features", ())
         tokens["categorical_features"] = tuple((feature, tuple(values)) for feature, values in categorical)
         tokens = TokenSpace(**tokens)
+    mask = data.get("mask")
     return Declared(
-        space_from_json(data["observation"]), space_from_json(data["action"]), tokens, tuple(data["action_meanings"])
+        space_from_json(data["observation"]),
+        space_from_json(data["action"]),
+        tokens,
+        tuple(data["action_meanings"]),
+        None if mask is None else MaskSource(mask["where"], tuple(mask["sizes"]), mask["part"]),
     )
 
 
@@ -77,6 +87,7 @@ def make_spec(
         same_step=same_step,
         num_agents=num_agents,
         spaces=declared_to_json(declared),
+        num_mask=sum(declared.mask.sizes) if declared.mask else 0,
         declared=_said(declared.observation),
     )
 

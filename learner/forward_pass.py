@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from shoal.learner.device import DevicePath
 from shoal.learner.start_states import stored_state
+from shoal.policy.actions import legal
 from shoal.policy.precision import at_least_float32
 from shoal.policy.recurrent import plan_resets
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -43,7 +44,9 @@ def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -
             return_state=False,
         )
     # Row T is only bootstrapped from.
-    log_prob, entropy = policy.actions.evaluate(at_least_float32(output.logits[:-1]), batch["action"].transpose(0, 1))
+    mask = batch.get("action_mask", None)
+    logits = legal(at_least_float32(output.logits[:-1]), None if mask is None else mask[:, :-1].transpose(0, 1))
+    log_prob, entropy = policy.actions.evaluate(logits, batch["action"].transpose(0, 1))
     value = at_least_float32(output.value)
     next_value = value[1:].detach()
     if final and output.final_value is not None:

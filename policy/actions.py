@@ -14,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MASKED = -1e9
+"""Logit of an action that is not legal: its probability is 0, and its part of the entropy is 0 and not NaN."""
+
+
+def legal(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """``logits`` [..., P] without the actions that ``mask`` bool [..., P] rules out; None rules out none."""
+    return logits if mask is None else logits.masked_fill(~mask, MASKED)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Discrete:

@@ -5,10 +5,11 @@ One Arrow record batch per unroll, a row per environment slot, fixed-shape-tenso
 are T. Transition t is a *reset transition (masked)* if ``is_first[t + 1]`` is set but neither ``terminated[t]`` nor
 ``truncated[t]`` is: it only leads from one episode to the next, so no loss, step count or average includes it. If an
 episode ends with ``is_first`` in the same step, its last observation is ``final_obs[t]``; otherwise it is row t+1
-(``envs.boundary`` explains both forms).
+(``envs.boundary`` explains both forms). Where the environment says which actions are legal, the network rows also have
+``action_mask``.
 """
 
-# T time, B rows (slots), C burn-in rows, L layers, H hidden
+# T time, B rows (slots), C burn-in rows, L layers, H hidden, P actions of a mask
 
 from __future__ import annotations
 
@@ -51,6 +52,8 @@ class TrajectorySpec:
     """Episodes end in the same-step form of ``envs.boundary``, so there is a column ``final_obs``."""
     burn_in: int = 0
     """C: rows before row 0 that are shipped as well, with the state before the first of them."""
+    num_mask: int = 0
+    """P: actions that masks of legal actions tell of, all choices together; 0 where there are no masks."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
@@ -71,6 +74,8 @@ class TrajectorySpec:
         }
         if self.same_step:
             columns["final_obs"] = ((t, *self.obs_shape), obs)
+        if self.num_mask:
+            columns["action_mask"] = ((t + 1, self.num_mask), u8)
         if c:
             columns |= {
                 "burn_in_obs": ((c, *self.obs_shape), obs),
@@ -276,10 +281,12 @@ def _check_values(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> No
     limits = np.array(spec.num_actions if spec.action_shape else spec.num_actions[:1])
     if len(limits) and ((columns["action"] < 0) | (columns["action"] >= limits)).any():
         raise TrajectoryError(f"column action must hold indices of {spec.num_actions} actions")
-    for name in ("is_first", "terminated", "truncated", "burn_in_is_first"):
+    for name in ("is_first", "terminated", "truncated", "burn_in_is_first", "action_mask"):
         if name in columns and columns[name].max() > 1:
             raise TrajectoryError(f"column {name} must hold 0 or 1, got {columns[name].max()}")
     _check_ends(spec, columns)
+    if spec.num_mask:
+        _check_legal(spec, columns)
     for name, column in columns.items():
         if column.dtype.kind == "f" and not np.isfinite(column).all():
             raise TrajectoryError(f"column {name} has {np.count_nonzero(~np.isfinite(column))} non-finite numbers")
@@ -296,6 +303,15 @@ def _check_ends(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None
     if wrong.any():
         slot, t = np.argwhere(wrong)[0]
         raise TrajectoryError(f"slot {slot}, transition {t}: an episode that ends must be followed by a reset {where}")
+
+
+def _check_legal(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None:
+    """An action that was not legal has no log-probability."""
+    mask, action = columns["action_mask"][:, :-1], columns["action"]
+    chosen = action if spec.action_shape else action[..., None]
+    offsets = np.concatenate([[0], np.cumsum(spec.num_actions)[:-1]])
+    if spec.num_mask != sum(spec.num_actions) or not np.take_along_axis(mask, chosen + offsets, -1).all():
+        raise TrajectoryError("column action must hold legal actions, as column action_mask tells them")
 
 
 def _check_checksum(payload: np.ndarray, schema_bytes: int, checksum: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,9 +13,11 @@ import pytest
 from gymnasium import spaces
 from make_env import make_env
 from scripted_vectors import Rows
+from shoal.deploy.evaluation.evaluate import trained_arguments
 from shoal.envs.config import AdapterOptions, EnvConfig, split_options
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.envs.wrappers import find_wrappers
+from shoal.learner.checkpoint import Checkpoint
 
 COLLIDING = {"seed": 5, "num_envs": 6, "env_id": "town", "id": "x", "render_mode": "rgb_array", "options": {"a": 1}}
 
@@ -132,6 +135,30 @@ def test_checkpoints_that_mixed_both_are_split() -> None:
     own, options = split_options(mixed)
     assert own == {"delay": 4}
     assert options == AdapterOptions(vectorization="async", slot_groups=3, wrappers=["a:B"])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kind", "layout"),
+    [
+        ("EnvsColliding-v0", "vector", "none"),
+        ("EnvsColliding-v0", "image", "channels_last"),
+        ("EnvsColliding-v0", "tokens", "auto"),
+        ("recall?delay=3", "vector", "auto"),
+        ("mettagrid/forage", "tokens", "auto"),
+    ],
+)
+def test_checkpoints_of_before_are_read_as_they_were_trained(env_id: str, kind: str, layout: str) -> None:
+    """Catches a grey picture that was trained as numbers and is now an image, for which the policy has no encoder."""
+    described = {"observation": {"kind": kind}}
+    state = {"env_id": env_id, "env_kwargs": {"vectorization": "async", "delay": 4}, "policy": described}
+    own, options = trained_arguments(Checkpoint(Path("x"), state))
+    assert own == {"delay": 4}
+    assert (options.vectorization, options.image_layout) == ("async", layout)
+    now = {**state, "env_kwargs": {"vectorization": 1}, "env_options": {"image_layout": "channels_first"}}
+    assert trained_arguments(Checkpoint(Path("x"), now)) == (
+        {"vectorization": 1},
+        AdapterOptions(image_layout="channels_first"),
+    )
 
 
 class Add(gymnasium.ObservationWrapper[Any, Any, Any]):

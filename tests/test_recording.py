@@ -57,6 +57,28 @@ def test_a_film_shows_every_step_from_the_reset_to_the_end(tmp_path: Path) -> No
         assert np.abs(seen.mean((1, 2, 3)) - 50 * np.arange(length + 1)).max() < 12
 
 
+@pytest.mark.parametrize("mode", ["rgb_array", "ansi"])
+def test_a_render_mode_that_is_set_already_does_not_hinder(mode: str, tmp_path: Path) -> None:
+    """Catches "got multiple values for argument" where the environment is trained with a render mode."""
+    pytest.importorskip("imageio_ffmpeg")
+    env = film("evaluated_envs:Painted-v0", SEED, tmp_path, "episode", {"render_mode": mode})
+    play(env, always(0), 1)
+    env.close()
+    assert len(env.files) == 1
+
+
+def test_episodes_without_an_end_are_filmed_up_to_the_cut(tmp_path: Path) -> None:
+    """Catches a film that never ends, none at all, and one that runs on after the cut."""
+    pytest.importorskip("imageio_ffmpeg")
+    env = film("evaluated_envs:Painted-v0", SEED, tmp_path, "episode", {}, max_episode_steps=2)
+    played = play(env, always(0), 2, max_episode_steps=2)
+    env.close()
+    assert played.lengths.tolist() == [2, 2]
+    assert played.cut.all()
+    assert [file.name for file in env.files] == ["episode-0.mp4", "episode-1.mp4"]
+    assert [len(frames(file, 34, 66)) for file in env.files] == [3, 3]
+
+
 def test_a_film_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
     """Catches half a film under the name of a whole one."""
     pytest.importorskip("imageio_ffmpeg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from shoal.envs.boundary import TokenSpace
+from shoal.envs.masks import MaskSource
 from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.spaces import Declared, declared_from_json, declared_to_json
 
@@ -57,4 +59,6 @@ def test_tokens_and_action_names_come_back() -> None:
         categorical_features=((0, ("mine", "altar")),),
     )
     declared = Declared(spaces.Box(0, 255, (4, 3), np.uint8), spaces.Discrete(2), tokens, ("left", "right"))
+    assert declared_from_json(json.loads(json.dumps(declared_to_json(declared)))) == declared
+    declared = dataclasses.replace(declared, mask=MaskSource("obs", (2,), "board"))
     assert declared_from_json(json.loads(json.dumps(declared_to_json(declared)))) == declared

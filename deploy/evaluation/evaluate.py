@@ -26,6 +26,7 @@ from shoal.envs.reference import random_player
 from shoal.envs.registry import list_env_ids, make_env_spec
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from shoal.policy import RecurrentPolicy
+from shoal.policy.actions import legal
 from shoal.policy.remap import NameMap, Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
 
@@ -51,16 +52,17 @@ class PolicyPlayer:
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.inference_mode()
-    def __call__(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        """Action [B, ...] for obs [B, ...] and is_first bool [B]."""
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Action [B, ...] for obs [B, ...] and is_first bool [B]; ``mask`` uint8 [B, P] tells the legal ones."""
         if self._zero_memory:
             self._policy.reset_memory()
         output = self._policy.act(torch.from_numpy(obs), range(len(obs)), torch.from_numpy(is_first))
         actions = self._policy.actions
+        logits = legal(output.logits, None if mask is None else torch.from_numpy(mask.view(np.bool_)))
         if self._greedy:
-            return actions.mode(output.logits).numpy()
+            return actions.mode(logits).numpy()
         uniform = 1 - torch.rand((len(obs), actions.num_uniform), generator=self._generator)
-        return actions.sample(output.logits, uniform)[0].numpy()
+        return actions.sample(logits, uniform)[0].numpy()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,11 @@ import torch
 from shoal.deploy.evaluation.evaluate import fitted_setup, trained_arguments
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
+from shoal.envs.masks import KEY, MaskSource
 from shoal.envs.spaces import Declared, action_converter, declared_from_json, make_spec
 from shoal.envs.writers import Malformed, make_writer
 from shoal.learner.checkpoint import Checkpoint, find_checkpoint
+from shoal.policy.actions import Discrete, legal
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 NumpyState = tuple[np.ndarray, np.ndarray]
@@ -40,7 +42,11 @@ class TrainedPolicy:
 
     @torch.inference_mode()
     def act(
-        self, obs: Any, training_env_ids: int | Sequence[int] = 0, is_first: bool | Sequence[bool] | np.ndarray = False
+        self,
+        obs: Any,
+        training_env_ids: int | Sequence[int] = 0,
+        is_first: bool | Sequence[bool] | np.ndarray = False,
+        action_mask: Any = None,
     ) -> Any:
         """The actions for observations, in the environment's own terms; the memory goes one step on.
 
@@ -53,13 +59,15 @@ class TrainedPolicy:
             training_env_ids: the environments; an id that was never seen starts with a zero state.
             is_first: whether the observation is the first of an episode: the state is zeroed before. One value for all,
                 or bool [B].
+            action_mask: which actions are legal, as the environment tells it in ``info["action_mask"]``; None where all
+                are, or where ``obs`` tells it.
 
         Returns:
             A numpy scalar or array, or an array of B of them; of Box actions the sample or the mean, clipped to the
             bounds.
 
         Raises:
-            ValueError: the observations are not of the policy's space, or ids repeat.
+            ValueError: the observations are not of the policy's space, the mask is not of its actions, or ids repeat.
         """
         one = isinstance(training_env_ids, int | np.integer)
         ids = (int(training_env_ids),) if one else tuple(int(env_id) for env_id in training_env_ids)  # type: ignore[arg-type,union-attr]
@@ -67,17 +75,39 @@ class TrainedPolicy:
         if first.dtype != np.bool_ or first.shape not in ((), (len(ids),)):
             raise ValueError(f"is_first must be bool, one or {len(ids)}, got {first.dtype} {list(first.shape)}")
         network, actions = self.network, self.network.actions
+        obs, masks = self._split_mask(obs, action_mask, len(ids), one=one)
         rows = self._rows(obs, len(ids), one=one)
         output = network.act(torch.from_numpy(rows), ids, torch.from_numpy(np.broadcast_to(first, (len(ids),)).copy()))
+        logits = legal(output.logits, masks)
         if self.greedy:
-            chosen = actions.mode(output.logits)
+            chosen = actions.mode(logits)
         else:
             uniform = 1 - torch.rand((len(ids), actions.num_uniform), generator=self._generator)
-            chosen = actions.sample(output.logits, uniform)[0]
+            chosen = actions.sample(logits, uniform)[0]
         taken = chosen.numpy()
         if self._declared is not None:
             taken = action_converter(self._declared.action)(taken)
         return taken[0] if one else taken
+
+    def _split_mask(self, obs: Any, mask: Any, batch: int, *, one: bool) -> tuple[Any, torch.Tensor | None]:
+        """(observations without a mask, bool [B, P] or None where every action is legal)."""
+        actions = self.network.actions
+        source = self._declared.mask if self._declared is not None else None
+        if source is None and mask is not None and isinstance(actions, Discrete):
+            source = MaskSource("info", tuple(map(len, actions.names)))
+        if source is None:
+            if mask is not None:
+                raise ValueError("the policy's actions are continuous and take no action_mask")
+            return obs, None
+        rows = np.ones((batch, sum(source.sizes)), np.uint8)
+        try:
+            rest, told = source.split(obs, {KEY: mask})
+            if told is not None:
+                for index, row in enumerate(rows):
+                    source.write(told if one else _row_of(told, index), row)
+        except Malformed as error:
+            raise ValueError(str(error)) from error
+        return rest, torch.from_numpy(rows.view(np.bool_))
 
     def _rows(self, obs: Any, batch: int, *, one: bool) -> np.ndarray:
         """[B, *observation.shape] in the network's dtype."""
@@ -115,6 +145,10 @@ class TrainedPolicy:
             ValueError: a state has another shape.
         """
         self.network.set_memory({env_id: (torch.tensor(h), torch.tensor(c)) for env_id, (h, c) in states.items()})
+
+
+def _row_of(masks: Any, index: int) -> Any:
+    return tuple(part[index] for part in masks) if isinstance(masks, tuple) else masks[index]
 
 
 def load_policy(path: str | Path, *, greedy: bool = False, seed: int = 0) -> TrainedPolicy:

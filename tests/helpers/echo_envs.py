@@ -69,6 +69,24 @@ def never(t: int) -> bool:
     return False
 
 
+def mask(t: int) -> np.ndarray:
+    """Legal in step t: two of five actions, others in every step."""
+    row = np.zeros(5, np.int8)
+    row[[t % 5, (t + 3) % 5]] = 1
+    return row
+
+
+def two_masks(t: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.eye(3, dtype=np.int8)[t % 3], np.array([1, t % 2], np.int8)
+
+
+def hidden(t: int) -> dict[str, Any]:
+    return {"observation": even(t), "action_mask": mask(t)}
+
+
+FIVE, PAIR = spaces.Discrete(5, start=2), spaces.MultiDiscrete([3, 2])
+MASK = spaces.Box(0, 1, (5,), np.int8)
+PART = spaces.Box(-9, 99, (2,), np.float32)
 UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 WIDE = spaces.Box(-np.inf, np.inf, (512,), np.float32)
 HUGE = np.finfo(np.float32).max
@@ -94,6 +112,18 @@ CASES: dict[str, Case] = {
     "informs": Case(even, info=info),
     "informs at a truncation": Case(even, info=info, terminated=never, truncated=lambda t: t == 4),
     "informs otherwise": Case(even, info=lambda t: {"other": t}),
+    "mask in info": Case(even, PART, info=lambda t: {"action_mask": mask(t)}, action=FIVE),
+    "mask in obs": Case(hidden, spaces.Dict(observation=PART, action_mask=MASK), action=FIVE),
+    "mask in obs, truncated": Case(
+        hidden, spaces.Dict(observation=PART, action_mask=MASK), lambda t: 0.5 * t, never, lambda t: t == 4, action=FIVE
+    ),
+    "mask beside others": Case(
+        lambda t: {"a": even(t), "action_mask": mask(t), "b": even(t)},
+        spaces.Dict(a=PART, action_mask=spaces.MultiBinary(5), b=PART),
+        action=FIVE,
+    ),
+    "masks of two choices": Case(even, PART, info=lambda t: {"action_mask": two_masks(t)}, action=PAIR),
+    "no choice": Case(even, PART, info=lambda t: {"action_mask": mask(t) * (t % 2)}, action=FIVE),
     "endless": Case(even, UNBOUNDED, terminated=never),
     "ends late": Case(even, UNBOUNDED, terminated=lambda t: t == 12),
 }
@@ -112,6 +142,11 @@ class EchoEnv(gymnasium.Env[Any, Any]):
         return self.case.obs(0), self.case.info(0)
 
     def step(self, action: Any) -> Any:
+        legal = self.case.info(self.t).get("action_mask")
+        if legal is None and isinstance(obs := self.case.obs(self.t), dict):
+            legal = obs.get("action_mask")
+        if legal is not None and not isinstance(legal, tuple) and legal.any():
+            assert legal[action - self.action_space.start], f"action {action} is illegal: {legal}"  # type: ignore[attr-defined]
         self.t += 1
         case, t = self.case, self.t
         return case.obs(t), case.reward(t), case.terminated(t), case.truncated(t), case.info(t)

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import shoal
 import torch
+from echo_envs import even, mask
 from service import read_summary, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +287,28 @@ def test_a_trained_policy_acts_as_the_network_does(tmp_path: Path) -> None:
             policy.act(wrong, 0)
     with pytest.raises(ValueError, match="is_first must be bool"):
         policy.act(obs[0], [7, 8], [1, 0])
+
+
+@pytest.mark.parametrize("case", ["mask in info", "mask in obs"])
+def test_a_trained_policy_keeps_to_the_legal_actions(tmp_path: Path, case: str) -> None:
+    """Catches a mask in the observation that is read as numbers, and a mask in ``info`` that has no effect."""
+    kwargs = {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": case}}
+    run = shoal.train(mode="inline", run_dir=tmp_path / "run", total_env_steps=300, progress=False, **kwargs, **SMALL)
+    for greedy in (False, True):
+        policy = shoal.load_policy(run.run_dir, greedy=greedy)
+        for t in range(20):
+            obs: Any = even(t)
+            if case == "mask in obs":
+                # The actions count from 2; the second row is the same environment one step on.
+                both = {"observation": np.stack([obs, even(t + 1)]), "action_mask": np.stack([mask(t), mask(t + 1)])}
+                one, two = policy.act({"observation": obs, "action_mask": mask(t)}), policy.act(both, [1, 2])
+            else:
+                one = policy.act(obs, action_mask=mask(t))
+                two = policy.act(np.stack([obs, even(t + 1)]), [1, 2], action_mask=np.stack([mask(t), mask(t + 1)]))
+            assert mask(t)[one - 2] == mask(t)[two[0] - 2] == mask(t + 1)[two[1] - 2] == 1
+    if case == "mask in info":
+        with pytest.raises(ValueError, match=r"action_mask .* must be 5 numbers 0 or 1"):
+            policy.act(even(0), action_mask=np.ones(4))
 
 
 SMALL = {"env.num_envs": 4, "actor.unroll_length": 8, "learner.batch_size": 16}
