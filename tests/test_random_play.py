@@ -76,8 +76,9 @@ def test_long_episodes_count_as_often_as_short_ones() -> None:
 
 def test_the_random_streams_of_the_process_stay_as_they_were() -> None:
     """Catches environments that train otherwise because a random policy played before them."""
+    moody = play("RandomPlayMoody-v0")
     states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
-    assert play("RandomPlayMoody-v0").here(60.0, NEVER) is not None
+    assert moody.here(60.0, NEVER) is not None
     after = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
     assert after == states
 
