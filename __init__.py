@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.deploy.settings.load import ConfigError
     from shoal.deploy.training.callbacks import Callback, CallbackFailed, EndedEpisodes, RunningRun, Update
     from shoal.envs.play import Episodes
+    from shoal.learner.loss import LossInputs, impala_loss, ppo_loss
     from shoal.policy import ComponentPolicy, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "EndedEpisodes",
     "Episodes",
     "FastPolicy",
+    "LossInputs",
     "PolicyOutput",
     "RecurrentPolicy",
     "Run",
@@ -35,7 +37,9 @@ __all__ = [
     "TrainedPolicy",
     "Update",
     "evaluate",
+    "impala_loss",
     "load_policy",
+    "ppo_loss",
     "train",
 ]
 
@@ -46,12 +50,15 @@ _HOMES = {
     "ConfigError": "shoal.deploy.settings.load",
     "EndedEpisodes": "shoal.deploy.training.callbacks",
     "Episodes": "shoal.envs.play",
+    "LossInputs": "shoal.learner.loss",
     "Run": "shoal.deploy.library.runs",
     "RunningRun": "shoal.deploy.training.callbacks",
     "TrainedPolicy": "shoal.deploy.library.acting",
     "Update": "shoal.deploy.training.callbacks",
     "evaluate": "shoal.deploy.library.runs",
+    "impala_loss": "shoal.learner.loss",
     "load_policy": "shoal.deploy.library.acting",
+    "ppo_loss": "shoal.learner.loss",
     "train": "shoal.deploy.library.runs",
 }
 """Modules of the names that do not come from ``shoal.policy``."""

@@ -13,31 +13,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle  # noqa: TID251  (the user's own code, on its way to processes that this one starts)
-from shoal.envs import entry_points
-from shoal.policy import kinds
+from shoal import given
+from shoal.envs.entry_points import is_environment_class
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 
 def give_environment(make: Callable[..., Any]) -> str:
     """The environment id of a class or function that makes one environment; it is known by it from now on."""
-    is_class = entry_points.is_environment_class(make)
-    return _give(make, entry_points.given, by_name=is_class)
+    is_class = is_environment_class(make)
+    return _give(make, given.environments, by_name=is_class)
 
 
 def give_policy(cls: type[RecurrentPolicy]) -> str:
     """The ``policy.kind`` of a class; it is known by it from now on."""
-    return _give(cls, kinds.given, by_name=True)
+    return _give(cls, given.policies, by_name=True)
 
 
-def _give(found: Any, given: dict[str, Any], *, by_name: bool) -> str:
+def give_loss(loss: Callable[..., Any]) -> str:
+    """The ``learner.loss`` of a function, or of a class whose objects are called; it is known by it from now on."""
+    return _give(loss, given.losses, by_name=True)
+
+
+def _give(found: Any, names: dict[str, Any], *, by_name: bool) -> str:
     name = name_of(found)
     if by_name and _is_importable(name, found):
         return name
     if not isinstance(found, type):
         # Of functions, lambdas above all, there may be several; of classes in a notebook the latest counts.
-        known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(given)))]
-        name = next(one for one in known if given.get(one, found) is found)
-    given[name] = found
+        known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(names)))]
+        name = next(one for one in known if names.get(one, found) is found)
+    names[name] = found
     return name
 
 
@@ -67,24 +72,27 @@ class UserCode:
 
     environments: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     policies: Mapping[str, type[RecurrentPolicy]] = dataclasses.field(default_factory=dict)
+    losses: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(env_id: str, policy_kind: str) -> UserCode:
+    def of(env_id: str, policy_kind: str, loss: str = "") -> UserCode:
         """What these names stand for in this process, as far as it was given."""
-        return UserCode(_chosen(entry_points.given, env_id), _chosen(kinds.given, policy_kind))
+        return UserCode(
+            _chosen(given.environments, env_id), _chosen(given.policies, policy_kind), _chosen(given.losses, loss)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not (self.environments or self.policies):
-            return UserCode, ()
-        return _arrive, (cloudpickle.dumps((self.environments, self.policies)),)
+        parts = self.environments, self.policies, self.losses
+        return (_arrive, (cloudpickle.dumps(parts),)) if any(parts) else (UserCode, ())
 
 
-def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: given[name]} if name in given else {}
+def _chosen(names: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: names[name]} if name in names else {}
 
 
 def _arrive(data: bytes) -> UserCode:
-    environments, policies = cloudpickle.loads(data)
-    entry_points.given.update(environments)
-    kinds.given.update(policies)
-    return UserCode(environments, policies)
+    environments, policies, losses = cloudpickle.loads(data)
+    given.environments.update(environments)
+    given.policies.update(policies)
+    given.losses.update(losses)
+    return UserCode(environments, policies, losses)

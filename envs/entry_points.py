@@ -13,11 +13,10 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shoal import given
+
 if TYPE_CHECKING:  # imported where it is used: not every environment is one of gymnasium's
     from gymnasium.envs.registration import EnvSpec
-
-given: dict[str, Callable[..., Any]] = {}
-"""Classes and functions by environment id."""
 
 
 def entry_point_spec(env_id: str) -> EnvSpec | None:
@@ -33,7 +32,7 @@ def entry_point_spec(env_id: str) -> EnvSpec | None:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
-    make = given.get(env_id) or _named(env_id)
+    make = given.environments.get(env_id) or _named(env_id)
     if make is None:
         return None
     is_gymnasiums = isinstance(make, type) and issubclass(make, gymnasium.Env)

@@ -18,11 +18,12 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from shoal import given
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
-from shoal.envs.entry_points import EntryPoint, entry_point_spec, given
+from shoal.envs.entry_points import EntryPoint, entry_point_spec
 from shoal.envs.guard import MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
@@ -259,7 +260,7 @@ def make_maker(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) 
     own = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
     limit = {name: value for name, value in kwargs.items() if name not in own}
     return _Maker(
-        "" if env_id in given else env_id.rpartition(":")[0],
+        "" if env_id in given.environments else env_id.rpartition(":")[0],
         dataclasses.replace(spec, kwargs={**spec.kwargs, **own}),
         find_wrappers(options.wrappers, env_id),
         limit,
@@ -283,7 +284,7 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     Raises:
         EnvironmentNotFound: nothing has this name, or another library than the one named.
     """
-    if env_id in given and (spec := entry_point_spec(env_id)):
+    if env_id in given.environments and (spec := entry_point_spec(env_id)):
         return spec
     module, _, name = env_id.rpartition(":")
     try:

@@ -14,6 +14,7 @@ from shoal.policy.config import RegularizationConfig
 from shoal.section import Section
 
 ADAM = "adam"
+PPO, IMPALA = "ppo", "impala"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,12 @@ class LearnerConfig(Section):
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
     optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of that class, as plain data."""
+    loss: Annotated[str, Field(pattern=r"^(ppo|impala|[^:\s]+:[^:\s]+)$")] = PPO
+    """``ppo``: the clipped surrogate. ``impala``: the policy gradient with V-trace's truncated importance weights, for
+    one pass (learner.epochs=1). Or ``package.module:name`` of a function, or of a class whose objects are called
+    (``learner.loss.LossInputs``)."""
+    loss_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of that function, or of that class, as plain data."""
     gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.99
     """Discount per step."""
     advantage: Literal["vtrace", "gae"] = "vtrace"
@@ -97,6 +104,12 @@ class LearnerConfig(Section):
                 "optimizer_kwargs={optimizer_kwargs} need an optimizer that is named by its class, e.g. "
                 "optimizer=torch.optim:AdamW; Adam's are learning_rate and adam_eps",
                 {"optimizer_kwargs": self.optimizer_kwargs},
+            )
+        if self.loss_kwargs and self.loss in (PPO, IMPALA):
+            raise PydanticCustomError(
+                "cross_field",
+                "loss_kwargs={loss_kwargs} need a loss that is named by its function, e.g. loss=my_package.losses:mine",
+                {"loss_kwargs": self.loss_kwargs},
             )
         if self.batch_size != "auto" and self.batch_size % self.minibatches:
             raise PydanticCustomError(

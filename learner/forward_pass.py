@@ -25,6 +25,10 @@ class ForwardPass(NamedTuple):
     """[T, B]"""
     value: Tensor
     """[T, B]"""
+    logits: Tensor
+    """[T, B, A]; of actions that are not legal -1e9."""
+    core: Tensor | None
+    """[T, B, H]: the memory's output, where the policy returns it."""
     next_value: Tensor
     """[T, B], without gradient: V of the observation that each transition led to in its own episode."""
 
@@ -51,7 +55,8 @@ def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -
     next_value = value[1:].detach()
     if final and output.final_value is not None:
         next_value = next_value.index_put(final, at_least_float32(output.final_value.detach()))
-    return ForwardPass(log_prob, entropy, value[:-1], next_value)
+    core = None if output.core is None else at_least_float32(output.core[:-1])
+    return ForwardPass(log_prob, entropy, value[:-1], logits, core, next_value)
 
 
 def _final_rows(batch: TensorDict) -> tuple[Tensor, Tensor] | None:

@@ -16,7 +16,7 @@ from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error, valid_transitions
 from shoal.learner.group import LearnerGroup, LearnerLost
 from shoal.learner.kl_adaptation import KLAdaptation
-from shoal.learner.loss import LossTerms, actor_critic_loss
+from shoal.learner.loss import LossInputs, checked_terms, divergences, find_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
 from shoal.learner.optimizer import make_optimizer
@@ -106,6 +106,9 @@ class Learner:
         if config.entropy_coef == "auto":
             config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
         self.policy, self.config, self.path = policy, config, path
+        self._loss = find_loss(config)
+        self._terms: tuple[str, ...] = ()
+        """Names of the loss's terms, in the order in which they follow the gradient."""
         self.regularizer = WeightRegularizer(policy, config.regularization)
         self.optimizer = make_optimizer(config, policy.parameters(), fused=path.fused_optimizer)
         self.policy_version = 0
@@ -293,25 +296,30 @@ class Learner:
         return Prepared(forward, targets, old_value, old_log_prob, valid, moments)
 
     def _gradient(self, moments: Moments, shard: TensorDict, prepared: Prepared) -> Tensor:
-        """[P + 7]: the flat gradient of the shard's part of the loss, followed by its ``LossTerms``.
+        """[P + terms]: the flat gradient of the shard's part of the loss, followed by its terms.
 
         One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
         parts, terms = self._backward(moments, shard, prepared, self.config)
-        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([t.detach() for t in terms])])
+        self._terms = self._terms or tuple(terms)
+        if terms.keys() != set(self._terms):
+            raise ValueError(f"{self.config.loss} returned {list(terms)}, and {list(self._terms)} before")
+        return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([terms[name].detach() for name in self._terms])])
 
     def _backward(
         self, moments: Moments, shard: TensorDict, prepared: Prepared, config: LearnerConfig
-    ) -> tuple[tuple[Tensor, ...], LossTerms]:
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """The gradient of the shard's part of the loss, by parameter, and its terms."""
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
         if config.normalize_advantage:
             advantage = moments.normalize(advantage, prepared.valid, self._value_std or 1.0)
-        terms = actor_critic_loss(
-            forward.log_prob,
-            forward.entropy,
-            forward.value,
+        inputs = LossInputs(
+            log_prob=forward.log_prob,
+            entropy=forward.entropy,
+            value=forward.value,
+            logits=forward.logits,
+            core=forward.core,
             behavior_log_prob=shard["behavior_log_prob"].T,
             advantage=advantage,
             vs=targets.vs,
@@ -320,19 +328,23 @@ class Learner:
             valid=prepared.valid,
             count=max(int(moments.transitions), 1),
             value_std=self._value_std,
+            batch=shard,
+            policy=self.policy,
             config=config,
             scheduled=self._scheduled,
         )
+        terms = checked_terms(config.loss, self._loss(inputs))
         # A policy of the user's may have parameters that the loss does not reach: their gradient is 0.
-        return torch.autograd.grad(terms.loss, self._parameters, materialize_grads=True), terms
+        gradient = torch.autograd.grad(terms["loss"], self._parameters, materialize_grads=True)
+        return gradient, {**terms, **divergences(inputs)}
 
     @torch.no_grad()
     def _step(self, flat: Tensor, moments: Moments) -> dict[str, float]:
         """Add the L2-init gradient, clip the norm, check that all is finite, step, and clip the weights."""
-        *gradients, terms_ = flat.split([*(p.numel() for p in self._parameters), len(LossTerms._fields)])
+        *gradients, terms_ = flat.split([*(p.numel() for p in self._parameters), len(self._terms)])
         for parameter, part in zip(self._parameters, gradients, strict=True):
             parameter.grad = part.view_as(parameter)
-        gradient = flat[: -len(LossTerms._fields)]
+        gradient = flat[: -len(self._terms)]
         with torch.enable_grad():
             l2_init = self.regularizer.l2_init_loss()
             if l2_init is not None:
@@ -340,7 +352,7 @@ class Learner:
         # torch.nn.utils.clip_grad_norm_ on one buffer.
         grad_norm = gradient.norm()
         gradient.mul_((self.config.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0))
-        terms = dict(zip(LossTerms._fields, terms_, strict=True))
+        terms = dict(zip(self._terms, terms_, strict=True))
         terms["grad_norm"] = grad_norm
         if l2_init is not None:
             terms["l2_init_loss"] = l2_init.detach()

@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from shoal import given
 from shoal.policy.actions import Continuous
 from shoal.policy.observation import ImageObservation, Observation
 from shoal.policy.recurrent_policy import LSTM_LAYERS, RecurrentPolicy
 from torch import Tensor, nn
-
-given: dict[str, type[RecurrentPolicy]] = {}
-"""Classes by ``policy.kind``."""
 
 TOLERANCE = 1e-4
 """Largest difference of logits that rounding explains; the log-prob parity check of training allows as much."""
@@ -33,7 +31,7 @@ def find_policy(kind: str) -> type[RecurrentPolicy]:
     Raises:
         ValueError: there is no such module or class, or it is no ``RecurrentPolicy``.
     """
-    found: Any = given.get(kind)
+    found: Any = given.policies.get(kind)
     if found is None:
         module, _, name = kind.partition(":")
         try:

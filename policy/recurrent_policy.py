@@ -32,6 +32,8 @@ class PolicyOutput(NamedTuple):
     """[...], in units of the reward."""
     final_value: Tensor | None = None
     """[K]: values of the final rows of an unroll; None if it has none."""
+    core: Tensor | None = None
+    """[T, B, H]: the memory's output in an unroll, for losses that read it."""
 
 
 class ActorOutput(NamedTuple):
@@ -181,12 +183,13 @@ class RecurrentPolicy(nn.Module):
         if final_obs is not None:
             rows = torch.cat([rows, final_obs])
         core, state = self._unroll_core(self.encode(rows), is_first, state, plan, return_state)
-        logits, value, _ = self.heads(core)
+        logits, value, *_ = self.heads(core)
         here = steps * batch
         output = PolicyOutput(
             logits[:here].view(steps, batch, -1),
             value[:here].view(steps, batch),
             None if final_obs is None else value[here:],
+            core[:here].view(steps, batch, -1),
         )
         return output, state
 

@@ -12,11 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 import shoal
+from shoal import given
 from shoal.actors.user_code import UserCode
 from shoal.deploy.library.config import make_config
 from shoal.deploy.settings import sections
 from shoal.deploy.settings.load import load_config, resolve, to_dict
-from shoal.envs import entry_points
 from shoal.policy import kinds
 
 
@@ -130,16 +130,16 @@ def test_classes_and_functions_get_names() -> None:
     from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
     assert shoal.Config(env=CartPoleEnv).env.id == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
-    assert "gymnasium.envs.classic_control.cartpole:CartPoleEnv" not in entry_points.given
+    assert "gymnasium.envs.classic_control.cartpole:CartPoleEnv" not in given.environments
     # A function is no name that a checkpoint may call.
     assert shoal.Config(env=gymnasium.make).env.id == "gymnasium.envs.registration:make"
-    assert entry_points.given["gymnasium.envs.registration:make"] is gymnasium.make
+    assert given.environments["gymnasium.envs.registration:make"] is gymnasium.make
     made = shoal.Config(env=Mine, policy=MyPolicy)
     assert made.env.id == f"{__name__}:Mine"
     assert made.policy.kind == f"{__name__}:MyPolicy"
     partial = functools.partial(Mine)
     assert shoal.Config(env=partial).env.id == f"{__name__}:partial(Mine)"
-    assert entry_points.given[f"{__name__}:partial(Mine)"] is partial
+    assert given.environments[f"{__name__}:partial(Mine)"] is partial
     assert shoal.Config(env=functools.partial(Mine)).env.id == f"{__name__}:partial(Mine)#2"
 
 
@@ -148,7 +148,7 @@ def test_lambdas_are_told_apart() -> None:
     one, two = (lambda: Mine()), (lambda: Mine())
     names = [shoal.Config(env=make).env.id for make in (one, two, one)]
     assert names[0] == names[2] != names[1]
-    assert [entry_points.given[name] for name in names] == [one, two, one]
+    assert [given.environments[name] for name in names] == [one, two, one]
 
 
 def test_what_no_process_can_use_is_refused() -> None:
@@ -174,8 +174,8 @@ def test_user_code_arrives_under_its_name() -> None:
 
     made = shoal.Config(env=Local, policy=LocalPolicy)
     sent = pickle.dumps(UserCode.of(made.env.id, made.policy.kind))
-    del entry_points.given[made.env.id], kinds.given[made.policy.kind]
+    del given.environments[made.env.id], given.policies[made.policy.kind]
     arrived = pickle.loads(sent)
-    assert entry_points.given[made.env.id] is arrived.environments[made.env.id]
+    assert given.environments[made.env.id] is arrived.environments[made.env.id]
     assert kinds.find_policy(made.policy.kind).__qualname__ == LocalPolicy.__qualname__
     assert pickle.loads(pickle.dumps(UserCode.of("recall", "fast"))) == UserCode()

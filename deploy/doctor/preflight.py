@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
-from shoal.learner.config import ADAM
+from shoal.learner.config import ADAM, IMPALA, PPO
 from shoal.policy.config import OWN_KINDS
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
@@ -26,6 +26,10 @@ def check(config: Config, run_dir: Path) -> list[str]:
     spec, problems = _environment(config)
     layout, found = _layout(config)
     problems += found
+    if spec is not None and not problems and config.learner.loss not in (PPO, IMPALA):
+        from shoal.deploy.doctor.trial_update import check_loss
+
+        problems += [f"learner.loss: {problem}"] if (problem := check_loss(config, spec)) else []
     if spec is not None and not found:
         from shoal.deploy.placement.memory import check_memory
 

@@ -17,8 +17,8 @@ Layer = sections.Config | Mapping[str, Any] | str | Path | None
 
 _DEFAULTS = {"metrics.port": 0}
 """Several runs of one process, or of notebooks beside each other, each get a free port."""
-_SHORT = {"env": "env.id", "policy": "policy.kind"}
-"""Sections in whose place the setting that chooses may be given."""
+_SHORT = {"env": "env.id", "policy": "policy.kind", "loss": "learner.loss"}
+"""What may be given in place of the setting that chooses it."""
 
 
 class Config(sections.Config):
@@ -31,7 +31,8 @@ class Config(sections.Config):
 
     Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
     ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
-    class. Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
+    class; ``loss`` a name, or a function of ``shoal.LossInputs``. Everything else is plain data. ``metrics.port`` is 0
+    (a free port) unless it is set. Frozen;
     ``dataclasses.replace`` makes a changed one.
 
     Raises:
@@ -96,7 +97,7 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
         return value.item()
     if key == "env.id" and callable(value):
         return _named(key, value, problems)
-    if key == "policy.kind" and isinstance(value, type):
+    if (key == "policy.kind" and isinstance(value, type)) or (key == "learner.loss" and callable(value)):
         return _named(key, value, problems)
     return value
 
@@ -121,7 +122,7 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
-    from shoal.actors.user_code import give_environment, give_policy, name_of
+    from shoal.actors.user_code import give_environment, give_loss, give_policy, name_of
     from shoal.envs.entry_points import is_environment_class
 
     if key == "env.id":
@@ -131,6 +132,8 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
                 f"{name_of(value)}; a PettingZoo game is named pettingzoo:module:function"
             )
         return give_environment(value)
+    if key == "learner.loss":
+        return give_loss(value)
     from shoal.policy import RecurrentPolicy
 
     if not issubclass(value, RecurrentPolicy):

@@ -51,7 +51,7 @@ def make_worker_setup(
         presented=presented,
         burn_in=config.actor.burn_in,
         num_threads=config.actor.num_threads,
-        user_code=UserCode.of(config.env.id, config.policy.kind),
+        user_code=UserCode.of(config.env.id, config.policy.kind, config.learner.loss),
         code=this_code(),
     )
 

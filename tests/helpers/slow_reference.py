@@ -146,6 +146,8 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
     ratio = (log_prob - torch.cat(behavior)).exp()
     clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
     policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+    if config.loss == "impala":
+        policy_loss = -(ratio.detach().clamp(max=config.rho_bar) * advantage * log_prob).mean()
     error = (value - vs) ** 2
     if config.value_clip_coef:
         near = old_value + (value - old_value).clamp(-config.value_clip_coef, config.value_clip_coef)

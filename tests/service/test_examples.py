@@ -21,6 +21,7 @@ SMALL = (
 )
 SAYS = {
     "own_environment.py": "one episode: return",
+    "own_loss.py": "with reward prediction:",
     "own_policy.py": "Narrow with",
     "curriculum.py": "reached a delay of",
 }
