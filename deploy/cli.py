@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
     evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
+    evaluate.add_argument(
+        "--memory-horizon",
+        type=int,
+        nargs="*",
+        metavar="K",
+        help="how far back does it remember? Compare with memories of the last K steps only (default 0 1 2 4 8 16 32 "
+        "64), in the same environments with the same seeds; shoal report draws it",
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument(
         "--vs",
@@ -263,7 +271,10 @@ def _doctor(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from shoal.deploy.evaluation.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
     from shoal.deploy.evaluation.job_process import JobFailed
+    from shoal.deploy.evaluation.memory_horizon import HORIZONS, conclusion, horizon_sides, to_record
     from shoal.deploy.evaluation.table import Played, Recorded, lines, recorded, to_json
+    from shoal.deploy.records.json_file import write_json
+    from shoal.deploy.records.run_dir import MEMORY_HORIZON
     from shoal.envs.boundary import EnvironmentFault
     from shoal.learner.checkpoint import CheckpointError, find_checkpoint
     from shoal.policy.remap import NameMap, Remapping
@@ -301,11 +312,20 @@ def _evaluate(options: argparse.Namespace) -> int:
                 remapping=remapping,
             )
             own = checkpoint_side(
-                checkpoint, setup, label=str(options.run), greedy=options.greedy, zero_memory=options.zero_memory
+                checkpoint,
+                setup,
+                label=str(options.run),
+                greedy=options.greedy,
+                memory_horizon=0 if options.zero_memory else None,
             )
         except (CheckpointError, ValueError) as error:
             return _refuse([str(error)])
         sides, recorders = [own], []
+        asked = options.memory_horizon
+        try:
+            cut = [] if asked is None else horizon_sides(own, asked or HORIZONS)
+        except ValueError as error:
+            cut, problems = [], [str(error)]
         for word in options.vs:
             try:
                 sides.append(opponent(word, own, remapping))
@@ -325,16 +345,25 @@ def _evaluate(options: argparse.Namespace) -> int:
             for recorder in recorders:
                 recordings += recorded(*recorder.record(options.recordings))
             episodes = play_sides(
-                sides, options.episodes, options.processes, max_episode_steps=options.max_episode_steps
+                [*sides, *cut], options.episodes, options.processes, max_episode_steps=options.max_episode_steps
             )
         except (EnvironmentFault, JobFailed, OSError) as error:
             print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
             return EXIT_FAILED
-    played, *others = (Played(*one) for one in zip(sides, episodes, strict=True))
-    if options.json:
-        print(json.dumps(to_json(played, others, recordings)))
-    else:
-        print("\n".join(lines(played, others, recordings)))
+    played, *others = (Played(*one) for one in zip([*sides, *cut], episodes, strict=True))
+    said = [] if options.json else lines(played, others, recordings)
+    found = to_json(played, others, recordings)
+    if cut:
+        horizons = others[len(sides) - 1 :]
+        found["memory_horizon"] = record = to_record(played, horizons)
+        said += ["", f"  {conclusion(played, horizons)}"]
+        if (options.run / "checkpoints").is_dir():
+            try:
+                write_json(path := options.run / MEMORY_HORIZON, record)
+                said.append(f"  recorded in {path}, for shoal report")
+            except OSError as error:
+                print(f"shoal: the memory horizon is not recorded for shoal report: {error}", file=sys.stderr)
+    print(json.dumps(found) if options.json else "\n".join(said))
     return 0
 
 

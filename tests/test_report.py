@@ -395,6 +395,26 @@ def test_evaluations_are_points_with_their_intervals(tmp_path: Path) -> None:
     assert "the last of 2" in page.text
 
 
+def test_what_the_memory_is_used_for(tmp_path: Path) -> None:
+    """Catches a record that is drawn in another order, and a damaged one that costs the whole page."""
+    run = write_run(tmp_path / "run")
+    assert "memory_horizon" not in report(run).figures
+    level = {"mean_return": 0.25, "return_ci95": None}
+    record = {
+        "whole": {"mean_return": 0.9, "return_ci95": 0.1},
+        "horizons": [{"steps": 0, **level}, {"steps": 8, **level}],
+    }
+    (run / "memory_horizon.json").write_text(json.dumps(record))
+    figure = report(run).figures["memory_horizon"]
+    [trace] = figure["data"]
+    assert (trace["x"], trace["y"]) == ([0, 1, 2], [0.25, 0.25, 0.9])
+    assert figure["layout"]["xaxis"]["ticktext"] == ["0", "8", "all"]
+    assert "shapes" not in figure["layout"]
+    for damaged in ("[]", "{", '{"whole": {}}', json.dumps({**record, "horizons": [{"steps": "x"}]}), '{"whole": 3}'):
+        (run / "memory_horizon.json").write_text(damaged)
+        assert "memory_horizon" not in report(run).figures
+
+
 def test_how_a_run_ended(tmp_path: Path) -> None:
     """Catches a run that failed, was interrupted or goes on, and is called well; an old summary taken for the last."""
     written = lines()

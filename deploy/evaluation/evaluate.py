@@ -29,6 +29,7 @@ from shoal.policy import RecurrentPolicy
 from shoal.policy.actions import legal
 from shoal.policy.remap import NameMap, Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
+from torch import Tensor
 
 EPISODES_IN_A_ROW = 2
 """Episodes of each slot in a block: with more, less time is lost where some slots are done before others; with fewer,
@@ -43,26 +44,47 @@ _RECORDED = 2**32 - 1
 class PolicyPlayer:
     """A policy as a player of ``envs.play``: one memory per slot, sampled actions unless ``greedy``.
 
-    ``zero_memory`` forgets before every step: how well does the policy play without its memory?
+    With ``memory_horizon`` k the memory is made anew before every step, from the k steps before it in the episode: how
+    far back does the policy remember what it needs? 0 plays without memory.
     """
 
-    def __init__(self, policy: RecurrentPolicy, *, seed: int, greedy: bool = False, zero_memory: bool = False) -> None:
+    def __init__(
+        self, policy: RecurrentPolicy, *, seed: int, greedy: bool = False, memory_horizon: int | None = None
+    ) -> None:
         self._policy = policy.eval()
-        self._greedy, self._zero_memory = greedy, zero_memory
+        self._greedy, self._horizon = greedy, memory_horizon
         self._generator = torch.Generator().manual_seed(seed)
+        self._window: tuple[Tensor, Tensor] | None = None
+        """obs [k + 1, B, ...] and is_first [k + 1, B] of the last steps, the newest last."""
 
     @torch.inference_mode()
     def __call__(self, obs: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """Action [B, ...] for obs [B, ...] and is_first bool [B]; ``mask`` uint8 [B, P] tells the legal ones."""
-        if self._zero_memory:
-            self._policy.reset_memory()
-        output = self._policy.act(torch.from_numpy(obs), range(len(obs)), torch.from_numpy(is_first))
         actions = self._policy.actions
-        logits = legal(output.logits, None if mask is None else torch.from_numpy(mask.view(np.bool_)))
+        logits = legal(
+            self._logits(torch.from_numpy(obs), torch.from_numpy(is_first)),
+            None if mask is None else torch.from_numpy(mask.view(np.bool_)),
+        )
         if self._greedy:
             return actions.mode(logits).numpy()
         uniform = 1 - torch.rand((len(obs), actions.num_uniform), generator=self._generator)
         return actions.sample(logits, uniform)[0].numpy()
+
+    def _logits(self, obs: Tensor, is_first: Tensor) -> Tensor:
+        """[B, A]"""
+        if not self._horizon:
+            if self._horizon == 0:
+                self._policy.reset_memory()
+            return self._policy.act(obs, range(len(obs)), is_first).logits
+        if self._window is None:
+            steps = self._horizon + 1
+            self._window = obs.new_zeros((steps, *obs.shape)), torch.ones((steps, len(obs)), dtype=torch.bool)
+        for rows, newest in zip(self._window, (obs, is_first), strict=True):
+            rows[:-1] = rows[1:].clone()
+            rows[-1] = newest
+        # Zeros before the first row; rows of the episode before end at this one's is_first.
+        output, _ = self._policy.unroll(*self._window, return_state=False)
+        return output.logits[-1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +97,8 @@ class Side:
     weights: Weights | None
     """None: actions are uniformly random."""
     greedy: bool = False
-    zero_memory: bool = False
+    memory_horizon: int | None = None
+    """As ``PolicyPlayer``'s."""
     checkpoint: Checkpoint | None = None
     """The checkpoint that the weights were loaded from, if any."""
 
@@ -84,7 +107,12 @@ class Side:
         """The choice of actions, in words."""
         if self.weights is None:
             return "uniformly random"
-        return ("greedy" if self.greedy else "sampled") + (", memory zeroed at every step" if self.zero_memory else "")
+        manner = "greedy" if self.greedy else "sampled"
+        if self.memory_horizon is None:
+            return manner
+        if self.memory_horizon == 0:
+            return f"{manner}, memory zeroed at every step"
+        return f"{manner}, memory of {horizon_label(self.memory_horizon)}"
 
     def make_player(self, spec: EnvSpec, seed: np.random.SeedSequence) -> Player:
         """The player of one vector environment."""
@@ -96,8 +124,15 @@ class Side:
             policy,
             seed=int(seed.generate_state(1, np.uint64)[0] >> 1),
             greedy=self.greedy,
-            zero_memory=self.zero_memory,
+            memory_horizon=self.memory_horizon,
         )
+
+
+def horizon_label(steps: int) -> str:
+    """A memory horizon in words."""
+    if not steps:
+        return "no step"
+    return "the last step" if steps == 1 else f"the last {steps} steps"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -275,7 +310,12 @@ def _own_remapping(checkpoint: Checkpoint) -> Remapping:
 
 
 def checkpoint_side(
-    checkpoint: Checkpoint, setup: WorkerSetup, *, label: str = "", greedy: bool = False, zero_memory: bool = False
+    checkpoint: Checkpoint,
+    setup: WorkerSetup,
+    *,
+    label: str = "",
+    greedy: bool = False,
+    memory_horizon: int | None = None,
 ) -> Side:
     """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
     with torch.random.fork_rng(devices=()):
@@ -286,7 +326,7 @@ def checkpoint_side(
         setup=setup,
         weights=flatten_weights(policy, checkpoint.policy_version),
         greedy=greedy,
-        zero_memory=zero_memory,
+        memory_horizon=memory_horizon,
         checkpoint=checkpoint,
     )
 
@@ -308,11 +348,11 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
     ways: dict[str, dict[str, Any]] = {
         "greedy": {"greedy": True},
         "sampled": {"greedy": False},
-        "zero-memory": {"zero_memory": True},
+        "zero-memory": {"memory_horizon": 0},
     }
     if word in ways:
         other = dataclasses.replace(side, label=word, **ways[word])
-        if (other.greedy, other.zero_memory) == (side.greedy, side.zero_memory):
+        if (other.greedy, other.memory_horizon) == (side.greedy, side.memory_horizon):
             raise ValueError(f"--vs {word}: {side.label} is played in that way already")
         return other
     try:
@@ -329,7 +369,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
             env_options=dataclasses.asdict(setup.env_options),
             remapping=remapping,
         )
-        return checkpoint_side(checkpoint, theirs, label=word, greedy=side.greedy, zero_memory=side.zero_memory)
+        return checkpoint_side(checkpoint, theirs, label=word, greedy=side.greedy, memory_horizon=side.memory_horizon)
     except CheckpointError as error:
         raise ValueError(
             f"--vs {word}: {error} (or one of the words random, greedy, sampled and zero-memory)"
@@ -372,11 +412,11 @@ def evaluate(
     *,
     episodes: int,
     greedy: bool = False,
-    zero_memory: bool = False,
+    memory_horizon: int | None = None,
     processes: int | None = 1,
 ) -> Episodes:
     """``play_sides`` for one checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
-    side = checkpoint_side(checkpoint, setup, greedy=greedy, zero_memory=zero_memory)
+    side = checkpoint_side(checkpoint, setup, greedy=greedy, memory_horizon=memory_horizon)
     return play_sides([side], episodes, processes)[0]
 
 

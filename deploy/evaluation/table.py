@@ -127,7 +127,7 @@ def _numbers(played: Played) -> dict[str, Any]:
         "episodes": episodes.episodes,
         "mean_return": episodes.mean,
         "standard_error": _number(episodes.standard_error),
-        "return_ci95": _number(_mean_interval(episodes)[1]),
+        "return_ci95": _number(mean_interval(episodes)[1]),
         "min_return": float(returns.min()),
         "median_return": float(np.median(returns)),
         "max_return": float(returns.max()),
@@ -145,13 +145,14 @@ def _metrics(episodes: Episodes) -> dict[str, float]:
     return {name: float(np.nanmean(values)) for name, values in episodes.metrics.items()}
 
 
-def _mean_interval(episodes: Episodes) -> tuple[float, float]:
+def mean_interval(episodes: Episodes) -> tuple[float, float]:
+    """Mean return and half of its 95% interval (NaN of one episode)."""
     return confidence_interval(episodes.by_environment(episodes.returns))
 
 
 def _row(played: Played) -> list[str]:
     side, episodes = played
-    mean, half_width = _mean_interval(episodes)
+    mean, half_width = mean_interval(episodes)
     lengths = episodes.lengths
     low, high = int(lengths.min()), int(lengths.max())
     return [

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from shoal.deploy.records.json_lines import JsonFormatter
 
+MEMORY_HORIZON = "memory_horizon.json"
+"""File of what ``shoal evaluate --memory-horizon`` found."""
+
 
 class CannotStart(ValueError):
     """The settings conflict with each other, the checkpoint or the run directory; nothing was started."""

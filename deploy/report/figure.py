@@ -60,6 +60,8 @@ class Figure:
     y_range: tuple[float, float] | None = None
     marks: Sequence[float] = ()
     """Values of x at which the run was resumed."""
+    x_names: Sequence[str] = ()
+    """Names of x = 0, 1, 2, ...; empty where x is a number."""
     whole: bool = False
     """Values are small whole numbers."""
     legend: Literal["several", "always", "shared"] = "several"
@@ -138,6 +140,9 @@ class Figure:
         x = axis | {"title": {"text": plotly_text(self.x_label), "standoff": 8}, "nticks": 6, "hoverformat": ",.4~f"}
         x["rangemode"] = "tozero"
         y = axis | {"title": {"text": plotly_text(self.y_label), "standoff": 8}, "nticks": 6}
+        if self.x_names:
+            names = len(self.x_names)
+            x |= {"tickvals": list(range(names)), "ticktext": list(self.x_names), "range": [-0.5, names - 0.5]}
         if "environment steps" in self.x_label:
             x |= {"tickformat": "~s", "hoverformat": ",d"}
         if self.share:

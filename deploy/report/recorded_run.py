@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from shoal.deploy.records.run_dir import MEMORY_HORIZON
 from shoal.deploy.report.log import Complaints, read_log
 from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
 
@@ -34,6 +35,8 @@ class RecordedRun:
     """None if the last process of the run wrote none: it is running, or was killed."""
     evaluations: list[Evaluation]
     complaints: Complaints
+    memory_horizon: dict[str, Any] | None
+    """What ``shoal evaluate --memory-horizon`` recorded; None where there is none that can be read."""
     failure: str | None
     """The last line of the traceback that ended the run."""
 
@@ -84,7 +87,7 @@ def read_run(path: Path) -> RecordedRun:
     marks = ("config.yaml", "summary.json", "checkpoints", "metrics.jsonl")
     if not path.is_dir() or not any((path / name).exists() for name in marks):
         raise ValueError(f"{path}: is no run directory: it has none of {', '.join(marks)}")
-    for name in ("metrics.jsonl", "run.log", "evaluation.jsonl"):
+    for name in ("metrics.jsonl", "run.log", "evaluation.jsonl", MEMORY_HORIZON):
         if (path / name).exists() and not (path / name).is_file():
             raise ValueError(f"{path / name}: is no regular file")  # a pipe would never end
     if not metrics_file.exists():
@@ -98,6 +101,7 @@ def read_run(path: Path) -> RecordedRun:
         summary = _summary(path / "summary.json", metrics)
         failure = _failure(path)
         complaints = read_log(path / "run.log")
+        memory_horizon = _memory_horizon(path / MEMORY_HORIZON)
         evaluations = _evaluations(path / "evaluation.jsonl", metrics)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
@@ -109,6 +113,7 @@ def read_run(path: Path) -> RecordedRun:
         summary=summary,
         evaluations=evaluations,
         complaints=complaints,
+        memory_horizon=memory_horizon,
         failure=failure,
     )
 
@@ -136,6 +141,17 @@ def _summary(path: Path, metrics: RecordedMetrics) -> dict[str, Any] | None:
         return None
     steps = summary.get("env_steps")
     return summary if isinstance(steps, int | float) and steps >= metrics.steps[-1] else None
+
+
+def _memory_horizon(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(_text(path) or "null")
+        for level in (found["whole"], *found["horizons"]):
+            float(level["mean_return"]), float(level["return_ci95"] or 0.0)
+        steps = [int(level["steps"]) for level in found["horizons"]]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return found if steps else None
 
 
 def _failure(path: Path) -> str | None:

@@ -297,11 +297,12 @@ def dropped(run: RecordedRun) -> list[Figure]:
 
 
 def memory(run: RecordedRun) -> list[Figure]:
-    """Return plots of the log-prob parity check and of memory staleness."""
+    """Return plots of what the memory is used for, of the log-prob parity check and of memory staleness."""
     metrics = run.metrics
     states = {"stored": "as the actors stored them", "used": "as training used them"}
     return _present(
         run,
+        *_memory_horizon(run),
         Figure(
             key="parity_check",
             title="Log-prob parity check: is the memory right?",
@@ -329,6 +330,40 @@ def memory(run: RecordedRun) -> list[Figure]:
             share=True,
         ),
     )
+
+
+def _memory_horizon(run: RecordedRun) -> list[Figure]:
+    record = run.memory_horizon
+    if record is None:
+        return []
+    levels = [*record["horizons"], record["whole"]]
+    returns, half_widths = (
+        np.array([float("nan") if level[key] is None else float(level[key]) for level in levels])
+        for key in ("mean_return", "return_ci95")
+    )
+    names = [*(f"{level['steps']}" for level in record["horizons"]), "all"]
+    episodes, actions = record.get("episodes"), record.get("actions")
+    return [
+        Figure(
+            key="memory_horizon",
+            title="What the memory is used for",
+            caption=f"Return where the memory reaches back only so many steps ({episodes} episodes each, with the same "
+            f"seeds; actions {actions}; policy version {record.get('policy_version')}), with 95% intervals. Flat: the "
+            "policy needs no memory here. Where it stops rising, it needs none that is longer.",
+            x_label="steps that are remembered",
+            y_label="return",
+            x_names=names,
+            lines=[
+                Line(
+                    name="return",
+                    x=np.arange(len(levels), dtype=np.float64),
+                    y=returns,
+                    band=np.nan_to_num(half_widths),
+                    points=True,
+                )
+            ],
+        )
+    ]
 
 
 def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
@@ -413,8 +448,9 @@ def _present(run: RecordedRun, *figures: Figure) -> list[Figure]:
     for figure in figures:
         lines = [line for line in figure.lines if np.isfinite(line.y).any()]
         if any(not line.quiet for line in lines):
-            marks = run.metrics.sessions[1:]
-            at = [s.first_step for s in marks] if figure.x_label == STEPS else _starts(run.metrics)
+            at = [s.first_step for s in run.metrics.sessions[1:]] if figure.x_label == STEPS else _starts(run.metrics)
+            if figure.x_names:
+                at = []
             changed = {"lines": lines, "marks": at}
             found.append(Figure(**{f: getattr(figure, f) for f in Figure.__dataclass_fields__} | changed))
     return found

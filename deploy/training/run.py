@@ -20,6 +20,7 @@ from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
+from shoal.deploy.records.json_file import write_json
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
@@ -28,7 +29,7 @@ from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, prepare
 from shoal.deploy.training.progress import Progress, headline
 from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPlayer
-from shoal.deploy.training.summary import summarize, write_json
+from shoal.deploy.training.summary import summarize
 from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.training_loop import Limits, Saving, train

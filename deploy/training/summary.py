@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-from pathlib import Path
 from typing import Any
 
 from shoal.actors.pool import Recoveries
@@ -100,11 +97,3 @@ def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
         "last": last._asdict() if last else None,
         "best": best._asdict() if best else None,
     }
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Replace ``path`` atomically by ``data`` as strict JSON; NaN and infinity become null."""
-    clean = json.loads(json.dumps(data), parse_constant=lambda _: None)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(clean, indent=1) + "\n")
-    os.replace(temporary, path)

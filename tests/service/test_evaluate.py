@@ -14,6 +14,8 @@ import torch
 from service import SMALL, alive, descendants, make_setup, start_shoal, wait_for
 from shoal.deploy.cli import main
 from shoal.deploy.evaluation.evaluate import PolicyPlayer, Side, blocks, compare, opponent, play_sides
+from shoal.deploy.evaluation.memory_horizon import conclusion, horizon_sides
+from shoal.deploy.evaluation.table import Played
 from shoal.envs.play import Episodes, play
 from shoal.envs.registry import make_vector_env
 from shoal.policy import FastPolicy, VectorObservation
@@ -50,12 +52,85 @@ def test_zeroed_memory_is_no_memory() -> None:
     """Catches a baseline without memory that remembers all the same, and play with memory that forgets."""
     obs, again = np.zeros((8, 5), np.float32), np.zeros(8, bool)
     for zero_memory in (False, True):
-        player = PolicyPlayer(make_policy(), seed=0, zero_memory=zero_memory)
+        player = PolicyPlayer(make_policy(), seed=0, memory_horizon=0 if zero_memory else None)
         states = []
         for _ in range(3):
             player(obs, again)
             states.append(torch.stack([h for h, _ in player._policy.get_memory().values()]))
         assert torch.equal(states[0], states[2]) == zero_memory
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5, 30])
+def test_a_memory_of_k_steps_is_that_of_k_steps(horizon: int) -> None:
+    """Catches a window of one step more or less, that reaches into the episode before, or of another slot."""
+    rng = np.random.default_rng(0)
+    policy = make_policy()
+    player = PolicyPlayer(policy, seed=0, memory_horizon=horizon)
+    obs = torch.from_numpy(rng.standard_normal((20, 3, 5)).astype(np.float32))
+    is_first = torch.from_numpy(rng.random((20, 3)) < 0.15)
+    is_first[0] = True
+    with torch.inference_mode():
+        for t in range(20):
+            found = player._logits(obs[t], is_first[t])
+            for slot in range(3):
+                begin = t
+                while not is_first[begin, slot] and t - begin < horizon:
+                    begin -= 1
+                state = None
+                for now in range(begin, t + 1):
+                    never = torch.zeros(1, dtype=torch.bool)
+                    output, state = policy.step(obs[now, slot : slot + 1], never, state)
+                assert torch.allclose(found[slot], output.logits[0], atol=1e-5), (t, slot)
+
+
+def test_memory_horizons_are_compared_and_recorded(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches horizons on other episodes, or with the whole memory, and a record that no report finds."""
+    capsys.readouterr()
+    arguments = ["evaluate", str(trained), "--episodes", "32", "--vs", "random"]
+    assert main([*arguments, "--json", "--memory-horizon", "64", "0"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [versus["versus"] for versus in found["versus"]] == ["random", "no step", "the last 64 steps"]
+    assert all(versus["paired"] for versus in found["versus"])
+    # Episodes are shorter than that.
+    assert found["versus"][2]["difference"] == pytest.approx(0, abs=0.1)
+    record = found["memory_horizon"]
+    assert [level["steps"] for level in record["horizons"]] == [0, 64]
+    assert record["horizons"][0]["mean_return"] == found["versus"][1]["mean_return"]
+    assert record["whole"] == {"mean_return": found["mean_return"], "return_ci95": found["return_ci95"]}
+    assert json.loads((trained / "memory_horizon.json").read_text()) == record
+    assert main([*arguments, "--memory-horizon"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"the last {steps} steps" in said for steps in (2, 4, 8, 16, 32, 64))
+    assert "memory: " in said
+    assert main(["report", str(trained)]) == 0
+    assert "What the memory is used for" in (trained / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        ((9, 9, 9), "without it the return is the same"),
+        ((1, 9, 9), "the last 4 steps are enough"),
+        ((1, 5, 9), "the last 8 steps are enough"),
+        # A horizon that happens to do well does not hide a longer one that does not.
+        ((9, 5, 9), "the last 8 steps are enough"),
+        ((1, 2, 3), "more than the last 8 steps are remembered"),
+    ],
+)
+def test_what_memory_is_for_in_a_sentence(returns: tuple[int, ...], words: str) -> None:
+    """Catches a conclusion that the table does not bear out."""
+    whole = make_side()
+    noise = np.random.default_rng(0).standard_normal(40)
+
+    def played(side: Any, mean: int) -> Played:
+        zeros = np.zeros(40, np.int64)
+        number = np.arange(40)
+        flags = np.zeros(40, bool)
+        episodes = Episodes(number, zeros, mean + 0.1 * noise, zeros + 1, flags, number.astype(np.uint32), flags, {})
+        return Played(side, episodes)
+
+    cut = [played(side, mean) for side, mean in zip(horizon_sides(whole, (4, 0, 8)), returns, strict=True)]
+    assert words in conclusion(played(whole, 9), cut)
 
 
 def test_memory_is_reset_between_episodes() -> None:
@@ -144,7 +219,7 @@ def test_other_ways_to_play_are_sides() -> None:
     """Catches a word that changes nothing, and a comparison of a side with itself."""
     side = make_side()
     assert opponent("greedy", side).greedy
-    assert opponent("zero-memory", side).zero_memory
+    assert opponent("zero-memory", side).memory_horizon == 0
     assert opponent("random", side).weights is None
     assert not opponent("sampled", opponent("greedy", side)).greedy
     with pytest.raises(ValueError, match="--vs sampled: own is played in that way already"):
@@ -206,6 +281,8 @@ def test_a_difference_beyond_noise_is_said_to_be_one(tmp_path: Path, capsys: pyt
         (["--processes", "0"], "--processes: 0 must be at least 1"),
         (["--recordings", "0"], "--recordings: 0 must be at least 1"),
         (["--seed", "-1"], "--seed: -1 must not be negative"),
+        (["--memory-horizon", "-2"], "--memory-horizon: -2 steps must not be negative"),
+        (["--memory-horizon", "3", "--zero-memory"], "compares with the whole memory: leave out --zero-memory"),
         (["--vs", "nowhere"], "--vs nowhere: no checkpoint in nowhere: there is nothing of that name"),
         (["--vs", "nowhere"], "random, greedy, sampled and zero-memory"),
         (["--vs", "sampled"], "--vs sampled: RUN is played in that way already"),

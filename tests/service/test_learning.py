@@ -43,6 +43,11 @@ def test_recall_is_solved_by_memory(tmp_path: Path) -> None:
 
     assert played("--greedy") >= 0.98
     assert played("--greedy", "--zero-memory") <= 0.25 + 0.07  # five standard errors
+    # The cue is 5 to 9 steps back.
+    done = shoal("evaluate", "run", "--json", "--episodes", "1024", "--memory-horizon", "4", "9", cwd=tmp_path)
+    short, enough = (level["mean_return"] for level in json.loads(done.stdout)["memory_horizon"]["horizons"])
+    assert short <= 0.25 + 0.07
+    assert enough >= 0.95
 
 
 @pytest.mark.usefixtures("no_ray")
