@@ -187,12 +187,14 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(command=_show if name == "show" else _validate)
     actions.add_parser("schema", help="print the JSON schema").set_defaults(command=_schema)
 
-    export = commands.add_parser("export", help="write one unroll of a trained policy as an Arrow file")
-    export.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
-    export.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="an Arrow IPC stream, e.g. unroll.arrow"
+    export = commands.add_parser(
+        "export", help="write a trained policy as an ONNX file, or one unroll as an Arrow file"
     )
-    export.add_argument("--seed", type=int, default=1)
+    export.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
+    what = export.add_mutually_exclusive_group(required=True)
+    what.add_argument("--onnx", type=Path, metavar="FILE", help="one step of the policy, checked; e.g. policy.onnx")
+    what.add_argument("--out", type=Path, metavar="FILE", help="one unroll as an Arrow IPC stream, e.g. unroll.arrow")
+    export.add_argument("--seed", type=int, default=1, help="of the unroll's environments and actions (default 1)")
     export.set_defaults(command=_export)
 
     import_ = commands.add_parser("import", help="make a run from saved weights of the original policies")
@@ -405,6 +407,24 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    return _export_onnx(options) if options.onnx is not None else _export_unroll(options)
+
+
+def _export_onnx(options: argparse.Namespace) -> int:
+    from shoal.deploy.library.onnx_file import CannotExport, export_onnx
+    from shoal.learner.checkpoint import CheckpointError
+
+    try:
+        written = export_onnx(options.run, options.onnx)
+    except (CannotExport, CheckpointError, OSError) as error:
+        return _refuse(str(error).splitlines())
+    print(
+        f"{written.path}: {written.bytes:,} bytes; its numbers differ from the policy's by {written.error:.1e} at most"
+    )
+    return 0
+
+
+def _export_unroll(options: argparse.Namespace) -> int:
     from shoal.deploy.evaluation.evaluate import evaluation_setup
     from shoal.learner.checkpoint import CheckpointError, find_checkpoint
     from shoal.policy.weights import flatten_weights

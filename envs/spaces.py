@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -198,20 +198,35 @@ def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousAct
     )
 
 
-def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Convert the policy's actions [B, *action_shape] to the batched action space."""
-    if isinstance(space, spaces.Discrete):
-        return lambda action: action + space.start
-    if isinstance(space, spaces.MultiDiscrete):
-        return lambda action: action.reshape(-1, *space.shape) + space.start
-    if isinstance(space, spaces.MultiBinary):
-        return lambda action: action.reshape(-1, *space.shape).astype(np.int8)
-    assert isinstance(space, spaces.Box)
+class ActionMap(NamedTuple):
+    """How the policy's actions become the environment's: reshaped, then clip(action * scale + offset, low, high)."""
+
+    shape: tuple[int, ...]
+    scale: np.ndarray
+    offset: np.ndarray
+    low: np.ndarray | None
+    """None: nothing is clipped."""
+    high: np.ndarray | None
+    dtype: np.dtype[Any]
+
+
+def action_map(space: spaces.Space[Any]) -> ActionMap:
+    """The map of an action space that ``make_spec`` takes."""
+    shape = space.shape or ()
+    if not isinstance(space, spaces.Box):
+        start = np.asarray(getattr(space, "start", 0), np.int64)
+        dtype = np.dtype(np.int8 if isinstance(space, spaces.MultiBinary) else np.int64)
+        return ActionMap(shape, np.asarray(1, np.int64), start, None, None, dtype)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     # [-1, 1] is mapped onto the bounds where an action has both of them.
     bounded = np.isfinite(low) & np.isfinite(high)
     low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    center, reach = low / 2 + high / 2, high / 2 - low / 2
-    return lambda action: np.clip(action.reshape(-1, *space.shape) * reach + center, space.low, space.high).astype(
-        space.dtype
-    )
+    return ActionMap(shape, high / 2 - low / 2, low / 2 + high / 2, space.low, space.high, np.dtype(space.dtype))
+
+
+def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """Convert the policy's actions [B, *action_shape] to the batched action space."""
+    shape, scale, offset, low, high, dtype = action_map(space)
+    if low is None or high is None:
+        return lambda action: (action.reshape(-1, *shape) + offset).astype(dtype, copy=False)
+    return lambda action: np.clip(action.reshape(-1, *shape) * scale + offset, low, high).astype(dtype)

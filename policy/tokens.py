@@ -74,10 +74,11 @@ class TokensToBox(nn.Module):
         """For each token: its position among N * M, its index into one row's box, and the number to write there.
 
         An index of the box's size or more means no place; three times its size or more means left out on purpose. On
-        the CPU, padding (most tokens) is dropped first; on a GPU that would cost a synchronisation.
+        the CPU, padding (most tokens) is dropped first; on a GPU that would cost a synchronisation, and in an exported
+        graph a shape that depends on values.
         """
         tokens = obs.reshape(-1, 3)
-        if obs.device.type == "cpu":
+        if _in_token_order(obs):
             position = (tokens[:, 0] != PADDING).nonzero().squeeze(1)
             tokens = tokens.index_select(0, position).long()
         else:
@@ -93,7 +94,7 @@ class TokensToBox(nn.Module):
         position, place, magnitude = self._place(obs)
         spare = rows * self._size
         index = torch.where(place < self._size, place + position // tokens_per_row * self._size, spare)
-        if obs.device.type != "cpu":
+        if not _in_token_order(obs):
             magnitude = magnitude[last_write(index, spare + 1)]
         # On the CPU one thread writes in token order, so the last write wins by itself.
         box = magnitude.new_zeros(spare + 1).scatter_(0, index, magnitude)
@@ -113,6 +114,11 @@ class TokensToBox(nn.Module):
             expected = (plane == self._left_out) | ((plane != self._size) & (where[some] == _PLACED))
             ignored += int(np.count_nonzero(~expected))
         return ignored
+
+
+def _in_token_order(obs: Tensor) -> bool:
+    """Whether tokens are written one after the other: not on a GPU, and not by whatever runs an exported graph."""
+    return obs.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def _translate(column: np.ndarray, table: np.ndarray) -> np.ndarray:

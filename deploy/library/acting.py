@@ -38,7 +38,9 @@ class TrainedPolicy:
         """The network itself, a ``torch.nn.Module``."""
         self.greedy = greedy
         self._generator = torch.Generator().manual_seed(seed)
-        self._declared, self._spec = declared, spec
+        self.declared = declared
+        """The spaces of the environment; None of weights that were trained elsewhere."""
+        self._spec = spec
 
     @torch.inference_mode()
     def act(
@@ -85,14 +87,14 @@ class TrainedPolicy:
             uniform = 1 - torch.rand((len(ids), actions.num_uniform), generator=self._generator)
             chosen = actions.sample(logits, uniform)[0]
         taken = chosen.numpy()
-        if self._declared is not None:
-            taken = action_converter(self._declared.action)(taken)
+        if self.declared is not None:
+            taken = action_converter(self.declared.action)(taken)
         return taken[0] if one else taken
 
     def _split_mask(self, obs: Any, mask: Any, batch: int, *, one: bool) -> tuple[Any, torch.Tensor | None]:
         """(observations without a mask, bool [B, P] or None where every action is legal)."""
         actions = self.network.actions
-        source = self._declared.mask if self._declared is not None else None
+        source = self.declared.mask if self.declared is not None else None
         if source is None and mask is not None and isinstance(actions, Discrete):
             source = MaskSource("info", tuple(map(len, actions.names)))
         if source is None:
@@ -114,7 +116,7 @@ class TrainedPolicy:
         observation = self.network.observation
         dtype = np.dtype(observation.dtype)
         rows = np.empty((batch, *observation.shape), dtype)
-        if self._declared is None or self._spec is None:
+        if self.declared is None or self._spec is None:
             given = np.asarray(obs)[None] if one else np.asarray(obs)
             if given.shape != rows.shape or not np.can_cast(given.dtype, dtype, "same_kind"):
                 raise ValueError(
@@ -123,9 +125,9 @@ class TrainedPolicy:
             rows[:] = given
             return rows
         try:
-            make_writer(self._declared.observation, self._spec, batched=not one)(obs, rows.reshape(batch, -1))
+            make_writer(self.declared.observation, self._spec, batched=not one)(obs, rows.reshape(batch, -1))
         except Malformed as error:
-            raise ValueError(f"{error} (the policy's observation space is {self._declared.observation})") from error
+            raise ValueError(f"{error} (the policy's observation space is {self.declared.observation})") from error
         return rows
 
     def reset_memory(self, training_env_ids: int | Sequence[int] | None = None) -> None:

@@ -1,0 +1,193 @@
+"""A trained policy as an ONNX file, which acts without shoal and without PyTorch."""
+
+# B rows, L layers, H hidden, A numbers of the action distribution
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from shoal.deploy.library.acting import load_policy
+from shoal.envs.space_json import space_to_json
+from shoal.envs.spaces import Declared, action_map
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from shoal.policy.actions import actions_to_json, legal
+from shoal.policy.observation import observation_to_json
+from shoal.policy.recurrent_policy import RecurrentPolicy
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4
+"""Largest difference between the file's and the policy's numbers that rounding explains."""
+_OPSET = 18
+_STEPS, _ROWS = 8, (5, 1)
+
+
+class CannotExport(ValueError):
+    """The policy cannot be written as ONNX; the message says why."""
+
+
+class OnnxFile(NamedTuple):
+    """What was written."""
+
+    path: Path
+    bytes: int
+    error: float
+    """Largest difference between the file's and the policy's logits, values and states, over a few steps."""
+
+
+class _Step(nn.Module):
+    """One step, as a function of everything that it depends on."""
+
+    def __init__(self, policy: RecurrentPolicy, declared: Declared | None) -> None:
+        super().__init__()
+        self.policy = policy
+        self._map = action_map(declared.action) if declared is not None else None
+
+    def forward(
+        self, obs: Tensor, is_first: Tensor, h: Tensor, c: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        output, (next_h, next_c) = self.policy.step(obs, is_first, (h, c))
+        logits = legal(output.logits, action_mask)
+        return self._in_environments_terms(self.policy.actions.mode(logits)), logits, output.value, next_h, next_c
+
+    def _in_environments_terms(self, action: Tensor) -> Tensor:
+        """As ``envs.spaces.action_converter``."""
+        if self._map is None:
+            return action
+        shape, scale, offset, low, high, dtype = self._map
+        action = action.reshape(-1, *shape)
+        if low is None or high is None:
+            return action + torch.from_numpy(offset)
+        scaled = action * torch.from_numpy(scale.astype(np.float32)) + torch.from_numpy(offset.astype(np.float32))
+        bounds = (torch.from_numpy(bound.astype(np.float32)) for bound in (low, high))
+        return torch.clamp(scaled, *bounds).to(torch.from_numpy(np.empty(0, dtype)).dtype)
+
+
+def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
+    """Write the policy of a run, or of one of its checkpoints, as an ONNX file of one step, and check it.
+
+    Inputs: ``obs`` [B, *observation.shape], ``is_first`` bool [B] (the state is zeroed before the row is consumed), the
+    state ``h`` and ``c`` float32 [L, B, H], zeros at first; and ``action_mask`` bool [B, A] where the environment tells
+    which actions are legal. Outputs: ``action`` [B, *action.shape], the most probable one (the mean), in the
+    environment's terms; ``logits`` [B, A], to sample from; ``value`` [B] in units of the reward; ``next_h`` and
+    ``next_c``. Statistics of observations and values are part of the graph. The file's metadata describe observation
+    and actions by name, in JSON.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        CannotExport: packages of ``shoal[onnx]`` are missing, PyTorch cannot translate the policy, or the file computes
+            something else than the policy.
+        OSError: the file cannot be written.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise CannotExport(f"{error.name} is not installed: pip install 'shoal[onnx]'") from error
+    checkpoint = find_checkpoint(Path(run_dir))
+    try:
+        trained = load_policy(run_dir)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CannotExport(str(error)) from error
+    policy, declared = trained.network.cpu(), trained.declared
+    num_mask = sum(declared.mask.sizes) if declared is not None and declared.mask else 0
+    step = _Step(policy, declared).eval()
+    names = ["obs", "is_first", "h", "c", *(["action_mask"] if num_mask else [])]
+    outputs = ["action", "logits", "value", "next_h", "next_c"]
+    generator = np.random.default_rng(0)
+    batch = torch.export.Dim("batch", min=1, max=65_536)
+    axes = {"h": 1, "c": 1}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                step,
+                tuple(_inputs(policy, num_mask, _ROWS[0], generator).values()),
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes={name: {axes.get(name, 0): batch} for name in names},
+                opset_version=_OPSET,
+            )
+        except Exception as error:
+            text = next(iter(str(error).strip().splitlines()), "")
+            raise CannotExport(f"PyTorch cannot translate {policy.kind}: {type(error).__name__}: {text}") from error
+    assert program is not None
+    program.model.metadata_props.update(_metadata(checkpoint, policy, declared))
+    path = Path(file)
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = max(_difference(session, step, num_mask, rows, generator) for rows in _ROWS)
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise CannotExport(f"the file's numbers differ from the policy's by {difference:.2g}; it is not kept")
+    return OnnxFile(path, path.stat().st_size, difference)
+
+
+def _inputs(policy: RecurrentPolicy, num_mask: int, rows: int, generator: np.random.Generator) -> dict[str, Tensor]:
+    """Random inputs of one step."""
+    observation = policy.observation
+    shape = (rows, *observation.shape)
+    if np.dtype(observation.dtype).kind == "f":
+        obs = torch.from_numpy(generator.standard_normal(shape).astype(observation.dtype))
+    else:
+        obs = torch.from_numpy(generator.integers(0, 256, shape).astype(observation.dtype))
+    found = {"obs": obs, "is_first": torch.from_numpy(generator.random(rows) < 0.3)}
+    for name, part in zip("hc", policy.initial_state(rows), strict=True):
+        found[name] = torch.from_numpy(generator.uniform(-1, 1, tuple(part.shape)).astype(np.float32))
+    if num_mask:
+        mask = generator.random((rows, num_mask)) < 0.7
+        mask[:, 0] = True
+        found["action_mask"] = torch.from_numpy(mask)
+    return found
+
+
+@torch.inference_mode()
+def _difference(session: Any, step: _Step, num_mask: int, rows: int, generator: np.random.Generator) -> float:
+    """Largest difference of logits, values and states over some steps, each with the state that the file returned."""
+    worst = 0.0
+    state: dict[str, Tensor] = {}
+    for _ in range(_STEPS):
+        given = _inputs(step.policy, num_mask, rows, generator) | state
+        found = session.run(None, {name: value.numpy() for name, value in given.items()})
+        _, *wanted = step(*given.values())
+        for mine, theirs in zip(found[1:], wanted, strict=True):
+            worst = max(worst, float(np.abs(mine - theirs.numpy()).max(initial=0.0)))
+        state = {"h": torch.from_numpy(found[3]), "c": torch.from_numpy(found[4])}
+    return worst
+
+
+def _metadata(checkpoint: Checkpoint, policy: RecurrentPolicy, declared: Declared | None) -> dict[str, str]:
+    found: dict[str, Any] = {
+        "env_id": checkpoint.state["env_id"],
+        "policy_version": checkpoint.policy_version,
+        "observation": observation_to_json(policy.observation),
+        "actions": actions_to_json(policy.actions),
+    }
+    if declared is not None:
+        found["observation_space"] = space_to_json(declared.observation)
+        found["action_space"] = space_to_json(declared.action)
+    return {f"shoal.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what PyTorch's exporter says of itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
