@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shoal import given
 from shoal.actors.user_code import give_loss
 from shoal.deploy.doctor import preflight
 from shoal.deploy.settings.load import load_config
+from shoal.deploy.training import progress
 from shoal.learner.forward_pass import valid_transitions
 from torch import Tensor, nn
 
@@ -191,6 +193,20 @@ def test_a_loss_that_is_not_there_is_said(settings: tuple[str, ...], words: str,
 def test_a_sound_loss_starts(tmp_path: Any) -> None:
     """Catches a check that refuses every loss."""
     assert problems(tmp_path, "learner.loss=losses_of_a_user:Entropic", "learner.loss_kwargs={scale: 0.1}") == []
+
+
+def test_the_first_lines_of_a_run_say_what_is_learned() -> None:
+    """Catches a loss that runs unnoticed, and values in units of the reward without a word."""
+    config, _ = load_config((), [*SMALL])
+    learner = make_learner(small_policy(), loss="impala", normalize_values=True)
+    run: Any = SimpleNamespace(config=config, learner=SimpleNamespace(learner=learner))
+    said = progress._update(run)
+    assert said.startswith("loss impala, ")
+    assert said.endswith("no linear layer value_head to rescale")
+    learner = make_learner(small_policy(), normalize_values=False)
+    run.learner.learner = learner
+    assert "loss" not in progress._update(run)
+    assert progress._update(run).endswith("normalized")
 
 
 def problems(folder: Any, *settings: str) -> list[str]:

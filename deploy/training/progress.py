@@ -21,6 +21,7 @@ from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sent
 from shoal.deploy.records.json_lines import event
 from shoal.deploy.training.screen import Screen
 from shoal.envs.reading import reading
+from shoal.learner.config import PPO
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -85,9 +86,13 @@ def _update(run: PreparedRun) -> str:
         for name, part in (("observations", policy.vector_normalizer), ("values", policy.value_scale))
         if part is not None
     ]
+    raw = ""
+    if settings.normalize_values and policy.value_scale is None:
+        raw = "; values in units of the reward: the policy has no linear layer value_head to rescale"
+    loss = "" if settings.loss == PPO else f"loss {settings.loss}, "
     return (
-        f"{steps} optimizer step{'s' * (steps > 1)} per batch, {rate}, gamma {settings.gamma:g}, entropy bonus "
-        f"{settings.entropy_coef:g}{chosen}, {' and '.join(units) or 'nothing'} normalized"
+        f"{loss}{steps} optimizer step{'s' * (steps > 1)} per batch, {rate}, gamma {settings.gamma:g}, entropy bonus "
+        f"{settings.entropy_coef:g}{chosen}, {' and '.join(units) or 'nothing'} normalized{raw}"
     )
 
 
