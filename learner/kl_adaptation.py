@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-FACTOR = 1.5
-"""Change of the learning rate from one update to the next."""
+FALL, RISE = 1.5, 1.1
+"""Changes of the learning rate from one update to the next. It rises slowly: a policy that is nearly sure of itself
+moves little for many updates, and then too far at a rate that has risen for as long."""
 TOLERANCE = 2.0
 """A KL divergence within this factor of the desired one changes nothing."""
 SMALLEST = 0.01
@@ -28,6 +29,6 @@ class KLAdaptation:
         if not self._desired_kl:
             return
         if kl > TOLERANCE * self._desired_kl:
-            self.factor = max(self.factor / FACTOR, SMALLEST)
+            self.factor = max(self.factor / FALL, SMALLEST)
         elif kl < self._desired_kl / TOLERANCE:
-            self.factor = min(self.factor * FACTOR, 1.0)
+            self.factor = min(self.factor * RISE, 1.0)

@@ -1,0 +1,44 @@
+"""The learning rate follows the size of the policy's steps."""
+
+from __future__ import annotations
+
+import pytest
+from rollouts import make_learner, random_batch, small_policy
+from shoal.learner.kl_adaptation import SMALLEST, KLAdaptation
+
+
+def test_the_rate_falls_fast_and_rises_slowly_within_its_bounds() -> None:
+    """Catches a rate that rises above the configured one, falls to nothing, or rises as fast as it falls."""
+    adaptation = KLAdaptation(0.01)
+    for kl in (0.019, 0.006):
+        adaptation.end_update(kl)
+        assert adaptation.factor == 1.0
+    adaptation.end_update(0.0)
+    assert adaptation.factor == 1.0
+    falls = 0
+    while adaptation.factor > SMALLEST:
+        adaptation.end_update(0.021)
+        falls += 1
+    adaptation.end_update(1e9)
+    assert adaptation.factor == SMALLEST
+    rises = 0
+    while adaptation.factor < 1.0:
+        adaptation.end_update(0.004)
+        rises += 1
+    assert rises > 3 * falls
+    fixed = KLAdaptation(0.0)
+    fixed.end_update(1e9)
+    assert fixed.factor == 1.0
+
+
+@pytest.mark.parametrize(("desired", "direction"), [(1e-12, "falls"), (1e6, "stays")])
+def test_the_next_update_is_made_with_the_rate_that_follows(desired: float, direction: str) -> None:
+    """Catches a divergence that is measured and has no effect, or has it within the update that it is measured in."""
+    learner = make_learner(small_policy(), desired_kl=desired, learning_rate=1e-3, epochs=2)
+    rates = []
+    for seed in range(3):
+        learner.update(random_batch(seed))
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates[0] == 1e-3
+    assert (rates[2] < rates[1] < 1e-3) == (direction == "falls")
+    assert direction == "falls" or rates == [1e-3] * 3
