@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from shoal.policy.recurrent_policy import RecurrentPolicy
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4
-"""Largest difference between the file's and the policy's numbers that rounding explains."""
+"""Largest ``OnnxFile.error`` that rounding explains."""
 _OPSET = 18
 _STEPS, _ROWS = 8, (5, 1)
 
@@ -39,7 +40,8 @@ class OnnxFile(NamedTuple):
     path: Path
     bytes: int
     error: float
-    """Largest difference between the file's and the policy's logits, values and states, over a few steps."""
+    """Largest difference between the file's and the policy's logits, values and states, over a few steps; relative, of
+    numbers above 1."""
 
 
 class _Step(nn.Module):
@@ -124,12 +126,16 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
     assert program is not None
     program.model.metadata_props.update(_metadata(checkpoint, policy, declared))
     path = Path(file)
-    program.save(str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = max(_difference(session, step, num_mask, rows, generator) for rows in _ROWS)
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise CannotExport(f"the file's numbers differ from the policy's by {difference:.2g}; it is not kept")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        program.save(str(temporary))
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        difference = max(_difference(session, step, num_mask, rows, generator) for rows in _ROWS)
+        if not difference <= TOLERANCE:
+            raise CannotExport(f"the file's numbers differ from the policy's by {difference:.2g}; it is not kept")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return OnnxFile(path, path.stat().st_size, difference)
 
 
@@ -161,7 +167,9 @@ def _difference(session: Any, step: _Step, num_mask: int, rows: int, generator: 
         found = session.run(None, {name: value.numpy() for name, value in given.items()})
         _, *wanted = step(*given.values())
         for mine, theirs in zip(found[1:], wanted, strict=True):
-            worst = max(worst, float(np.abs(mine - theirs.numpy()).max(initial=0.0)))
+            expected = theirs.numpy()
+            # Relative to numbers above 1: values are in units of the reward.
+            worst = max(worst, float((np.abs(mine - expected) / np.maximum(np.abs(expected), 1.0)).max(initial=0.0)))
         state = {"h": torch.from_numpy(found[3]), "c": torch.from_numpy(found[4])}
     return worst
 
