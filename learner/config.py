@@ -43,7 +43,8 @@ class LearnerConfig(Section):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.004
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
-    up to learning_rate, where it moves it by less than half of it. 0 keeps it fixed."""
+    up to learning_rate, where it moves it by less than half of it; an update that has moved it by ten times as much
+    makes no further step. 0 keeps it fixed."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[str, Field(pattern=r"^(adam|[\w.]+:[\w.]+)$")] = ADAM
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 FALL, RISE = 1.5, 1.1
-"""Changes of the learning rate from one update to the next. It rises slowly: a policy that is nearly sure of itself
-moves little for many updates, and then too far at a rate that has risen for as long."""
+"""Least fall, and the rise, of the learning rate from one update to the next. It rises slowly: a policy that is nearly
+sure of itself moves little for many updates, and then too far at a rate that has risen for as long."""
 TOLERANCE = 2.0
 """A KL divergence within this factor of the desired one changes nothing."""
+TOO_FAR = 10.0
+"""An update ends before its next optimizer step once its KL divergence is above so many times the desired one."""
 SMALLEST = 0.01
 """Smallest learning rate, as a part of the configured one, which is the largest: a policy that is sure of itself hardly
 moves whatever its weights do, and a rate that rose until it did would undo what was learned."""
@@ -24,11 +26,16 @@ class KLAdaptation:
         self._desired_kl = desired_kl
         self.factor = 1.0
 
+    def is_too_far(self, kl: float) -> bool:
+        """Whether an update that has moved the policy by ``kl`` makes no further step."""
+        return bool(self._desired_kl) and kl > TOO_FAR * self._desired_kl
+
     def end_update(self, kl: float) -> None:
         """Take in the KL divergence of an update's last pass."""
         if not self._desired_kl:
             return
         if kl > TOLERANCE * self._desired_kl:
-            self.factor = max(self.factor / FALL, SMALLEST)
+            # The divergence of small steps grows with the square of their size.
+            self.factor = max(self.factor / max(FALL, (kl / self._desired_kl) ** 0.5), SMALLEST)
         elif kl < self._desired_kl / TOLERANCE:
             self.factor = min(self.factor * RISE, 1.0)

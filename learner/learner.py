@@ -66,7 +66,7 @@ class UpdateResult:
     terms: dict[str, float]
     """Loss terms, gradient norm and explained variance, each the mean over the optimizer steps."""
     optimizer_steps: int
-    """Optimizer steps made: ``learner.target_kl`` may end an update early."""
+    """Optimizer steps made: ``learner.target_kl`` and ``learner.desired_kl`` may end an update early."""
     scheduled: ScheduledSettings
     """The values that the update was made with."""
     log_prob_error: float | None
@@ -139,7 +139,8 @@ class Learner:
         self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
-        """``epochs`` x ``minibatches`` optimizer steps on one batch, fewer with ``target_kl``; a new policy version.
+        """``epochs`` x ``minibatches`` optimizer steps on one batch, fewer where the policy moves too far
+        (``target_kl``, ``desired_kl``); a new policy version.
 
         Args:
             batch: [B], as ``BatchAssembler`` makes it, on the learner's device.
@@ -178,7 +179,7 @@ class Learner:
             # those of the weights before the first step. With one epoch V-trace uses the weights of each step.
             known = self._prepare_all(shards)
         sums: dict[str, float] = {}
-        pass_kl = 0.0
+        pass_kl: list[float] = []
         targets = torch.zeros(3, dtype=torch.float64)
         error: float | None = None
         every = config.weight_metrics_every
@@ -196,23 +197,26 @@ class Learner:
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + value
             if step % config.minibatches == 1 % config.minibatches:
-                pass_kl = 0.0
-            pass_kl += numbers["update_kl"] / config.minibatches
+                pass_kl.clear()
+            pass_kl.append(numbers["update_kl"])
             steps = step
             if step <= config.minibatches:
                 total += int(moments.transitions)
                 targets += torch.tensor([moments.transitions, moments.target, moments.target_squared])
             if compare and step == 1:
                 error = self._log_prob_error(parts, prepared)
-            # The sum over all learners: all stop here, or none does.
-            if config.target_kl and step % config.minibatches == 0 and numbers["approx_kl"] > config.target_kl:
+            # From sums over all learners: all stop here, or none does. Every segment is trained on at least once.
+            ends_pass = step % config.minibatches == 0
+            if config.target_kl and ends_pass and numbers["approx_kl"] > config.target_kl:
+                break
+            if step >= config.minibatches and self.kl_adaptation.is_too_far(numbers["update_kl"]):
                 break
         self.policy_version += 1
         self.env_steps += total
         self.regularizer.end_update(self.policy_version)
         # Statistics move here only: within an update, every forward pass is that of the actors with these weights.
         self.statistics.end_update(observed, *targets.tolist())
-        self.kl_adaptation.end_update(pass_kl)
+        self.kl_adaptation.end_update(sum(pass_kl) / len(pass_kl))
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
