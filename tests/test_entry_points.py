@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 from make_env import make_env
 from old_envs import Old, PresentVector
-from shoal.envs import entry_points
+from shoal import given
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.registry import make_env_spec
 
@@ -39,7 +39,7 @@ class Still(gymnasium.Env[Any, Any]):
 @pytest.fixture
 def give(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     def give(make: Callable[..., Any], name: str = "somewhere:<lambda>") -> str:
-        monkeypatch.setitem(entry_points.given, name, make)
+        monkeypatch.setitem(given.environments, name, make)
         return name
 
     return give
