@@ -10,13 +10,27 @@ import torch
 from shoal.actors.code import Code
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.user_code import UserCode
-from shoal.envs.boundary import DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorEnvironment
+from shoal.envs.boundary import (
+    DictSpace,
+    DiscreteActions,
+    EnvSpec,
+    ImageSpace,
+    TokenSpace,
+    VectorEnvironment,
+    VectorSpace,
+)
 from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_vector_env
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.config import Initialization
 from shoal.policy.make import make_policy
-from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from shoal.policy.observation import (
+    DictObservation,
+    ImageObservation,
+    Observation,
+    TokenObservation,
+    VectorObservation,
+)
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 
@@ -40,8 +54,19 @@ def observation_of(spec: EnvSpec) -> Observation:
             space.global_coordinate,
         )
     if isinstance(space, ImageSpace):
-        return ImageObservation(space.height, space.width, space.channels, space.dtype, space.scale)
+        return _image(space)
+    if isinstance(space, DictSpace):
+        images = [(name, _image(image)) for name, image in space.images]
+        return DictObservation(_vector(space.numbers), images)
+    return _vector(space)
+
+
+def _vector(space: VectorSpace) -> VectorObservation:
     return VectorObservation(space.size, space.names or None, space.categorical)
+
+
+def _image(space: ImageSpace) -> ImageObservation:
+    return ImageObservation(space.height, space.width, space.channels, space.dtype, space.scale)
 
 
 def actions_of(spec: EnvSpec) -> Actions:
@@ -77,7 +102,7 @@ class WorkerSetup:
     normalize_observations: bool = False
     normalize_values: bool = False
     action_rows: dict[str, int] | None = None
-    trained_observation: TokenObservation | VectorObservation | None = None
+    trained_observation: TokenObservation | VectorObservation | DictObservation | None = None
     """The observation that the weights were made for, where it is not ``observation``."""
     presented: tuple[Observation, Actions] | None = None
     """Observation and actions in the environment's own names; None where these are the policy's."""

@@ -81,6 +81,31 @@ class ImageSpace:
     axes: tuple[int, ...] = (0, 1, 2)
     """The axes of the environment's own array, in the order in which rows have them."""
 
+    @property
+    def size(self) -> int:
+        """Numbers of the image."""
+        return self.height * self.width * self.channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DictSpace:
+    """Observations as float32 [size]: the numbers of several parts, and behind them images, each flattened."""
+
+    numbers: VectorSpace
+    """Of size 0 where there are images alone."""
+    images: tuple[tuple[str, ImageSpace], ...]
+    """Images by unique name, in the order of the rows."""
+    leaves: tuple[int, ...]
+    """The place of each image among the innermost parts of the observation."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in a row."""
+        return self.numbers.size + sum(image.size for _, image in self.images)
+
+
+Space = TokenSpace | VectorSpace | ImageSpace | DictSpace
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DiscreteActions:
@@ -106,7 +131,7 @@ class EnvSpec:
     """Everything that the policy and the trajectory contract need to know of an environment."""
 
     env_id: str
-    observation: TokenSpace | VectorSpace | ImageSpace
+    observation: Space
     actions: DiscreteActions | ContinuousActions
     same_step: bool = False
     """Episodes end in the same-step form: the next begins in the same step, the last observation is ``final_obs``."""
@@ -132,11 +157,11 @@ class EnvSpec:
 
     @property
     def obs_dtype(self) -> np.dtype:
-        """float32 for vectors, uint8 for tokens, either for images."""
+        """float32 for numbers, uint8 for tokens, either for images."""
         space = self.observation
         if isinstance(space, ImageSpace):
             return np.dtype(space.dtype)
-        return np.dtype(np.float32 if isinstance(space, VectorSpace) else np.uint8)
+        return np.dtype(np.uint8 if isinstance(space, TokenSpace) else np.float32)
 
     @property
     def action_shape(self) -> tuple[int, ...]:

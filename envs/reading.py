@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.envs.boundary import ContinuousActions, EnvSpec, ImageSpace, TokenSpace
+from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace
 
 _MOST_CHARACTERS = 160
 
@@ -18,17 +18,28 @@ def _observations(spec: EnvSpec) -> str:
         named = sum(map(bool, space.feature_names))
         found = f"tokens of {named} features in a window of {space.width} x {space.height} cells, by a CNN"
     elif isinstance(space, ImageSpace):
-        channels = f"{space.channels} channel" + "s" * (space.channels > 1)
-        found = (
-            f"an image ({_layout(space)}) of {space.height} x {space.width} pixels with {channels}, "
-            f"divided by {space.scale:g}, by a CNN"
-        )
+        found = _image(space)
+    elif isinstance(space, DictSpace):
+        numbers = [_numbers(space.numbers.size)] if space.numbers.size else []
+        found = ", and ".join([*numbers, *(f"{name} as {_image(image)}" for name, image in space.images)])
     else:
-        found = f"{space.size:,} number" + "s" * (space.size > 1)
+        found = _numbers(space.size)
     if not spec.declared:
         return found
     short = spec.declared if len(spec.declared) <= _MOST_CHARACTERS else spec.declared[: _MOST_CHARACTERS - 3] + "..."
     return f"{short} as {found}"
+
+
+def _numbers(count: int) -> str:
+    return f"{count:,} number" + "s" * (count > 1)
+
+
+def _image(image: ImageSpace) -> str:
+    channels = f"{image.channels} channel" + "s" * (image.channels > 1)
+    return (
+        f"an image ({_layout(image)}) of {image.height} x {image.width} pixels with {channels}, "
+        f"divided by {image.scale:g}, by a CNN"
+    )
 
 
 def _layout(image: ImageSpace) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from shoal.envs.boundary import (
+    ContinuousActions,
+    DictSpace,
+    DiscreteActions,
+    EnvSpec,
+    ImageSpace,
+    Space,
+    TokenSpace,
+    VectorSpace,
+)
 from shoal.envs.config import AdapterOptions
-from shoal.envs.images import find_image
+from shoal.envs.images import Layout, find_image
 from shoal.envs.masks import MaskSource, find_mask
 from shoal.envs.space_json import space_from_json, space_to_json
-from shoal.envs.writers import parts_of
+from shoal.envs.writers import leaves_of, parts_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,7 +107,7 @@ def _said(space: spaces.Space[Any]) -> str:
     return f"{space.dtype} {space.shape}" if isinstance(space, spaces.Box) else str(space)
 
 
-def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> TokenSpace | VectorSpace | ImageSpace:
+def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Space:
     space, tokens = declared.observation, declared.tokens
     is_bytes = isinstance(space, spaces.Box) and space.dtype == np.uint8
     if tokens is not None:
@@ -110,24 +119,61 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> To
         return found
     if isinstance(space, spaces.Box) and (image := find_image(space, options.image_layout, env_id)):
         return image
+    _check_observation(space, "obs", env_id)
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _parts(space, options, env_id)
     if options.image_layout not in ("auto", "none"):
         raise ValueError(
-            f"{env_id}: env.image_layout={options.image_layout} is for one box of numbers, the observation space is "
+            f"{env_id}: env.image_layout={options.image_layout} is for boxes of numbers, the observation space is "
             f"{_said(space)}; leave it out"
         )
-    _check_observation(space, "obs", env_id)
-    names = _unique_names(space) if isinstance(space, (spaces.Dict, spaces.Tuple)) else ()
-    return VectorSpace(size=spaces.flatdim(space), names=names, categorical=tuple(_categorical(space, 0)))
+    size = spaces.flatdim(space)
+    return VectorSpace(size=size, categorical=() if isinstance(space, spaces.Box) else tuple(range(size)))
 
 
-def _categorical(space: spaces.Space[Any], start: int) -> Iterator[int]:
-    """Indices of the numbers, counted from ``start``, that a writer writes as one-hot codes or flags."""
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        for _, inner in parts_of(space):
-            yield from _categorical(inner, start)
-            start += spaces.flatdim(inner)
-    elif not isinstance(space, spaces.Box):
-        yield from range(start, start + spaces.flatdim(space))
+def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_id: str) -> VectorSpace | DictSpace:
+    """How the parts of ``space`` are read: images, and everything else as numbers, in layout order."""
+    leaves = list(leaves_of(space))
+    found = {
+        index: image
+        for index, (keys, inner) in enumerate(leaves)
+        if isinstance(inner, spaces.Box)
+        and (image := find_image(inner, _layout_of(inner, options), f"{env_id}: {_path(keys)}"))
+    }
+    if not found and options.image_layout not in ("auto", "none"):
+        raise ValueError(
+            f"{env_id}: env.image_layout={options.image_layout}, but no part of {_said(space)} is an image"
+        )
+    categorical: list[int] = []
+    size = 0
+    for index, (_, inner) in enumerate(leaves):
+        if index not in found:
+            start, size = size, size + spaces.flatdim(inner)
+            categorical += [] if isinstance(inner, spaces.Box) else range(start, size)
+    names, images = _named(leaves, found, _path)
+    if len({*names, *images}) < len(names) + len(images):
+        names, images = _named(leaves, found, _exact_path)
+    numbers = VectorSpace(size=size, names=tuple(names), categorical=tuple(categorical))
+    if not found:
+        return numbers
+    return DictSpace(numbers=numbers, images=tuple(zip(images, found.values(), strict=True)), leaves=tuple(found))
+
+
+def _layout_of(part: spaces.Box, options: AdapterOptions) -> Layout:
+    """A layout of channels says nothing of parts without them."""
+    return options.image_layout if options.image_layout == "none" or len(part.shape) in (3, 4) else "auto"
+
+
+def _named(
+    leaves: Sequence[tuple[tuple[Any, ...], spaces.Space[Any]]],
+    images: Mapping[int, ImageSpace],
+    path: Callable[[Sequence[Any]], str],
+) -> tuple[list[str], list[str]]:
+    """Names of the numbers, and of the images, which are at these places among the leaves."""
+    numbers = [
+        name for index, (keys, inner) in enumerate(leaves) if index not in images for name in _names(inner, path(keys))
+    ]
+    return numbers, [path(leaves[index][0]) for index in images]
 
 
 def _check_observation(space: spaces.Space[Any], field: str, env_id: str) -> None:
@@ -141,33 +187,32 @@ def _check_observation(space: spaces.Space[Any], field: str, env_id: str) -> Non
         )
 
 
-def _unique_names(space: spaces.Dict | spaces.Tuple[Any]) -> tuple[str, ...]:
-    names = tuple(_names(space, "", _join))
-    if len(set(names)) == len(names):
-        return names
-    # Keys with dots and brackets of their own: as Python writes the path, two never read alike.
-    return tuple(_names(space, "", lambda prefix, key: f"{prefix}[{key!r}]"))
+def _path(keys: Sequence[Any]) -> str:
+    """``goal.kind``, ``obs[1]``."""
+    found = ""
+    for key in keys:
+        if isinstance(key, str):
+            found = f"{found}.{key}" if found else key
+        else:
+            found = f"{found or 'obs'}[{key}]"
+    return found
 
 
-def _join(prefix: str, key: Any) -> str:
-    if isinstance(key, str):
-        return f"{prefix}.{key}" if prefix else key
-    return f"{prefix or 'obs'}[{key}]"
+def _exact_path(keys: Sequence[Any]) -> str:
+    """Keys as Python writes them: where they have dots and brackets of their own, no two of these read alike."""
+    return "".join(f"[{key!r}]" for key in keys)
 
 
-def _names(space: spaces.Space[Any], prefix: str, join: Callable[[str, Any], str]) -> Iterator[str]:
-    """A name for every number that a writer writes: ``position[0]``, ``goal.kind=2``, ``obs[1][0,3]``."""
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        for key, inner in parts_of(space):
-            yield from _names(inner, join(prefix, key), join)
-    elif isinstance(space, spaces.Discrete):
-        yield from (f"{prefix}={value}" for value in range(space.start, space.start + space.n))
+def _names(space: spaces.Space[Any], path: str) -> Iterator[str]:
+    """A name for every number that a writer writes of a part: ``position[0]``, ``goal.kind=2``, ``obs[1][0,3]``."""
+    if isinstance(space, spaces.Discrete):
+        yield from (f"{path}={value}" for value in range(space.start, space.start + space.n))
     elif isinstance(space, spaces.MultiDiscrete):
         for index in np.ndindex(space.nvec.shape):
             first = space.start[index]
-            yield from (f"{prefix}{_indexed(index)}={value}" for value in range(first, first + space.nvec[index]))
+            yield from (f"{path}{_indexed(index)}={value}" for value in range(first, first + space.nvec[index]))
     else:
-        yield from (prefix + _indexed(index) for index in np.ndindex(space.shape or ()))
+        yield from (path + _indexed(index) for index in np.ndindex(space.shape or ()))
 
 
 def _indexed(index: tuple[int, ...]) -> str:

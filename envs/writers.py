@@ -8,12 +8,12 @@ whose every array has the slots as first dimension, and fills flat rows [slots, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.boundary import EnvSpec, ImageSpace
+from shoal.envs.boundary import DictSpace, EnvSpec, ImageSpace, Space
 from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, Reports
 
 Writer = Callable[[Any, np.ndarray], None]
@@ -51,31 +51,74 @@ def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, repor
     if isinstance(spec.observation, ImageSpace):
         assert isinstance(space, spaces.Box)
         return _box_writer(space, "obs", batched, reports, spec.observation.axes)
-    return _space_writer(space, "obs", batched, reports)
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _leaf_writer(space, "obs", batched, reports, None)
+    places = _places(space, spec.observation)
+    return _space_writer(space, "obs", batched, reports, places)
 
 
-def _space_writer(space: spaces.Space[Any], field: str, batched: bool, reports: Reports) -> Writer:
+def _places(space: spaces.Space[Any], observation: Space) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
+    """Columns of every innermost part, and an image's axes."""
+    images: dict[int, ImageSpace] = {}
+    number = 0
+    if isinstance(observation, DictSpace):
+        images = {leaf: image for leaf, (_, image) in zip(observation.leaves, observation.images, strict=True)}
+    picture = observation.numbers.size if isinstance(observation, DictSpace) else 0
+    for index, (_, inner) in enumerate(leaves_of(space)):
+        size = spaces.flatdim(inner)
+        if index in images:
+            yield slice(picture, picture + size), images[index].axes
+            picture += size
+        else:
+            yield slice(number, number + size), None
+            number += size
+
+
+def _space_writer(
+    space: spaces.Space[Any],
+    field: str,
+    batched: bool,
+    reports: Reports,
+    places: Iterator[tuple[slice, tuple[int, ...] | None]],
+) -> Writer:
     """Like ``gymnasium.spaces.flatten`` to float32, but checking, and into rows that exist."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = [
+            (key, _space_writer(inner, f"{field}[{key!r}]", batched, reports, places)) for key, inner in parts_of(space)
+        ]
+        return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field)
+    where, axes = next(places)
+    write = _leaf_writer(space, field, batched, reports, axes)
+    return lambda obs, rows: write(obs, rows[:, where])
+
+
+def _leaf_writer(
+    space: spaces.Space[Any], field: str, batched: bool, reports: Reports, axes: tuple[int, ...] | None
+) -> Writer:
     if isinstance(space, spaces.Box):
-        return _box_writer(space, field, batched, reports)
+        return _box_writer(space, field, batched, reports, axes)
     if isinstance(space, spaces.Discrete):
         return _one_hot_writer(np.array([space.n]), np.array([space.start]), (), field, batched)
     if isinstance(space, spaces.MultiDiscrete):
         return _one_hot_writer(space.nvec.reshape(-1), space.start.reshape(-1), space.nvec.shape, field, batched)
-    if isinstance(space, spaces.MultiBinary):
-        return _box_writer(spaces.Box(0, 1, shape=space.shape, dtype=np.int8), field, batched, reports)
-    assert isinstance(space, (spaces.Dict, spaces.Tuple))
-    parts, start = [], 0
-    for key, inner in parts_of(space):
-        stop = start + spaces.flatdim(inner)
-        parts.append((key, _space_writer(inner, f"{field}[{key!r}]", batched, reports), slice(start, stop)))
-        start = stop
-    return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field)
+    assert isinstance(space, spaces.MultiBinary)
+    return _box_writer(spaces.Box(0, 1, shape=space.shape, dtype=np.int8), field, batched, reports)
 
 
 def parts_of(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
     """Keys and spaces of the parts, in layout order."""
     return list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+
+
+def leaves_of(
+    space: spaces.Space[Any], keys: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], spaces.Space[Any]]]:
+    """(keys, space) of the innermost parts, in layout order."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for key, inner in parts_of(space):
+            yield from leaves_of(inner, (*keys, key))
+    else:
+        yield keys, space
 
 
 def _box_writer(
@@ -175,17 +218,17 @@ def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...
 
 
 def _parts_writer(
-    parts: list[tuple[Any, Writer, slice]], kind: type[Mapping[Any, Any]] | type[Sequence[Any]], field: str
+    parts: list[tuple[Any, Writer]], kind: type[Mapping[Any, Any]] | type[Sequence[Any]], field: str
 ) -> Writer:
     def write(obs: Any, rows: np.ndarray) -> None:
         if not isinstance(obs, kind) or len(obs) != len(parts):
             raise Malformed(f"{field} {short(obs)} must be a {kind.__name__} of {len(parts)}")
-        for key, writer, where in parts:
+        for key, writer in parts:
             try:
                 part = obs[key]
             except KeyError:
                 raise Malformed(f"{field} has no key {key!r}") from None
-            writer(part, rows[:, where])
+            writer(part, rows)
 
     return write
 

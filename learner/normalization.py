@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from shoal.learner.forward_pass import valid_transitions
 from shoal.policy.normalization import ObservationNormalizer
+from shoal.policy.observation import numbers_of
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from tensordict import TensorDict
 from torch import Tensor
@@ -94,8 +95,8 @@ class ObservationStatistics:
         ):
             if kind not in self._warned and columns.any():
                 self._warned.add(kind)
-                observation = self._policy.trained_observation
-                names = getattr(observation, "names", None) or [f"obs[{i}]" for i in range(len(columns))]
+                observation = numbers_of(self._policy.trained_observation)
+                names = (observation and observation.names) or [f"obs[{i}]" for i in range(len(columns))]
                 listed = [names[i] for i in columns.nonzero().flatten().tolist()]
                 more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
                 log.warning("observations %s%s %s", ", ".join(listed[:5]), more, text)

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from shoal.policy.component import ComponentPolicy
     from shoal.policy.config import Initialization
     from shoal.policy.fast import FastPolicy
-    from shoal.policy.observation import ImageObservation, TokenObservation, VectorObservation
+    from shoal.policy.observation import DictObservation, ImageObservation, TokenObservation, VectorObservation
     from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
 
 __all__ = [
     "ComponentPolicy",
+    "DictObservation",
     "FastPolicy",
     "ImageObservation",
     "Initialization",

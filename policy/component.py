@@ -25,11 +25,12 @@ from shoal.policy.graph import (
     components_from_json,
     encoder_of,
     heads_of,
+    image_source,
     resolve,
 )
 from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
 from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
-from shoal.policy.observation import Observation, TokenObservation
+from shoal.policy.observation import DictObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
 from shoal.policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
 from shoal.policy.tokens import TokensToBox
@@ -104,7 +105,12 @@ class ComponentPolicy(RecurrentPolicy):
 
     def _make(self, settings: Initialization, streams: Streams, embedding_rows: int) -> None:
         """Register and initialise the components, in the graph's order, deriving shapes from the observation."""
-        shapes: dict[str, tuple[int, ...]] = {OBS: self.trained_observation.shape}
+        trained = self.trained_observation
+        shapes: dict[str, tuple[int, ...]] = {OBS: trained.shape}
+        if isinstance(trained, DictObservation):
+            shapes = {OBS: trained.numbers.shape}
+            for name, image in trained.images:
+                shapes[image_source(name)] = (image.channels, image.height, image.width)
         made: dict[str, nn.Module | None] = {}
         for name in (*self._encoder, LSTM, *self._heads):
             component = self.graph[name]
@@ -144,7 +150,11 @@ class ComponentPolicy(RecurrentPolicy):
                 height, width, channels = inputs[0]
                 return ImageShaper(), (channels, height, width)
             case "normalize":
-                return Normalizer(self.trained_observation), inputs[0]
+                described: Observation = self.trained_observation
+                if isinstance(described, DictObservation):
+                    images = {image_source(name): image for name, image in described.images}
+                    described = images[component.sources[0]]
+                return Normalizer(described), inputs[0]
             case "conv":
                 whole = isinstance(self.trained_observation, TokenObservation)
                 planes, height, width = inputs[0]
@@ -187,10 +197,13 @@ class ComponentPolicy(RecurrentPolicy):
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``encode``, and the output of every component before the LSTM, each [N, ...]."""
-        outputs = self._run(self._encoder, {OBS: self.network_input(obs)})
+        inputs = {OBS: self.network_input(obs)}
+        if isinstance(self.observation, DictObservation):
+            for index, (name, _) in enumerate(self.observation.images):
+                inputs[image_source(name)] = self.image(obs, index)
+        outputs = self._run(self._encoder, dict(inputs))
         x = outputs[self.graph[LSTM].sources[0]]
-        del outputs[OBS]
-        return x, outputs
+        return x, {name: output for name, output in outputs.items() if name not in inputs}
 
     def head_outputs(self, core: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
         """``heads``, and the output of the LSTM and every component behind it, each [N, ...]."""

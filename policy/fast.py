@@ -1,6 +1,6 @@
 """FastPolicy: the whole network in plain PyTorch.
 
-Encoder (token CNN, image CNN or nothing) -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head.
+Encoder (token CNN, image CNNs or nothing) -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head.
 With 25 feature planes and an 11x11 window it has 574,978 parameters, whatever the number of actions.
 """
 
@@ -18,7 +18,13 @@ from shoal.policy.config import ORIGINAL, Initialization
 from shoal.policy.convolution import convolution_geometry, convolve
 from shoal.policy.graph import cnn_kernels
 from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
-from shoal.policy.observation import Observation, TokenObservation, VectorObservation
+from shoal.policy.observation import (
+    DictObservation,
+    ImageObservation,
+    Observation,
+    TokenObservation,
+    VectorObservation,
+)
 from shoal.policy.precision import linear, tanh
 from shoal.policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
 from shoal.policy.tokens import TokensToBox
@@ -88,19 +94,34 @@ class FastPolicy(RecurrentPolicy):
         """Create every layer before fc1 and return the number of features that they output."""
         if isinstance(trained, VectorObservation):
             return trained.size
+        if isinstance(trained, DictObservation):
+            return trained.numbers.size + sum(
+                self._make_convolutions(image, image.channels, f"image{index}_", whole=False)
+                for index, (_, image) in enumerate(trained.images)
+            )
         if isinstance(trained, TokenObservation):
             assert isinstance(self.observation, TokenObservation)
             self.to_box = TokensToBox(trained, self.observation)
             planes = self.to_box.num_planes
         else:
             planes, self._scale = trained.channels, trained.scale
+        return self._make_convolutions(trained, planes, "", whole=isinstance(trained, TokenObservation))
+
+    def _make_convolutions(
+        self, trained: TokenObservation | ImageObservation, planes: int, prefix: str, *, whole: bool
+    ) -> int:
+        """Create ``cnn1`` and ``cnn2``, their names behind ``prefix``; the number of features that they output."""
         (size1, stride1), (size2, stride2) = cnn_kernels(trained)
-        whole = isinstance(trained, TokenObservation)
         kernel1, self._pad, middle = convolution_geometry(trained.height, trained.width, size1, stride1, whole=whole)
         kernel2, _, out = convolution_geometry(*middle, size2, stride2, whole=whole)
-        self.cnn1 = nn.Conv2d(planes, CHANNELS, kernel1, stride=stride1)
-        self.cnn2 = nn.Conv2d(CHANNELS, CHANNELS, kernel2, stride=stride2)
+        self.add_module(f"{prefix}cnn1", nn.Conv2d(planes, CHANNELS, kernel1, stride=stride1))
+        self.add_module(f"{prefix}cnn2", nn.Conv2d(CHANNELS, CHANNELS, kernel2, stride=stride2))
         return CHANNELS * math.prod(out)
+
+    def _convolve(self, box: Tensor, prefix: str = "") -> Tensor:
+        """[N, planes, height, width] -> [N, features]"""
+        first, second = getattr(self, f"{prefix}cnn1"), getattr(self, f"{prefix}cnn2")
+        return F.relu(convolve(second, F.relu(convolve(first, box)))).flatten(1)
 
     def _initialize(self, settings: Initialization, streams: Streams) -> None:
         for name, layer in self.named_children():
@@ -119,15 +140,18 @@ class FastPolicy(RecurrentPolicy):
 
     def encode(self, obs: Tensor) -> Tensor:
         """[N, *observation.shape] -> [N, H]."""
-        if isinstance(self.trained_observation, VectorObservation):
+        trained = self.trained_observation
+        if isinstance(trained, VectorObservation):
             x = self.network_input(obs)
+        elif isinstance(trained, DictObservation):
+            boxes = [self.image(obs, index) / image.scale for index, (_, image) in enumerate(trained.images)]
+            parts = [self._convolve(box, f"image{index}_") for index, box in enumerate(boxes)]
+            x = torch.cat([self.network_input(obs), *parts] if trained.numbers.size else parts, 1)
+        elif isinstance(trained, TokenObservation):
+            box = self.to_box(obs)
+            x = self._convolve(F.pad(box, self._pad) if any(self._pad) else box)
         else:
-            if isinstance(self.trained_observation, TokenObservation):
-                box = self.to_box(obs)
-                x = F.pad(box, self._pad) if any(self._pad) else box
-            else:
-                x = obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / self._scale
-            x = F.relu(convolve(self.cnn2, F.relu(convolve(self.cnn1, x)))).flatten(1)
+            x = self._convolve(obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / self._scale)
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
 
     def heads(self, core: Tensor) -> PolicyOutput:

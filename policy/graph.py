@@ -1,8 +1,9 @@
 """The components of a network and their connections, as plain data: checked without importing torch.
 
 The default graph is ``FastPolicy``'s network; settings change its components by name, add others or take some out. A
-component reads its ``sources``: other components, or ``obs``. All components that ``lstm`` needs are the encoder; the
-rest are the heads, which end in ``actor`` and ``value_head``.
+component reads its ``sources``: other components, or ``obs`` (of a Dict with images its numbers, and ``obs[KEY]`` an
+image). All components that ``lstm`` needs are the encoder; the rest are the heads, which end in ``actor`` and
+``value_head``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
-from shoal.policy.observation import ImageObservation, Observation, TokenObservation, VectorObservation
+from shoal.policy.observation import (
+    DictObservation,
+    ImageObservation,
+    Observation,
+    TokenObservation,
+    VectorObservation,
+)
 from shoal.section import Section
 
 OBS = "obs"
@@ -42,7 +49,8 @@ class ComponentConfig(Section):
     """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``embedding`` and
     ``bilinear`` for the components that have these already."""
     sources: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """Components that it reads, or ``obs``; a ``linear`` one reads several side by side."""
+    """Components that it reads, or ``obs``; of a Dict with images that is its numbers, and ``obs[KEY]`` an image. A
+    ``linear`` component reads several side by side."""
     size: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Outputs: features, channels, or the LSTM's hidden size."""
     kernel: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -103,7 +111,21 @@ KINDS: Mapping[str, Kind] = {
 _NAMED = {"lstm": LSTM, "embedding": EMBEDDINGS, "bilinear": ACTOR}
 
 
-def cnn_kernels(observation: Observation) -> tuple[tuple[int, int], tuple[int, int]]:
+def image_source(name: str) -> str:
+    """What components name as the source of a Dict's image."""
+    return f"{OBS}[{name}]"
+
+
+def inputs_of(observation: Observation) -> dict[str, str]:
+    """The sources that are no components, with their types: ``obs``, which is a Dict's numbers, and its images."""
+    if isinstance(observation, DictObservation):
+        return {OBS: "vector", **{image_source(name): "raw box" for name, _ in observation.images}}
+    return {
+        OBS: {TokenObservation: "tokens", ImageObservation: "image", VectorObservation: "vector"}[type(observation)]
+    }
+
+
+def cnn_kernels(observation: TokenObservation | ImageObservation) -> tuple[tuple[int, int], tuple[int, int]]:
     """(kernel, stride) of cnn1 and of cnn2: the original's for tokens, an image's own."""
     if isinstance(observation, ImageObservation):
         first, second = observation.kernels or ()
@@ -113,10 +135,23 @@ def cnn_kernels(observation: Observation) -> tuple[tuple[int, int], tuple[int, i
 
 def default_graph(observation: Observation) -> dict[str, Component]:
     """``FastPolicy``'s network for such observations, in the order of its parameters."""
-    graph = {}
-    if not isinstance(observation, VectorObservation):
+    graph: dict[str, Component] = {}
+    features: tuple[str, ...] = (OBS,)
+    conv = functools.partial(Component, kind="conv", size=64, activation="relu")
+    if isinstance(observation, DictObservation):
+        features = (OBS,) * bool(observation.numbers.size)
+        for index, (name, image) in enumerate(observation.images):
+            (kernel1, stride1), (kernel2, stride2) = cnn_kernels(image)
+            prefix = f"image{index}_"
+            graph |= {
+                f"{prefix}normalizer": Component(kind="normalize", sources=(image_source(name),)),
+                f"{prefix}cnn1": conv(sources=(f"{prefix}normalizer",), kernel=kernel1, stride=stride1),
+                f"{prefix}cnn2": conv(sources=(f"{prefix}cnn1",), kernel=kernel2, stride=stride2),
+            }
+            features = (*features, f"{prefix}cnn2")
+    elif not isinstance(observation, VectorObservation):
         (kernel1, stride1), (kernel2, stride2) = cnn_kernels(observation)
-        conv = functools.partial(Component, kind="conv", size=64, activation="relu")
+        features = ("cnn2",)
         shaper = "tokens_to_box" if isinstance(observation, TokenObservation) else "image_to_box"
         graph = {
             "obs_shaper": Component(kind=shaper, sources=(OBS,)),
@@ -126,7 +161,7 @@ def default_graph(observation: Observation) -> dict[str, Component]:
         }
     return {
         **graph,
-        "fc1": Component(kind="linear", sources=("cnn2" if graph else OBS,), size=128, activation="relu"),
+        "fc1": Component(kind="linear", sources=features, size=128, activation="relu"),
         "encoded_obs": Component(kind="linear", sources=("fc1",), size=128, activation="relu"),
         LSTM: Component(kind="lstm", sources=("encoded_obs",), size=128),
         "critic_1": Component(kind="linear", sources=(LSTM,), size=1024, activation="tanh", gain=math.sqrt(2)),
@@ -145,7 +180,7 @@ def resolve(components: Mapping[str, ComponentConfig | None], observation: Obser
     Raises:
         ValueError: all problems, a line each, beginning with ``components.NAME``.
     """
-    graph, problems = _merge(components, default_graph(observation))
+    graph, problems = _merge(components, default_graph(observation), inputs_of(observation))
     problems += _connections(graph, observation) if graph else []
     if problems:
         raise ValueError("\n".join(problems))
@@ -155,29 +190,40 @@ def resolve(components: Mapping[str, ComponentConfig | None], observation: Obser
 def check(components: Mapping[str, ComponentConfig | None]) -> list[str]:
     """The problems that ``components`` have for every sort of observation; none where they fit some sort."""
     # What depends on the numbers in these is not checked here.
-    sorts = (TokenObservation(11, 11, 200, [1.0]), ImageObservation(64, 64, 3), VectorObservation(1))
+    image = ImageObservation(64, 64, 3)
+    sorts = (TokenObservation(11, 11, 200, [1.0]), image, VectorObservation(1), _dict_for(components, image))
     found = []
     for observation in sorts:
-        graph, problems = _merge(components, default_graph(observation))
+        graph, problems = _merge(components, default_graph(observation), inputs_of(observation))
         problems += _connections(graph, observation) if graph else []
         # The sort that was meant is the one that the components go furthest with.
         found.append((not graph, len(problems), problems))
     return min(found, key=lambda each: each[:2])[2]
 
 
+def _dict_for(components: Mapping[str, ComponentConfig | None], image: ImageObservation) -> DictObservation:
+    """A Dict with the images that ``components`` speak of, by name or by number."""
+    sources = [source for settings in components.values() for source in (settings and settings.sources) or ()]
+    names = [found[1] for source in dict.fromkeys(sources) if (found := re.fullmatch(rf"{OBS}\[(.*)\]", source))]
+    numbers = [int(found[1]) for name in components if (found := re.match(r"image(\d{1,2})_", name))]
+    # A name that nobody chooses.
+    names += [f"\0{index}" for index in range(len(names), max([0, *numbers]) + 1)]
+    return DictObservation(VectorObservation(1), [(name, image) for name in names])
+
+
 def encoder_of(graph: Mapping[str, Component]) -> list[str]:
     """Everything that ``lstm`` needs, each after its sources."""
-    return _needed(graph, graph[LSTM].sources, {OBS})
+    return _needed(graph, graph[LSTM].sources)
 
 
 def heads_of(graph: Mapping[str, Component]) -> list[str]:
     """Everything that reads ``lstm``, and the embeddings, each after its sources."""
-    return _needed(graph, (VALUE, ACTOR), {OBS, LSTM})
+    return _needed(graph, (VALUE, ACTOR), LSTM)
 
 
 def actor_of(graph: Mapping[str, Component]) -> list[str]:
     """The components of ``heads_of`` that the actions' logits need, each after its sources."""
-    return _needed(graph, (ACTOR,), {OBS, LSTM})
+    return _needed(graph, (ACTOR,), LSTM)
 
 
 def differences(one: Mapping[str, Component], other: Mapping[str, Component]) -> list[str]:
@@ -218,7 +264,7 @@ def components_from_json(data: Mapping[str, Mapping[str, Any] | None]) -> dict[s
 
 
 def _merge(
-    components: Mapping[str, ComponentConfig | None], default: dict[str, Component]
+    components: Mapping[str, ComponentConfig | None], default: dict[str, Component], inputs: Iterable[str]
 ) -> tuple[dict[str, Component], list[str]]:
     """The graph, or none where a component is not even known well enough to look at its connections."""
     problems: list[str] = []
@@ -239,7 +285,7 @@ def _merge(
         if name not in graph:
             problems.append(f"components.{name}: cannot be taken out")
     if problems:
-        known = [OBS, *default, *(name for name in components if name not in default)]
+        known = [*inputs, *default, *(name for name in components if name not in default)]
         problems += [
             _unknown_source(name, source, known)
             for name, settings in components.items()
@@ -292,10 +338,10 @@ def _decide(
 
 def _connections(graph: Mapping[str, Component], observation: Observation) -> list[str]:
     problems = [
-        _unknown_source(name, source, [OBS, *graph])
+        _unknown_source(name, source, [*inputs_of(observation), *graph])
         for name, component in graph.items()
         for source in component.sources
-        if source != OBS and source not in graph
+        if source not in graph and source not in inputs_of(observation)
     ]
     problems += [f"components.{cycle[0]}.sources: a cycle, {' reads '.join(cycle)}" for cycle in _cycles(graph)]
     if problems:  # more would follow from these
@@ -304,8 +350,7 @@ def _connections(graph: Mapping[str, Component], observation: Observation) -> li
 
 
 def _types(graph: Mapping[str, Component], observation: Observation) -> list[str]:
-    sort = {TokenObservation: "tokens", ImageObservation: "image", VectorObservation: "vector"}[type(observation)]
-    given = {OBS: sort, **{name: KINDS[component.kind].gives for name, component in graph.items()}}
+    given = {**inputs_of(observation), **{name: KINDS[component.kind].gives for name, component in graph.items()}}
     problems = []
     for name, component in graph.items():
         kind, sources = KINDS[component.kind], component.sources
@@ -327,7 +372,7 @@ def _types(graph: Mapping[str, Component], observation: Observation) -> list[str
 
 
 def _sides(graph: Mapping[str, Component]) -> list[str]:
-    encoder = [OBS, *encoder_of(graph)]
+    encoder = {*encoder_of(graph), *(source for one in graph.values() for source in one.sources if source not in graph)}
     heads = [name for name in heads_of(graph) if name not in encoder]
     problems = [
         f"components.{name}.sources: {source} lies before the LSTM and {name} after it; only {LSTM} leads across"
@@ -345,13 +390,13 @@ def _sides(graph: Mapping[str, Component]) -> list[str]:
     return problems
 
 
-def _needed(graph: Mapping[str, Component], targets: Sequence[str], known: set[str]) -> list[str]:
-    """The targets and all they need down to ``known``, each after its sources."""
+def _needed(graph: Mapping[str, Component], targets: Sequence[str], *known: str) -> list[str]:
+    """The targets and all they need down to ``known`` and what is no component, each after its sources."""
     order: list[str] = []
     seen = set(known)
 
     def visit(name: str) -> None:
-        if name not in seen:
+        if name in graph and name not in seen:
             seen.add(name)
             for source in graph[name].sources:
                 visit(source)

@@ -12,7 +12,7 @@ nothing depends on the units of observations and rewards, not even the first upd
 from __future__ import annotations
 
 import torch
-from shoal.policy.observation import Observation, VectorObservation
+from shoal.policy.observation import VectorObservation
 from shoal.policy.precision import at_least_float32
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ LIMIT = 10.0
 
 
 class ObservationNormalizer(nn.Module):
-    """Vectors [N, size], in the order of the trained observation -> (x - mean) * scale within +-``LIMIT``.
+    """Numbers [N, size], in the order of the trained observation -> (x - mean) * scale within +-``LIMIT``.
 
     Args:
         trained: the observation that the weights are trained with; its categorical columns stay as they are.
@@ -30,7 +30,7 @@ class ObservationNormalizer(nn.Module):
         presented: the environment's observation.
     """
 
-    def __init__(self, trained: VectorObservation, columns: Tensor | None, presented: Observation) -> None:
+    def __init__(self, trained: VectorObservation, columns: Tensor | None, presented: VectorObservation) -> None:
         super().__init__()
         self.mean: Tensor
         self.scale: Tensor
@@ -41,7 +41,7 @@ class ObservationNormalizer(nn.Module):
         """bool [size]: columns with statistics, which are all but the categorical ones."""
         measured = torch.ones(trained.size, dtype=torch.bool)
         measured[list(trained.categorical)] = False
-        present = torch.ones(trained.size, dtype=torch.bool) if columns is None else columns != presented.shape[0]
+        present = torch.ones(trained.size, dtype=torch.bool) if columns is None else columns != presented.size
         self.register_buffer("mean", torch.zeros(trained.size))
         self.register_buffer("scale", torch.where(measured, 0.0, 1.0))
         self.register_buffer("measured", measured, persistent=False)

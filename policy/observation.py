@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -240,7 +241,49 @@ def _kernels_of_before(height: int, width: int) -> tuple[tuple[int, int], ...]:
     return ((8, 4), (4, 2)) if min(height, width) >= _SMALL_SIDE else ((3, 1), (3, 1))
 
 
-Observation = TokenObservation | VectorObservation | ImageObservation
+@dataclasses.dataclass(frozen=True, slots=True)
+class DictObservation:
+    """float32 [size]: numbers, and behind them images, each [height, width, channels] flattened."""
+
+    numbers: VectorObservation
+    """Of size 0 where there are images alone."""
+    images: Sequence[tuple[str, ImageObservation]]
+    """Images by name, in the order of the rows."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple((str(name), image) for name, image in self.images))
+        names = [name for name, _ in self.images]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"a DictObservation has images with names of their own, got {names}")
+
+    @property
+    def dtype(self) -> str:
+        """Of the rows."""
+        return "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one observation."""
+        return (self.numbers.size + sum(math.prod(image.shape) for _, image in self.images),)
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """The columns of each image."""
+        found, start = [], self.numbers.size
+        for _, image in self.images:
+            found.append(slice(start, start + math.prod(image.shape)))
+            start = found[-1].stop
+        return tuple(found)
+
+
+Observation = TokenObservation | VectorObservation | ImageObservation | DictObservation
+
+
+def numbers_of(observation: Observation) -> VectorObservation | None:
+    """The part of an observation that is numbers, which come first in its rows; None where there is none."""
+    if isinstance(observation, DictObservation):
+        return observation.numbers
+    return observation if isinstance(observation, VectorObservation) else None
 
 
 def shown(plane_name: tuple[str, str | None]) -> str:
@@ -253,6 +296,7 @@ _KINDS: dict[str, type[Observation]] = {
     "tokens": TokenObservation,
     "vector": VectorObservation,
     "image": ImageObservation,
+    "dict": DictObservation,
 }
 
 
@@ -265,6 +309,9 @@ def observation_to_json(observation: Observation) -> dict[str, Any]:
 def observation_from_json(data: Mapping[str, Any]) -> Observation:
     """The inverse of ``observation_to_json``."""
     fields = {key: value for key, value in data.items() if key != "kind"}
+    if data["kind"] == "dict":
+        images = [(name, ImageObservation(**image)) for name, image in data["images"]]
+        return DictObservation(VectorObservation(**data["numbers"]), images)
     if data["kind"] == "image" and "kernels" not in data:
         fields["kernels"] = _kernels_of_before(data["height"], data["width"])
     return _KINDS[data["kind"]](**fields)

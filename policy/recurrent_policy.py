@@ -12,7 +12,7 @@ import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.memory import Memory
 from shoal.policy.normalization import ObservationNormalizer, ValueScale
-from shoal.policy.observation import Observation, VectorObservation
+from shoal.policy.observation import DictObservation, Observation, numbers_of
 from shoal.policy.recurrent import LSTMState, ResetPlan, plan_resets, step_lstm, unroll_lstm
 from torch import Tensor, nn
 
@@ -47,9 +47,9 @@ class RecurrentPolicy(nn.Module):
     """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
 
     A subclass creates its layers, among them ``lstm``, and implements ``encode``, ``heads`` and ``logits``. No row of
-    these may depend on another row, on chance, or on earlier calls. ``encode`` reads vectors through
-    ``network_input``, and ``heads`` returns values through ``in_reward_units``; without a layer ``value_head``, a
-    policy normalizes no values.
+    these may depend on another row, on chance, or on earlier calls. ``encode`` reads numbers through ``network_input``
+    (and the images of a Dict through ``image``), and ``heads`` returns values through ``in_reward_units``; without a
+    layer ``value_head``, a policy normalizes no values.
 
     Args:
         observation: the environment's observation.
@@ -114,9 +114,9 @@ class RecurrentPolicy(nn.Module):
 
     def normalize(self, *, observations: bool, values: bool) -> None:
         """Begin fresh statistics of vector observations and of values (``policy.normalization``)."""
-        trained = self.trained_observation
-        if observations and isinstance(trained, VectorObservation) and len(trained.categorical) < trained.size:
-            self.vector_normalizer = ObservationNormalizer(trained, self._columns, self.observation)
+        trained, presented = numbers_of(self.trained_observation), numbers_of(self.observation)
+        if observations and trained and presented and len(trained.categorical) < trained.size:
+            self.vector_normalizer = ObservationNormalizer(trained, self._columns, presented)
         self.value_scale = ValueScale() if values else None
 
     def in_order(self, x: Tensor) -> Tensor:
@@ -262,10 +262,19 @@ class RecurrentPolicy(nn.Module):
         return self.heads(core), {}
 
     def trained_columns(self, obs: Tensor) -> Tensor:
-        """Vectors [N, size] in the order of ``trained_observation``; columns that the environment lacks are 0."""
+        """The numbers of vectors and Dicts, [N, size] in the order of ``trained_observation``; columns that the
+        environment lacks are 0. Other observations as they are."""
+        if isinstance(self.observation, DictObservation):
+            obs = obs[:, : self.observation.numbers.size]
         if self._columns is None:
             return obs
         return nn.functional.pad(obs, (0, 1)).index_select(1, self._columns)
+
+    def image(self, obs: Tensor, index: int) -> Tensor:
+        """Image ``index`` of Dicts [N, size]: [N, channels, height, width], in the numbers of the observation."""
+        assert isinstance(self.observation, DictObservation)
+        _, image = self.observation.images[index]
+        return obs[:, self.observation.spans[index]].unflatten(1, image.shape).permute(0, 3, 1, 2)
 
     def network_input(self, obs: Tensor) -> Tensor:
         """``trained_columns``, normalized where this policy normalizes observations."""
@@ -311,12 +320,17 @@ def _columns(trained: Observation, presented: Observation) -> Tensor | None:
     """[size] int64: the environment's column for each trained one, ``presented.size`` if absent; None if none moves."""
     if type(trained) is not type(presented):
         raise ValueError(f"the policy was trained with {trained}, the environment has {presented}: they do not match")
-    if not isinstance(trained, VectorObservation) or not isinstance(presented, VectorObservation):
+    if isinstance(trained, DictObservation):
+        assert isinstance(presented, DictObservation)
+        if trained.images != presented.images:
+            raise ValueError(
+                f"the policy was trained with the images {trained.images}, the environment has {presented.images}"
+            )
+    numbers, here = numbers_of(trained), numbers_of(presented)
+    columns = numbers.columns_of(here) if numbers and here else None
+    if columns is None or here is None:
         return None
-    columns = trained.columns_of(presented)
-    if columns is None:
-        return None
-    return torch.tensor([presented.size if column is None else column for column in columns])
+    return torch.tensor([here.size if column is None else column for column in columns])
 
 
 def _embedding_rows(names: Sequence[str], table: int, recorded: Mapping[str, int] | None) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any
 from shoal.policy.actions import Actions, Discrete, actions_from_json
 from shoal.policy.config import malformed
 from shoal.policy.observation import (
+    DictObservation,
     ImageObservation,
     Observation,
     TokenObservation,
@@ -93,7 +94,7 @@ class PolicyInterface:
 
     observation: Observation
     """The environment's observation, with its ids, coordinates and sizes."""
-    trained_observation: TokenObservation | VectorObservation | None
+    trained_observation: TokenObservation | VectorObservation | DictObservation | None
     """The observation that the weights were trained with, in their order; None for images."""
     actions: Actions
     """The environment's actions, in its order; two of them may share a name."""
@@ -136,6 +137,17 @@ def _remap_observation(trained: Observation, presented: Observation, names: Name
         return _remap_tokens(trained, presented, names)
     if isinstance(trained, VectorObservation) and isinstance(presented, VectorObservation):
         return _remap_vector(trained, presented, names)
+    if isinstance(trained, DictObservation) and isinstance(presented, DictObservation):
+        images = [
+            (name, dataclasses.replace(image, scale=mine.scale, kernels=mine.kernels))
+            for (name, image), (_, mine) in zip(presented.images, trained.images, strict=False)
+        ]
+        if [*trained.images] != images or len(trained.images) != len(presented.images):
+            raise ValueError(
+                f"the policy was trained with the images {list(trained.images)}, the environment has "
+                f"{list(presented.images)}"
+            )
+        return DictObservation(_remap_vector(trained.numbers, presented.numbers, names), images)
     if type(trained) is not type(presented):
         kinds = [type(observation).__name__ for observation in (trained, presented)]
         raise ValueError(f"the policy was trained with {kinds[0]}s, the environment has {kinds[1]}s")

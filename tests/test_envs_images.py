@@ -165,7 +165,7 @@ def test_shapes_that_say_nothing_are_refused(space: spaces.Box) -> None:
 def test_a_layout_for_what_is_no_box_is_refused() -> None:
     """Catches a setting that is passed over."""
     CASES["words"] = Case(lambda t: 0, spaces.Discrete(3))
-    with pytest.raises(ValueError, match=r"image_layout=channels_last is for one box of numbers.*Discrete"):
+    with pytest.raises(ValueError, match=r"image_layout=channels_last is for boxes of numbers.*Discrete"):
         echo("sync", "words", image_layout="channels_last")
     CASES["row"] = Case(lambda t: np.zeros(5, np.uint8), box((5,)))
     with pytest.raises(ValueError, match=r"is for boxes of 2 to 4 axes"):
