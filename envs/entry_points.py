@@ -7,6 +7,7 @@ every process of the run: ``actors.user_code`` takes it there.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pkgutil
 import re
 import typing
@@ -52,6 +53,25 @@ def _named(env_id: str) -> Callable[..., Any] | None:
     except (AttributeError, ValueError):
         return None
     return found if is_environment_class(found) or _returns_environment(found) else None
+
+
+_LIBRARIES = frozenset({"gymnasium", "gym", "pettingzoo", "supersuit", "shimmy"})
+
+
+def is_maker(found: Any) -> bool:
+    """Whether a wrapper or a factory of games may be called because something names it.
+
+    As for environments, names come from checkpoints, too. Classes with ``reset`` and ``step`` are taken, functions
+    whose annotation says that they return such a class, and functions of modules that use an environment library;
+    nothing else, so that a name cannot run any function with any arguments.
+    """
+    if is_environment_class(found) or _returns_environment(found):
+        return True
+    if not inspect.isfunction(found):
+        return False
+    values = [found, *found.__globals__.values()]
+    homes = (getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None) for value in values)
+    return any(str(home).partition(".")[0] in _LIBRARIES for home in homes)
 
 
 def is_environment_class(found: Any) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
+from shoal.envs.entry_points import is_maker
 from shoal.envs.guard import Replaceable, first_answer, first_seed
 from shoal.envs.masks import MaskSource
 from shoal.envs.reports import Reports
@@ -312,6 +313,11 @@ def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any
         raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
     if not callable(factory):
         raise ValueError(f"{env_id}: {name} is {short(factory)}; write {_FORM}")
+    if not is_maker(factory):
+        raise ValueError(
+            f"{env_id}: {name} makes no game: expected a class with reset and step, or a function that is annotated -> "
+            "pettingzoo.ParallelEnv or lies in a module that imports pettingzoo"
+        )
     refuse_settings(env_id, kwargs, factory)
     return _Maker(functools.partial(factory, **kwargs), find_wrappers(options.wrappers, env_id))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium
+from shoal.envs.entry_points import is_maker
 
 _STATEFUL: Mapping[type, str] = {
     gymnasium.wrappers.NormalizeObservation: "policy.normalize_observations",
@@ -66,6 +67,11 @@ def _find(name: str, arguments: Mapping[str, Any], env_id: str) -> Wrapping:
         ) from error
     if not callable(wrapper):
         raise ValueError(f"{env_id}: env.wrappers: {name!r} cannot be called")
+    if not is_maker(wrapper):
+        raise ValueError(
+            f"{env_id}: env.wrappers: {name!r} is no wrapper: expected a class with reset and step, or a function that "
+            "is annotated -> gymnasium.Env or lies in a module that imports gymnasium or pettingzoo"
+        )
     for kind, setting in _STATEFUL.items():
         if isinstance(wrapper, type) and issubclass(wrapper, kind):
             raise ValueError(

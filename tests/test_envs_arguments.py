@@ -235,6 +235,32 @@ def test_wrappers_that_cannot_be_used_are_refused(wrapper: Any, said: str) -> No
         make_env_spec("CartPole-v1", AdapterOptions(wrappers=[wrapper]))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("os:system", {"command": "touch {file}"}),
+        ("subprocess:call", {"args": "touch {file}", "shell": True}),
+        ("subprocess:Popen", {"args": "touch {file}", "shell": True}),
+        ("builtins:open", {"file": "{file}", "mode": "w"}),
+        ("pathlib:Path.touch", {}),
+        ("runpy:run_path", {"path_name": "{file}"}),
+        ("functools:partial", {}),
+    ],
+)
+@pytest.mark.parametrize("how", ["wrapper", "game"])
+def test_names_call_nothing_but_makers(how: str, name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    """Catches a checkpoint whose environment is a command: it is called where somebody only evaluates a run."""
+    pytest.importorskip("pettingzoo")
+    file = tmp_path / "called"
+    given = {key: value.format(file=file) if isinstance(value, str) else value for key, value in arguments.items()}
+    env_id, options = "CartPole-v1", AdapterOptions(wrappers=[{name: given}])
+    if how == "game":
+        env_id, options = f"pettingzoo:{name}", AdapterOptions()
+    with pytest.raises(ValueError, match=r"is no wrapper|no wrapper '|makes no game|write pettingzoo|has no attribute"):
+        make_env_spec(env_id, options, **(given if how == "game" else {}))
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("wrapper", ["name", 3, {}, {"a:B": {}, "c:D": {}}, {"a:B": 1}, ":B", "a:"])
 def test_wrappers_of_another_form_are_refused_before_anything_starts(wrapper: Any) -> None:
     """Catches a wrapper that is written in a way that nobody would understand later."""
