@@ -34,6 +34,9 @@ Wrapper = Annotated[str | dict[str, dict[str, Any] | None], BeforeValidator(_one
 """``module:Class``, or ``{module:Class: {argument: value}}``."""
 
 
+Layout = Literal["auto", "channels_last", "channels_first", "none"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterOptions(Section):
     """How an environment of another library is made, stepped and read: everything that is no argument of its own."""
@@ -47,9 +50,10 @@ class AdapterOptions(Section):
     """How gymnasium's vector of ``sync`` or ``async`` slots resets; a native one declares its own."""
     wrappers: list[Wrapper] = dataclasses.field(default_factory=list)
     """Wrappers of single environments, innermost first: ``module:Class``, or ``{module:Class: {argument: value}}``."""
-    image_layout: Literal["auto", "channels_last", "channels_first", "none"] = "auto"
+    image_layout: Layout | dict[str, Layout] = "auto"
     """How a box of numbers is read as an image. ``auto`` goes by its shape and type and refuses what could be either;
-    ``none`` reads every number by itself."""
+    ``none`` reads every number by itself. Of a Dict or Tuple one for all parts, or by part:
+    ``{camera: channels_first, map: none}``, where parts that are not named are ``auto``."""
 
     def __post_init__(self) -> None:
         if self.slot_groups not in (1, "auto") and self.vectorization != "async":

@@ -6,13 +6,12 @@ Used by ``envs.spaces``. Whatever could be read in two ways is refused with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import ImageSpace
-
-Layout = Literal["auto", "channels_last", "channels_first", "none"]
+from shoal.envs.config import Layout
 
 _PICTURE_SIDE = 16
 """A matrix of bytes with shorter sides than this may be a table; with ``auto`` only larger ones are grey images."""

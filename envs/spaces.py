@@ -18,8 +18,8 @@ from shoal.envs.boundary import (
     TokenSpace,
     VectorSpace,
 )
-from shoal.envs.config import AdapterOptions
-from shoal.envs.images import Layout, find_image
+from shoal.envs.config import AdapterOptions, Layout
+from shoal.envs.images import find_image
 from shoal.envs.masks import MaskSource, find_mask
 from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.writers import leaves_of, parts_of
@@ -117,11 +117,16 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Sp
                 f"{env_id}: metadata['token_space'] says uint8 {(found.num_tokens, 3)}, observation space is {space}"
             )
         return found
-    if isinstance(space, spaces.Box) and (image := find_image(space, options.image_layout, env_id)):
-        return image
     _check_observation(space, "obs", env_id)
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _parts(space, options, env_id)
+    if not isinstance(options.image_layout, str):
+        raise ValueError(
+            f"{env_id}: env.image_layout={options.image_layout} is for the parts of a Dict or Tuple, the observation "
+            f"space is {_said(space)}; give one layout"
+        )
+    if isinstance(space, spaces.Box) and (image := find_image(space, options.image_layout, env_id)):
+        return image
     if options.image_layout not in ("auto", "none"):
         raise ValueError(
             f"{env_id}: env.image_layout={options.image_layout} is for boxes of numbers, the observation space is "
@@ -138,9 +143,16 @@ def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_
         index: image
         for index, (keys, inner) in enumerate(leaves)
         if isinstance(inner, spaces.Box)
-        and (image := find_image(inner, _layout_of(inner, options), f"{env_id}: {_path(keys)}"))
+        and (image := find_image(inner, _layout_of(inner, _path(keys), options), f"{env_id}: {_path(keys)}"))
     }
-    if not found and options.image_layout not in ("auto", "none"):
+    if not isinstance(options.image_layout, str):
+        boxes = [_path(keys) for keys, inner in leaves if isinstance(inner, spaces.Box)]
+        if unknown := sorted(options.image_layout.keys() - set(boxes)):
+            raise ValueError(
+                f"{env_id}: env.image_layout names {', '.join(unknown)}; boxes of numbers are "
+                f"{', '.join(boxes) or 'none'}"
+            )
+    elif not found and options.image_layout not in ("auto", "none"):
         raise ValueError(
             f"{env_id}: env.image_layout={options.image_layout}, but no part of {_said(space)} is an image"
         )
@@ -159,8 +171,10 @@ def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_
     return DictSpace(numbers=numbers, images=tuple(zip(images, found.values(), strict=True)), leaves=tuple(found))
 
 
-def _layout_of(part: spaces.Box, options: AdapterOptions) -> Layout:
-    """A layout of channels says nothing of parts without them."""
+def _layout_of(part: spaces.Box, path: str, options: AdapterOptions) -> Layout:
+    """The layout that a part is read with; one for all that speaks of channels says nothing of parts without them."""
+    if not isinstance(options.image_layout, str):
+        return options.image_layout.get(path, "auto")
     return options.image_layout if options.image_layout == "none" or len(part.shape) in (3, 4) else "auto"
 
 

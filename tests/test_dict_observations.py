@@ -114,6 +114,18 @@ def test_how_parts_are_read() -> None:
     first = spec_of(unclear, image_layout="channels_first").observation
     assert isinstance(first, DictSpace)
     assert (first.images[0][1].channels, first.images[0][1].height) == (4, 5)
+    assert spec_of(unclear, image_layout={"map": "channels_first"}).observation == first
+    mixed = spec_of(SPACE, image_layout={"camera": "none", "deep[0]": "channels_first"}).observation
+    assert isinstance(mixed, DictSpace)
+    assert [(name, image.channels) for name, image in mixed.images] == [("deep[0]", 20)]
+    assert mixed.numbers.size == 7 + 3 * 40 * 48
+    with pytest.raises(ValueError, match=r"env.image_layout names screen; boxes of numbers are camera, v, deep\[0\]"):
+        spec_of(SPACE, image_layout={"screen": "none"})
+    with pytest.raises(ValueError, match="for the parts of a Dict or Tuple"):
+        spec_of(SPACE["camera"], image_layout={"camera": "none"})
+    config, problems = load_config((), ["env.image_layout={camera: channels_first, map: none}"])
+    assert (problems, config.env.image_layout) == ([], {"camera": "channels_first", "map": "none"})
+    assert load_config((), ["env.image_layout={camera: channels_firts}"])[1]
     # Only images, and keys that read alike.
     only = spec_of(spaces.Tuple([spaces.Box(0, 255, (36, 36, 3), np.uint8)] * 2)).observation
     assert isinstance(only, DictSpace)
