@@ -135,6 +135,7 @@ def evaluate(
     env_options: Mapping[str, Any] | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     greedy: bool = False,
+    memory_horizon: int | None = None,
     seed: int = 1,
     num_envs: int | None = None,
     processes: int | None = None,
@@ -150,6 +151,7 @@ def evaluate(
         env_options: settings of ``env`` that differ from training, e.g. ``{"wrappers": []}``.
         max_episode_steps: an episode that has not ended after so many steps is cut there and counts as it is.
         greedy: take the most probable action instead of sampling.
+        memory_horizon: play with a memory of the last so many steps, 0 without any; None is the whole memory.
         seed: of environments and actions.
         num_envs: slots stepped together; None takes as many as in training.
         processes: number of processes; None takes as many as make it faster. Results do not depend on it.
@@ -169,6 +171,8 @@ def evaluate(
     for name, number in (numbers | {"max_episode_steps": max_episode_steps}).items():
         if number is not None and number < 1:
             raise ValueError(f"{name}={number} must be at least 1")
+    if memory_horizon is not None and memory_horizon < 0:
+        raise ValueError(f"memory_horizon={memory_horizon} must not be negative")
     with process_state_kept():
         checkpoint = find_checkpoint(Path(run_dir))
         setup = evaluation_setup(
@@ -179,5 +183,5 @@ def evaluate(
             env_kwargs=env_kwargs,
             env_options=env_options,
         )
-        side = checkpoint_side(checkpoint, setup, label=str(run_dir), greedy=greedy)
+        side = checkpoint_side(checkpoint, setup, label=str(run_dir), greedy=greedy, memory_horizon=memory_horizon)
         return play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)[0]

@@ -319,6 +319,12 @@ def test_a_run_has_its_report_and_summary(tmp_path: Path) -> None:
     run = shoal.train("recall", mode="inline", run_dir=tmp_path / "run", total_env_steps=300, progress=False, **SMALL)
     assert run.summary["env_steps"] >= 300
     assert run.evaluate(4).episodes >= 4
+    # Episodes have at most ten steps: a memory of ten is the whole one, and one of none acts otherwise.
+    whole, ten, none = (run.evaluate(64, processes=1, memory_horizon=steps) for steps in (None, 10, 0))
+    assert np.array_equal(whole.starts(), none.starts())
+    assert abs(whole.mean - ten.mean) < 0.1
+    with pytest.raises(ValueError, match="memory_horizon=-1 must not be negative"):
+        run.evaluate(4, memory_horizon=-1)
     policy = run.policy
     rows = np.zeros((3, 5), np.float32)
     assert policy.act(rows, range(3)).shape == (3,)
