@@ -206,8 +206,8 @@ def _dict_for(components: Mapping[str, ComponentConfig | None], image: ImageObse
     sources = [source for settings in components.values() for source in (settings and settings.sources) or ()]
     names = [found[1] for source in dict.fromkeys(sources) if (found := re.fullmatch(rf"{OBS}\[(.*)\]", source))]
     numbers = [int(found[1]) for name in components if (found := re.match(r"image(\d{1,2})_", name))]
-    # A name that nobody chooses.
-    names += [f"\0{index}" for index in range(len(names), max([0, *numbers]) + 1)]
+    # Names that nobody chooses, and that read well in a message.
+    names += [f"<key {index}>" for index in range(len(names), max([0, *numbers]) + 1)]
     return DictObservation(VectorObservation(1), [(name, image) for name in names])
 
 
