@@ -147,14 +147,18 @@ def test_powers_of_two_change_nothing(units):
 
 @pytest.mark.parametrize("units", [{"reward": 1000.0}, {"reward": 0.001}, {"obs": 1000.0}, {"shift": 1000.0}])
 def test_other_units_give_nearly_the_same_policy(units):
-    """As above, where the numbers themselves are rounded."""
+    """As above, where the numbers themselves are rounded: they differ by a tenth of what was learned at most, and by a
+    third at least without normalization."""
+    fresh = make_policy()
     one, other = trained(batches(2)), trained(batches(2), units=units)
     probe = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
     is_first = torch.ones(64, dtype=torch.bool)
     with torch.no_grad():
         here = one.policy.step(probe, is_first)[0]
+        moved = float((here.logits - fresh.step(probe, is_first)[0].logits).abs().max())
         there = other.policy.step(probe * units.get("obs", 1.0) + units.get("shift", 0.0), is_first)[0]
-    torch.testing.assert_close(there.logits, here.logits, rtol=0, atol=2e-3)
+    assert moved > 1e-2
+    torch.testing.assert_close(there.logits, here.logits, rtol=0, atol=0.2 * moved)
     value = there.value / units.get("reward", 1.0)
     torch.testing.assert_close(value, here.value, rtol=0, atol=0.02 * float(here.value.std()) + 1e-3)
 
