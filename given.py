@@ -5,7 +5,8 @@ Those of a notebook, or of the script that runs: ``actors.user_code`` takes them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 environments: dict[str, Callable[..., Any]] = {}
@@ -14,3 +15,29 @@ policies: dict[str, type[Any]] = {}
 """Subclasses of ``RecurrentPolicy`` by ``policy.kind``."""
 losses: dict[str, Callable[..., Any]] = {}
 """By ``learner.loss``."""
+
+
+def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
+    """What ``package.module:Name`` stands for: one of ``known``, or what an import finds.
+
+    Raises:
+        ValueError: there is nothing of this name; ``what`` says in the message what was looked for.
+    """
+    if name in known:
+        return known[name]
+    module, _, rest = name.partition(":")
+    try:
+        return pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"there is no module {error.name!r} here; install the package that has it, or start in the directory where "
+            "it lies"
+        ) from error
+    except ImportError as error:
+        raise ValueError(f"{module} cannot be imported: {error}") from error
+    except (AttributeError, ValueError) as error:
+        if module == "__main__":
+            where = f"it was defined in a script or notebook, and {rest} is not defined in this one"
+        else:
+            where = f"{module} has no {f'{what} {rest}'.strip()}"
+        raise ValueError(where) from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -142,21 +141,10 @@ def find_loss(config: LearnerConfig) -> Loss:
         ValueError: there is no such function or class, or it does not take the arguments.
     """
     name = config.loss
-    found: Any = {PPO: ppo_loss, IMPALA: impala_loss}.get(name) or given.losses.get(name)
-    if found is None:
-        module, _, rest = name.partition(":")
-        try:
-            found = pkgutil.resolve_name(name)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{name}: there is no module {error.name!r} here; install the package that has it, or start in the "
-                "directory where it lies"
-            ) from error
-        except (ImportError, AttributeError, ValueError) as error:
-            where = f"{module} has no {rest}"
-            if module == "__main__":
-                where = f"it was defined in a script or notebook, and {rest} is not defined in this one"
-            raise ValueError(f"{name}: {where}") from error
+    try:
+        found = given.find(name, {PPO: ppo_loss, IMPALA: impala_loss, **given.losses})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if isinstance(found, type):
         try:
             made = found(**config.loss_kwargs)

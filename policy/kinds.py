@@ -9,7 +9,6 @@ run: ``actors.user_code`` takes it there.
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,21 +30,10 @@ def find_policy(kind: str) -> type[RecurrentPolicy]:
     Raises:
         ValueError: there is no such module or class, or it is no ``RecurrentPolicy``.
     """
-    found: Any = given.policies.get(kind)
-    if found is None:
-        module, _, name = kind.partition(":")
-        try:
-            found = pkgutil.resolve_name(kind)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"policy {kind}: there is no module {error.name!r} here; install the package that has it, or start in "
-                "the directory where it lies"
-            ) from error
-        except (AttributeError, ValueError) as error:
-            where = f"{module} has no class {name}"
-            if module == "__main__":
-                where = f"it was defined in a script or notebook, and {name} is not defined in this one"
-            raise ValueError(f"policy {kind}: {where}") from error
+    try:
+        found = given.find(kind, given.policies, "class")
+    except ValueError as error:
+        raise ValueError(f"policy {kind}: {error}") from error
     if not isinstance(found, type) or not issubclass(found, RecurrentPolicy):
         raise ValueError(f"policy {kind}: expected a subclass of shoal.RecurrentPolicy, got {found!r}")
     return found

@@ -37,9 +37,14 @@ def conclusion(own: Played, cut: Sequence[Played]) -> str:
     enough = [steps for steps in found if not needed or steps > max(needed)]
     if not needed:
         return "memory: without it the return is the same, within noise"
+    if needed == [0] and not enough:
+        return "memory: without it the return is lower"
     if not enough:
         return f"memory: more than {horizon_label(max(needed))} are remembered: without them the return is lower"
-    return f"memory: {horizon_label(min(enough))} are enough for the whole return, within noise; with fewer it is lower"
+    verb = "is" if min(enough) == 1 else "are"
+    return (
+        f"memory: {horizon_label(min(enough))} {verb} enough for the whole return, within noise; with fewer it is lower"
+    )
 
 
 def _lacks(difference: Difference) -> bool:

@@ -131,6 +131,9 @@ def test_what_memory_is_for_in_a_sentence(returns: tuple[int, ...], words: str) 
 
     cut = [played(side, mean) for side, mean in zip(horizon_sides(whole, (4, 0, 8)), returns, strict=True)]
     assert words in conclusion(played(whole, 9), cut)
+    none, one = horizon_sides(whole, (0, 1))
+    assert conclusion(played(whole, 9), [played(none, 1)]) == "memory: without it the return is lower"
+    assert "the last step is enough" in conclusion(played(whole, 9), [played(none, 1), played(one, 9)])
 
 
 def test_memory_is_reset_between_episodes() -> None:
