@@ -74,8 +74,7 @@ def cluster(_cluster: str) -> None:
         first = Run(make_setup("recall"))
         first.update_until(lambda _: first.pool.num_alive == 2)
         first.pool.close()
-        # On each node there may be one more process, which ends those that hang.
-        Run.may_hold = open_files(os.getpid()) + 2
+        Run.may_hold = open_files(os.getpid())
 
 
 class Run:
