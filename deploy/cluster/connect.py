@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import draining_nodes
 from shoal.actors.ray_pool import describe
+from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.probe import Probe, probe
 from shoal.deploy.cluster.ray_session import RaySession, configure
 from shoal.deploy.placement.layout import Machine
@@ -133,7 +134,7 @@ class Cluster:
         """
         nodes = self.nodes()
         room = self.room(nodes)
-        problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes))
+        problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes, config), config)
         if problems:
             raise CannotStart("\n".join(problems))
         return self.place(config, room, here)
@@ -213,13 +214,13 @@ class Cluster:
             learner_options=learner,
         )
 
-    def probe(self, nodes: Sequence[Node]) -> dict[Node, Probe | None]:
+    def probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
         """Every node's probe; None where it does not answer. Nodes that died meanwhile are left out."""
-        task = ray.remote(num_cpus=0, max_retries=0)(probe)
-        asked = {
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(): node
-            for node in nodes
-        }
+        task, packages = ray.remote(num_cpus=0, max_retries=0)(probe), tuple(named_packages(config))
+        asked = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            asked[task.options(scheduling_strategy=there).remote(packages)] = node
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
         answers: dict[Node, Probe | None] = dict.fromkeys(nodes)
         for ref in ready:
@@ -231,10 +232,10 @@ class Cluster:
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
 
-    def mismatches(self, answers: Mapping[Node, Probe | None]) -> list[str]:
-        """Nodes that cannot take part: silent ones, and those that run something else."""
+    def mismatches(self, answers: Mapping[Node, Probe | None], config: Config) -> list[str]:
+        """Nodes that cannot take part: silent ones, those that run something else, and those that lack a package."""
         found = []
-        own_code, own = this_code(), versions()
+        own_code, own, named = this_code(), versions(), named_packages(config)
         for node, answer in answers.items():
             if answer is None:
                 found.append(f"cluster.address: node {node.name} did not answer within {PROBE_SECONDS:.0f} s")
@@ -256,6 +257,11 @@ class Cluster:
                 found.append(
                     f"cluster.address: node {node.name} has {', '.join(different)}: use one image for all nodes"
                 )
+            found += [
+                f"{named[package]}: node {node.name} has no package {package!r}: install it there, or send it with "
+                f"cluster.runtime_env={{py_modules: [DIRECTORY OR WHEEL OF {package}]}}"
+                for package in answer.missing
+            ]
         return found
 
 

@@ -94,7 +94,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
     from shoal.actors.ray_pool import describe
 
     nodes = cluster.nodes()
-    answers = cluster.probe(nodes)
+    answers = cluster.probe(nodes, config)
     room = cluster.room(nodes)
     lines = [f"cluster at {cluster.address}, {len(nodes)} nodes" + (", autoscaling" if room.autoscaling else "")]
     for node in nodes:
@@ -120,7 +120,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
         f"  room           for {room.elsewhere} actors of {needs} on other nodes, {room.here} beside the learner"
     )
     here = Machine(cores=available_cores(), accelerator=_accelerator(config))
-    found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers)
+    found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers, config)
     problems += found
     if not found:
         machine = cluster.place(config, room, here)

@@ -413,16 +413,17 @@ def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None
     from shoal.actors.code import Code
     from shoal.deploy.cluster.connect import Cluster, Node
     from shoal.deploy.cluster.probe import probe
-    from shoal.deploy.settings.sections import ClusterConfig
+    from shoal.deploy.settings.sections import ClusterConfig, Config
 
     here = probe()
     node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
     silent = Node("1" * 56, "10.0.0.8", False, False, {}, {}, {})
     cluster = Cluster.__new__(Cluster)
     cluster.config = ClusterConfig()
-    assert cluster.mismatches({node: here}) == []
+    config = Config()
+    assert cluster.mismatches({node: here}, config) == []
     other = here._replace(code=Code("/elsewhere", "0" * 64), versions={**here.versions, "ray": "2.1.0"})
-    problems = cluster.mismatches({node: other, silent: None})
+    problems = cluster.mismatches({node: other, silent: None}, config)
     assert len(problems) == 3
     assert "runs other code than this process (/elsewhere, 000000000000" in problems[0]
     assert "has ray 2.1.0 (here " in problems[1]

@@ -1,25 +1,15 @@
-"""A user's project whose packages are named like ours trains beside an installed shoal, in every mode.
-
-Each environment here is a virtual environment of its own that holds shoal, installed from a wheel or editable, and sees
-the libraries of the one that runs the tests: no PYTHONPATH, and no other checkout that happens to be installed.
-"""
+"""A user's project whose packages are named like ours trains beside an installed shoal, in every mode."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import sysconfig
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from installations import Installation, build, clean, head
 from service import read_summary, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,86 +96,13 @@ def parallel_env():
 '''
 
 
-class Installation:
-    """A virtual environment, and the command of it that starts shoal."""
-
-    def __init__(self, folder: Path, *command: str) -> None:
-        self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        self.python = folder / "bin" / "python"
-        self.command = [str(folder / "bin" / command[0]), *command[1:]]
-
-    def install(self, wheel: Path) -> None:
-        """Install a wheel without what it depends on."""
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-index", "--no-deps"]
-        subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True, timeout=120)
-
-    def see_libraries(self) -> None:
-        """Find the packages of the environment that runs the tests; its .pth files, and so its shoal, stay unread."""
-        site = self.folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
-        (site / "libraries.pth").write_text("\n".join(dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib")))))
-
-    def run(self, *arguments: object, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        """One command, to its end."""
-        return subprocess.run(
-            [*self.command, *map(str, arguments)],
-            cwd=cwd,
-            env=clean(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    def train(self, *settings: str, cwd: Path) -> dict[str, Any]:
-        """A small run that has to end well; its summary."""
-        done = self.run("train", *SMALL, "run_dir=run", *settings, cwd=cwd)
-        assert done.returncode == 0, done.stdout + done.stderr
-        summary = read_summary(cwd / "run")
-        assert summary["env_steps"] >= 600
-        return summary
-
-
-def clean() -> dict[str, str]:
-    """The environment of a user's terminal: nothing says where shoal lies."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
-    return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **token}
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a used checkout, with what training, tests and builds leave in its folder."""
-    folder = tmp_path_factory.mktemp("checkout") / "clone"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    for name in (".venv/src/left", "runs/left", "dist/left"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "__init__.py").touch()
-    (folder / ".venv" / "src" / "shoal").symlink_to("../..")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
-    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
-
-
-def build(kind: str, source: Path, folder: Path) -> Path:
-    """A wheel, made by the hook that pip calls: ``wheel``, or ``editable`` for ``pip install -e``."""
-    code = f"import setuptools.build_meta as backend; print(backend.build_{kind}({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
+def train(installed: Installation, *settings: str, cwd: Path) -> dict[str, Any]:
+    """A small run that has to end well; its summary."""
+    done = installed.run("train", *SMALL, "run_dir=run", *settings, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "absent from the `packages` configuration" not in done.stderr, done.stderr
-    return next(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="session")
-def from_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """The wheel, started by the console script."""
-    made = Installation(tmp_path_factory.mktemp("installed") / "wheel", "shoal")
-    made.install(wheel)
-    made.see_libraries()
-    return made
+    summary = read_summary(cwd / "run")
+    assert summary["env_steps"] >= 600
+    return summary
 
 
 @pytest.fixture(scope="session")
@@ -237,7 +154,7 @@ def test_the_wheel_holds_one_name_and_all_that_it_needs(wheel: Path) -> None:
 def test_an_installed_shoal_trains_where_there_is_nothing_else(from_wheel: Installation, tmp_path: Path) -> None:
     """Catches a wheel that works only beside its checkout."""
     (tmp_path / "empty").mkdir()
-    from_wheel.train("env.id=CartPole-v1", "mode=inline", cwd=tmp_path / "empty")
+    train(from_wheel, "env.id=CartPole-v1", "mode=inline", cwd=tmp_path / "empty")
 
 
 def test_shoal_is_imported_without_torch_and_ray(from_wheel: Installation, tmp_path: Path) -> None:
@@ -256,7 +173,7 @@ def test_shoal_is_imported_without_torch_and_ray(from_wheel: Installation, tmp_p
 
 def test_inline_mode_and_evaluation(installed: Installation, project: Path) -> None:
     """Catches a package of the user's that hides ours or is hidden by it, in this process and in spawned ones."""
-    installed.train("mode=inline", cwd=project)
+    train(installed, "mode=inline", cwd=project)
     played = installed.run("evaluate", "run", "--episodes", 16, "--processes", 2, "--vs", "random", cwd=project)
     assert played.returncode == 0, played.stdout + played.stderr
     assert "envs.mine:Mine-v0, policy version" in played.stdout
@@ -264,12 +181,12 @@ def test_inline_mode_and_evaluation(installed: Installation, project: Path) -> N
 
 def test_local_mode(installed: Installation, project: Path) -> None:
     """Catches Ray workers that find our ``envs`` where the user means theirs, or no shoal at all."""
-    installed.train("mode=local", "actor.num_actors=1", "learner.num_threads=1", cwd=project)
+    train(installed, "mode=local", "actor.num_actors=1", "learner.num_threads=1", cwd=project)
 
 
 def test_local_mode_with_learners_that_act(editable: Installation, project: Path) -> None:
     """Catches the same in the processes of peer learners."""
-    editable.train("mode=local", "learner.num_learners=2", "placement=colocated", cwd=project)
+    train(editable, "mode=local", "learner.num_learners=2", "placement=colocated", cwd=project)
 
 
 def test_cluster_mode(installed: Installation, project: Path, tmp_path: Path) -> None:
@@ -277,39 +194,7 @@ def test_cluster_mode(installed: Installation, project: Path, tmp_path: Path) ->
     bare = Installation(tmp_path / "bare", "python")
     bare.see_libraries()
     with head(bare, tmp_path) as address:
-        installed.train("mode=cluster", f"cluster.address={address}", "actor.num_actors=1", cwd=project)
-
-
-@contextlib.contextmanager
-def head(bare: Installation, folder: Path) -> Iterator[str]:
-    """A Ray cluster of one node, whose processes start outside the project."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*bare.command, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus=2", f"--port={port}"]
-    command += ["--include-dashboard=false", f"--object-store-memory={80 * 2**20}", "--block"]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=clean(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            raise AssertionError("".join(said))
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        train(installed, "mode=cluster", f"cluster.address={address}", "actor.num_actors=1", cwd=project)
 
 
 def test_evaluation_during_training(from_wheel: Installation, project: Path) -> None:
@@ -333,10 +218,10 @@ def test_evaluation_during_training(from_wheel: Installation, project: Path) -> 
 
 def test_environments_in_processes_of_their_own(editable: Installation, project: Path) -> None:
     """Catches environment processes that find another ``envs`` than the process that started them."""
-    editable.train("mode=inline", "env.vectorization=async", cwd=project)
+    train(editable, "mode=inline", "env.vectorization=async", cwd=project)
 
 
 def test_a_pettingzoo_game_of_the_user(editable: Installation, project: Path) -> None:
     """Catches a second way of naming environments that looks elsewhere."""
     pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
-    editable.train("mode=inline", "env.id=pettingzoo:envs.game:parallel_env", cwd=project)
+    train(editable, "mode=inline", "env.id=pettingzoo:envs.game:parallel_env", cwd=project)
