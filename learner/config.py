@@ -90,7 +90,8 @@ class LearnerConfig(Section):
     stored ones: fresher memory for about a third more work per update. ``actor.burn_in`` is the other way."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the network's large products in an update; weights, gradients, optimizer and losses are float32, and so
-    is acting. ``auto`` takes bfloat16 where the hardware multiplies it: NVIDIA GPUs since Ampere, CPUs with AMX."""
+    is acting. ``auto`` takes bfloat16 where the hardware multiplies it: NVIDIA GPUs since Ampere, CPUs with AMX or
+    AVX512_BF16."""
     compile: bool = False
     """torch.compile of the encoder and the heads on an accelerator."""
     weight_metrics_every: Annotated[int, Field(ge=0)] = 50

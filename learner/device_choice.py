@@ -61,7 +61,9 @@ def multiplies_bfloat16(device: str) -> bool:
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.cpu._is_amx_tile_supported() and runs_bfloat16(device)
+    if device != "cpu" or not runs_bfloat16(device):
+        return False
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 @functools.cache

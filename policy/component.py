@@ -33,6 +33,7 @@ from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShape
 from shoal.policy.observation import DictObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
 from shoal.policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.token_convolution import TokenConvolution
 from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
 
@@ -92,6 +93,10 @@ class ComponentPolicy(RecurrentPolicy):
         self._encoder, self._heads, self._actor = encoder_of(self.graph), heads_of(self.graph), actor_of(self.graph)
         with component_streams() as streams:
             self._make(initialization or ORIGINAL, streams, embedding_rows)
+        self._from_tokens = self._token_convolutions()
+        """Convolutions that read nothing but a box of tokens, by name."""
+        self._without_boxes = self._encoder_without_boxes()
+        """The encoder's components that are left where these read the tokens themselves."""
 
     @property
     def components(self) -> dict[str, dict[str, Any] | None]:
@@ -182,9 +187,31 @@ class ComponentPolicy(RecurrentPolicy):
         if isinstance(self.actions, Continuous):
             self.actor_log_std = nn.Parameter(torch.full((self.num_known_actions,), log_std))
 
+    def _token_convolutions(self) -> dict[str, TokenConvolution]:
+        found = {}
+        for name in self._encoder:
+            layer, source = getattr(self, name), self.graph[name].sources[0]
+            scale = None
+            if isinstance(layer, Convolution):
+                if isinstance(normalizer := getattr(self, source, None), Normalizer):
+                    scale, source = normalizer.scale.flatten(), self.graph[source].sources[0]
+                if isinstance(box := getattr(self, source, None), TokensToBox):
+                    found[name] = TokenConvolution(box, layer, layer.shape[1:], scale)
+        return found
+
+    def _encoder_without_boxes(self) -> list[str]:
+        needed = set(self.graph[LSTM].sources)
+        for name in reversed(self._encoder):
+            if name in needed and name not in self._from_tokens:
+                needed.update(self.graph[name].sources)
+        return [name for name in self._encoder if name in needed]
+
     def encode(self, obs: Tensor) -> Tensor:
-        """[N, *observation.shape] -> the LSTM's input [N, ...]; runs only the encoder's components."""
-        return self.encode_outputs(obs)[0]
+        """[N, *observation.shape] -> the LSTM's input [N, ...]; runs only what that needs."""
+        return self._encode(obs, self._without_boxes if self._reads_tokens(obs) else self._encoder)[0]
+
+    def _reads_tokens(self, obs: Tensor) -> bool:
+        return any(convolution.applies(obs, getattr(self, name)) for name, convolution in self._from_tokens.items())
 
     def heads(self, core: Tensor) -> PolicyOutput:
         """[N, H] -> logits [N, A], value [N]; runs only the components that they depend on."""
@@ -197,11 +224,19 @@ class ComponentPolicy(RecurrentPolicy):
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``encode``, and the output of every component before the LSTM, each [N, ...]."""
+        return self._encode(obs, self._encoder)
+
+    def _encode(self, obs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         inputs = {OBS: self.network_input(obs)}
         if isinstance(self.observation, DictObservation):
             for index, (name, _) in enumerate(self.observation.images):
                 inputs[image_source(name)] = self.image(obs, index)
-        outputs = self._run(self._encoder, dict(inputs))
+        outputs = dict(inputs)
+        if self._reads_tokens(obs):
+            for name, convolution in self._from_tokens.items():
+                layer = getattr(self, name)
+                outputs[name] = layer.activate(convolution(obs, layer))
+        outputs = self._run((name for name in names if name not in outputs), outputs)
         x = outputs[self.graph[LSTM].sources[0]]
         return x, {name: output for name, output in outputs.items() if name not in inputs}
 

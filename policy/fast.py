@@ -27,6 +27,7 @@ from shoal.policy.observation import (
 )
 from shoal.policy.precision import linear, tanh
 from shoal.policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.token_convolution import TokenConvolution
 from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
 
@@ -105,15 +106,22 @@ class FastPolicy(RecurrentPolicy):
             planes = self.to_box.num_planes
         else:
             planes, self._scale = trained.channels, trained.scale
-        return self._make_convolutions(trained, planes, "", whole=isinstance(trained, TokenObservation))
+        self.cnn1: nn.Conv2d
+        self.cnn2: nn.Conv2d
+        features = self._make_convolutions(trained, planes, "", whole=isinstance(trained, TokenObservation))
+        if isinstance(trained, TokenObservation):
+            self._from_tokens = TokenConvolution(self.to_box, self.cnn1, self._middle)
+        return features
 
     def _make_convolutions(
         self, trained: TokenObservation | ImageObservation, planes: int, prefix: str, *, whole: bool
     ) -> int:
         """Create ``cnn1`` and ``cnn2``, their names behind ``prefix``; the number of features that they output."""
         (size1, stride1), (size2, stride2) = cnn_kernels(trained)
-        kernel1, self._pad, middle = convolution_geometry(trained.height, trained.width, size1, stride1, whole=whole)
-        kernel2, _, out = convolution_geometry(*middle, size2, stride2, whole=whole)
+        kernel1, self._pad, self._middle = convolution_geometry(
+            trained.height, trained.width, size1, stride1, whole=whole
+        )
+        kernel2, _, out = convolution_geometry(*self._middle, size2, stride2, whole=whole)
         self.add_module(f"{prefix}cnn1", nn.Conv2d(planes, CHANNELS, kernel1, stride=stride1))
         self.add_module(f"{prefix}cnn2", nn.Conv2d(CHANNELS, CHANNELS, kernel2, stride=stride2))
         return CHANNELS * math.prod(out)
@@ -122,6 +130,13 @@ class FastPolicy(RecurrentPolicy):
         """[N, planes, height, width] -> [N, features]"""
         first, second = getattr(self, f"{prefix}cnn1"), getattr(self, f"{prefix}cnn2")
         return F.relu(convolve(second, F.relu(convolve(first, box)))).flatten(1)
+
+    def _convolve_tokens(self, obs: Tensor) -> Tensor:
+        """uint8 [N, tokens, 3] -> the output of ``cnn1``, without its activation."""
+        if self._from_tokens.applies(obs, self.cnn1):
+            return self._from_tokens(obs, self.cnn1)
+        box = self.to_box(obs)
+        return convolve(self.cnn1, F.pad(box, self._pad) if any(self._pad) else box)
 
     def _initialize(self, settings: Initialization, streams: Streams) -> None:
         for name, layer in self.named_children():
@@ -148,8 +163,7 @@ class FastPolicy(RecurrentPolicy):
             parts = [self._convolve(box, f"image{index}_") for index, box in enumerate(boxes)]
             x = torch.cat([self.network_input(obs), *parts] if trained.numbers.size else parts, 1)
         elif isinstance(trained, TokenObservation):
-            box = self.to_box(obs)
-            x = self._convolve(F.pad(box, self._pad) if any(self._pad) else box)
+            x = F.relu(convolve(self.cnn2, F.relu(self._convolve_tokens(obs)))).flatten(1)
         else:
             x = self._convolve(obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / self._scale)
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))

@@ -42,12 +42,12 @@ class Normalizer(nn.Module):
         if isinstance(observation, TokenObservation):
             norms = observation.feature_normalizations
             scale = [1.0 if value is not None else norms[feature] or 1.0 for feature, value in observation.planes]
-        self._scale: Tensor
-        self.register_buffer("_scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
+        self.scale: Tensor
+        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
 
     def forward(self, box: Tensor) -> Tensor:
         """Divide each plane by its scale."""
-        return box / self._scale
+        return box / self.scale
 
 
 class Convolution(nn.Conv2d):
@@ -62,7 +62,11 @@ class Convolution(nn.Conv2d):
     def forward(self, box: Tensor) -> Tensor:
         """Pad, convolve and apply the activation."""
         x = F.pad(box, self.pad) if any(self.pad) else box
-        return _activate(self.activation, convolve(self, x))
+        return self.activate(convolve(self, x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply the activation."""
+        return _activate(self.activation, x)
 
 
 class Dense(nn.Linear):

@@ -100,6 +100,16 @@ class TokensToBox(nn.Module):
         box = magnitude.new_zeros(spare + 1).scatter_(0, index, magnitude)
         return box[:-1].view(rows, self.height, self.width, self.num_planes).permute(0, 3, 1, 2)
 
+    def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Copies, for tokens of each byte: the cell by coordinate [256], row by row; the plane [65536] and the number
+        to write [65536] by feature and value. int32, int32, float32; -1 has no place."""
+        cells, planes = self._cell.numpy(), self._plane.numpy()
+        return (
+            np.where(cells < self._size, cells // self.num_planes, -1).astype(np.int32),
+            np.where(planes < self._size, planes, -1).astype(np.int32),
+            self._magnitude.numpy().copy(),
+        )
+
     def count_ignored(self, obs: np.ndarray) -> int:
         """Count the unexpected tokens in ``obs``, uint8 [..., tokens, 3]: those without a place that are neither
         padding nor left out on purpose. Translating bytes is fast enough to check every observation of an actor."""

@@ -83,11 +83,18 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("precision", "native", "exact"),
-    [("auto", True, False), ("auto", False, True), ("float32", True, True), ("bfloat16", False, False)],
+    [
+        ("auto", "amx_tile", False),
+        ("auto", "avx512_bf16", False),
+        ("auto", None, True),
+        ("float32", "amx_tile", True),
+        ("bfloat16", None, False),
+    ],
 )
 def test_precision_is_the_hardwares_unless_it_is_set(monkeypatch, precision, native, exact):
-    """bfloat16 emulated in software, several times slower; or a setting without effect."""
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: native)
+    """bfloat16 emulated in software, several times slower; units that are left idle; or a setting without effect."""
+    for unit in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(f"torch.cpu._is_{unit}_supported", lambda unit=unit: unit == native)
     monkeypatch.setattr("shoal.learner.device_choice.runs_bfloat16", lambda device: True)
     assert make_device_path(LearnerConfig(device="cpu", precision=precision)).is_exact == exact
 

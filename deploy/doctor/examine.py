@@ -63,8 +63,10 @@ def _machine(run_dir: Path) -> list[str]:
 
 
 def _environment(config: Config) -> list[str]:
+    from shoal.envs.boundary import TokenSpace
     from shoal.envs.reading import reading
     from shoal.envs.registry import make_env_spec
+    from shoal.policy.token_convolution import available
 
     try:
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
@@ -72,6 +74,10 @@ def _environment(config: Config) -> list[str]:
         return []
     observations, actions = reading(spec)
     agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
+    if isinstance(spec.observation, TokenSpace):
+        how = "from the tokens themselves on a CPU, compiled by numba"
+        without = "from the box that they fill; pip install 'shoal[tokens]' takes less time on a CPU"
+        observations += f", whose first layer is computed {how if available() else without}"
     return [
         f"environment {config.env.id}",
         f"  reads          {observations}",
