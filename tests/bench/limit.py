@@ -5,7 +5,8 @@ thread and the slots and segments that one learner has; then the service itself,
 it is under way, with where its own learner's core spent the time. The limit is
 cores / (environment + inference + update seconds per environment step): no overlap, no waiting, nothing but the work.
 It is measured twice: on one core while the others rest, and on all cores at once, which is slower where cores share
-caches, memory or power. Run it alone on the machine; absolute figures do not travel, the ratio does.
+caches, memory or power. The roofline is what is left of it if only products of the network's shapes took time
+(``roofline.py``). Run it alone on the machine; absolute figures do not travel, the ratio does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from roofline import products, seconds_per_step, token_multiply_adds
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, choose_layout
@@ -44,6 +46,7 @@ from shoal.learner.device_choice import make_device_path
 from shoal.learner.forward_pass import valid_transitions
 from shoal.learner.learner import Learner
 from shoal.policy.allocator import keep_freed_memory
+from shoal.policy.fast import FastPolicy
 from shoal.policy.trajectory import from_bytes
 from shoal.policy.weights import flatten_weights
 
@@ -106,6 +109,13 @@ class Bare:
             [(o.contiguous(), f.contiguous()) for o, f in zip(*(x.unbind(1) for x in seen), strict=True)]
         )
         self.player = random_player(spec, np.random.default_rng(0))
+        segments, epochs = batch_size // config.learner.minibatches, config.learner.epochs
+        assert isinstance(policy, FastPolicy)
+        self.products = products(policy, self.slots, segments, self.unroll, epochs, bfloat16=not path.is_exact)
+        dense = sum(product.multiply_adds for product in self.products)
+        self.multiply_adds = dense + token_multiply_adds(policy.cpu(), self.batch["obs"].flatten(0, 1).cpu(), epochs)
+        self._sparse = self.multiply_adds / dense
+        policy.to(path.device)
 
     def environment(self) -> None:
         """One step of all slots with random actions."""
@@ -122,6 +132,11 @@ class Bare:
     def update(self) -> None:
         """One update on a recorded batch."""
         self.learner.update(self.batch)
+
+    def roofline(self, seconds: float) -> float:
+        """Environment steps per second, if a core did nothing but multiply."""
+        # Tokens are multiplied at the rate of all the others.
+        return 1 / (seconds_per_step(self.products, seconds) * self._sparse)
 
     def measure(self, seconds: float) -> dict[str, float]:
         """Seconds per environment step of each."""
@@ -148,11 +163,12 @@ class AllCores:
         for pipe in self._pipes:
             pipe.recv()  # it is ready: from now on it computes when asked
 
-    def measure(self, seconds: float) -> float:
-        """Environment steps per second of all cores."""
+    def measure(self, seconds: float) -> tuple[float, float]:
+        """Environment steps per second of all cores, and the roofline of them."""
         for pipe in self._pipes:
             pipe.send(seconds)
-        return sum(1 / sum(pipe.recv().values()) for pipe in self._pipes)
+        found = [pipe.recv() for pipe in self._pipes]
+        return sum(steps for steps, _ in found), sum(roofline for _, roofline in found)
 
     def close(self) -> None:
         """End the processes."""
@@ -166,7 +182,9 @@ def _one_core(config: Config, layout: Layout, barrier: Barrier, pipe: Connection
     pipe.send(None)
     while (seconds := pipe.recv()) is not None:
         barrier.wait()
-        pipe.send(bare.measure(seconds))
+        steps = 1 / sum(bare.measure(seconds).values())
+        barrier.wait()
+        pipe.send((steps, bare.roofline(seconds)))
 
 
 class Measured(NamedTuple):
@@ -282,13 +300,19 @@ def main() -> None:
     rounds = []
     for i in range(options.rounds):
         seconds = bare.measure(3.0)
-        limit, together = cores / sum(seconds.values()), all_cores.measure(3.0)
+        limit, (together, roofline) = cores / sum(seconds.values()), all_cores.measure(3.0)
         achieved, stages = service(arguments, options.seconds, warmup=5.0)
         shares.append(profile(stages, layout))
-        ratios = {"ratio": achieved / limit, "ratio_together": achieved / together}
-        rounds.append({**seconds, "limit": limit, "limit_together": together, "service": achieved, **ratios})
+        ratios = {
+            "ratio": achieved / limit,
+            "ratio_together": achieved / together,
+            "roofline_ratio": achieved / roofline,
+        }
+        limits = {"limit": limit, "limit_together": together, "roofline": roofline}
+        rounds.append({**seconds, **limits, "service": achieved, **ratios})
         print(
-            f"round {i + 1}: limit {limit:,.0f}, all cores at once {together:,.0f}, service {achieved:,.0f} steps/s",
+            f"round {i + 1}: limit {limit:,.0f}, all cores at once {together:,.0f}, roofline {roofline:,.0f}, "
+            f"service {achieved:,.0f} steps/s",
             flush=True,
         )
     all_cores.close()
@@ -308,21 +332,24 @@ def main() -> None:
         ("update alone, one core", *spread("update", lambda s: 1 / s), "{:,.0f} steps/s"),
         (f"limit: {cores} times one core alone", *spread("limit"), "{:,.0f} steps/s"),
         ("limit: all cores at once", *spread("limit_together"), "{:,.0f} steps/s"),
+        ("roofline: only its products", *spread("roofline"), "{:,.0f} steps/s"),
         ("service", *spread("service"), "{:,.0f} steps/s"),
         ("service / one core alone", *spread("ratio"), "{:.3f}"),
         ("service / all cores at once", *spread("ratio_together"), "{:.3f}"),
+        ("service / roofline", *spread("roofline_ratio"), "{:.3f}"),
     ]
     for name, median, low, high, form in table:
         print(
             f"  {name:<31} {form.format(median):>16}  [{form.split()[0].format(low)} .. {form.split()[0].format(high)}]"
         )
+    print(f"  an environment step takes {bare.multiply_adds / 1e6:.2f} million multiply-adds")
     print("\nshare of one core's time in the service")
     for name in shares[0]:
         values = sorted(100 * each[name] for each in shares)
         print(f"  {name:<40} {statistics.median(values):5.1f} %  [{values[0]:.1f} .. {values[-1]:.1f}]")
     if options.json:
         medians = {name: spread(name)[0] for name in rounds[0]}
-        print(json.dumps({**medians, "cores": cores, "rounds": rounds}))
+        print(json.dumps({**medians, "multiply_adds": bare.multiply_adds, "cores": cores, "rounds": rounds}))
 
 
 if __name__ == "__main__":
