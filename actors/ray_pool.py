@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -13,6 +14,17 @@ from shoal.actors.pool import ActorState, Recoveries, TrajectorySink
 from shoal.actors.ray_actor import RolloutActor
 from shoal.actors.supervisor import ActorSlot, Supervisor
 from shoal.actors.worker_setup import WorkerSetup
+
+ACTOR_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        # A replacement is made here, where it is counted and gets a restart index of its own.
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        # Ray's head would remember every call of a run: hundreds of megabytes an hour with short unrolls.
+        "enable_task_events": False,
+    }
+)
+"""Ray options of every actor of a run, whatever its resources."""
 
 
 class RayPool:
@@ -37,8 +49,7 @@ class RayPool:
         first_restart_index: int = 0,
     ) -> None:
         self._sink = sink
-        # max_restarts 0: a replacement is made here, where it is counted and gets an restart index of its own.
-        remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(RolloutActor)
+        remote = ray.remote(**ACTOR_OPTIONS, **options)(RolloutActor)
         self._supervisor = Supervisor(
             actors,
             title="actor",

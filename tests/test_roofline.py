@@ -13,7 +13,7 @@ from shoal.policy import FastPolicy, TokenObservation, VectorObservation
 from shoal.policy.observation import ImageObservation, Observation
 
 sys.path.append(str(Path(__file__).resolve().parent / "bench"))
-from roofline import layers, products, token_multiply_adds
+from _roofline import layers, products, token_multiply_adds
 
 NAMES = ["a", "b", "c"]
 

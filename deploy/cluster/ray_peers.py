@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import Recoveries
-from shoal.actors.ray_pool import describe, state_of
+from shoal.actors.ray_pool import ACTOR_OPTIONS, describe, state_of
 from shoal.actors.supervisor import BUILD_TIMEOUT_SECONDS, ActorSlot, Supervisor
 from shoal.deploy.cluster.learner_actor import LearnerActor
 from shoal.deploy.cluster.ray_session import RaySession
@@ -52,7 +52,7 @@ class RayPeers:
     ) -> None:
         self._address = session.address
         use_interface(self._address)
-        remote = ray.remote(max_restarts=0, max_task_retries=0, **session.learner_options)(LearnerActor)
+        remote = ray.remote(**ACTOR_OPTIONS, **session.learner_options)(LearnerActor)
         self._on_lost_steps = on_lost_steps
         self._in_flight: Counter[tuple[int, int]] = Counter()
         """Steps that wait for their update, by learner and restart index."""

@@ -6,7 +6,7 @@ it is under way, with where its own learner's core spent the time. The limit is
 cores / (environment + inference + update seconds per environment step): no overlap, no waiting, nothing but the work.
 It is measured twice: on one core while the others rest, and on all cores at once, which is slower where cores share
 caches, memory or power. The roofline is what is left of it if only products of the network's shapes took time
-(``roofline.py``). Run it alone on the machine; absolute figures do not travel, the ratio does.
+(``_roofline.py``). Run it alone on the machine; absolute figures do not travel, the ratio does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from roofline import products, seconds_per_step, token_multiply_adds
+from _roofline import products, seconds_per_step, token_multiply_adds
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, choose_layout

@@ -1,0 +1,94 @@
+"""What ``shoal bench soak`` makes of its readings."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from shoal.deploy.cli import BENCHMARKS
+
+
+@pytest.fixture(scope="module")
+def soak() -> Iterator[ModuleType]:
+    """The benchmark, which imports what lies beside it."""
+    sys.path.insert(0, str(BENCHMARKS))
+    before = set(sys.modules)
+    try:
+        specification = importlib.util.spec_from_file_location("soak", BENCHMARKS / "soak.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for name in set(sys.modules) - before:
+            if name.startswith("suite"):
+                del sys.modules[name]
+
+
+def samples(minutes: int, **curves: np.ndarray) -> list[dict[str, Any]]:
+    """A reading every five seconds; ``curves`` are of the part ``actors``."""
+    count = minutes * 12
+    return [
+        {
+            "seconds": 5.0 * i,
+            "steps": 100.0 * i,
+            "parts": {"actors": {name: float(curve[i]) for name, curve in curves.items()}},
+            "shared_memory_mib": 1.0,
+            "run_dir_mib": 2.0,
+            "scrape_ms": 3.0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_a_leak_is_found_under_noise(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a fit that noise hides a leak from, or that takes noise, the growth at the start or a step for one."""
+    rng, time = np.random.default_rng(0), np.arange(60 * 12) / 720  # hours
+    noise = rng.normal(0, 20, time.size)
+    leak = soak.report("leak", samples(60, memory_mib=400 + 60 * time + noise), 0)
+    assert leak["slopes_per_hour"]["actors memory_mib"] == pytest.approx(60, rel=0.2)
+    assert leak["failed"]
+    assert "GROWS" in capsys.readouterr().out
+    start = 300 * np.minimum(time / 0.15, 1)  # into its size in nine minutes
+    step = np.where(time > 0.9, 50, 0)  # once, late
+    for healthy in (400 + noise, 400 + start + noise, 400 + step + noise):
+        found = soak.report("healthy", samples(60, memory_mib=healthy, descriptors=np.full(time.size, 50.0)), 0)
+        assert not found["failed"], found
+        assert "GROWS" not in capsys.readouterr().out
+
+
+def test_a_run_that_failed_is_not_healthy(soak: ModuleType) -> None:
+    """Catches a soak that only looks at slopes: a run that crashed uses no memory at all."""
+    readings = samples(5, memory_mib=np.full(60, 400.0))
+    assert soak.report("crashed", readings, 1)["failed"]
+    assert not soak.report("stopped", readings, 130)["failed"]
+
+
+def test_processes_are_told_apart(soak: ModuleType) -> None:
+    """Catches parts that are named after nothing, or processes that are left out."""
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        parts = soak.read_processes(os.getpid())
+        assert parts["command"]["processes"] >= 2
+        assert parts["command"]["memory_mib"] > 50
+        assert parts["command"]["descriptors"] >= 3
+    finally:
+        child.communicate()
+    for command, part in (
+        ("ray::RolloutActor.rollout", "actors"),
+        ("ray::LearnerActor.update", "learners"),
+        ("/x/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/r", "raylet"),
+        ("/x/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp", "gcs_server"),
+        ("/x/python -u /x/ray/_private/log_monitor.py", "Ray's others"),
+        ("/x/python -c from multiprocessing.spawn import spawn_main", "evaluation"),
+    ):
+        assert soak.part_of(command) == part
