@@ -1,4 +1,6 @@
-"""PettingZoo's parallel environments: several agents per game, one slot each; they may end together or separately.
+"""PettingZoo's environments: several agents per game, one slot each; they may end together or separately.
+
+Games in which agents take turns (``AECEnv``) are played one turn a step (``envs.turns``).
 
 Made by ``envs.registry`` for ids of the form ``pettingzoo:package.module:factory``. Episodes end in the boundary's
 next-step form. The same-step form would need the first observation of an agent's next episode in the step in which its
@@ -28,7 +30,7 @@ from shoal.envs.surroundings import Surroundings
 from shoal.envs.wrappers import Wrapping, find_wrappers
 from shoal.envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
 
-_FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns a pettingzoo.ParallelEnv"
+_FORM = "pettingzoo:package.module:factory, where factory(**env.kwargs) returns a pettingzoo.ParallelEnv or AECEnv"
 
 
 class PettingZooEnvironment:
@@ -282,7 +284,13 @@ class _Maker:
     wrappers: tuple[Wrapping, ...]
 
     def __call__(self) -> Any:
+        from pettingzoo import AECEnv
+
         game = self.factory()
+        if isinstance(game, AECEnv):
+            from shoal.envs.turns import taking_turns
+
+            game = taking_turns(game)
         for wrap in self.wrappers:
             game = wrap(game)
         return game
@@ -316,7 +324,7 @@ def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any
     if not is_maker(factory):
         raise ValueError(
             f"{env_id}: {name} makes no game: expected a class with reset and step, or a function that is annotated -> "
-            "pettingzoo.ParallelEnv or lies in a module that imports pettingzoo"
+            "pettingzoo.ParallelEnv or AECEnv or lies in a module that imports pettingzoo"
         )
     refuse_settings(env_id, kwargs, factory)
     return _Maker(functools.partial(factory, **kwargs), find_wrappers(options.wrappers, env_id))
@@ -326,17 +334,13 @@ def _make_first(
     env_id: str, make: Callable[[], Any], kwargs: Mapping[str, Any], seed: int
 ) -> tuple[Any, tuple[Any, ...], Declared, Any]:
     """An environment, its possible agents, the spaces of one agent, and the answer to the first reset, if any."""
-    from pettingzoo import AECEnv, ParallelEnv
+    from pettingzoo import ParallelEnv
 
     with naming_bad_arguments(env_id, kwargs):
         env = make()
     try:
         if not isinstance(env, ParallelEnv):
-            hint = ": agents take turns in it; return pettingzoo.utils.aec_to_parallel(env) instead"
-            raise ValueError(
-                f"{env_id}: the factory returned {short(env)}, must be a pettingzoo.ParallelEnv"
-                + (hint if isinstance(env, AECEnv) else "")
-            )
+            raise ValueError(f"{env_id}: the factory returned {short(env)}, must be a pettingzoo.ParallelEnv or AECEnv")
         agents = tuple(getattr(env, "possible_agents", ()))
         if not agents:
             raise ValueError(
