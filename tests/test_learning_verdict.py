@@ -277,3 +277,18 @@ def test_gradients_are_compared_where_both_losses_reach() -> None:
     heads = ("critic_1", "value_head", "actor_1", "actor_W", "actor_bias", "action_embeddings")
     shared = [p.grad for name, p in other.policy.named_parameters() if not name.startswith(heads)]
     assert found["policy"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in shared)), rel=1e-3)
+
+
+def test_agents_that_play_each_other_are_not_said_to_learn_nothing() -> None:
+    """Catches advice to change settings of a run whose mean return is 0 by the rules of the game; and silence about a
+    game without rewards, or of agents that lose together."""
+    played = {"returned": Interval(0.0, 0.2), "random": Interval(1e-9, 0.0), "num_agents": 2}
+    said = judge(run_with(**played), expect_after=0.2)
+    assert (said.verdict, said.cause, said.advice) == ("unknown", None, "")
+    assert "agents win what others lose" in said.comparison
+    together = judge(run_with(**played | {"random": Interval(0.01, 0.05)}), expect_after=0.2)
+    assert together.verdict == "no_better"
+    nothing = judge(run_with(**played | {"returned": Interval(0.0, 0.0)}), expect_after=0.2)
+    assert nothing.cause == "no_signal"
+    alone = judge(run_with(**played | {"num_agents": 1}), expect_after=0.2)
+    assert alone.verdict == "no_better"

@@ -42,6 +42,8 @@ CAUSES: Mapping[Cause, str] = {
 }
 """Causes in a few words."""
 
+ROUNDING = 1e-6
+"""A mean return of a game's agents below this is 0."""
 FIRST_EPISODES = 2
 """Episodes of each slot, on average, that do not count: by then those that end are no longer mostly short ones."""
 ENOUGH_EPISODES = 6
@@ -104,6 +106,8 @@ class Recorded:
     """Whether these are no longer the first episodes of the slots, of which the short ones end first."""
     random: Interval | None = None
     """Mean return of a random policy."""
+    num_agents: int = 1
+    """That share an environment."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Means of loss terms over the last updates (``shoal_loss``)."""
     wildest_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -218,6 +222,7 @@ class LearningMonitor:
                 settled=statistics.episodes
                 >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
+                num_agents=self._num_agents,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,
                 first_entropy=statistics.first_terms.get("entropy"),
@@ -245,8 +250,16 @@ def _verdict(run: Recorded) -> Verdict:
     if not run.settled and noise:
         return "unknown"
     if abs(difference) <= noise:
-        return "no_better"
+        return "unknown" if _is_zero_sum(run) else "no_better"
     return "better" if difference > 0 else "worse"
+
+
+def _is_zero_sum(run: Recorded) -> bool:
+    """Whether agents win what others lose, so that their mean return is 0 however well they play."""
+    returned, random = run.returned, run.random
+    if run.num_agents == 1 or returned is None or random is None:
+        return False
+    return max(abs(random.mean), random.half_width) < ROUNDING < returned.half_width
 
 
 def _compared(run: Recorded, verdict: Verdict) -> str:
@@ -255,6 +268,8 @@ def _compared(run: Recorded, verdict: Verdict) -> str:
     returned = f"return {run.returned}"
     if run.random is None:
         return f"{returned}; a random policy's is not known"
+    if verdict == "unknown" and run.settled and _is_zero_sum(run):
+        return f"{returned}, which says nothing: agents win what others lose; games against another policy would tell"
     words = {
         "better": "better than",
         "no_better": "not beyond noise from",
