@@ -132,21 +132,26 @@ def alive(pid: int) -> bool:
 
 
 def open_files(pid: int) -> int:
+    """Descriptors that a process holds."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def files_and_pipes(pid: int) -> int:
     """Descriptors that a process holds, but for those whose number is the affair of gRPC and of Ray.
 
-    A connection whose other end lives is one to a process that runs, which is asserted by itself: Ray keeps some idle
-    workers on every node, and connections to them. Event descriptors come with the threads that gRPC starts.
+    Ray keeps some idle workers on every node, and connections to them, which gRPC closes when it likes. Event
+    descriptors come with the threads that gRPC starts.
     """
-    established = set()
+    connections = set()
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
-            rows = [line.split() for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
-            established |= {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+            lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+            connections |= {f"socket:[{line.split()[9]}]" for line in lines}
     held = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
             target = os.readlink(descriptor)
-            held += not target.startswith("anon_inode:") and target not in established
+            held += not target.startswith("anon_inode:") and target not in connections
     return held
 
 

@@ -21,9 +21,9 @@ from service import (
     actor_processes,
     alive,
     descendants,
+    files_and_pipes,
     make_setup,
     make_spec,
-    open_files,
     read_summary,
     recovered,
     shared_memory,
@@ -74,7 +74,7 @@ def cluster(_cluster: str) -> None:
         first = Run(make_setup("recall"))
         first.update_until(lambda _: first.pool.num_alive == 2)
         first.pool.close()
-        Run.may_hold = open_files(os.getpid())
+        Run.may_hold = files_and_pipes(os.getpid())
 
 
 class Run:
@@ -135,7 +135,7 @@ class Run:
         assert back.count <= sum(self.pool.restarts.values())
         assert back.seconds >= 0.5 * back.count  # the shortest pause before a successor
         assert shared_memory() <= self._memory
-        wait_for(lambda: open_files(os.getpid()) <= self.may_hold, seconds=60)
+        wait_for(lambda: files_and_pipes(os.getpid()) <= self.may_hold, seconds=60)
         wait_for(lambda: not any(map(alive, processes)), seconds=60)
 
 
