@@ -42,13 +42,14 @@ class TokenConvolution:
 
     def applies(self, obs: Tensor, layer: nn.Conv2d) -> bool:
         """Whether these tokens and weights are for it: on a CPU, float32, and computed rather than traced."""
+        if torch.compiler.is_compiling():
+            return False
         weight = layer.weight
         return (
             obs.device.type == weight.device.type == "cpu"
             and weight.dtype == torch.float32
             and type(obs) is Tensor
             and available()
-            and not torch.compiler.is_compiling()
         )
 
     def __call__(self, obs: Tensor, layer: nn.Conv2d) -> Tensor:
