@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.policy.component import ComponentPolicy
     from shoal.policy.config import Initialization
+    from shoal.policy.core import Core
     from shoal.policy.fast import FastPolicy
     from shoal.policy.observation import DictObservation, ImageObservation, TokenObservation, VectorObservation
     from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
 
 __all__ = [
     "ComponentPolicy",
+    "Core",
     "DictObservation",
     "FastPolicy",
     "ImageObservation",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "ComponentPolicy": "component",
+    "Core": "core",
     "FastPolicy": "fast",
     "Initialization": "config",
     "PolicyOutput": "recurrent_policy",

@@ -57,10 +57,10 @@ def test_burn_in_of_the_acting_weights_gives_the_stored_state(envs, burn_in):
     for _ in range(3):
         batch = rollouts.batch(policy, 0)
         goes_on = ~batch["is_first"][:, 0]  # else the state is zeroed, whatever it is
-        states = (burned_in(policy, batch, CPU), stored_state(batch))
+        states = (burned_in(policy, batch, CPU), stored_state(policy.core, batch))
         assert distance(*([part * goes_on[:, None] for part in state] for state in states)) < 1e-5
     assert goes_on.any()
-    assert float(stored_state(batch)[0].abs().max()) > 0.1
+    assert float(stored_state(policy.core, batch)[0].abs().max()) > 0.1
 
 
 def test_burn_in_of_other_weights_equals_stepping_through_it():
@@ -73,7 +73,7 @@ def test_burn_in_of_other_weights_equals_stepping_through_it():
     for b in range(batch.shape[0]):
         want = start_state(other, batch, b)
         assert distance([part[:, b : b + 1] for part in got], want) < 1e-5
-    assert distance(got, stored_state(batch)) > 0.01
+    assert distance(got, stored_state(policy.core, batch)) > 0.01
 
 
 def test_the_canary_compares_with_the_stored_state_whatever_training_starts_from():
@@ -95,13 +95,13 @@ def test_a_refreshed_state_is_the_one_that_the_new_weights_give():
     want = final_state(policy, before, CPU)
     after = rollouts.batch(policy, 1).clone()
     used = learner.with_start_states(after)
-    assert distance(stored_state(used), want) < 1e-6
-    assert distance(stored_state(after), want) > 1e-3
+    assert distance(stored_state(policy.core, used), want) < 1e-6
+    assert distance(stored_state(policy.core, after), want) > 1e-3
     assert used["obs"] is after["obs"]
     learner.update(after)
     rollouts.batch(policy, 2)  # lost on its way
     late = rollouts.batch(policy, 2)
-    assert distance(stored_state(learner.with_start_states(late)), stored_state(late)) == 0
+    assert distance(stored_state(policy.core, learner.with_start_states(late)), stored_state(policy.core, late)) == 0
 
 
 def test_refreshed_states_find_their_slots():
@@ -109,15 +109,15 @@ def test_refreshed_states_find_their_slots():
     rng = np.random.default_rng(0)
     kept = {}
     rollouts, policy = make(num_envs=6)
-    table, template = RefreshedStates(policy.initial_state(0)), rollouts.batch(policy, 0).clone()
+    table, template = RefreshedStates(policy.core), rollouts.batch(policy, 0).clone()
     for index in range(30):
         chosen = rng.choice(6, rng.integers(1, 7), replace=False)
         batch = template[torch.from_numpy(chosen)].clone()
         batch["unroll_index"][:] = index
-        h, _ = stored_state(table.apply(batch))
+        h, _ = stored_state(policy.core, table.apply(batch))
         for row, env_id in enumerate(batch["training_env_id"].tolist()):
             known = env_id in kept and kept[env_id][0] == index - 1
-            want = kept[env_id][1] if known else stored_state(batch)[0][:, row]
+            want = kept[env_id][1] if known else stored_state(policy.core, batch)[0][:, row]
             assert torch.equal(h[:, row], want)
         state = torch.randn(2, 2, len(chosen), 128).unbind(0)
         table.keep(batch, state)
@@ -149,7 +149,7 @@ def test_staleness_is_nought_for_fresh_states_and_grows_with_the_distance_of_the
         batch = rollouts.batch(policy, 0)
         assert probe.measure(newest, batch, batch) == {}
         batch = rollouts.batch(policy, 0)
-        readings[scale] = probe.measure(newest, batch, with_state(batch, burned_in(newest, batch, CPU)))
+        readings[scale] = probe.measure(newest, batch, with_state(newest.core, batch, burned_in(newest, batch, CPU)))
     assert all(reading["used"] <= reading["stored"] for reading in readings.values())
     readings = {scale: reading["stored"] for scale, reading in readings.items()}
     assert readings[0.0] < 1e-5

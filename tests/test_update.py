@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from rollouts import (
     ACTIONS,
-    TINY_HIDDEN,
+    TINY_STATE,
     NoiseEnvironment,
     RecallWithTimeLimits,
     Rollouts,
@@ -30,7 +30,8 @@ from shoal.learner.forward_pass import forward_pass, log_prob_error, valid_trans
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.config import RegularizationConfig
-from shoal.policy.recurrent import plan_resets, step_lstm
+from shoal.policy.lstm import LSTMCore
+from shoal.policy.resets import plan_resets
 from shoal.policy.weights import flatten_weights
 from slow_reference import loss_by_episode
 
@@ -82,7 +83,7 @@ def test_update_equals_episodes_trained_one_by_one(form, which, seed, num_slots)
     """Whatever leaks over a boundary or is averaged wrongly: target, loss, gradient, normalization, the state it starts
     from, the observation it bootstraps from."""
     # In double precision: advantages of a few transitions, normalized, can magnify float32's rounding to anything.
-    batch = in_double(random_batch(seed, num_slots=num_slots, hidden=TINY_HIDDEN, **FORMS[form]))
+    batch = in_double(random_batch(seed, num_slots=num_slots, state_shapes=TINY_STATE, **FORMS[form]))
     policy = tiny_policy().double()
     learner = make_learner(policy, max_grad_norm=1e9, **SETTINGS[which])
     w0 = {name: learner.regularizer.reference[name].clone() for name in learner.regularizer.l2_init_coefs}
@@ -289,29 +290,29 @@ def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_res
 def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
     """The parity check is blind: an actor that zeroes the state after the first observation was consumed."""
     rollouts, learner = recall()
-    before = [torch.zeros(6, dtype=torch.bool)]
+    before, step = [torch.zeros(6, dtype=torch.bool)], LSTMCore.step
 
-    def late(lstm, x, is_first, state):
+    def late(core, x, is_first, state):
         before.append(is_first.clone())
-        return step_lstm(lstm, x, before[-2], state)
+        return step(core, x, before[-2], state)
 
-    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", late)
+    monkeypatch.setattr(LSTMCore, "step", late)
     assert learner.update(rollouts.batch(learner.policy, 0)).log_prob_error > FAULT_SEEN
 
 
 def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
     """The parity check is blind: an actor that resets its memory on terminated only."""
     rollouts, learner = recall()
-    calls = []
+    calls, step = [], LSTMCore.step
 
-    def terminated_only(lstm, x, is_first, state):
+    def terminated_only(core, x, is_first, state):
         calls.append(None)
         is_first = is_first.clone()
         if len(calls) > 1:
             is_first[1::2] = False  # the slots whose episodes are truncated
-        return step_lstm(lstm, x, is_first, state)
+        return step(core, x, is_first, state)
 
-    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", terminated_only)
+    monkeypatch.setattr(LSTMCore, "step", terminated_only)
     batch = rollouts.batch(learner.policy, 0)
     log_prob = forward_pass(learner.policy, batch, CPU).log_prob
     by_slot = [log_prob_error(log_prob, batch, [b]).item() for b in range(6)]

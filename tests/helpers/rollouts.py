@@ -179,6 +179,7 @@ def small_policy(seed=0):
 
 
 TINY_HIDDEN = 4
+TINY_STATE = tuple((name, (2, TINY_HIDDEN)) for name in "hc")
 
 
 def tiny_policy():
