@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shoal.policy.fast import FastPolicy
     from shoal.policy.observation import DictObservation, ImageObservation, TokenObservation, VectorObservation
     from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
+    from shoal.policy.resets import zeroed
 
 __all__ = [
     "ComponentPolicy",
@@ -27,6 +28,7 @@ __all__ = [
     "RecurrentPolicy",
     "TokenObservation",
     "VectorObservation",
+    "zeroed",
 ]
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "Initialization": "config",
     "PolicyOutput": "recurrent_policy",
     "RecurrentPolicy": "recurrent_policy",
+    "zeroed": "resets",
 }
 
 

@@ -31,7 +31,7 @@ OWN_KINDS = ("fast", "component")
 _KIND = "|".join(OWN_KINDS) + r"|[\w.]+:[\w.<>#]+"
 
 
-OWN_CORES = (LSTM,)
+OWN_CORES = (LSTM, "gru", "linear")
 """The cores of this package; others are named by their class."""
 _CORE = "|".join(OWN_CORES) + r"|[\w.]+:[\w.<>#]+"
 
@@ -80,7 +80,8 @@ class PolicyConfig(Section):
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of a policy class of yours, as plain data."""
     core: Annotated[str, AfterValidator(_core), Field(json_schema_extra={"pattern": f"^({_CORE})$"})] = LSTM
-    """The memory. ``lstm``: two layers of LSTM. ``package.module:Class``: a ``Core`` of yours."""
+    """The memory. ``lstm``: two layers of LSTM. ``gru``: two layers of GRU. ``linear``: two gated linear recurrences
+    with MLPs, trained by a parallel scan over time. ``package.module:Class``: a ``Core`` of yours."""
     core_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the core, as plain data: ``num_layers`` of this package's cores."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)

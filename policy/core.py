@@ -11,6 +11,9 @@ from shoal.policy.config import Initialization
 from shoal.policy.resets import ResetPlan, State
 from torch import Tensor, nn
 
+LAYERS = 2
+"""Layers of this package's cores, unless ``policy.core_kwargs`` have ``num_layers``."""
+
 
 class Core(nn.Module):
     """A recurrent layer, or several: inputs [N, I] to outputs [N, H], with a state of every environment.

@@ -13,13 +13,15 @@ import torch
 from shoal import given
 from shoal.policy.core import Core
 from shoal.policy.graph import LSTM
+from shoal.policy.gru import GRUCore
+from shoal.policy.linear_recurrence import LinearCore
 from shoal.policy.lstm import LSTMCore
 from shoal.policy.resets import ResetPlan, State, plan_resets
 from torch import Tensor
 
 TOLERANCE = 1e-4
 """Largest difference between ``unroll`` and ``step`` that rounding explains, relative to numbers above 1."""
-_OWN: dict[str, type[Core]] = {LSTM: LSTMCore}
+_OWN: dict[str, type[Core]] = {LSTM: LSTMCore, "gru": GRUCore, "linear": LinearCore}
 _TAKEN = ("obs", "is_first")
 """Names in trajectories that a state cannot have."""
 _STEPS, _ROWS = 6, 4
@@ -44,7 +46,7 @@ def make_core(name: str, kwargs: Mapping[str, Any], input_size: int, hidden_size
     """Construct the core that ``policy.core`` names, with ``policy.core_kwargs``.
 
     Raises:
-        ValueError: the constructor does not take the arguments, or the core's state cannot travel.
+        ValueError: the constructor does not take the arguments or raises, or the core's state cannot travel.
     """
     cls = find_core(name)
     try:
@@ -54,7 +56,10 @@ def make_core(name: str, kwargs: Mapping[str, Any], input_size: int, hidden_size
             f"core {name}: {error}. Its __init__ takes (input_size, hidden_size) and policy.core_kwargs, which are "
             f"{dict(kwargs)}"
         ) from error
-    core = cls(input_size, hidden_size, **kwargs)
+    try:
+        core = cls(input_size, hidden_size, **kwargs)
+    except Exception as error:  # the user's code: it raises anything
+        raise ValueError(f"core {name}: its __init__ raises {type(error).__name__}: {error}") from error
     if problem := _missing(core, input_size, hidden_size):
         raise ValueError(f"core {name}: {problem}")
     return core

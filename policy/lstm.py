@@ -14,12 +14,11 @@ from collections.abc import Mapping
 
 import torch
 from shoal.policy.config import Initialization
-from shoal.policy.core import Core
+from shoal.policy.core import LAYERS, Core
 from shoal.policy.initialization import initialize_lstm
 from shoal.policy.resets import SATURATED, ResetPlan, State, zeroed
 from torch import Tensor, nn
 
-LAYERS = 2
 # With more inserted steps than this in that many rows, stepping is cheaper on a CPU in float32 (bench kernels).
 LOOP_FROM, LOOP_ROWS = 1.7, 64
 _EMPTY, _HOLD = (-1.0, -1.0, 0.0, -1.0), (-1.0, 1.0, 0.0, -1.0)

@@ -15,11 +15,12 @@ from shoal.policy import FastPolicy, VectorObservation
 from shoal.policy.actions import Discrete
 from shoal.policy.core import Core
 from shoal.policy.cores import check_core, find_core, make_core
+from shoal.policy.linear_recurrence import scan
 from shoal.policy.make import make_policy
 from shoal.policy.resets import plan_resets, zeroed
 
 OWN = "own_cores:Leaky"
-CORES = ["lstm", OWN]
+CORES = ["lstm", "gru", "linear", OWN]
 
 
 def step_by_step(core, x, is_first, state, final):
@@ -247,3 +248,41 @@ def test_a_state_of_any_rank_is_zeroed():
     for part in zeroed(state, torch.tensor([False, True, False])):
         assert (part[:, 1] == 0).all()
         assert (part[:, [0, 2]] == 1).all()
+
+
+@settings(max_examples=examples(40))
+@given(
+    seed=st.integers(0, 2**31),
+    steps=st.integers(1, 40),
+    closed=st.sampled_from([0.0, 0.2, 1.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_the_scan_equals_a_loop(seed, steps, closed, dtype):
+    """Catches a pass that reads what it has written, rows beyond the last power of two, and a gradient of a row off."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, grad = (torch.rand(steps, 2, 3, generator=generator, dtype=dtype) for _ in range(3))
+    a = a.masked_fill(torch.rand(steps, 2, 3, generator=generator) < closed, 0.0)
+    before = torch.randn(2, 3, generator=generator, dtype=dtype)
+    inputs = [part.requires_grad_() for part in (a, b, before)]
+    h, rows = before, []
+    for t in range(steps):
+        h = a[t] * h + b[t]
+        rows.append(h)
+    want, got = torch.stack(rows), scan(a, b, before)
+    torch.testing.assert_close(got, want)
+    tolerance = {} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(
+        torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad), **tolerance
+    )
+
+
+def test_the_scan_is_as_exact_as_a_loop_over_long_segments():
+    """Catches products of decays that leave float32's range, and differences of large sums, over 512 steps."""
+    generator = torch.Generator().manual_seed(0)
+    for lowest, highest in ((0.0, 1.0), (0.999, 1.0), (0.0, 1e-3)):
+        a = torch.rand(512, 64, generator=generator, dtype=torch.float64) * (highest - lowest) + lowest
+        b = torch.randn(512, 64, generator=generator, dtype=torch.float64)
+        exact = scan(a, b, torch.zeros(64, dtype=torch.float64))
+        found = scan(a.float(), b.float(), torch.zeros(64))
+        scale = exact.abs().max()
+        assert float((found - exact).abs().max() / scale) < 2e-6

@@ -10,10 +10,10 @@ from shoal.policy import FastPolicy, VectorObservation
 from shoal.policy.memory import Memory
 
 
-@pytest.fixture
-def policy():
+@pytest.fixture(params=["lstm", "gru", "linear", "own_cores:Leaky"])
+def policy(request):
     torch.manual_seed(0)
-    return FastPolicy(VectorObservation(3), ["a", "b"])
+    return FastPolicy(VectorObservation(3), ["a", "b"], core=request.param)
 
 
 @torch.no_grad()
@@ -28,9 +28,9 @@ def test_each_environment_keeps_its_own_state(policy):
         for i, env_id in enumerate(ids):
             want, alone[env_id] = policy.step(obs[i : i + 1], first[i : i + 1], alone.get(env_id))
             torch.testing.assert_close(output.logits[i : i + 1], want.logits, atol=1e-5, rtol=1e-5)
-    for env_id, (h, c) in policy.get_memory().items():
-        torch.testing.assert_close(h, alone[env_id][0][:, 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(c, alone[env_id][1][:, 0], atol=1e-5, rtol=1e-5)
+    for env_id, state in policy.get_memory().items():
+        for part, mine in zip(state, alone[env_id], strict=True):
+            torch.testing.assert_close(part, mine[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_get_set_reset(policy):
