@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,9 @@ from shoal.envs.boundary import (
 )
 from shoal.envs.reports import Reports
 from shoal.policy.actions import legal
-from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
-from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
+from shoal.policy.resets import State
+from shoal.policy.trajectory import FAST_STATE, TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
 from shoal.policy.weights import Weights, WeightsError, load_weights
 
 
@@ -54,7 +55,7 @@ class RolloutWorker:
         burn_in: int = 0,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
-        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.lstm.hidden_size)
+        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.core.state_shapes)
         self._identity = (run_id, actor, restart_index)
         self._sequence = 0
         self._pack_seconds = 0.0
@@ -211,7 +212,7 @@ class RolloutWorker:
     def _begin(self) -> None:
         columns, burn_in = self._columns, self.spec.burn_in
         if burn_in:
-            _write_state(columns, "burn_in", self._burn_in_state)
+            self._write_state("burn_in", self._burn_in_state)
         if self._sequence:
             if burn_in:
                 # Rows T - C .. T - 1 of the last unroll come right before its row T.
@@ -221,9 +222,13 @@ class RolloutWorker:
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
             if self._masks is not None:
                 columns["action_mask"][:, 0] = columns["action_mask"][:, -1]
-        _write_state(columns, "initial", self._state())
+        self._write_state("initial", self._state())
 
-    def _state(self) -> LSTMState:
+    def _write_state(self, when: str, state: State) -> None:
+        for (name, _), part in zip(self.spec.state_shapes, state, strict=True):
+            self._columns[f"{when}_{name}"][:] = part.transpose(0, 1)  # [L, B, ...] to a row per slot
+
+    def _state(self) -> State:
         return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
 
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
@@ -288,13 +293,13 @@ class _Group(NamedTuple):
     rows: list[StepRows]
 
 
-def _write_state(columns: dict[str, np.ndarray], name: str, state: LSTMState) -> None:
-    for part, tensor in zip("hc", state, strict=True):
-        columns[f"{name}_{part}"][:] = tensor.transpose(0, 1)  # [L, B, H] to a row per slot
-
-
-def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden: int = 128) -> TrajectorySpec:
-    """The contract that trajectories of this environment follow."""
+def trajectory_spec(
+    spec: EnvSpec,
+    unroll_length: int,
+    burn_in: int = 0,
+    state_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(dict(FAST_STATE)),
+) -> TrajectorySpec:
+    """The contract that trajectories of this environment, and of a core with this state, follow."""
     return TrajectorySpec(
         unroll_length,
         spec.obs_shape,
@@ -302,7 +307,7 @@ def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden:
         spec.action_shape,
         spec.action_dtype.name,
         num_actions=tuple(map(len, spec.actions.names)) if isinstance(spec.actions, DiscreteActions) else (),
-        hidden=hidden,
+        state_shapes=tuple((name, tuple(shape)) for name, shape in state_shapes.items()),
         same_step=spec.same_step,
         burn_in=burn_in,
         num_mask=spec.num_mask,

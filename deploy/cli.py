@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cut episodes that have not ended after N steps, and say how many (default 10,000)",
     )
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
-    evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
+    evaluate.add_argument("--zero-memory", action="store_true", help="zero the memory's state before every step")
     evaluate.add_argument(
         "--memory-horizon",
         type=int,

@@ -6,7 +6,7 @@ buffers, so that stepping allocates nothing and the learner later trains on the 
 Rows, for B slots (one slot = one agent in one environment = one ``training_env_id``):
 
 - ``obs[b]`` is the network's next input.
-- ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the LSTM state must be zeroed before
+- ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the memory's state must be zeroed before
   it is consumed.
 - ``reward[b], terminated[b], truncated[b]`` are the results of the action.
 

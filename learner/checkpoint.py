@@ -30,7 +30,7 @@ from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
 from shoal.policy.actions import actions_from_json, actions_to_json
-from shoal.policy.graph import components_from_json, differences, resolve
+from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
 from shoal.policy.observation import observation_from_json, observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -78,6 +78,8 @@ class Checkpoint:
             described["embedding_rows"],
             components=described.get("components"),
             kwargs=described.get("kwargs"),
+            core=described.get("core", LSTM),
+            core_kwargs=described.get("core_kwargs"),
             action_rows=described["action_rows"],
             normalize_observations=described.get("normalize_observations", False),
             normalize_values=described.get("normalize_values", False),
@@ -97,6 +99,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
         """
+        if problem := _other_core(self.state["policy"], learner.policy):
+            raise CheckpointError(f"{self.path} {problem}")
         if changed := _changed_components(self.state["policy"], learner.policy):
             raise CheckpointError(
                 f"{self.path} holds another policy than this run's config describes: it has other components "
@@ -141,12 +145,25 @@ class Checkpoint:
         learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
 
 
+def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
+    saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
+    here = (policy.core_name, dict(policy.core_kwargs))
+    if saved == here:
+        return ""
+    (name, kwargs), (name_here, kwargs_here) = saved, here
+    return (
+        f"was trained with policy.core={name} and policy.core_kwargs={kwargs}, and can only be resumed so; here they "
+        f"are {name_here} and {kwargs_here}"
+    )
+
+
 def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
     """Names of the components that differ; equal shapes may still have another activation or another source."""
-    saved = resolve(
-        components_from_json(described.get("components") or {}), observation_from_json(described["observation"])
-    )
-    return differences(saved, resolve(components_from_json(policy.components), policy.trained_observation))
+    components, observation = described.get("components") or {}, observation_from_json(described["observation"])
+    saved = resolve(components_from_json(components), observation, policy.core_name)
+    here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
+    return differences(saved, here)
 
 
 def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
@@ -155,6 +172,8 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
         "kind": policy.kind,
         "components": policy.components,
         "kwargs": dict(policy.kwargs),
+        "core": policy.core_name,
+        "core_kwargs": dict(policy.core_kwargs),
         "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),

@@ -113,8 +113,8 @@ _ERROR = (
     "weights. Above 1e-4 the memory is wrong"
 )
 _STALENESS = (
-    "Relative distance between the LSTM states that segments begin with and those that the newest weights compute, for "
-    "the states that actors stored and for those that training used. Value of the last measurement."
+    "Relative distance between the recurrent states that segments begin with and those that the newest weights "
+    "compute, for the states that actors stored and for those that training used. Value of the last measurement."
 )
 _W0 = "the initial weights (or the reference that learner.regularization.l2_init_reference_every moved)"
 _RANK = "Number of singular values that make up 99% of their sum; the lowest if a component has several matrices."

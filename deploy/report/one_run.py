@@ -37,7 +37,7 @@ def page_of_run(run: RecordedRun) -> Page:
         Section(
             "memory",
             "Memory",
-            "The policy remembers: an LSTM state goes along with every agent and is zeroed where its episode ends. "
+            "The policy remembers: a recurrent state goes along with every agent and is zeroed where its episode ends. "
             "Learner and actors must agree on it.",
             run_plots.memory(run),
         ),
