@@ -14,6 +14,9 @@ An actor's state was made by the weights that acted; the update has newer ones. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from shoal.learner.device import DevicePath
 from shoal.policy.recurrent import LSTMState, plan_resets
@@ -80,6 +83,16 @@ class RefreshedStates:
         rows = self._rows(batch)
         self._unroll[rows] = batch["unroll_index"].cpu()
         self._h[:, rows], self._c[:, rows] = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data for a checkpoint."""
+        return {"training_env_ids": list(self._row_of), "unroll": self._unroll, "h": self._h, "c": self._c}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``, where unrolls are counted on."""
+        self._row_of = {env_id: row for row, env_id in enumerate(state["training_env_ids"])}
+        self._unroll = state["unroll"].cpu()
+        self._h, self._c = (state[part].to(self._h.device) for part in "hc")
 
     def _rows(self, batch: TensorDict) -> Tensor:
         """The table's row of every segment, int64 [B]; a new id gets a new row."""
