@@ -95,10 +95,10 @@ def run_killed(
 
 
 def kill(child: int, run: Path, chance: random.Random, counts: Counter[str]) -> bool:
-    """Kill a session at a moment drawn by chance, half of the time while it writes; False where it ended before."""
+    """Kill a session at a moment drawn by chance, every other time while it writes; False where it ended before."""
     checkpoints = run / "checkpoints"
     seen = names(checkpoints)
-    wanted, writing = chance.randrange(5), chance.random() < 0.5
+    wanted, writing = chance.randrange(5), counts["kills"] % 2 == 0
     pause = chance.random() * 0.1
     new: set[str] = set()
     while True:
