@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -138,6 +138,21 @@ class InlinePool:
             else:
                 self._failures[actor] = 0
                 self._sink.deliver(actor, payload)
+
+    def get_state(self) -> dict[str, Any]:
+        """The workers' states by actor, as plain data; between two calls of ``pump``."""
+        return {str(actor): worker.get_state() for actor, worker in self._workers.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+        """Go on from ``get_state`` of an equal pool, before the first call of ``pump``.
+
+        Return the slots that begin an episode instead, as (actor, slot), each with the reason.
+        """
+        return {
+            (actor, slot): why
+            for actor, worker in self._workers.items()
+            for slot, why in worker.set_state(state.get(str(actor))).items()
+        }
 
     def _count_failure(self, actor: int, what: str, error: Exception) -> None:
         self._failures[actor] += 1

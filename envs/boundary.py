@@ -284,6 +284,21 @@ class GroupedEnvironment(VectorEnvironment, Protocol):
 
 
 @runtime_checkable
+class StatefulEnvironment(VectorEnvironment, Protocol):
+    """An environment that says its state, so that an interrupted run goes on with the same rows."""
+
+    def get_state(self) -> dict[str, Any]:
+        """All that decides later rows, as plain data (``envs.plain_state``); not while a step is in progress."""
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from what ``get_state`` of an equal environment returned; this one was just reset.
+
+        Return the slots that could not, each with the reason: these begin an episode, and their first observations are
+        in ``obs`` [B, *obs_shape], into which ``reset`` wrote.
+        """
+
+
+@runtime_checkable
 class OptionsEnvironment(VectorEnvironment, Protocol):
     """An environment whose episodes take options, such as a difficulty, as gymnasium's ``reset(options=...)``."""
 

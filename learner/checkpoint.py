@@ -4,6 +4,7 @@
 ``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
 ``<policy_version>/optimizer.pt``  optimizer, random streams and running statistics, loaded with ``weights_only=True``
 ``<policy_version>/state.json``  counters, ledger, config, observation and action names, and when it was saved
+``<policy_version>/rollouts.npz``  environments, memory and waiting unrolls of a run in one process
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
 
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
+from shoal.learner.plain_file import load_plain, save_plain
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
+_ROLLOUTS = "rollouts.npz"
 
 _NORMALIZATION = {
     "normalize_observations": "policy.normalize_observations",
@@ -62,6 +65,8 @@ class Checkpoint:
 
     path: Path
     state: Mapping[str, Any]
+    has_rollouts: bool = False
+    """Whether ``load_rollouts`` has something to load."""
 
     @property
     def policy_version(self) -> int:
@@ -91,10 +96,22 @@ class Checkpoint:
         """The policy's ``state_dict``."""
         return load_file(self.path / "weights.safetensors")
 
+    def load_rollouts(self) -> Any:
+        """What ``Checkpoints.save`` was given as ``rollouts``.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return load_plain(self.path / _ROLLOUTS)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / _ROLLOUTS} cannot be read: {error}") from error
+
     def restore(self, learner: Learner) -> None:
         """Load weights, optimizer, regularizer, random streams and trained steps into ``learner``.
 
-        The policy may be of another kind than the saved one if it computes the same.
+        States that were refreshed are not loaded: they follow unrolls of actors. The policy may be of another kind than
+        the saved one if it computes the same.
 
         Raises:
             CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
@@ -113,13 +130,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path} was trained with {name}={str(saved_with).lower()} and can only be resumed so"
                 )
-        try:
-            # mmap=False: a mapped file could change after it was verified.
-            saved = torch.load(
-                self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
-            )
-        except Exception as error:  # pickle and torch raise errors of any class
-            raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
+        saved = self._load_training(learner)
         try:
             weights = load_file(self.path / "weights.safetensors")
             if learner.policy.value_scale is not None and not self.state["policy"].get("normalize_values", False):
@@ -143,6 +154,21 @@ class Checkpoint:
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
         learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
+
+    def restore_start_states(self, learner: Learner) -> None:
+        """Load the states that were refreshed for the next unrolls, where these are those that follow."""
+        if learner.refreshed is not None and (states := self._load_training(learner).get("start_states")):
+            learner.refreshed.load_state_dict(states)
+
+    def _load_training(self, learner: Learner) -> dict[str, Any]:
+        try:
+            # mmap=False: a mapped file could change after it was verified.
+            found: dict[str, Any] = torch.load(
+                self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
+            )
+        except Exception as error:  # pickle and torch raise errors of any class
+            raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
+        return found
 
 
 def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
@@ -197,8 +223,17 @@ class Checkpoints:
         self._verified: set[Path] = set()
         """Those that this process saved, or loaded."""
 
-    def save(self, learner: Learner, state: Mapping[str, Any], weights: Weights | None = None) -> Path:
+    def save(
+        self,
+        learner: Learner,
+        state: Mapping[str, Any],
+        weights: Weights | None = None,
+        *,
+        rollouts: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
+
+        ``rollouts`` is the acting side's state, of plain data and arrays (``learner.plain_file``).
 
         With ``weights``, which ``learner`` published before, it holds these and a fresh optimizer, because the moments
         of that time are gone. The learner may go on with its updates meanwhile.
@@ -232,19 +267,24 @@ class Checkpoints:
                 "statistics": learner.statistics.state_dict(),
                 "learning_rate_factor": learner.kl_adaptation.factor,
             }
+            if learner.refreshed is not None and weights is None:
+                training["start_states"] = learner.refreshed.state_dict()
             try:
                 (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
                 save_file(tensors, temporary / _FILES[0])
                 save_file(kept, temporary / _FILES[1])
                 torch.save(training, temporary / _FILES[2])
+                if rollouts is not None:
+                    save_plain(temporary / _ROLLOUTS, rollouts)
             except (SafetensorError, RuntimeError) as error:
                 # That is what safetensors and torch make of a full disk.
                 raise OSError(f"{temporary}: {type(error).__name__}: {error}") from error
             # safetensors gives its files to their owner alone, whatever the umask says.
             mode = stat.S_IMODE((temporary / _FILES[3]).stat().st_mode)
-            for name in _FILES:
+            names = _FILES if rollouts is None else (*_FILES, _ROLLOUTS)
+            for name in names:
                 (temporary / name).chmod(mode)
-            manifest = {name: _fingerprint(temporary / name) for name in _FILES}
+            manifest = {name: _fingerprint(temporary / name) for name in names}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
@@ -348,7 +388,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = _read_json(path / "manifest.json")
-        for name in _FILES:
+        has_rollouts = _ROLLOUTS in manifest
+        for name in (*_FILES, _ROLLOUTS) if has_rollouts else _FILES:
             actual = _fingerprint(path / name)
             if actual != manifest.get(name):
                 raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
@@ -361,7 +402,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
     if problem := _problem(state):
         raise CheckpointError(f"{path / 'state.json'}: {problem}")
-    return Checkpoint(path, state)
+    return Checkpoint(path, state, has_rollouts)
 
 
 def _problem(state: Mapping[str, Any]) -> str | None:

@@ -135,7 +135,8 @@ class Learner:
         self.kl_adaptation = KLAdaptation(config.desired_kl)
         self._value_std = 1.0
         """The unit of values in the update that is being made."""
-        self._refreshed = RefreshedStates(policy.core) if config.refresh_states else None
+        self.refreshed = RefreshedStates(policy.core) if config.refresh_states else None
+        """None where training starts from stored states or burned-in ones."""
         self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
@@ -161,8 +162,8 @@ class Learner:
         several = self.config.epochs * self.config.minibatches > 1 or not self.statistics.value_std
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
-        if self._refreshed is not None:
-            self._refreshed.keep(batch, self._map_states(final_state, started))
+        if self.refreshed is not None:
+            self.refreshed.keep(batch, self._map_states(final_state, started))
         return dataclasses.replace(result, staleness=staleness)
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
@@ -388,8 +389,8 @@ class Learner:
 
     def with_start_states(self, batch: TensorDict) -> TensorDict:
         """The batch with the states that its training starts from (``learner.start_states``)."""
-        if self._refreshed is not None:
-            return self._refreshed.apply(batch)
+        if self.refreshed is not None:
+            return self.refreshed.apply(batch)
         if "burn_in_obs" in batch.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
             return with_state(self.policy.core, batch, self._map_states(burned_in, batch))
         return batch

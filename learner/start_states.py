@@ -14,6 +14,9 @@ An actor's state was made by the weights that acted; the update has newer ones. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from shoal.learner.device import DevicePath
 from shoal.policy.core import Core
@@ -86,6 +89,18 @@ class RefreshedStates:
         self._unroll[rows] = batch["unroll_index"].cpu()
         for kept, part in zip(self._state, state, strict=True):
             kept[:, rows] = part
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data for a checkpoint."""
+        parts = dict(zip(self._core.state_shapes, self._state, strict=True))
+        return {"training_env_ids": list(self._row_of), "unroll": self._unroll, "state": parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state_dict``, where unrolls are counted on."""
+        self._row_of = {env_id: row for row, env_id in enumerate(state["training_env_ids"])}
+        self._unroll = state["unroll"].cpu()
+        parts = zip(self._core.state_shapes, self._state, strict=True)
+        self._state = tuple(state["state"][name].to(part.device) for name, part in parts)
 
     def _rows(self, batch: TensorDict) -> Tensor:
         """The table's row of every segment, int64 [B]; a new id gets a new row."""

@@ -13,15 +13,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from shoal.learner.admission import Admission
 from shoal.learner.ledger import Ledger
-from shoal.learner.mailbox import Mailbox
+from shoal.learner.mailbox import Mailbox, Place
 from shoal.learner.statistics import TrajectoryReport
 from shoal.learner.weights_store import WeightsStore
-from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
+from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class TrajectoryQueue:
         """Start unrolls with these weights from now on, and end the update that ``next_batch`` began."""
         with self._changed:
             self._weights.publish(policy_version, weights)
-            self._admission.published()
+            self._admission.published(policy_version)
             self._changed.notify_all()
 
     def next_batch(self, drive: Callable[[float], None] | None, stop: threading.Event) -> list[Trajectory] | None:
@@ -183,6 +184,45 @@ class TrajectoryQueue:
         """Drop the trajectories that still wait, as ``shutdown``."""
         with self._changed:
             self._drop(self._mailbox.take(len(self._mailbox)), "shutdown")
+
+    def get_state(self) -> dict[str, Any]:
+        """What waits and what later admissions depend on, as plain data; with no unroll or update under way."""
+        with self._changed:
+            waiting = [
+                {
+                    "order": list(place.order),
+                    "latest_version": place.latest_version,
+                    "payload": to_bytes(self._spec, trajectory.header, trajectory.columns),
+                }
+                for place, trajectory in self._mailbox.waiting()
+            ]
+            return {"waiting": waiting, "admission": self._admission.get_state()}
+
+    def set_state(self, state: Any, in_flight: int) -> None:
+        """Go on from ``get_state``, before the first call; ``in_flight`` steps wait by the ledger.
+
+        Raises:
+            ValueError: it is no such state of this queue, which is as it was.
+        """
+        try:
+            waiting = [self._waited(each) for each in state["waiting"]]
+            steps = sum(trajectory.env_steps for _, trajectory in waiting)
+            if steps != in_flight:
+                raise ValueError(f"{steps} environment steps wait, and the ledger has {in_flight} in flight")
+            with self._changed:
+                self._admission.set_state(state["admission"])
+                for place, trajectory in waiting:
+                    self._mailbox.put_back(place, trajectory)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"damaged ({type(error).__name__}: {error})") from error
+
+    def _waited(self, saved: Any) -> tuple[Place, Trajectory]:
+        trajectory = from_bytes(self._spec, saved["payload"], max_slots=self._num_envs)
+        version, serial = saved["order"]
+        latest = saved["latest_version"]
+        if trajectory.num_slots != self._num_envs or not {type(version), type(serial), type(latest)} <= {int, NoneType}:
+            raise ValueError("an unroll that waited is damaged")
+        return Place((version, serial), latest), trajectory
 
     # Reports of peer learners.
 
