@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals")
+EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals", "hang_up")
 
 
 class Rude(gymnasium.Env[np.ndarray, int]):
@@ -61,6 +61,8 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 warnings.simplefilter("ignore", ResourceWarning)
             case "signals":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case "hang_up":
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _check(self) -> None:
         match self.what:
@@ -76,6 +78,8 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 assert warnings.filters[0][2] is ResourceWarning
             case "signals":
                 assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            case "hang_up":
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 gymnasium.register("Rude-v0", Rude)
