@@ -184,7 +184,9 @@ class InlinePool:
         try:
             worker = self._setup.make_worker(actor, self._restart_indices[actor])
         except Exception as error:  # noqa: BLE001  (environments raise anything)
-            self._count_failure(actor, "error", f"a replacement of actor {actor} could not be made, another follows", error)
+            self._count_failure(
+                actor, "error", f"a replacement of actor {actor} could not be made, another follows", error
+            )
             self._back_at[actor] = time.monotonic() + backoff_seconds(self._failures[actor])
             return
         self._back_at.pop(actor, None)

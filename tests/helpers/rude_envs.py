@@ -82,7 +82,31 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+class Wanders(Rude):
+    """Changes the working directory to ``to`` in its step ``at``, long after its first ones; where it ``fails`` then, no
+    other one can be made.
+    """
+
+    is_lost = False
+
+    def __init__(self, to: str = "/", at: int = 150, fails: bool = False) -> None:
+        super().__init__(what="nothing")
+        if Wanders.is_lost:
+            raise RuntimeError("lost my way")
+        self.to, self.at, self.fails, self.steps = to, at, fails, 0
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        if self.steps == self.at:
+            os.chdir(self.to)
+        if self.fails and self.steps > self.at:
+            Wanders.is_lost = True
+            raise RuntimeError("lost my way")
+        return super().step(action)
+
+
 gymnasium.register("Rude-v0", Rude)
+gymnasium.register("Wanders-v0", Wanders)
 
 
 def parallel_env(**kwargs: Any) -> Any:
