@@ -33,8 +33,8 @@ call."""
 LOOK_SECONDS = 1.0
 """Interval at which draining nodes and waiting actors are looked up."""
 FETCH_SECONDS = 1.0
-"""How long an answer that is here may take to be read. One that was lost again is fetched from its node, which may hang:
-the others do not wait for that."""
+"""How long an answer that is here may take to be read. One that was lost again is fetched from its node, which may
+hang: the others do not wait for that."""
 REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
 """How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
 BLAMELESS = frozenset({"preempted", "node_died"})
@@ -186,7 +186,7 @@ class Supervisor:
     def collect(self, slot: ActorSlot) -> Any | None:
         """The answer of a finished call; None where the actor just started, or failed and will be replaced.
 
-        Also None where the answer cannot be read within ``FETCH_SECONDS``: the call stays under way, until its deadline.
+        Also None where the answer cannot be read in ``FETCH_SECONDS``: the call stays under way, until its deadline.
 
         Raises:
             TooManyFailures: this was one failure too many.

@@ -22,7 +22,7 @@ from shoal.learner.ledger import Ledger
     ],
 )
 def test_what_was_in_flight_is_booked(tmp_path: Path, saved: dict[str, Any], dropped: dict[str, int]) -> None:
-    """Catches steps that are sampled and nowhere else after a resume, and those of earlier resumes that are forgotten."""
+    """Catches steps that are sampled and nowhere else after a resume, and those of resumes before, forgotten."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make_learner(small_policy()), {"ledger": saved})
     worker: Any = SimpleNamespace(learner=make_learner(small_policy()), queue=SimpleNamespace(ledger=Ledger()))

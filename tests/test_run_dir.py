@@ -74,3 +74,14 @@ def test_a_session_under_way_has_no_summary(tmp_path: Path) -> None:
         shoal.train(config=config, run_dir="run", total_env_steps=steps, callbacks=[looks], progress=False)
         assert json.loads((tmp_path / "here" / "run" / "summary.json").read_text())["env_steps"] >= steps
     assert looks.found == {False}
+
+
+def test_what_environments_print_is_no_part_of_an_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Catches JSON that nobody can read, because the environment printed into it; from C or another process, too."""
+    arguments = [argument for argument in WANDERING if not argument.startswith("env.id")]
+    assert main(["train", *arguments, "env.id=rude_envs:Prints-v0", "total_env_steps=20"]) == 0
+    capfd.readouterr()
+    assert main(["evaluate", "run", "--episodes", "2", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["episodes"] == 2
+    assert err.count("{") >= 2 * 2 * 50  # by two slots, in two of the ways

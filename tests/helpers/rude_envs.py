@@ -83,9 +83,7 @@ class Rude(gymnasium.Env[np.ndarray, int]):
 
 
 class Wanders(Rude):
-    """Changes the working directory to ``to`` in its step ``at``, long after its first ones; where it ``fails`` then, no
-    other one can be made.
-    """
+    """Changes the working directory to ``to`` in its step ``at``; where it ``fails`` then, no other one can be made."""
 
     is_lost = False
 
@@ -105,6 +103,17 @@ class Wanders(Rude):
         return super().step(action)
 
 
+class Prints(Rude):
+    """Prints on standard output in every way there is: ``print``, another process, and below Python."""
+
+    def step(self, action: int) -> Any:
+        print("{", flush=True)
+        os.system("echo '{'")
+        os.write(1, b"{\n")
+        return super().step(action)
+
+
+gymnasium.register("Prints-v0", Prints, kwargs={"what": "nothing"})
 gymnasium.register("Rude-v0", Rude)
 gymnasium.register("Wanders-v0", Wanders)
 
