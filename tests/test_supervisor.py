@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from typing import Any
 
 import pytest
+import shoal.actors.pool as pool_module
+import shoal.actors.ray_pool as ray_pool_module
 import shoal.actors.supervisor as supervisor_module
 from ray.exceptions import GetTimeoutError
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import MOST_REFUSED
 from shoal.actors.ray_actor import ProcessLocation
-from shoal.actors.supervisor import ActorSlot, Supervisor
+from shoal.actors.ray_pool import RayPool
+from shoal.actors.supervisor import ActorSlot, Supervisor, TooManyFailures
 
 
 class Call:
@@ -29,6 +35,15 @@ class Actor:
     process_location = Call(ProcessLocation("node", 1))
     build = Call(None)
     rollout = Call("an unroll")
+
+
+class Made:
+    """In place of a remote class."""
+
+    @staticmethod
+    def remote(*_: Any) -> Actor:
+        """A new actor."""
+        return Actor()
 
 
 class Store:
@@ -52,11 +67,18 @@ class Store:
     def kill(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
+    def remote(self, **_: Any) -> Any:
+        """A decorator of classes, whose actors are ``Actor``."""
+        return lambda _: Made
+
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     store = Store()
     monkeypatch.setattr(supervisor_module, "ray", store)
+    monkeypatch.setattr(ray_pool_module, "ray", store)
+    monkeypatch.setattr(supervisor_module, "draining_nodes", frozenset)
+    monkeypatch.setattr(pool_module, "FIRST_BACKOFF_SECONDS", 0.0)
     monkeypatch.setattr(supervisor_module, "end_process", lambda _: None)
     return store
 
@@ -118,3 +140,45 @@ def test_who_waits_for_one_answer_reads_it_or_ends_at_its_deadline(store: Store,
     assert supervisor.answer(slot) == ("an unroll" if readable else None)
     assert slot.built == readable
     assert supervisor.restarts == ({} if readable else {"timeout": 1})
+
+
+class Sink:
+    """Admits everybody, and refuses the deliveries whose turn is in ``refused``."""
+
+    def __init__(self, refused: Any) -> None:
+        self.refused, self.turn = refused, -1
+
+    def admit(self, idle: list[int]) -> tuple[int, Any]:
+        """The first."""
+        return idle[0], "weights"
+
+    def deliver(self, actor: int, payload: Any) -> str | None:
+        """Why it is refused."""
+        self.turn += 1
+        return "poison" if self.turn in self.refused else None
+
+    def abandon(self, actor: int) -> None:
+        """Nothing is lost here."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize("failures", [2, 4])
+def test_actors_whose_deliveries_are_refused_are_replaced_and_end_the_run(store: Store, failures: int) -> None:
+    """Catches an actor that delivers poison for ever, and refused deliveries that count as successes: replacements
+    without end.
+    """
+    sink: Any = Sink(range(10**6))
+    pool = RayPool(None, range(1), ActorConfig(max_consecutive_failures=failures), sink, {})  # type: ignore[arg-type]
+    with pytest.raises(TooManyFailures, match=f"failed {failures} times in a row .refused.; .* the last one: poison"):
+        collections.deque((pool.pump(0.01) for _ in range(100)), maxlen=0)
+    assert sink.turn + 1 == failures * MOST_REFUSED
+    assert pool.restarts == {"refused": failures}
+
+
+def test_refused_deliveries_in_between_replace_nobody(store: Store) -> None:
+    """Catches refusals that are added up over a whole run."""
+    sink: Any = Sink({turn for turn in range(40) if turn % MOST_REFUSED})
+    pool = RayPool(None, range(1), ActorConfig(), sink, {})  # type: ignore[arg-type]
+    while sink.turn < 40:
+        pool.pump(0.01)
+    assert pool.restarts == {}
