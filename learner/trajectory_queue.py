@@ -89,17 +89,18 @@ class TrajectoryQueue:
                 return None
             return actor, self._weights.newest
 
-    def deliver(self, actor: int, payload: np.ndarray) -> None:
-        """Check and count one unroll (uint8) of ``actor``.
+    def deliver(self, actor: int, payload: np.ndarray) -> str | None:
+        """Check and count one unroll (uint8) of ``actor``; None where it is taken.
 
-        One that is malformed, of another run or a duplicate is refused.
+        One that is malformed, of another run or a duplicate is refused: the answer says why.
         """
         with self._changed:
             unroll = self._admission.came_back(actor)
         if unroll is None:
-            log.warning("a delivery was refused: actor %d delivered an unroll that it was never admitted to", actor)
+            why = f"actor {actor} delivered an unroll that it was never admitted to"
+            log.warning("a delivery was refused: %s", why)
             self.refused["malformed"] += 1
-            return
+            return why
         try:
             trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
             if trajectory.num_slots != self._num_envs:
@@ -107,18 +108,19 @@ class TrajectoryQueue:
         except TrajectoryError as error:
             log.warning("a delivery was refused: %s", error)
             self._refuse(actor, "malformed")
-            return
+            return str(error)
         header = trajectory.header
         with self._changed:
             if self._mailbox.is_duplicate(header):
                 self._refuse(actor, "duplicate")
-                return
+                return f"actor {actor} delivered unroll {header.sequence} again, or after a later one"
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
             self._mailbox.put(self._admission.place(unroll, self._weights.policy_version), trajectory)
             self._changed.notify_all()
+        return None
 
     def abandon(self, actor: int) -> None:
         """The admitted unroll of ``actor`` will never be delivered; its successor may make one instead."""

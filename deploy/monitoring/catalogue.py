@@ -137,8 +137,8 @@ _LOSS = (
 )
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
-    "ended; oom: out of memory; object_store: the object store of its node was full; node_died: its node failed; "
-    "preempted: its node is being shut down."
+    "ended; oom: out of memory; object_store: the object store of its node was full; refused: its deliveries were; "
+    "node_died: its node failed; preempted: its node is being shut down."
 )
 _STALE = (
     "Actors whose current unroll will arrive too late to be trained: it began more than actor.max_policy_lag versions "

@@ -80,6 +80,8 @@ def run(
         CallbackFailed: a callback raised; the run is saved.
         Exception: whatever ended the run early; the summary is written all the same.
     """
+    # An environment may change the working directory in the middle of the run.
+    run_dir, as_given = run_dir.absolute(), run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(run_dir))
@@ -97,13 +99,15 @@ def run(
             raise CannotStart(str(error)) from error
         # Written only now: where the run cannot be continued, the directory stays as it was.
         (run_dir / "config.yaml").write_text(to_yaml(config))
+        # That of an earlier session would be taken for the end of this one, if it is killed.
+        (run_dir / "summary.json").unlink(missing_ok=True)
         workers = stack.enter_context(start_workers(prepared))
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
         stack.callback(prepared.learner.learner.close)
         summary = _train(prepared, workers, asked, watchers)
-        watchers.progress.summary(summary, run_dir)
+        watchers.progress.summary(summary, as_given)
         return Outcome(summary, asked.signal_number)
 
 
