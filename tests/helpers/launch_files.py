@@ -23,7 +23,7 @@ KUBERAY = LAUNCH / "kuberay"
 CLUSTER = LAUNCH / "ray" / "cluster.yaml"
 SBATCH = LAUNCH / "slurm" / "train.sbatch"
 DOCKERFILE = LAUNCH / "image" / "Dockerfile"
-LAUNCHING = DEPLOY / "LAUNCHING.md"
+LAUNCHING = DEPLOY / "docs" / "launching.md"
 MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
 FILES = [*MANIFESTS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]
 # Of the batch script, as SLURM would set them.
