@@ -1,0 +1,44 @@
+"""Sphinx's settings for the site (``make docs``): Markdown pages, docstrings, and the table of settings."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from shoal.deploy.docs.settings_reference import MARKER, settings_reference
+
+_PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+project = "shoal"
+author = "the shoal authors"
+version = release = _PROJECT["version"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["pictures/*.json"]
+
+myst_enable_extensions = ["attrs_block", "attrs_inline"]
+myst_heading_anchors = 3
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"shoal {version}"
+html_static_path = ["static"]
+html_css_files = ["shoal.css"]
+html_show_sourcelink = False
+html_show_copyright = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx before it reads the pages."""
+    app.connect("source-read", _fill)
+
+
+def _fill(app: Any, page: str, source: list[str]) -> None:
+    source[0] = source[0].replace(MARKER, settings_reference())
