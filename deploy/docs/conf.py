@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from shoal.deploy.docs.settings_reference import MARKER, settings_reference
 
-_PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ROOT = Path(__file__).resolve().parents[2]
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "shoal"
 author = "the shoal authors"
@@ -37,8 +40,25 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def setup(app: Any) -> None:
     """Called by Sphinx before it reads the pages."""
-    app.connect("source-read", _fill)
+    app.connect("source-read", _add_settings)
+    app.connect("include-read", _unlink)
+    app.connect("autodoc-process-docstring", _take_stars_literally)
 
 
-def _fill(app: Any, page: str, source: list[str]) -> None:
+def _add_settings(app: Any, page: str, source: list[str]) -> None:
     source[0] = source[0].replace(MARKER, settings_reference())
+
+
+def _unlink(app: Any, path: Path, page: str, content: list[str]) -> None:
+    """Files outside the site, which an included file links to, are named instead."""
+    folder = Path(path).parent
+
+    def named(link: re.Match[str]) -> str:
+        return f"{link[1]} (`{os.path.relpath(folder / link[2], ROOT)}`)"
+
+    content[0] = re.sub(r"\[([^]]+)\]\((?!\w+:|#)([^)#]+)[^)]*\)", named, content[0])
+
+
+def _take_stars_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """``[N, *obs]`` is a shape; docstrings here emphasize nothing."""
+    lines[:] = [re.sub(r"(?<![*`])\*(?=\w)", r"\\*", line) for line in lines]
