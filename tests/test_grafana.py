@@ -14,7 +14,6 @@ import yaml
 from dashboards import (
     ALERTS,
     BOARD,
-    DEPLOY,
     GRAFANA,
     GUIDE,
     PANELS,

@@ -19,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "deploy" / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-_BLOCK = re.compile(r"(?:^<!-- (?P<how>[a-z ]+): ?(?P<what>.*?) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<how>[a-z ]+): ?(?P<what>.*?) -->\n)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S
+)
 HOW = ("run with", "fails", "not run", "file")
 
 
@@ -60,7 +62,7 @@ def blocks(page: Path) -> list[Block]:
 
 def commands(code: str) -> Iterator[list[str]]:
     """Every command of a shell block, as words without the assignments of variables before them."""
-    for line in code.replace("\\\n", " ").splitlines():
+    for line in re.sub(r"(?m)(?:^|\s)#.*$", "", code.replace("\\\n", " ")).splitlines():
         for part in re.split(r"&&|\|\||;", line) if "'" not in line else [line]:
             words = shlex.split(part, comments=True)
             while words and re.match(r"\w+=", words[0]):
