@@ -98,7 +98,7 @@ def lines(file: Path) -> Iterator[str]:
     text = re.sub(r"\\\n[ \t#]*", " ", file.read_text(encoding="utf-8"))
     yield from re.findall(r"`([^`\n]+)`", text)
     if file.suffix == ".md":
-        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+        text = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     elif file.suffix == ".yaml":
         text = "\n".join(re.findall(r"^\s*#.*", text, re.MULTILINE))
         yield from (value for document in documents(file) for value in _strings(document))
