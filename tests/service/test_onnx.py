@@ -23,7 +23,7 @@ from shoal.policy.tokens import TokensToBox
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "deploy" / "docs" / "files.md").read_text()
 SMALL = {
     "mode": "inline",
     "total_env_steps": 200,
@@ -140,10 +140,10 @@ def test_the_last_token_of_a_cell_wins(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, box(rows).numpy())
 
 
-def test_the_example_of_the_readme_plays(tmp_path: Path) -> None:
-    """Catches a first page whose program fails, or needs shoal or PyTorch."""
+def test_the_example_of_the_site_plays(tmp_path: Path) -> None:
+    """Catches a page whose program fails, or needs shoal or PyTorch."""
     run = train(tmp_path, "vectors")
-    [snippet] = re.findall(r"```python\n(import gymnasium\nimport numpy as np\nimport onnxruntime.*?)```", README, re.S)
+    [snippet] = re.findall(r"```python\n(import gymnasium\nimport numpy as np\nimport onnxruntime.*?)```", PAGE, re.S)
     shoal.train("CartPole-v1", run_dir=tmp_path / "cartpole", **SMALL)
     export_onnx(tmp_path / "cartpole", tmp_path / "policy.onnx")
     snippet += "\nimport sys\nassert not {'torch', 'shoal'} & set(sys.modules)\n"
