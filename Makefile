@@ -10,7 +10,7 @@ export PYTHON TORCH
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install train test test-service test-slow test-all bench lint format clean FORCE
+.PHONY: help install train test test-service test-slow test-all bench docs lint format clean FORCE
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ test-all: $(DEV)  ## Run every tier
 
 bench: $(RUNTIME)  ## Measure the whole service against this machine's limit
 	@$(VENV)/bin/shoal bench limit $(ARGS)
+
+docs: $(DEV)  ## Build the documentation into build/docs; a warning is an error
+	@$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going deploy/docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(DEV)  ## Check style, format and types
 	@$(VENV)/bin/ruff check .

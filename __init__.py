@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shoal.deploy.training.callbacks import Callback, CallbackFailed, EndedEpisodes, RunningRun, Update
     from shoal.envs.play import Episodes
     from shoal.learner.loss import LossInputs, impala_loss, ppo_loss
-    from shoal.policy import ComponentPolicy, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation
+    from shoal.policy import ComponentPolicy, Core, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation, zeroed
 
 __all__ = [
     "Callback",
@@ -26,6 +26,7 @@ __all__ = [
     "ComponentPolicy",
     "Config",
     "ConfigError",
+    "Core",
     "EndedEpisodes",
     "Episodes",
     "FastPolicy",
@@ -43,6 +44,7 @@ __all__ = [
     "load_policy",
     "ppo_loss",
     "train",
+    "zeroed",
 ]
 
 _HOMES = {

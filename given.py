@@ -15,6 +15,8 @@ policies: dict[str, type[Any]] = {}
 """Subclasses of ``RecurrentPolicy`` by ``policy.kind``."""
 losses: dict[str, Callable[..., Any]] = {}
 """By ``learner.loss``."""
+cores: dict[str, type[Any]] = {}
+"""Subclasses of ``Core`` by ``policy.core``."""
 
 
 def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:

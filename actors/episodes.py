@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -41,6 +43,14 @@ class EpisodeCounter:
         if is_first.any():
             returns[is_first] = 0.0
             lengths[is_first] = 0
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Sums of the episodes in progress; finished ones are not part of it."""
+        return {"return": self._return.copy(), "length": self._length.copy()}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from ``get_state``."""
+        self._return[:], self._length[:] = state["return"], state["length"]
 
     def drain(self) -> dict[str, list[float] | list[int]]:
         """Returns and lengths of the episodes finished since the last call."""

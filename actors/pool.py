@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _RESTART_INDEX_BITS = 16
 MOST_REPORTED = 100
 """Replacements kept until they are reported."""
+MOST_REFUSED = 3
+"""Deliveries of one actor in a row that are refused before it is replaced: what it holds may be damaged for good."""
 FIRST_BACKOFF_SECONDS = 0.5
 LAST_BACKOFF_SECONDS = 30.0
 
@@ -53,6 +55,13 @@ def backoff_seconds(failures: int) -> float:
     return min(FIRST_BACKOFF_SECONDS * 2.0 ** max(failures - 1, 0), LAST_BACKOFF_SECONDS)
 
 
+class RefusedDeliveries(RuntimeError):
+    """An actor delivered again and again what the learner refuses."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{MOST_REFUSED} deliveries in a row were refused; the last one: {why}")
+
+
 class TrajectorySink(Protocol):
     """The learner's side of a pool: admits unrolls and takes finished ones."""
 
@@ -62,8 +71,8 @@ class TrajectorySink(Protocol):
         Its unroll is in flight then, until ``deliver`` or ``abandon``.
         """
 
-    def deliver(self, actor: int, payload: np.ndarray) -> None:
-        """Hand over a finished unroll's bytes."""
+    def deliver(self, actor: int, payload: np.ndarray) -> str | None:
+        """Hand over a finished unroll's bytes; why it is refused, None where it is taken."""
 
     def abandon(self, actor: int) -> None:
         """An admitted unroll of this actor will never be delivered."""
@@ -91,6 +100,8 @@ class InlinePool:
         # Replacements in this process count on from those of the process.
         self._restart_indices = dict.fromkeys(actors, restart_index << _RESTART_INDEX_BITS)
         self._failures: Counter[int] = Counter()
+        self._refused: Counter[int] = Counter()
+        """Refused deliveries in a row, by actor."""
         self._workers = {actor: setup.make_worker(actor, self._restart_indices[actor]) for actor in actors}
         self._lost: dict[int, float] = {}
         """The monotonic time of its failure, for every worker whose replacement could not be made yet."""
@@ -133,20 +144,47 @@ class InlinePool:
                 payload = self._workers[actor].rollout(weights)
             except Exception as error:  # noqa: BLE001  (environments raise anything)
                 self._sink.abandon(actor)
-                self._count_failure(actor, f"the worker of actor {actor} is replaced", error)
-                self._replace(actor)
+                self._fail(actor, "error", error)
             else:
-                self._failures[actor] = 0
-                self._sink.deliver(actor, payload)
+                self._deliver(actor, payload)
 
-    def _count_failure(self, actor: int, what: str, error: Exception) -> None:
+    def get_state(self) -> dict[str, Any]:
+        """The workers' states by actor, as plain data; between two calls of ``pump``."""
+        return {str(actor): worker.get_state() for actor, worker in self._workers.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+        """Go on from ``get_state`` of an equal pool, before the first call of ``pump``.
+
+        Return the slots that begin an episode instead, as (actor, slot), each with the reason.
+        """
+        return {
+            (actor, slot): why
+            for actor, worker in self._workers.items()
+            for slot, why in worker.set_state(state.get(str(actor))).items()
+        }
+
+    def _deliver(self, actor: int, payload: np.ndarray) -> None:
+        why = self._sink.deliver(actor, payload)
+        if why is None:
+            self._failures[actor] = self._refused[actor] = 0
+            return
+        self._refused[actor] += 1
+        if self._refused[actor] >= MOST_REFUSED:
+            self._refused[actor] = 0
+            self._fail(actor, "refused", RefusedDeliveries(why))
+
+    def _fail(self, actor: int, reason: str, error: Exception) -> None:
+        self._count_failure(actor, reason, f"the worker of actor {actor} is replaced", error)
+        self._replace(actor)
+
+    def _count_failure(self, actor: int, reason: str, what: str, error: Exception) -> None:
         self._failures[actor] += 1
         if self._failures[actor] >= self._max_failures:
             raise error
         message = f"{what}: {type(error).__name__}: {error}"
-        self.replaced.append(("error", message))
+        self.replaced.append((reason, message))
         log.warning("%s", message)
-        self.restarts["error"] += 1
+        self.restarts[reason] += 1
 
     def _replace(self, actor: int) -> None:
         self._lost[actor] = time.monotonic()
@@ -161,7 +199,9 @@ class InlinePool:
         try:
             worker = self._setup.make_worker(actor, self._restart_indices[actor])
         except Exception as error:  # noqa: BLE001  (environments raise anything)
-            self._count_failure(actor, f"a replacement of actor {actor} could not be made, another follows", error)
+            self._count_failure(
+                actor, "error", f"a replacement of actor {actor} could not be made, another follows", error
+            )
             self._back_at[actor] = time.monotonic() + backoff_seconds(self._failures[actor])
             return
         self._back_at.pop(actor, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from shoal.actors.config import ActorConfig
-from shoal.actors.pool import ActorState, Recoveries, TrajectorySink
+from shoal.actors.pool import MOST_REFUSED, ActorState, Recoveries, RefusedDeliveries, TrajectorySink
 from shoal.actors.ray_actor import RolloutActor
 from shoal.actors.supervisor import ActorSlot, Supervisor
 from shoal.actors.worker_setup import WorkerSetup
@@ -49,6 +49,8 @@ class RayPool:
         first_restart_index: int = 0,
     ) -> None:
         self._sink = sink
+        self._refused: Counter[int] = Counter()
+        """Refused deliveries in a row, by actor."""
         remote = ray.remote(**ACTOR_OPTIONS, **options)(RolloutActor)
         self._supervisor = Supervisor(
             actors,
@@ -114,9 +116,22 @@ class RayPool:
             ready, _ = ray.wait(list(under_way), num_returns=len(under_way), timeout=0)
         for ref in ready:
             slot = under_way[ref]
+            failures = slot.failures
             if (payload := supervisor.collect(slot)) is not None:
-                self._sink.deliver(slot.actor, payload)
+                self._deliver(slot, payload, failures)
         supervisor.fail_overdue()
+
+    def _deliver(self, slot: ActorSlot, payload: Any, failures: int) -> None:
+        """``failures``: of the actor slot in a row before this answer; one that is refused does not end the row."""
+        why = self._sink.deliver(slot.actor, payload)
+        if why is None:
+            self._refused[slot.actor] = 0
+            return
+        slot.failures = failures
+        self._refused[slot.actor] += 1
+        if self._refused[slot.actor] >= MOST_REFUSED:
+            self._refused[slot.actor] = 0
+            self._supervisor.fail(slot, "refused", RefusedDeliveries(why))
 
     def close(self) -> None:
         """Kill all actors; unrolls under way are dropped unseen."""

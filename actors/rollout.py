@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,16 @@ from shoal.envs.boundary import (
     OptionsEnvironment,
     ReportingEnvironment,
     SlotGroup,
+    StatefulEnvironment,
     StepRows,
     VectorEnvironment,
 )
+from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.reports import Reports
 from shoal.policy.actions import legal
-from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
-from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
+from shoal.policy.resets import State
+from shoal.policy.trajectory import FAST_STATE, TrajectoryHeader, TrajectorySpec, allocate, count_valid, to_bytes
 from shoal.policy.weights import Weights, WeightsError, load_weights
 
 
@@ -54,7 +57,7 @@ class RolloutWorker:
         burn_in: int = 0,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
-        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.lstm.hidden_size)
+        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.core.state_shapes)
         self._identity = (run_id, actor, restart_index)
         self._sequence = 0
         self._pack_seconds = 0.0
@@ -211,7 +214,7 @@ class RolloutWorker:
     def _begin(self) -> None:
         columns, burn_in = self._columns, self.spec.burn_in
         if burn_in:
-            _write_state(columns, "burn_in", self._burn_in_state)
+            self._write_state("burn_in", self._burn_in_state)
         if self._sequence:
             if burn_in:
                 # Rows T - C .. T - 1 of the last unroll come right before its row T.
@@ -221,9 +224,13 @@ class RolloutWorker:
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
             if self._masks is not None:
                 columns["action_mask"][:, 0] = columns["action_mask"][:, -1]
-        _write_state(columns, "initial", self._state())
+        self._write_state("initial", self._state())
 
-    def _state(self) -> LSTMState:
+    def _write_state(self, when: str, state: State) -> None:
+        for (name, _), part in zip(self.spec.state_shapes, state, strict=True):
+            self._columns[f"{when}_{name}"][:] = part.transpose(0, 1)  # [L, B, ...] to a row per slot
+
+    def _state(self) -> State:
         return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)
 
     def _ship(self, seconds: dict[str, float]) -> np.ndarray:
@@ -261,6 +268,88 @@ class RolloutWorker:
             return 0
         return int(to_box.count_ignored(self._columns["obs"][:, 1:]))
 
+    def get_state(self) -> dict[str, Any]:
+        """All that decides later unrolls, as plain data (``envs.plain_state``); between two unrolls.
+
+        Memory and the rows of the next burn-in are in it, weights are not.
+        """
+        rows = self._last_rows()
+        state: dict[str, Any] = {
+            "sequence": self._sequence,
+            "random": self._generator.get_state().numpy(),
+            "memory": self._named(self._state()),
+            "rows": {name: row.copy() for name, row in rows.items()},
+            "episodes": self._episodes.get_state(),
+            "env": self.envs.get_state() if isinstance(self.envs, StatefulEnvironment) else None,
+        }
+        if self.spec.burn_in:
+            state["burn_in"] = self._named(self._burn_in_state)
+        return state
+
+    def _named(self, state: State) -> dict[str, np.ndarray]:
+        """Copies of the state's tensors by name."""
+        names = (name for name, _ in self.spec.state_shapes)
+        return {name: _array(part).copy() for name, part in zip(names, state, strict=True)}
+
+    def set_state(self, state: Any) -> dict[int, str]:
+        """Go on from ``get_state`` of an equal worker; this one has made no unroll yet.
+
+        Return the slots that begin an episode instead, each with the reason: their environments could not go on.
+        """
+        slots = range(self.envs.num_envs)
+        if isinstance(state, dict) and type(sequence := state.get("sequence")) is int and sequence >= 0:
+            # In any case: the rows of the first unroll are row T of the last, and a number is used once.
+            self._sequence = sequence
+        else:
+            return dict.fromkeys(slots, "its worker's state is missing")
+        first = self._columns["obs"][:, 0].copy()
+        rows = self._last_rows()
+        # Until it is known that they go on, all begin an episode.
+        for name, row in rows.items():
+            row[:] = first if name == "obs" else 1 if name != "burn_in_obs" else 0
+        if self._masks is not None:
+            rows["action_mask"][:] = self._masks
+        try:
+            memory = read_arrays(state.get("memory"), self._named(self._state()))
+            burn_in = read_arrays(state.get("burn_in"), memory) if self.spec.burn_in else memory
+            saved = read_arrays(state.get("rows"), rows)
+            episodes = read_arrays(state.get("episodes"), self._episodes.get_state())
+            random = read_arrays(state, {"random": self._generator.get_state().numpy()})["random"]
+            if any(saved[name].max(initial=0) > 1 for name in rows if name not in ("obs", "burn_in_obs")):
+                raise DoesNotFit("a flag is neither 0 nor 1")
+            self._generator.set_state(torch.from_numpy(random.copy()))
+        except (DoesNotFit, RuntimeError) as error:  # torch refuses a damaged stream so
+            return dict.fromkeys(slots, str(error))
+        failed = dict.fromkeys(slots, f"{self.envs.spec.env_id} does not say its state")
+        if isinstance(self.envs, StatefulEnvironment):
+            failed = self.envs.set_state(state.get("env"), first)
+        going_on = np.array([slot not in failed for slot in slots])
+        rows["obs"][~going_on] = first[~going_on]
+        for name, row in rows.items():
+            row[going_on] = saved[name][going_on]
+        if self._masks is not None:
+            rows["action_mask"][~going_on] = self._masks[~going_on]
+        for sums in episodes.values():
+            sums[~going_on] = 0
+        self._episodes.set_state(episodes)
+        # The first row of those that begin an episode resets their memory.
+        for group in self._groups:
+            kept = tuple(torch.from_numpy(part[:, group.slots].copy()) for part in memory.values())
+            self.policy.memory.write(group.training_env_ids, kept)
+        self._burn_in_state = tuple(torch.from_numpy(part.copy()) for part in burn_in.values())
+        return failed
+
+    def _last_rows(self) -> dict[str, np.ndarray]:
+        """The rows that the next unroll begins with, as views: row 0, and before it those of its burn-in."""
+        row = self.spec.unroll_length if self._sequence else 0
+        columns, burn_in = self._columns, self.spec.burn_in
+        names = ("obs", "is_first", "action_mask")
+        rows: dict[str, np.ndarray] = {name: columns[name][:, row] for name in names if name in columns}
+        if burn_in and self._sequence:
+            before = slice(row - burn_in, row)
+            rows |= {f"burn_in_{name}": columns[name][:, before] for name in ("obs", "is_first")}
+        return rows
+
     def close(self) -> None:
         """Close the environments."""
         if not self._closed:
@@ -288,13 +377,17 @@ class _Group(NamedTuple):
     rows: list[StepRows]
 
 
-def _write_state(columns: dict[str, np.ndarray], name: str, state: LSTMState) -> None:
-    for part, tensor in zip("hc", state, strict=True):
-        columns[f"{name}_{part}"][:] = tensor.transpose(0, 1)  # [L, B, H] to a row per slot
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
 
 
-def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden: int = 128) -> TrajectorySpec:
-    """The contract that trajectories of this environment follow."""
+def trajectory_spec(
+    spec: EnvSpec,
+    unroll_length: int,
+    burn_in: int = 0,
+    state_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(dict(FAST_STATE)),
+) -> TrajectorySpec:
+    """The contract that trajectories of this environment, and of a core with this state, follow."""
     return TrajectorySpec(
         unroll_length,
         spec.obs_shape,
@@ -302,7 +395,7 @@ def trajectory_spec(spec: EnvSpec, unroll_length: int, burn_in: int = 0, hidden:
         spec.action_shape,
         spec.action_dtype.name,
         num_actions=tuple(map(len, spec.actions.names)) if isinstance(spec.actions, DiscreteActions) else (),
-        hidden=hidden,
+        state_shapes=tuple((name, tuple(shape)) for name, shape in state_shapes.items()),
         same_step=spec.same_step,
         burn_in=burn_in,
         num_mask=spec.num_mask,

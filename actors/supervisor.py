@@ -32,6 +32,9 @@ BUILD_TIMEOUT_SECONDS = 600.0
 call."""
 LOOK_SECONDS = 1.0
 """Interval at which draining nodes and waiting actors are looked up."""
+FETCH_SECONDS = 1.0
+"""How long an answer that is here may take to be read. One that was lost again is fetched from its node, which may
+hang: the others do not wait for that."""
 REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
 """How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
 BLAMELESS = frozenset({"preempted", "node_died"})
@@ -183,13 +186,15 @@ class Supervisor:
     def collect(self, slot: ActorSlot) -> Any | None:
         """The answer of a finished call; None where the actor just started, or failed and will be replaced.
 
+        Also None where the answer cannot be read in ``FETCH_SECONDS``: the call stays under way, until its deadline.
+
         Raises:
             TooManyFailures: this was one failure too many.
         """
         try:
-            answer = ray.get(slot.call, timeout=self._call_timeout)
-        except GetTimeoutError as error:
-            self.fail(slot, "timeout", error)
+            answer = ray.get(slot.call, timeout=FETCH_SECONDS)
+        except GetTimeoutError:
+            log.info("the answer of %s was here and is no longer; it is fetched again", self._name(slot))
         except RayTaskError as error:
             # What the actor raised, without the frames of Ray around it.
             full = isinstance(error.cause, ObjectStoreFullError | OutOfDiskError)
@@ -216,9 +221,14 @@ class Supervisor:
 
     def answer(self, slot: ActorSlot) -> Any | None:
         """Wait for this actor slot's answer, at most until its deadline; None as ``collect``."""
-        ready, _ = ray.wait([slot.call], timeout=max(0.0, slot.deadline - time.monotonic()))
-        if ready:
-            return self.collect(slot)
+        left = math.inf
+        while left > 0:
+            left = max(0.0, slot.deadline - time.monotonic())
+            if not ray.wait([slot.call], timeout=left)[0]:
+                break
+            answer = self.collect(slot)
+            if slot.call is None:
+                return answer
         # Only this slot: another may have answered long ago and not been collected yet.
         self._fail_late(slot)
         return None

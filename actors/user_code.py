@@ -15,6 +15,7 @@ from typing import Any
 import cloudpickle  # noqa: TID251  (the user's own code, on its way to processes that this one starts)
 from shoal import given
 from shoal.envs.entry_points import is_environment_class
+from shoal.policy.core import Core
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 
@@ -27,6 +28,11 @@ def give_environment(make: Callable[..., Any]) -> str:
 def give_policy(cls: type[RecurrentPolicy]) -> str:
     """The ``policy.kind`` of a class; it is known by it from now on."""
     return _give(cls, given.policies, by_name=True)
+
+
+def give_core(cls: type[Core]) -> str:
+    """The ``policy.core`` of a class; it is known by it from now on."""
+    return _give(cls, given.cores, by_name=True)
 
 
 def give_loss(loss: Callable[..., Any]) -> str:
@@ -72,17 +78,21 @@ class UserCode:
 
     environments: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     policies: Mapping[str, type[RecurrentPolicy]] = dataclasses.field(default_factory=dict)
+    cores: Mapping[str, type[Core]] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(env_id: str, policy_kind: str, loss: str = "") -> UserCode:
+    def of(env_id: str, policy_kind: str, core: str = "", loss: str = "") -> UserCode:
         """What these names stand for in this process, as far as it was given."""
         return UserCode(
-            _chosen(given.environments, env_id), _chosen(given.policies, policy_kind), _chosen(given.losses, loss)
+            _chosen(given.environments, env_id),
+            _chosen(given.policies, policy_kind),
+            _chosen(given.cores, core),
+            _chosen(given.losses, loss),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = self.environments, self.policies, self.losses
+        parts = self.environments, self.policies, self.cores, self.losses
         return (_arrive, (cloudpickle.dumps(parts),)) if any(parts) else (UserCode, ())
 
 
@@ -91,8 +101,9 @@ def _chosen(names: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _arrive(data: bytes) -> UserCode:
-    environments, policies, losses = cloudpickle.loads(data)
+    environments, policies, cores, losses = cloudpickle.loads(data)
     given.environments.update(environments)
     given.policies.update(policies)
+    given.cores.update(cores)
     given.losses.update(losses)
-    return UserCode(environments, policies, losses)
+    return UserCode(environments, policies, cores, losses)

@@ -23,6 +23,7 @@ from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_vector_env
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.config import Initialization
+from shoal.policy.graph import LSTM
 from shoal.policy.make import make_policy
 from shoal.policy.observation import (
     DictObservation,
@@ -96,6 +97,8 @@ class WorkerSetup:
     policy_kind: str = "fast"
     policy_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of a policy class of the user's (``policy.kwargs``)."""
+    core: str = LSTM
+    core_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     components: dict[str, dict[str, Any] | None] = dataclasses.field(default_factory=dict)
     """Differences from the default graph (``policy.graph.components_to_json``)."""
     embedding_rows: int = 100
@@ -109,7 +112,7 @@ class WorkerSetup:
     burn_in: int = 0
     num_threads: int = 1
     user_code: UserCode = dataclasses.field(default_factory=UserCode)
-    """What ``env_id`` and ``policy_kind`` name, where no import finds it."""
+    """What ``env_id``, ``policy_kind`` and ``core`` name, where no import finds it."""
     code: Code | None = None
     """The learner's code; a process that runs other code raises."""
 
@@ -122,6 +125,8 @@ class WorkerSetup:
             self.embedding_rows,
             components=self.components,
             kwargs=self.policy_kwargs,
+            core=self.core,
+            core_kwargs=self.core_kwargs,
             action_rows=self.action_rows,
             initialization=initialization,
             trained_observation=self.trained_observation,

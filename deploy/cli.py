@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cut episodes that have not ended after N steps, and say how many (default 10,000)",
     )
     evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
-    evaluate.add_argument("--zero-memory", action="store_true", help="zero the LSTM state before every step")
+    evaluate.add_argument("--zero-memory", action="store_true", help="zero the memory's state before every step")
     evaluate.add_argument(
         "--memory-horizon",
         type=int,
@@ -247,12 +247,13 @@ def _train(options: argparse.Namespace) -> int:
             handler.setFormatter(JsonFormatter())
     from shoal.deploy.training.run import run
 
+    place = run_dir.absolute()  # wherever the environment may be when it fails
     try:
         outcome = run(config, run_dir)
     except CannotStart as error:
         return _refuse(str(error).splitlines())
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
-        return _fail("the run failed", error, run_dir)
+        return _fail("the run failed", error, place)
     return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
 
 

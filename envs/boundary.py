@@ -6,7 +6,7 @@ buffers, so that stepping allocates nothing and the learner later trains on the 
 Rows, for B slots (one slot = one agent in one environment = one ``training_env_id``):
 
 - ``obs[b]`` is the network's next input.
-- ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the LSTM state must be zeroed before
+- ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the memory's state must be zeroed before
   it is consumed.
 - ``reward[b], terminated[b], truncated[b]`` are the results of the action.
 
@@ -281,6 +281,21 @@ class GroupedEnvironment(VectorEnvironment, Protocol):
     groups: Sequence[SlotGroup]
     """Groups covering all slots, in order. Every ``reset`` creates new ones and requires that no step is in progress.
     Empty before the first ``reset``, and if the environment is stepped in the caller's own thread."""
+
+
+@runtime_checkable
+class StatefulEnvironment(VectorEnvironment, Protocol):
+    """An environment that says its state, so that an interrupted run goes on with the same rows."""
+
+    def get_state(self) -> dict[str, Any]:
+        """All that decides later rows, as plain data (``envs.plain_state``); not while a step is in progress."""
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from what ``get_state`` of an equal environment returned; this one was just reset.
+
+        Return the slots that could not, each with the reason: these begin an episode, and their first observations are
+        in ``obs`` [B, *obs_shape], into which ``reset`` wrote.
+        """
 
 
 @runtime_checkable

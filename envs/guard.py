@@ -13,7 +13,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
+from shoal.envs.env_state import get_state, set_state
 from shoal.envs.masks import choices
+from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_generator, to_plain
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
@@ -112,6 +114,41 @@ class Replaceable:
             return False
         self._healthy_steps += 1
         return True
+
+    def get_state(self) -> dict[str, Any]:
+        """Its state as plain data; where the environment's cannot be told, ``env`` is None and ``why`` says so."""
+        counts = (self._seed, self._steps, self._healthy_steps, self._faults_in_a_row)
+        state: dict[str, Any] = {"random": to_plain(self._rng), "counts": list(counts)}
+        try:
+            return {**state, "env": get_state(self.env), "why": ""}
+        except NotPlain as error:
+            return {**state, "env": None, "why": str(error)}
+
+    def set_state(self, state: Any) -> None:
+        """Go on from ``get_state``; this one was just reset.
+
+        Raises:
+            DoesNotFit: the environment's state was not told, or it is damaged; ``restart`` is to follow.
+        """
+        if not isinstance(state, dict):
+            raise DoesNotFit("its state is missing")
+        generator, counts = read_generator(state.get("random")), state.get("counts")
+        if not isinstance(counts, list) or [type(count) for count in counts] != [int] * 4:
+            raise DoesNotFit("its counts are damaged")
+        # First of all, so that a restart has a seed that none had before.
+        self._rng = generator
+        self._seed, self._steps, self._healthy_steps, self._faults_in_a_row = counts
+        if state.get("env") is None:
+            raise DoesNotFit(str(state.get("why")))
+        set_state(self.env, state["env"])
+
+    def restart(self) -> None:
+        """Begin an episode in a new environment, with a seed of its own.
+
+        Raises:
+            EnvironmentFault: too many faults in a row.
+        """
+        self._replace()
 
     def take_messages(self) -> tuple[str, ...]:
         """Return the messages of faults since the last call."""
@@ -250,6 +287,34 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         if not self._inner.step(action, self._read_step):
             return self._first, 0.0, False, False, self._restarted()
         return self._next, *self._outcome, self._info()
+
+    def get_state(self) -> dict[str, Any]:
+        """Its state as plain data (``Replaceable.get_state``)."""
+        return {**self._inner.get_state(), "mask": self._mask.copy()}
+
+    def set_state(self, state: Any, resets: bool) -> tuple[np.ndarray, np.ndarray, str]:
+        """Go on from ``get_state``; with ``resets`` the next step begins an episode whatever the action, as
+        gymnasium's NEXT_STEP does after an end.
+
+        Return the first observation of a new environment, its mask of legal actions, and why there had to be one; where
+        it went on, the mask is that of then and the reason is empty.
+        """
+        try:
+            mask = read_arrays(state, {"mask": self._mask})["mask"]
+            self._inner.set_state(state)
+        except DoesNotFit as error:
+            self._inner.restart()
+            return self._first, self._mask, str(error)
+        self._mask[:] = mask != 0
+        if resets:
+            # On this object alone and once: no later step looks whether it has to reset.
+            vars(self)["step"] = self._reset_instead
+        return self._first, self._mask, ""
+
+    def _reset_instead(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        del vars(self)["step"]
+        obs, info = self.reset()
+        return obs, 0.0, False, False, info
 
     def close(self) -> None:
         """Close the environment."""

@@ -25,6 +25,7 @@ from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec
 from shoal.envs.guard import MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
+from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
@@ -174,6 +175,41 @@ class GymEnvironment(_GuardedRows):
         for group in self.groups:
             group.check_idle("set_options")
         self._vector.set_attr("episode_options", options)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``."""
+        assert self._vector is not None
+        with self._surroundings:
+            slots = list(self._vector.call("get_state"))
+        parts = self.groups or (self,)
+        return {"slots": slots, "ended": np.concatenate([part._ended for part in parts]), "steps": parts[0]._steps}
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: slot by slot."""
+        try:
+            ended = read_arrays(state, {"ended": np.zeros(self.num_envs, dtype=bool)})["ended"]
+            slots, steps = state.get("slots"), state.get("steps")
+            if not isinstance(slots, list) or len(slots) != self.num_envs or type(steps) is not int:
+                raise DoesNotFit(f"expected the states of {self.num_envs} slots")
+        except DoesNotFit as error:
+            return dict.fromkeys(range(self.num_envs), str(error))
+        resets = ended & (self._mode is AutoresetMode.NEXT_STEP)
+        with self._surroundings:
+            if isinstance(self._vector, ProcessVectorEnv):
+                answers = self._vector.set_states(slots, resets.tolist())
+            else:
+                assert isinstance(self._vector, SyncVectorEnv)
+                guards = cast(list[Guard], self._vector.envs)
+                answers = list(map(Guard.set_state, guards, slots, resets.tolist()))
+        failed = {}
+        for slot, (first, mask, why) in enumerate(answers):
+            self.action_mask[slot] = mask
+            if why:
+                obs[slot], failed[slot], ended[slot] = first, why, False
+        for part in self.groups or (self,):
+            begin = part._first_slot
+            part._ended[:], part._steps = ended[begin : begin + part.num_envs], steps
+        return failed
 
     def first_environment(self) -> Any:
         """The current environment of slot 0, if it lives in this process."""

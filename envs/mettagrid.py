@@ -14,6 +14,7 @@ import numpy as np
 from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, TokenSpace
 from shoal.envs.config import EnvironmentNotFound
 from shoal.envs.missions import AGENT, Map, Mission, check_slots
+from shoal.envs.plain_state import DoesNotFit, read_arrays, read_generator, to_plain
 
 
 def _import_mettagrid(env_id: str) -> None:
@@ -165,6 +166,11 @@ class MettaGridEnvironment:
         self._vibe_action = np.zeros(num_envs, dtype=np.int32)
         self._advance: list[Callable[[], None]] = []
         self._step = 0
+        # The simulation does not say its state. It follows from its map, its seed and these.
+        self._played = np.zeros((mission.max_steps, num_envs), dtype=np.int32)
+        """The actions of the last steps; those of step s, from 1, are in row s % max_steps."""
+        self._beginnings: list[tuple[int, int, Any]] = [(0, 0, None)] * len(self._rngs)
+        """Of each simulation's episode: the step in which it began, its limit, the stream that it was drawn from."""
 
     def reset(self, obs: np.ndarray) -> None:
         """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape]."""
@@ -184,6 +190,7 @@ class MettaGridEnvironment:
         self._action[:] = action
         self._is_first.fill(False)
         self._step += 1
+        self._played[self._step % len(self._played)] = self._action
         try:
             for advance in self._advance:
                 advance()
@@ -206,6 +213,78 @@ class MettaGridEnvironment:
             for index in np.flatnonzero(ended).tolist():
                 self._advance[index] = functools.partial(self._begin, index, self._mission.max_steps)
 
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``: what episodes were drawn from, and their actions."""
+        agents, found = self._mission.num_agents, []
+        for index, (begun, limit, stream) in enumerate(self._beginnings):
+            slots = slice(index * agents, (index + 1) * agents)
+            ended = bool(self._terminated[slots.start] | self._truncated[slots.start])
+            steps = np.arange(self._step if ended else begun, self._step) + 1
+            found.append(
+                {
+                    "random": to_plain(self._rngs[index] if ended else _generator(stream)),
+                    "limit": limit,
+                    "ended": ended,
+                    "actions": self._played[steps % len(self._played), slots],
+                    "obs": self._obs[slots].copy(),
+                }
+            )
+        return {"simulations": found}
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: the episodes are played again so far."""
+        agents, failed = self._mission.num_agents, dict[int, str]()
+        saved = state.get("simulations") if isinstance(state, dict) else None
+        # As if all had gone on since their episodes began, none of which is longer than this.
+        self._step = len(self._played)
+        for index, fresh in enumerate(list(self._rngs)):
+            slots = slice(index * agents, (index + 1) * agents)
+            try:
+                if not isinstance(saved, list) or len(saved) != len(self._rngs):
+                    raise DoesNotFit("it is the state of other simulations")
+                self._replay(index, slots, saved[index])
+            except DoesNotFit as error:
+                self._rngs[index] = fresh
+                self._begin(index, self._mission.max_steps)
+                obs[slots] = self._obs[slots]
+                failed |= dict.fromkeys(range(slots.start, slots.stop), str(error))
+        return failed
+
+    def _replay(self, index: int, slots: slice, state: Any) -> None:
+        """Play a simulation's episode again, up to the step in which its state was taken.
+
+        Raises:
+            DoesNotFit: it is no such state, or the episode was another one.
+        """
+        longest, now = self._mission.max_steps, self._step
+        generator = read_generator(state.get("random") if isinstance(state, dict) else None)
+        limit, actions = state.get("limit"), state.get("actions")
+        seen = read_arrays(state, {"obs": self._obs[slots]})["obs"]
+        if type(limit) is not int or not 1 <= limit <= longest or not isinstance(state.get("ended"), bool):
+            raise DoesNotFit(f"the limit of an episode is {limit!r}, must be 1 to {longest}")
+        shaped = isinstance(actions, np.ndarray) and actions.ndim == 2 and len(actions) <= limit
+        read_arrays({"actions": actions}, {"actions": self._played[: len(actions) if shaped else 0, slots]})
+        if actions.size and (actions.min() < 0 or actions.max() >= self._num_actions):
+            raise DoesNotFit("an action is out of range")
+        self._rngs[index] = generator
+        if state["ended"]:
+            self._terminated[slots] = True
+            self._advance[index] = functools.partial(self._begin, index, longest)
+            return
+        self._step = now - len(actions)
+        self._begin(index, limit)
+        for action in actions:
+            self._step += 1
+            self._played[self._step % longest, slots] = self._action[slots] = action
+            self._is_first[slots] = False
+            try:
+                self._advance[index]()
+            except Exception as error:
+                self._step = now
+                raise DoesNotFit(f"playing it again raised {type(error).__name__}: {error}") from error
+        if self._terminated[slots.start] or self._truncated[slots.start] or not np.array_equal(self._obs[slots], seen):
+            raise DoesNotFit("its episode, played again, came to other observations: was another version of it saved?")
+
     def close(self) -> None:
         """Release the simulations."""
         self._advance.clear()
@@ -213,6 +292,7 @@ class MettaGridEnvironment:
     def _begin(self, index: int, limit: int) -> None:
         """Put a new simulation in place of the one that ended, and write its first observations."""
         rng = self._rngs[index]
+        self._beginnings[index] = (self._step, limit, rng.bit_generator.state)
         grid = self._mission.make_map(rng)
         simulation = self._make_simulation(grid, limit, int(rng.integers(2**31)))
         agents = self._mission.num_agents
@@ -247,3 +327,9 @@ class MettaGridEnvironment:
             return [longest] * count
         phase = 1.0 - self._rngs[0].random()
         return [max(1, round(longest * (index + phase) / count)) for index in range(count)]
+
+
+def _generator(state: Any) -> np.random.Generator:
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = state
+    return generator

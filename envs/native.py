@@ -15,9 +15,11 @@ from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, declared_mode
 from shoal.envs.boundary import EnvironmentFault
 from shoal.envs.config import AdapterOptions
+from shoal.envs.env_state import get_state, set_state
 from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
 from shoal.envs.masks import KEY
+from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
@@ -88,6 +90,34 @@ class NativeEnvironment(AutoresetRows):
             self._fail("cannot take options: it resets its slots itself and has no method set_options(options)")
         with self._surroundings:
             take(options)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``: that of all slots or none."""
+        state: dict[str, Any] = {"ended": self._ended.copy(), "mask": self.action_mask.copy(), "steps": self._steps}
+        with self._surroundings:
+            try:
+                return {**state, "env": get_state(self._vector), "why": ""}
+            except NotPlain as error:
+                return {**state, "env": None, "why": str(error)}
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: in all slots or none.
+
+        Raises:
+            EnvironmentFault: the environment refused its own state, and cannot be reset after that.
+        """
+        try:
+            arrays = read_arrays(state, {"ended": self._ended, "mask": self.action_mask})
+            steps = state.get("steps")
+            if state.get("env") is None or type(steps) is not int:
+                raise DoesNotFit(str(state.get("why")))
+            with self._surroundings:
+                set_state(self._vector, state["env"])
+        except DoesNotFit as error:
+            self.reset(obs)
+            return dict.fromkeys(range(self.num_envs), str(error))
+        self._ended[:], self.action_mask[:], self._steps = arrays["ended"], arrays["mask"] != 0, steps
+        return {}
 
     def close(self) -> None:
         """Close the environment."""

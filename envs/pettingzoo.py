@@ -24,6 +24,7 @@ from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import is_maker
 from shoal.envs.guard import Replaceable, first_answer, first_seed
 from shoal.envs.masks import MaskSource
+from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared, action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
@@ -141,6 +142,32 @@ class PettingZooEnvironment:
         for game in self._games:
             game.inner.options = options
 
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``."""
+        with self._surroundings:
+            games = [game.get_state() for game in self._games]
+        return {"games": games, "obs": self._rows.obs.copy(), "mask": self.action_mask.copy()}
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: game by game."""
+        try:
+            arrays = read_arrays(state, {"obs": self._rows.obs, "mask": self.action_mask})
+            games = state.get("games")
+            if not isinstance(games, list) or len(games) != len(self._games):
+                raise DoesNotFit(f"expected the states of {len(self._games)} games")
+        except DoesNotFit as error:
+            return dict.fromkeys(range(self.num_envs), str(error))
+        failed: dict[int, str] = {}
+        for game, saved in zip(self._games, games, strict=True):
+            slots = game.slots
+            with self._surroundings:
+                why = game.set_state(saved, arrays["obs"][slots], arrays["mask"][slots])
+            if why is not None:
+                obs[slots] = self._rows.obs[slots]
+                failed |= dict.fromkeys(range(slots.start, slots.stop), why)
+            self.faults += game.inner.take_messages()
+        return failed
+
     def first_environment(self) -> Any:
         """The first game."""
         return self._games[0].inner.env
@@ -169,7 +196,7 @@ class _Game:
         reports: Reports,
         reseed_episodes: bool,
     ) -> None:
-        self._agents, self._slots, self._write, self._reports = agents, slots, write, reports
+        self._agents, self.slots, self._write, self._reports = agents, slots, write, reports
         self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
         self._masks, self._action_mask = masks, action_mask[slots]
         self._flat = self._obs.reshape(len(agents), -1)
@@ -185,6 +212,22 @@ class _Game:
             reseed_episodes=reseed_episodes,
         )
 
+    def get_state(self) -> dict[str, Any]:
+        """Its state as plain data (``Replaceable.get_state``)."""
+        return {**self.inner.get_state(), "playing": self._playing.copy(), "finished": self._finished.copy()}
+
+    def set_state(self, state: Any, obs: np.ndarray, mask: np.ndarray) -> str | None:
+        """Go on from ``get_state``, with these rows; else begin a new game and return why."""
+        try:
+            arrays = read_arrays(state, {"playing": self._playing, "finished": self._finished})
+            self.inner.set_state(state)
+        except DoesNotFit as error:
+            self.inner.restart()
+            return str(error)
+        self._playing[:], self._finished[:] = arrays["playing"], arrays["finished"]
+        self._obs[:], self._action_mask[:] = obs, mask != 0
+        return None
+
     def begin(self) -> None:
         """Reset the game: a reset transition (masked) for all of its agents."""
         self.inner.reset()
@@ -194,7 +237,7 @@ class _Game:
         if not self._playing.any():
             self.begin()
             return
-        mine = actions[self._slots]
+        mine = actions[self.slots]
         chosen = {agent: mine[index] for index, agent in enumerate(self._agents) if self._playing[index]}
         self.inner.step(chosen, self._read_step)
 
@@ -222,7 +265,7 @@ class _Game:
                 if self._terminated[index] or self._truncated[index]:
                     self._playing[index], self._finished[index] = False, True
                     info = infos.get(agent) if isinstance(infos, Mapping) else None
-                    self._reports.end_episode(self._slots.start + index, info)
+                    self._reports.end_episode(self.slots.start + index, info)
                 elif agent not in live:
                     raise Malformed("is gone from agents, but was neither terminated nor truncated")
 

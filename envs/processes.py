@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import gymnasium
@@ -173,6 +173,21 @@ class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
             return super().step_wait(timeout)
         except (EOFError, OSError) as error:
             raise self._name_the_dead(error) from error
+
+    def set_states(self, states: Sequence[Any], resets: Sequence[bool]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+        """``Guard.set_state`` of every slot, with its own state; not while a step is in progress.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            for pipe, *arguments in zip(self.parent_pipes, states, resets, strict=True):
+                pipe.send(("_call", ("set_state", tuple(arguments), {})))
+            results, successes = zip(*[pipe.recv() for pipe in self.parent_pipes], strict=True)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+        self._raise_if_errors(successes)
+        return list(results)
 
     @property
     def is_stepping(self) -> bool:

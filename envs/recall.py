@@ -7,8 +7,11 @@ return is 1 / num_cues, with memory it is 1. Made by ``envs.registry``; it never
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
+from shoal.envs.plain_state import DoesNotFit, read_arrays, read_generator, to_plain
 
 
 class RecallEnvironment:
@@ -76,6 +79,23 @@ class RecallEnvironment:
         rows.obs[:, self._num_cues] = self._until_go == 0
         if rows.is_first.any():
             self._begin(np.flatnonzero(rows.is_first), rows.obs)
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``."""
+        return {"cue": self._cue.copy(), "until_go": self._until_go.copy(), "random": to_plain(self._rng)}
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``."""
+        try:
+            arrays = read_arrays(state, {"cue": self._cue, "until_go": self._until_go})
+            cue, until_go = arrays["cue"], arrays["until_go"]
+            if cue.min() < 0 or cue.max() >= self._num_cues or until_go.min() < -1 or until_go.max() > self._delays[1]:
+                raise DoesNotFit("a cue or a delay is out of range")
+            generator = read_generator(state.get("random"))
+        except DoesNotFit as error:
+            return dict.fromkeys(range(self.num_envs), str(error))
+        self._cue[:], self._until_go[:], self._rng = cue, until_go, generator
+        return {}
 
     def close(self) -> None:
         """Nothing is held."""

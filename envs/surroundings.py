@@ -34,6 +34,7 @@ class _Settings(NamedTuple):
     warning_filters: list[Any]
     interrupt: Any
     terminate: Any
+    hang_up: Any
 
 
 _CHEAP = frozenset(("default_dtype", "gradients", "torch_threads"))
@@ -44,6 +45,7 @@ _WORDS = {
     "directory": "the working directory",
     "interrupt": "what SIGINT does",
     "terminate": "what SIGTERM does",
+    "hang_up": "what SIGHUP does",
 }
 """Settings whose change is worth a remark: libraries change the filters of warnings as a matter of course."""
 
@@ -163,6 +165,7 @@ def _settings(known: _Settings | None = None) -> _Settings:
         list(warnings.filters),
         signal.getsignal(signal.SIGINT),
         signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGHUP),
     )
 
 
@@ -183,6 +186,7 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
         for number, handler, present in (
             (signal.SIGINT, wanted.interrupt, now.interrupt),
             (signal.SIGTERM, wanted.terminate, now.terminate),
+            (signal.SIGHUP, wanted.hang_up, now.hang_up),
         ):
             # None is a handler that was not set by Python, which Python cannot set.
             if handler != present and handler is not None:

@@ -8,9 +8,11 @@ slot.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, TokenSpace
+from shoal.envs.plain_state import DoesNotFit, read_arrays, read_generator, to_plain
 
 PADDING = 0xFF
 POOL_ROWS = 1024
@@ -81,10 +83,8 @@ class SyntheticEnvironment:
         self._together = together
         self._step_seconds = step_seconds
         self._rng = np.random.default_rng(seed)
-        # Slot b reads row offset + b, so the rows behind the last offset need no wrapping around.
-        rows = POOL_ROWS + num_envs
-        self._obs = self._make_observations(rows, num_features, window, num_tokens, used_tokens)
-        self._reward = self._rng.normal(scale=0.1, size=rows).astype(np.float32)
+        self._sizes = (num_features, window, num_tokens, used_tokens)
+        self._make_pool()
         self._offset = 0
         self._until_end = np.zeros(num_envs, dtype=np.int64)
         """Steps until the episode is truncated; 0 once it has been."""
@@ -117,8 +117,42 @@ class SyntheticEnvironment:
         np.copyto(rows.reward, 0.0, where=first)
         self._write(rows.obs)
 
+    def get_state(self) -> dict[str, Any]:
+        """The state, as in ``envs.boundary.StatefulEnvironment``; the pool as the stream that it is made of."""
+        return {
+            "until_end": self._until_end.copy(),
+            "short_episode": self.short_episode.copy(),
+            "offset": self._offset,
+            "pool": self._before_pool,
+        }
+
+    def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
+        """Go on from a state, as in ``envs.boundary.StatefulEnvironment``."""
+        try:
+            arrays = read_arrays(state, {"until_end": self._until_end, "short_episode": self.short_episode})
+            until_end, offset = arrays["until_end"], state.get("offset")
+            if until_end.min() < 0 or until_end.max() > self._episode_length:
+                raise DoesNotFit("the length of an episode is out of range")
+            if type(offset) is not int or not 0 <= offset < POOL_ROWS:
+                raise DoesNotFit(f"offset {offset!r} must be a whole number below {POOL_ROWS}")
+            generator = read_generator(state.get("pool"))
+        except DoesNotFit as error:
+            return dict.fromkeys(range(self.num_envs), str(error))
+        self._rng, self._offset = generator, offset
+        self._make_pool()
+        self._until_end[:], self.short_episode[:] = until_end, arrays["short_episode"]
+        return {}
+
     def close(self) -> None:
         """Nothing is held."""
+
+    def _make_pool(self) -> None:
+        """Draw observations and rewards."""
+        self._before_pool = to_plain(self._rng)
+        # Slot b reads row offset + b, so the rows behind the last offset need no wrapping around.
+        rows = POOL_ROWS + self.num_envs
+        self._obs = self._make_observations(rows, *self._sizes)
+        self._reward = self._rng.normal(scale=0.1, size=rows).astype(np.float32)
 
     def _write(self, obs: np.ndarray) -> None:
         self._offset = (self._offset + POOL_STRIDE) % POOL_ROWS

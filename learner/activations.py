@@ -7,14 +7,14 @@ from __future__ import annotations
 import torch
 from shoal.learner.forward_pass import valid_transitions
 from shoal.policy import ComponentPolicy, FastPolicy, ImageObservation, RecurrentPolicy
-from shoal.policy.graph import VALUE
+from shoal.policy.graph import CORE, LSTM, VALUE
 from tensordict import TensorDict
 from torch import Tensor
 
 SAMPLE_ROWS = 512
 """Approximate number of rows in a sample: enough to see a unit that is active in one row of 100, at the cost of one
 rollout step."""
-_HIDDEN_KINDS = ("conv", "linear", "lstm")
+_HIDDEN_KINDS = ("conv", "linear", LSTM, CORE)
 
 
 class ActivationSampler:
@@ -44,7 +44,7 @@ class ActivationSampler:
         part = batch[chosen]
         shape = (len(chosen), steps)
         td = TensorDict({"obs": part["obs"][:, :steps], "is_first": part["is_first"][:, :steps]}, batch_size=shape)
-        for name in ("initial_h", "initial_c"):
+        for name in (f"initial_{state}" for state in self._policy.core.state_shapes):
             td[name] = part[name][:, None].expand(*shape, *part[name].shape[1:])
         outputs, acted_on = self._policy(td), valid_transitions(part).nonzero(as_tuple=True)
         return {name: outputs[name][acted_on] for name in self._layers}
@@ -58,6 +58,8 @@ def _by_components(policy: RecurrentPolicy) -> ComponentPolicy:
             policy.observation,
             policy.actions,
             policy.action_embeddings.num_embeddings,
+            core=policy.core_name,
+            core_kwargs=policy.core_kwargs,
             action_rows=policy.action_rows,
             trained_observation=None if isinstance(trained, ImageObservation) else trained,
             normalize_observations=policy.vector_normalizer is not None,

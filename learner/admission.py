@@ -8,10 +8,10 @@ learner makes actors wait.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from shoal.learner.mailbox import Place
 from shoal.learner.near_future import UnderWay, in_time
@@ -80,7 +80,9 @@ class Admission:
         self._quota = self._per_batch // num_actors if max_policy_lag == 0 else None
         self._admitted: Counter[int] = Counter()
         """Unrolls by actor since the last version."""
-        self._serials = itertools.count()
+        self._version = -1
+        """That version; -1 before the first."""
+        self._next_serial = 0
         self._under_way: dict[int, Unroll] = {}
         """By actor."""
         self._waiting: dict[int, float] = {}
@@ -128,7 +130,7 @@ class Admission:
             del self._waiting[actor]
             self._passed_over.pop(actor, None)
             self._admitted[actor] += 1
-            self._under_way[actor] = Unroll(next(self._serials), policy_version, now, trained_until)
+            self._under_way[actor] = Unroll(self._serial(), policy_version, now, trained_until)
             return actor
         return None
 
@@ -157,18 +159,19 @@ class Admission:
             latest = unroll.policy_version + self.max_policy_lag
             return Place((unroll.policy_version, unroll.serial), latest)
         # Behind those that began before now: they are still to be in time.
-        return Place((policy_version, next(self._serials)), None)
+        return Place((policy_version, self._serial()), None)
 
     def update_began(self) -> None:
         """A batch was taken for an update: an unroll that starts now is trained one version later."""
         self._update_began = self._clock()
 
-    def published(self) -> None:
-        """New weights are out; the update is over."""
+    def published(self, policy_version: int) -> None:
+        """Weights are out; the update is over if one was under way."""
         if self._update_began is not None:
             self._updates.add(self._clock() - self._update_began)
-        self._update_began = None
-        self._admitted.clear()
+        if self._update_began is not None or policy_version != self._version:
+            self._admitted.clear()
+        self._update_began, self._version = None, policy_version
 
     def lags(self, policy_version: int) -> list[int]:
         """Policy lag of every unroll under way: the versions made since it began."""
@@ -182,6 +185,33 @@ class Admission:
             and (unroll.trained_until is None or now > unroll.trained_until)
             for unroll in self._under_way.values()
         )
+
+    def get_state(self) -> dict[str, Any]:
+        """What later decisions depend on where the clock stands still, as plain data; with no unroll under way."""
+        assert not self._under_way
+        return {
+            "next_serial": self._next_serial,
+            "version": self._version,
+            "admitted": [[actor, unrolls] for actor, unrolls in self._admitted.items()],
+            "waiting": list(self._waiting),
+        }
+
+    def set_state(self, state: Any) -> None:
+        """Go on from ``get_state``, before the first call.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+        numbers = [state["next_serial"], state["version"], *state["waiting"]]
+        if not all(type(number) is int for number in [*numbers, *(n for pair in state["admitted"] for n in pair)]):
+            raise ValueError("the state of the admissions is damaged")
+        self._next_serial, self._version = state["next_serial"], state["version"]
+        self._admitted = Counter(dict(state["admitted"]))
+        self._waiting = dict.fromkeys(state["waiting"], self._clock())
+
+    def _serial(self) -> int:
+        self._next_serial += 1
+        return self._next_serial - 1
 
     @property
     def _updating(self) -> bool:

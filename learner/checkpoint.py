@@ -4,6 +4,7 @@
 ``<policy_version>/regularizer.safetensors``  w0, and the initial magnitudes that clip bounds are multiples of
 ``<policy_version>/optimizer.pt``  optimizer, random streams and running statistics, loaded with ``weights_only=True``
 ``<policy_version>/state.json``  counters, ledger, config, observation and action names, and when it was saved
+``<policy_version>/rollouts.npz``  environments, memory and waiting unrolls of a run in one process
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
 
@@ -29,8 +30,9 @@ from safetensors.torch import load_file, save_file
 from shoal.learner.config import ADAM
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
+from shoal.learner.plain_file import load_plain, save_plain
 from shoal.policy.actions import actions_from_json, actions_to_json
-from shoal.policy.graph import components_from_json, differences, resolve
+from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
 from shoal.policy.observation import observation_from_json, observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
+_ROLLOUTS = "rollouts.npz"
 
 _NORMALIZATION = {
     "normalize_observations": "policy.normalize_observations",
@@ -62,6 +65,8 @@ class Checkpoint:
 
     path: Path
     state: Mapping[str, Any]
+    has_rollouts: bool = False
+    """Whether ``load_rollouts`` has something to load."""
 
     @property
     def policy_version(self) -> int:
@@ -78,6 +83,8 @@ class Checkpoint:
             described["embedding_rows"],
             components=described.get("components"),
             kwargs=described.get("kwargs"),
+            core=described.get("core", LSTM),
+            core_kwargs=described.get("core_kwargs"),
             action_rows=described["action_rows"],
             normalize_observations=described.get("normalize_observations", False),
             normalize_values=described.get("normalize_values", False),
@@ -89,14 +96,28 @@ class Checkpoint:
         """The policy's ``state_dict``."""
         return load_file(self.path / "weights.safetensors")
 
+    def load_rollouts(self) -> Any:
+        """What ``Checkpoints.save`` was given as ``rollouts``.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return load_plain(self.path / _ROLLOUTS)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / _ROLLOUTS} cannot be read: {error}") from error
+
     def restore(self, learner: Learner) -> None:
         """Load weights, optimizer, regularizer, random streams and trained steps into ``learner``.
 
-        The policy may be of another kind than the saved one if it computes the same.
+        States that were refreshed are not loaded: they follow unrolls of actors. The policy may be of another kind than
+        the saved one if it computes the same.
 
         Raises:
             CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
         """
+        if problem := _other_core(self.state["policy"], learner.policy):
+            raise CheckpointError(f"{self.path} {problem}")
         if changed := _changed_components(self.state["policy"], learner.policy):
             raise CheckpointError(
                 f"{self.path} holds another policy than this run's config describes: it has other components "
@@ -109,13 +130,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path} was trained with {name}={str(saved_with).lower()} and can only be resumed so"
                 )
-        try:
-            # mmap=False: a mapped file could change after it was verified.
-            saved = torch.load(
-                self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
-            )
-        except Exception as error:  # pickle and torch raise errors of any class
-            raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
+        saved = self._load_training(learner)
         try:
             weights = load_file(self.path / "weights.safetensors")
             if learner.policy.value_scale is not None and not self.state["policy"].get("normalize_values", False):
@@ -140,13 +155,41 @@ class Checkpoint:
         learner.policy_version = self.policy_version
         learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
 
+    def restore_start_states(self, learner: Learner) -> None:
+        """Load the states that were refreshed for the next unrolls, where these are those that follow."""
+        if learner.refreshed is not None and (states := self._load_training(learner).get("start_states")):
+            learner.refreshed.load_state_dict(states)
+
+    def _load_training(self, learner: Learner) -> dict[str, Any]:
+        try:
+            # mmap=False: a mapped file could change after it was verified.
+            found: dict[str, Any] = torch.load(
+                self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
+            )
+        except Exception as error:  # pickle and torch raise errors of any class
+            raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
+        return found
+
+
+def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
+    saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
+    here = (policy.core_name, dict(policy.core_kwargs))
+    if saved == here:
+        return ""
+    (name, kwargs), (name_here, kwargs_here) = saved, here
+    return (
+        f"was trained with policy.core={name} and policy.core_kwargs={kwargs}, and can only be resumed so; here they "
+        f"are {name_here} and {kwargs_here}"
+    )
+
 
 def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
     """Names of the components that differ; equal shapes may still have another activation or another source."""
-    saved = resolve(
-        components_from_json(described.get("components") or {}), observation_from_json(described["observation"])
-    )
-    return differences(saved, resolve(components_from_json(policy.components), policy.trained_observation))
+    components, observation = described.get("components") or {}, observation_from_json(described["observation"])
+    saved = resolve(components_from_json(components), observation, policy.core_name)
+    here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
+    return differences(saved, here)
 
 
 def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
@@ -155,6 +198,8 @@ def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
         "kind": policy.kind,
         "components": policy.components,
         "kwargs": dict(policy.kwargs),
+        "core": policy.core_name,
+        "core_kwargs": dict(policy.core_kwargs),
         "observation": observation_to_json(policy.trained_observation),
         "actions": actions_to_json(policy.actions),
         "action_rows": dict(policy.action_rows),
@@ -178,8 +223,17 @@ class Checkpoints:
         self._verified: set[Path] = set()
         """Those that this process saved, or loaded."""
 
-    def save(self, learner: Learner, state: Mapping[str, Any], weights: Weights | None = None) -> Path:
+    def save(
+        self,
+        learner: Learner,
+        state: Mapping[str, Any],
+        weights: Weights | None = None,
+        *,
+        rollouts: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
+
+        ``rollouts`` is the acting side's state, of plain data and arrays (``learner.plain_file``).
 
         With ``weights``, which ``learner`` published before, it holds these and a fresh optimizer, because the moments
         of that time are gone. The learner may go on with its updates meanwhile.
@@ -213,19 +267,24 @@ class Checkpoints:
                 "statistics": learner.statistics.state_dict(),
                 "learning_rate_factor": learner.kl_adaptation.factor,
             }
+            if learner.refreshed is not None and weights is None:
+                training["start_states"] = learner.refreshed.state_dict()
             try:
                 (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
                 save_file(tensors, temporary / _FILES[0])
                 save_file(kept, temporary / _FILES[1])
                 torch.save(training, temporary / _FILES[2])
+                if rollouts is not None:
+                    save_plain(temporary / _ROLLOUTS, rollouts)
             except (SafetensorError, RuntimeError) as error:
                 # That is what safetensors and torch make of a full disk.
                 raise OSError(f"{temporary}: {type(error).__name__}: {error}") from error
             # safetensors gives its files to their owner alone, whatever the umask says.
             mode = stat.S_IMODE((temporary / _FILES[3]).stat().st_mode)
-            for name in _FILES:
+            names = _FILES if rollouts is None else (*_FILES, _ROLLOUTS)
+            for name in names:
                 (temporary / name).chmod(mode)
-            manifest = {name: _fingerprint(temporary / name) for name in _FILES}
+            manifest = {name: _fingerprint(temporary / name) for name in names}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
@@ -329,7 +388,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = _read_json(path / "manifest.json")
-        for name in _FILES:
+        has_rollouts = _ROLLOUTS in manifest
+        for name in (*_FILES, _ROLLOUTS) if has_rollouts else _FILES:
             actual = _fingerprint(path / name)
             if actual != manifest.get(name):
                 raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
@@ -342,7 +402,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
     if problem := _problem(state):
         raise CheckpointError(f"{path / 'state.json'}: {problem}")
-    return Checkpoint(path, state)
+    return Checkpoint(path, state, has_rollouts)
 
 
 def _problem(state: Mapping[str, Any]) -> str | None:

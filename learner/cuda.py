@@ -20,7 +20,7 @@ class CudaPath(DevicePath):
     def __init__(self, *, bfloat16: bool = False, compile_policy: bool = False) -> None:
         super().__init__(torch.device("cuda", torch.cuda.current_device()), bfloat16=bfloat16)
         self._copies = torch.cuda.Stream(self.device)
-        # The LSTM's weights are joined with those of its emptying steps anew in every update (policy.recurrent).
+        # The LSTM's weights are joined with those of its emptying steps anew in every update (policy.lstm).
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         self._compile = compile_policy
         # TF32 rounds to 10 bits; it is allowed only with bfloat16, where rounding was asked for.
@@ -51,7 +51,7 @@ class CudaPath(DevicePath):
                 _set_tf32(self._rounds)
 
     def prepare(self, policy: RecurrentPolicy) -> None:
-        """Compile the parts whose shapes do not change; the LSTM between them runs in cuDNN."""
+        """Compile the parts whose shapes do not change; the core between them has kernels of its own."""
         if self._compile:
             # mypy takes a method for a constant; on the instance it is an attribute like any other.
             policy.encode = torch.compile(policy.encode)  # type: ignore[method-assign]

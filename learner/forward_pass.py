@@ -10,8 +10,8 @@ from shoal.learner.device import DevicePath
 from shoal.learner.start_states import stored_state
 from shoal.policy.actions import legal
 from shoal.policy.precision import at_least_float32
-from shoal.policy.recurrent import plan_resets
 from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.resets import plan_resets
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -
         output, _ = policy.unroll(
             batch["obs"].transpose(0, 1),
             is_first,
-            stored_state(batch),
+            stored_state(policy.core, batch),
             plan=plan.to(path.device),
             final_obs=batch["final_obs"][final[1], final[0]] if final else None,
             return_state=False,

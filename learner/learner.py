@@ -26,9 +26,9 @@ from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
 from shoal.learner.vtrace import Targets, vtrace
 from shoal.policy.actions import Actions, Discrete
-from shoal.policy.recurrent import LSTMState
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.regularization import WeightRegularizer
+from shoal.policy.resets import State
 from shoal.policy.weights import published_tensors
 from tensordict import TensorDict
 from torch import Tensor
@@ -135,7 +135,8 @@ class Learner:
         self.kl_adaptation = KLAdaptation(config.desired_kl)
         self._value_std = 1.0
         """The unit of values in the update that is being made."""
-        self._refreshed = RefreshedStates(policy.initial_state(0)) if config.refresh_states else None
+        self.refreshed = RefreshedStates(policy.core) if config.refresh_states else None
+        """None where training starts from stored states or burned-in ones."""
         self._probe = StalenessProbe(path)
 
     def update(self, batch: TensorDict) -> UpdateResult:
@@ -161,8 +162,8 @@ class Learner:
         several = self.config.epochs * self.config.minibatches > 1 or not self.statistics.value_std
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
-        if self._refreshed is not None:
-            self._refreshed.keep(batch, self._map_states(final_state, started))
+        if self.refreshed is not None:
+            self.refreshed.keep(batch, self._map_states(final_state, started))
         return dataclasses.replace(result, staleness=staleness)
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
@@ -388,17 +389,17 @@ class Learner:
 
     def with_start_states(self, batch: TensorDict) -> TensorDict:
         """The batch with the states that its training starts from (``learner.start_states``)."""
-        if self._refreshed is not None:
-            return self._refreshed.apply(batch)
+        if self.refreshed is not None:
+            return self.refreshed.apply(batch)
         if "burn_in_obs" in batch.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
-            return with_state(batch, self._map_states(burned_in, batch))
+            return with_state(self.policy.core, batch, self._map_states(burned_in, batch))
         return batch
 
-    def _map_states(self, function: Callable[..., LSTMState], batch: TensorDict) -> LSTMState:
-        """(h, c), each [L, B, H], of all shards."""
+    def _map_states(self, function: Callable[..., State], batch: TensorDict) -> State:
+        """The states, each tensor [L, B, ...], of all shards."""
         shards = self._shards.cut(batch, self.config.minibatches)
         parts = self._shards.map(lambda shard: function(self.policy, shard, self.path), shards)
-        return torch.cat([h for h, _ in parts], 1), torch.cat([c for _, c in parts], 1)
+        return tuple(torch.cat(part, 1) for part in zip(*parts, strict=True))
 
     def synchronize(self, group: LearnerGroup) -> None:
         """Copy the state of the group's rank 0 into this learner, and add up gradients with the group from now on.

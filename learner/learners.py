@@ -6,14 +6,16 @@ import dataclasses
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult, Trained
 from shoal.learner.ledger import Ledger
 
 log = logging.getLogger(__name__)
+
+Peer = TypeVar("Peer")
 
 
 class Learners(Protocol):
@@ -79,6 +81,9 @@ class PeerLearners(Protocol):
         waits for: their answers     unblocked by: an answer, a death, or the time limit of an unroll
         """
 
+    def unreported(self, trained: int) -> Ledger:
+        """The counts of ``trained`` steps of the last update whose peers ended before they could report them."""
+
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that no member waits for a lost one; the next update makes a new group."""
 
@@ -123,7 +128,7 @@ class SeveralLearners:
                 peers.separate(worker.learner)
         if isinstance(own.outcome, Trained) and (missing := own.outcome.all_env_steps - trained):
             # A peer that ended between the update and its answer reported nothing, but its steps were trained.
-            queue.add(Ledger(sampled=missing, trained=missing))
+            queue.add(peers.unreported(missing))
         return dataclasses.replace(own, reports=tuple(reports), log_prob_errors=tuple(errors))
 
 
@@ -140,3 +145,17 @@ def reconcile(own: StepResult, peer: StepResult) -> Ledger:
         return Ledger(sampled=steps, trained=steps)
     reason = "learner_lost" if isinstance(own.outcome, Lost) else "non_finite"
     return Ledger(sampled=steps, dropped=Counter({reason: steps}))
+
+
+def take_trained(waiting: Counter[Peer], ended: Collection[Peer], trained: int) -> Ledger:
+    """The counts of ``trained`` steps of peers that ended before they could report them.
+
+    What waited at these peers is in the ledger as in flight, and is trained before what came later: it is taken out of
+    ``waiting`` and counted as trained, not sampled a second time. Only the rest was never reported.
+    """
+    taken = 0
+    for peer in ended:
+        steps = min(waiting[peer], trained - taken)
+        waiting[peer] -= steps
+        taken += steps
+    return Ledger(sampled=trained - taken, trained=trained, in_flight=-taken)

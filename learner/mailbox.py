@@ -37,6 +37,14 @@ class Mailbox:
         """Put a trajectory that is no duplicate into its place."""
         header = trajectory.header
         self._next_sequence[header.actor, header.restart_index] = header.sequence + 1
+        self.put_back(place, trajectory)
+
+    def waiting(self) -> list[tuple[Place, Trajectory]]:
+        """All that waits, in order."""
+        return list(self._waiting)
+
+    def put_back(self, place: Place, trajectory: Trajectory) -> None:
+        """Put what waited in an earlier session of the run, whose actors it is not counted for, into its place."""
         self.num_bytes += trajectory.num_bytes
         bisect.insort(self._waiting, (place, trajectory), key=lambda waiting: waiting[0].order)
 

@@ -95,7 +95,7 @@ class StageClock:
 
 
 class RunStatistics:
-    """Counters and levels of this process; a resumed run continues only those that its checkpoint holds."""
+    """Counters and levels of this process; a resumed run continues those of ``get_state``."""
 
     def __init__(self, ledger: Ledger, clock: StageClock | None = None, *, num_actors: int = 1) -> None:
         self.ledger = ledger
@@ -120,6 +120,10 @@ class RunStatistics:
         self.skipped_updates = 0
         self.failed_checkpoints = 0
         self.episodes = 0
+        self.earlier_episodes = 0
+        """Episodes of the sessions that this one resumes."""
+        self.slots_begun_anew = 0
+        """Slots that began an episode because the run was resumed: their environments could not go on."""
         self.env_faults = 0
         self.ignored_tokens = 0
         self.remarks: Counter[str] = Counter()
@@ -141,6 +145,48 @@ class RunStatistics:
         )
         self.episode_length = Histogram((1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000, 10_000))
         self.policy_lag = Histogram((0, 1, 2, 3, 4, 6, 8, 16, 32))
+
+    @property
+    def all_episodes(self) -> int:
+        """Episodes that ended in trained trajectories of the whole run."""
+        return self.earlier_episodes + self.episodes
+
+    def get_state(self) -> dict[str, Any]:
+        """Windows, last readings and the count of episodes, as plain data for a checkpoint."""
+        return {
+            "episodes": self.all_episodes,
+            "returns": list(self.returns),
+            "episode_metrics": {name: list(values) for name, values in self._episode_metrics.items()},
+            "recent_terms": list(self._terms),
+            "first_terms": self.first_terms,
+            "wildest_terms": self.wildest_terms,
+            "gradient_norms": dict(self.gradient_norms),
+            "staleness": dict(self.staleness),
+        }
+
+    def set_state(self, state: Any) -> None:
+        """Go on from ``get_state`` of an earlier session, before the first update.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+        try:
+            episodes, returns = state["episodes"], [float(each) for each in state["returns"]]
+            metrics = {name: [float(each) for each in values] for name, values in state["episode_metrics"].items()}
+            recent = [_numbers(terms) for terms in state["recent_terms"]]
+            names = ("first_terms", "wildest_terms", "gradient_norms", "staleness")
+            levels = {name: _numbers(state[name]) for name in names}
+            if type(episodes) is not int or episodes < 0:
+                raise ValueError(f"episodes must be a whole number from 0 on, got {episodes!r}")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"damaged ({type(error).__name__}: {error})") from error
+        self.earlier_episodes = episodes
+        self.returns.extend(returns)
+        self._episode_metrics = {name: deque(values, RETURN_WINDOW) for name, values in metrics.items()}
+        self._terms.extend(recent)
+        self.terms = dict(recent[-1]) if recent else {}
+        for name, numbers in levels.items():
+            setattr(self, name, numbers)
 
     @property
     def mean_return(self) -> float | None:
@@ -238,3 +284,7 @@ class RunStatistics:
             self.last_log_prob_error = error
             # A NaN must not hide behind a comparison.
             self.max_log_prob_error = error if error != error else max(self.max_log_prob_error, error)
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    return {str(name): float(value) for name, value in values.items()}

@@ -39,6 +39,8 @@ class Saving:
     checkpoints: Checkpoints
     describe: Callable[[], Mapping[str, Any]]
     """Returns the run's state beside the weights."""
+    rollouts: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """Returns the acting side's state, between two updates; None where it is not this process's."""
     undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
 
@@ -145,7 +147,7 @@ def _save(
     learner = worker.learner
     with worker.clock.time("checkpoint"), saving.undisturbed():
         try:
-            path = saving.checkpoints.save(learner, saving.describe())
+            path = saving.checkpoints.save(learner, saving.describe(), rollouts=saving.rollouts())
         except (OSError, CheckpointError) as error:
             if required:
                 raise

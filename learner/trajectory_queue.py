@@ -13,15 +13,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from shoal.learner.admission import Admission
 from shoal.learner.ledger import Ledger
-from shoal.learner.mailbox import Mailbox
+from shoal.learner.mailbox import Mailbox, Place
 from shoal.learner.statistics import TrajectoryReport
 from shoal.learner.weights_store import WeightsStore
-from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes
+from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +89,18 @@ class TrajectoryQueue:
                 return None
             return actor, self._weights.newest
 
-    def deliver(self, actor: int, payload: np.ndarray) -> None:
-        """Check and count one unroll (uint8) of ``actor``.
+    def deliver(self, actor: int, payload: np.ndarray) -> str | None:
+        """Check and count one unroll (uint8) of ``actor``; None where it is taken.
 
-        One that is malformed, of another run or a duplicate is refused.
+        One that is malformed, of another run or a duplicate is refused: the answer says why.
         """
         with self._changed:
             unroll = self._admission.came_back(actor)
         if unroll is None:
-            log.warning("a delivery was refused: actor %d delivered an unroll that it was never admitted to", actor)
+            why = f"actor {actor} delivered an unroll that it was never admitted to"
+            log.warning("a delivery was refused: %s", why)
             self.refused["malformed"] += 1
-            return
+            return why
         try:
             trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
             if trajectory.num_slots != self._num_envs:
@@ -106,18 +108,19 @@ class TrajectoryQueue:
         except TrajectoryError as error:
             log.warning("a delivery was refused: %s", error)
             self._refuse(actor, "malformed")
-            return
+            return str(error)
         header = trajectory.header
         with self._changed:
             if self._mailbox.is_duplicate(header):
                 self._refuse(actor, "duplicate")
-                return
+                return f"actor {actor} delivered unroll {header.sequence} again, or after a later one"
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
             self._mailbox.put(self._admission.place(unroll, self._weights.policy_version), trajectory)
             self._changed.notify_all()
+        return None
 
     def abandon(self, actor: int) -> None:
         """The admitted unroll of ``actor`` will never be delivered; its successor may make one instead."""
@@ -137,7 +140,7 @@ class TrajectoryQueue:
         """Start unrolls with these weights from now on, and end the update that ``next_batch`` began."""
         with self._changed:
             self._weights.publish(policy_version, weights)
-            self._admission.published()
+            self._admission.published(policy_version)
             self._changed.notify_all()
 
     def next_batch(self, drive: Callable[[float], None] | None, stop: threading.Event) -> list[Trajectory] | None:
@@ -183,6 +186,45 @@ class TrajectoryQueue:
         """Drop the trajectories that still wait, as ``shutdown``."""
         with self._changed:
             self._drop(self._mailbox.take(len(self._mailbox)), "shutdown")
+
+    def get_state(self) -> dict[str, Any]:
+        """What waits and what later admissions depend on, as plain data; with no unroll or update under way."""
+        with self._changed:
+            waiting = [
+                {
+                    "order": list(place.order),
+                    "latest_version": place.latest_version,
+                    "payload": to_bytes(self._spec, trajectory.header, trajectory.columns),
+                }
+                for place, trajectory in self._mailbox.waiting()
+            ]
+            return {"waiting": waiting, "admission": self._admission.get_state()}
+
+    def set_state(self, state: Any, in_flight: int) -> None:
+        """Go on from ``get_state``, before the first call; ``in_flight`` steps wait by the ledger.
+
+        Raises:
+            ValueError: it is no such state of this queue, which is as it was.
+        """
+        try:
+            waiting = [self._waited(each) for each in state["waiting"]]
+            steps = sum(trajectory.env_steps for _, trajectory in waiting)
+            if steps != in_flight:
+                raise ValueError(f"{steps} environment steps wait, and the ledger has {in_flight} in flight")
+            with self._changed:
+                self._admission.set_state(state["admission"])
+                for place, trajectory in waiting:
+                    self._mailbox.put_back(place, trajectory)
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"damaged ({type(error).__name__}: {error})") from error
+
+    def _waited(self, saved: Any) -> tuple[Place, Trajectory]:
+        trajectory = from_bytes(self._spec, saved["payload"], max_slots=self._num_envs)
+        version, serial = saved["order"]
+        latest = saved["latest_version"]
+        if trajectory.num_slots != self._num_envs or not {type(version), type(serial), type(latest)} <= {int, NoneType}:
+            raise ValueError("an unroll that waited is damaged")
+        return Place((version, serial), latest), trajectory
 
     # Reports of peer learners.
 

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.policy.component import ComponentPolicy
     from shoal.policy.config import Initialization
+    from shoal.policy.core import Core
     from shoal.policy.fast import FastPolicy
     from shoal.policy.observation import DictObservation, ImageObservation, TokenObservation, VectorObservation
     from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
+    from shoal.policy.resets import zeroed
 
 __all__ = [
     "ComponentPolicy",
+    "Core",
     "DictObservation",
     "FastPolicy",
     "ImageObservation",
@@ -25,14 +28,17 @@ __all__ = [
     "RecurrentPolicy",
     "TokenObservation",
     "VectorObservation",
+    "zeroed",
 ]
 
 _HOMES = {
     "ComponentPolicy": "component",
+    "Core": "core",
     "FastPolicy": "fast",
     "Initialization": "config",
     "PolicyOutput": "recurrent_policy",
     "RecurrentPolicy": "recurrent_policy",
+    "zeroed": "resets",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from shoal.policy.actions import Actions, Continuous
 from shoal.policy.config import ORIGINAL, Initialization
+from shoal.policy.core import Core
 from shoal.policy.graph import (
     ACTOR,
     EMBEDDINGS,
@@ -23,16 +24,18 @@ from shoal.policy.graph import (
     Component,
     actor_of,
     components_from_json,
+    core_component,
     encoder_of,
     heads_of,
     image_source,
     resolve,
 )
-from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
+from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_weight
 from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
+from shoal.policy.lstm import LSTMCore
 from shoal.policy.observation import DictObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
-from shoal.policy.recurrent_policy import LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.recurrent_policy import PolicyOutput, RecurrentPolicy
 from shoal.policy.token_convolution import TokenConvolution
 from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
@@ -48,6 +51,8 @@ class ComponentPolicy(RecurrentPolicy):
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
         embedding_rows: size of the action embedding table.
         components: differences from the default graph by component, as ``policy.components`` in the configuration.
+        core: the memory, as ``policy.core`` names it.
+        core_kwargs: further arguments of the core.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
         initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights,
             and the weights of each component depend on its own settings alone.
@@ -68,6 +73,8 @@ class ComponentPolicy(RecurrentPolicy):
         embedding_rows: int = 100,
         *,
         components: Mapping[str, Mapping[str, Any] | None] | None = None,
+        core: str = LSTM,
+        core_kwargs: Mapping[str, Any] | None = None,
         action_rows: Mapping[str, int] | None = None,
         initialization: Initialization | None = None,
         trained_observation: Observation | None = None,
@@ -77,14 +84,18 @@ class ComponentPolicy(RecurrentPolicy):
         self._components = {
             name: None if settings is None else dict(settings) for name, settings in (components or {}).items()
         }
-        self.graph = resolve(components_from_json(self._components), trained_observation or observation)
+        self.graph = resolve(components_from_json(self._components), trained_observation or observation, core)
+        self._memory = core_component(core)
+        """The name of the component that is the core."""
         super().__init__(
             observation,
             action_names,
             embedding_rows,
             action_rows=action_rows,
             trained_observation=trained_observation,
-            hidden=self.graph[LSTM].size,
+            hidden=self.graph[self._memory].size,
+            core=core,
+            core_kwargs=core_kwargs,
             normalize_observations=normalize_observations,
             normalize_values=normalize_values,
         )
@@ -97,6 +108,9 @@ class ComponentPolicy(RecurrentPolicy):
         """Convolutions that read nothing but a box of tokens, by name."""
         self._without_boxes = self._encoder_without_boxes()
         """The encoder's components that are left where these read the tokens themselves."""
+        states = [f"{when}_{name}" for when in ("initial", "next") for name in self.core.state_shapes]
+        if taken := [name for name in states if name in self.graph]:
+            raise ValueError("\n".join(f"components.{name}: the name is taken; choose another" for name in taken))
 
     @property
     def components(self) -> dict[str, dict[str, Any] | None]:
@@ -117,10 +131,13 @@ class ComponentPolicy(RecurrentPolicy):
             for name, image in trained.images:
                 shapes[image_source(name)] = (image.channels, image.height, image.width)
         made: dict[str, nn.Module | None] = {}
-        for name in (*self._encoder, LSTM, *self._heads):
+        for name in (*self._encoder, self._memory, *self._heads):
             component = self.graph[name]
             inputs = [shapes[source] for source in component.sources]
-            made[name], shapes[name] = self._make_component(component, inputs, embedding_rows)
+            if name == self._memory:
+                made[name], shapes[name] = self._new_core(math.prod(inputs[0]), streams(name)), (component.size,)
+            else:
+                made[name], shapes[name] = self._make_component(component, inputs, embedding_rows)
         for name, component in self.graph.items():
             module, stream = made[name], streams(name)
             if name == ACTOR:
@@ -130,8 +147,10 @@ class ComponentPolicy(RecurrentPolicy):
             assert module is not None
             self.add_module(name, module)
             scheme, gain = component.initialization, component.gain
-            if isinstance(module, nn.LSTM):
-                initialize_lstm(module, stream, bias=settings.lstm_bias, scheme=scheme, gain=gain)
+            if isinstance(module, LSTMCore):
+                module.initialize(stream, settings, scheme=scheme, gain=gain)
+            elif isinstance(module, Core):
+                module.initialize(stream, settings)
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 initialize_layer(module, stream, scheme=scheme, gain=gain)
             elif isinstance(module, nn.Embedding):
@@ -167,8 +186,6 @@ class ComponentPolicy(RecurrentPolicy):
                 return convolution, convolution.shape
             case "linear":
                 return Dense(sum(map(math.prod, inputs)), component), (size,)
-            case "lstm":
-                return nn.LSTM(math.prod(inputs[0]), size, num_layers=LSTM_LAYERS), (size,)
             case "embedding":
                 return ActionEmbeddings(embedding_rows, size, self._rows), (size,)
             case _:
@@ -200,14 +217,14 @@ class ComponentPolicy(RecurrentPolicy):
         return found
 
     def _encoder_without_boxes(self) -> list[str]:
-        needed = set(self.graph[LSTM].sources)
+        needed = set(self.graph[self._memory].sources)
         for name in reversed(self._encoder):
             if name in needed and name not in self._from_tokens:
                 needed.update(self.graph[name].sources)
         return [name for name in self._encoder if name in needed]
 
     def encode(self, obs: Tensor) -> Tensor:
-        """[N, *observation.shape] -> the LSTM's input [N, ...]; runs only what that needs."""
+        """[N, *observation.shape] -> the core's input [N, ...]; runs only what that needs."""
         return self._encode(obs, self._without_boxes if self._reads_tokens(obs) else self._encoder)[0]
 
     def _reads_tokens(self, obs: Tensor) -> bool:
@@ -215,15 +232,15 @@ class ComponentPolicy(RecurrentPolicy):
 
     def heads(self, core: Tensor) -> PolicyOutput:
         """[N, H] -> logits [N, A], value [N]; runs only the components that they depend on."""
-        outputs = self._run(self._heads, {LSTM: core})
+        outputs = self._run(self._heads, {self._memory: core})
         return PolicyOutput(outputs[ACTOR], self.in_reward_units(outputs[VALUE].squeeze(-1)))
 
     def logits(self, core: Tensor) -> Tensor:
         """[N, H] -> logits [N, A]; runs only the components that they depend on."""
-        return self._run(self._actor, {LSTM: core})[ACTOR]
+        return self._run(self._actor, {self._memory: core})[ACTOR]
 
     def encode_outputs(self, obs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``encode``, and the output of every component before the LSTM, each [N, ...]."""
+        """``encode``, and the output of every component before the core, each [N, ...]."""
         return self._encode(obs, self._encoder)
 
     def _encode(self, obs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -237,12 +254,12 @@ class ComponentPolicy(RecurrentPolicy):
                 layer = getattr(self, name)
                 outputs[name] = layer.activate(convolution(obs, layer))
         outputs = self._run((name for name in names if name not in outputs), outputs)
-        x = outputs[self.graph[LSTM].sources[0]]
+        x = outputs[self.graph[self._memory].sources[0]]
         return x, {name: output for name, output in outputs.items() if name not in inputs}
 
     def head_outputs(self, core: Tensor) -> tuple[PolicyOutput, dict[str, Tensor]]:
-        """``heads``, and the output of the LSTM and every component behind it, each [N, ...]."""
-        outputs = self._run(self._heads, {LSTM: core})
+        """``heads``, and the output of the core and every component behind it, each [N, ...]."""
+        outputs = self._run(self._heads, {self._memory: core})
         table = outputs[EMBEDDINGS]
         outputs[EMBEDDINGS] = table.expand(len(core), *table.shape)
         return PolicyOutput(outputs[ACTOR], self.in_reward_units(outputs[VALUE].squeeze(-1))), outputs

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
-from shoal.policy.graph import ComponentConfig, check
+from shoal.policy.graph import LSTM, ComponentConfig, check
 from shoal.section import Section
 
 
@@ -29,6 +29,19 @@ def _well_formed(entry: str) -> str:
 OWN_KINDS = ("fast", "component")
 """The policies of this package; other kinds are named by their class."""
 _KIND = "|".join(OWN_KINDS) + r"|[\w.]+:[\w.<>#]+"
+
+
+OWN_CORES = (LSTM, "gru", "linear")
+"""The cores of this package; others are named by their class."""
+_CORE = "|".join(OWN_CORES) + r"|[\w.]+:[\w.<>#]+"
+
+
+def _core(name: str) -> str:
+    if not re.fullmatch(_CORE, name):
+        close = difflib.get_close_matches(name, OWN_CORES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"must be {', '.join(OWN_CORES)}, or a core class of yours as package.module:Class{hint}")
+    return name
 
 
 def _kind(name: str) -> str:
@@ -66,6 +79,11 @@ class PolicyConfig(Section):
     ``components`` change. Each loads the other's weights. ``package.module:Class``: a ``RecurrentPolicy`` of yours."""
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of a policy class of yours, as plain data."""
+    core: Annotated[str, AfterValidator(_core), Field(json_schema_extra={"pattern": f"^({_CORE})$"})] = LSTM
+    """The memory. ``lstm``: two layers of LSTM. ``gru``: two layers of GRU. ``linear``: two gated linear recurrences
+    with MLPs, trained by a parallel scan over time. ``package.module:Class``: a ``Core`` of yours."""
+    core_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of the core, as plain data: ``num_layers`` of this package's cores."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
     embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
@@ -88,7 +106,7 @@ class PolicyConfig(Section):
         if not self.components:
             return
         if self.kind == "component":
-            problems = check(self.components)
+            problems = check(self.components, self.core)
         else:
             what = "is one fixed network" if self.kind == "fast" else "makes its own network"
             problems = [f"components: the kind {self.kind} {what}; set policy.kind to component"]

@@ -1,7 +1,7 @@
 """FastPolicy: the whole network in plain PyTorch.
 
-Encoder (token CNN, image CNNs or nothing) -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head.
-With 25 feature planes and an 11x11 window it has 574,978 parameters, whatever the number of actions.
+Encoder (token CNN, image CNNs or nothing) -> fc1 -> encoded_obs -> core -> critic and bilinear actor head. With
+25 feature planes, an 11x11 window and the LSTM it has 574,978 parameters, whatever the number of actions.
 """
 
 # N rows, A actions, H hidden
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from shoal.policy.actions import Actions, Continuous
 from shoal.policy.config import ORIGINAL, Initialization
 from shoal.policy.convolution import convolution_geometry, convolve
-from shoal.policy.graph import cnn_kernels
-from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_lstm, initialize_weight
+from shoal.policy.graph import LSTM, cnn_kernels, core_component
+from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_weight
 from shoal.policy.observation import (
     DictObservation,
     ImageObservation,
@@ -26,7 +27,7 @@ from shoal.policy.observation import (
     VectorObservation,
 )
 from shoal.policy.precision import linear, tanh
-from shoal.policy.recurrent_policy import HIDDEN, LSTM_LAYERS, PolicyOutput, RecurrentPolicy
+from shoal.policy.recurrent_policy import HIDDEN, PolicyOutput, RecurrentPolicy
 from shoal.policy.token_convolution import TokenConvolution
 from shoal.policy.tokens import TokensToBox
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class FastPolicy(RecurrentPolicy):
         observation: shape and meaning of one observation; a ``TokenObservation`` gives the original network.
         action_names: names of one discrete choice, or an ``Actions`` description of any other action space.
         embedding_rows: size of the action embedding table.
+        core: the memory, as ``policy.core`` names it.
+        core_kwargs: further arguments of the core.
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
         initialization: how the weights are initialised. Equal seeds of torch's global generator give equal weights.
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
@@ -60,6 +63,8 @@ class FastPolicy(RecurrentPolicy):
         action_names: Sequence[str] | Actions,
         embedding_rows: int = 100,
         *,
+        core: str = LSTM,
+        core_kwargs: Mapping[str, Any] | None = None,
         action_rows: Mapping[str, int] | None = None,
         initialization: Initialization | None = None,
         trained_observation: Observation | None = None,
@@ -70,6 +75,8 @@ class FastPolicy(RecurrentPolicy):
             observation,
             action_names,
             embedding_rows,
+            core=core,
+            core_kwargs=core_kwargs,
             action_rows=action_rows,
             trained_observation=trained_observation,
             normalize_observations=normalize_observations,
@@ -80,7 +87,7 @@ class FastPolicy(RecurrentPolicy):
             encoded = self._make_encoder(self.trained_observation)
             self.fc1 = nn.Linear(encoded, HIDDEN)
             self.encoded_obs = nn.Linear(HIDDEN, HIDDEN)
-            self.lstm = nn.LSTM(HIDDEN, HIDDEN, num_layers=LSTM_LAYERS)
+            self.make_core(HIDDEN, streams(core_component(core)))
             self.critic_1 = nn.Linear(HIDDEN, 1024)
             self.value_head = nn.Linear(1024, 1)
             self.actor_1 = nn.Linear(HIDDEN, 512)
@@ -142,7 +149,7 @@ class FastPolicy(RecurrentPolicy):
         for name, layer in self.named_children():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 initialize_layer(layer, streams(name), gain=math.sqrt(2) if name == "critic_1" else 1.0)
-        initialize_lstm(self.lstm, streams("lstm"), bias=settings.lstm_bias)
+        self.core.initialize(streams(core_component(self.core_name)), settings)
         initialize_weight(
             self.action_embeddings.weight,
             streams("action_embeddings"),

@@ -2,8 +2,8 @@
 
 The default graph is ``FastPolicy``'s network; settings change its components by name, add others or take some out. A
 component reads its ``sources``: other components, or ``obs`` (of a Dict with images its numbers, and ``obs[KEY]`` an
-image). All components that ``lstm`` needs are the encoder; the rest are the heads, which end in ``actor`` and
-``value_head``.
+image). The memory is the component ``lstm``, or ``core`` where ``policy.core`` is another than the LSTM. All components
+that it needs are the encoder; the rest are the heads, which end in ``actor`` and ``value_head``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shoal.policy.observation import (
 from shoal.section import Section
 
 OBS = "obs"
-LSTM, EMBEDDINGS, ACTOR, VALUE = "lstm", "action_embeddings", "actor", "value_head"
+LSTM, CORE, EMBEDDINGS, ACTOR, VALUE = "lstm", "core", "action_embeddings", "actor", "value_head"
 
 # Keys that RecurrentPolicy.forward reads or writes beside the components', and parameters of the actor.
 RESERVED = frozenset(
@@ -46,13 +46,13 @@ class ComponentConfig(Section):
     as is usual for the kind."""
 
     kind: str | None = None
-    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``embedding`` and
+    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``core``, ``embedding`` and
     ``bilinear`` for the components that have these already."""
     sources: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Components that it reads, or ``obs``; of a Dict with images that is its numbers, and ``obs[KEY]`` an image. A
     ``linear`` component reads several side by side."""
     size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Outputs: features, channels, or the LSTM's hidden size."""
+    """Outputs: features, channels, or the hidden size of the memory."""
     kernel: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Height and width of a ``conv``'s kernel; it is smaller where the box is."""
     stride: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -103,12 +103,13 @@ KINDS: Mapping[str, Kind] = {
     "linear": Kind(
         (("vector", "box", "raw box"),), "vector", {"size": 128, "activation": "relu", **_WEIGHTS}, any_number=True
     ),
-    "lstm": Kind((("vector",),), "vector", {"size": 128, **_WEIGHTS}),
+    LSTM: Kind((("vector",),), "vector", {"size": 128, **_WEIGHTS}),
+    CORE: Kind((("vector",),), "vector", {"size": 128}),
     "embedding": Kind((), "table", {"size": 16, "initialization": "orthogonal_max", "gain": 0.1}),
     "bilinear": Kind((("vector",), ("table",)), "logits", {"initialization": "uniform", "gain": 1.0}),
 }
 # There is one of each of these, and the rest of the program knows it by its name.
-_NAMED = {"lstm": LSTM, "embedding": EMBEDDINGS, "bilinear": ACTOR}
+_NAMED = {LSTM: LSTM, CORE: CORE, "embedding": EMBEDDINGS, "bilinear": ACTOR}
 
 
 def image_source(name: str) -> str:
@@ -133,8 +134,19 @@ def cnn_kernels(observation: TokenObservation | ImageObservation) -> tuple[tuple
     return (5, 3), (3, 1)
 
 
-def default_graph(observation: Observation) -> dict[str, Component]:
+def core_component(core: str) -> str:
+    """The name, and the kind, of the component that is the memory, for a value of ``policy.core``."""
+    return LSTM if core == LSTM else CORE
+
+
+def core_of(graph: Mapping[str, Component]) -> str:
+    """The name of the component that is the memory."""
+    return LSTM if LSTM in graph else CORE
+
+
+def default_graph(observation: Observation, core: str = LSTM) -> dict[str, Component]:
     """``FastPolicy``'s network for such observations, in the order of its parameters."""
+    memory = core_component(core)
     graph: dict[str, Component] = {}
     features: tuple[str, ...] = (OBS,)
     conv = functools.partial(Component, kind="conv", size=64, activation="relu")
@@ -163,38 +175,40 @@ def default_graph(observation: Observation) -> dict[str, Component]:
         **graph,
         "fc1": Component(kind="linear", sources=features, size=128, activation="relu"),
         "encoded_obs": Component(kind="linear", sources=("fc1",), size=128, activation="relu"),
-        LSTM: Component(kind="lstm", sources=("encoded_obs",), size=128),
-        "critic_1": Component(kind="linear", sources=(LSTM,), size=1024, activation="tanh", gain=math.sqrt(2)),
+        memory: Component(kind=memory, sources=("encoded_obs",), size=128),
+        "critic_1": Component(kind="linear", sources=(memory,), size=1024, activation="tanh", gain=math.sqrt(2)),
         VALUE: Component(kind="linear", sources=("critic_1",), size=1),
-        "actor_1": Component(kind="linear", sources=(LSTM,), size=512, activation="relu"),
+        "actor_1": Component(kind="linear", sources=(memory,), size=512, activation="relu"),
         EMBEDDINGS: Component(kind="embedding", size=16, initialization="orthogonal_max", gain=0.1),
         ACTOR: Component(kind="bilinear", sources=("actor_1", EMBEDDINGS), initialization="uniform"),
     }
 
 
-def resolve(components: Mapping[str, ComponentConfig | None], observation: Observation) -> dict[str, Component]:
-    """The default graph for ``observation`` with ``components`` put in.
+def resolve(
+    components: Mapping[str, ComponentConfig | None], observation: Observation, core: str = LSTM
+) -> dict[str, Component]:
+    """The default graph for ``observation`` and ``policy.core`` with ``components`` put in.
 
     In the order of the default graph, then by name, however the settings are ordered: it is that of the parameters.
 
     Raises:
         ValueError: all problems, a line each, beginning with ``components.NAME``.
     """
-    graph, problems = _merge(components, default_graph(observation), inputs_of(observation))
+    graph, problems = _merge(components, default_graph(observation, core), inputs_of(observation))
     problems += _connections(graph, observation) if graph else []
     if problems:
         raise ValueError("\n".join(problems))
     return graph
 
 
-def check(components: Mapping[str, ComponentConfig | None]) -> list[str]:
+def check(components: Mapping[str, ComponentConfig | None], core: str = LSTM) -> list[str]:
     """The problems that ``components`` have for every sort of observation; none where they fit some sort."""
     # What depends on the numbers in these is not checked here.
     image = ImageObservation(64, 64, 3)
     sorts = (TokenObservation(11, 11, 200, [1.0]), image, VectorObservation(1), _dict_for(components, image))
     found = []
     for observation in sorts:
-        graph, problems = _merge(components, default_graph(observation), inputs_of(observation))
+        graph, problems = _merge(components, default_graph(observation, core), inputs_of(observation))
         problems += _connections(graph, observation) if graph else []
         # The sort that was meant is the one that the components go furthest with.
         found.append((not graph, len(problems), problems))
@@ -212,18 +226,18 @@ def _dict_for(components: Mapping[str, ComponentConfig | None], image: ImageObse
 
 
 def encoder_of(graph: Mapping[str, Component]) -> list[str]:
-    """Everything that ``lstm`` needs, each after its sources."""
-    return _needed(graph, graph[LSTM].sources)
+    """Everything that the memory needs, each after its sources."""
+    return _needed(graph, graph[core_of(graph)].sources)
 
 
 def heads_of(graph: Mapping[str, Component]) -> list[str]:
-    """Everything that reads ``lstm``, and the embeddings, each after its sources."""
-    return _needed(graph, (VALUE, ACTOR), LSTM)
+    """Everything that reads the memory, and the embeddings, each after its sources."""
+    return _needed(graph, (VALUE, ACTOR), core_of(graph))
 
 
 def actor_of(graph: Mapping[str, Component]) -> list[str]:
     """The components of ``heads_of`` that the actions' logits need, each after its sources."""
-    return _needed(graph, (ACTOR,), LSTM)
+    return _needed(graph, (ACTOR,), core_of(graph))
 
 
 def differences(one: Mapping[str, Component], other: Mapping[str, Component]) -> list[str]:
@@ -274,6 +288,8 @@ def _merge(
         if settings is None:
             if graph.pop(name, None) is None:
                 problems.append(f"components.{name}: there is none to take out; there are {_listed(default)}")
+        elif name not in default and name in (LSTM, CORE):
+            problems.append(f"components.{name}: policy.core makes the memory another component, {core_of(default)}")
         elif name not in default and (why := _bad_name(name)):
             problems.append(f"components.{name}: {why}")
         else:
@@ -281,7 +297,7 @@ def _merge(
             problems += found
             if component is not None:
                 graph[name] = component
-    for name in (LSTM, ACTOR, VALUE):
+    for name in (core_of(default), ACTOR, VALUE):
         if name not in graph:
             problems.append(f"components.{name}: cannot be taken out")
     if problems:
@@ -320,7 +336,7 @@ def _decide(
         return None, [f"{path}.kind: {kind!r} is unknown; there are {_listed(KINDS, kind)}"]
     owner = _NAMED.get(kind)
     if owner not in (None, name) or (name in _NAMED.values() and owner != name):
-        named = ", ".join(f"{name} ({kind})" for kind, name in _NAMED.items())
+        named = ", ".join(f"{name} ({kind})" for kind, name in _NAMED.items() if name in defaults)
         return None, [f"{path}.kind: {kind} does not go by this name; of these kinds there is one each: {named}"]
     problems = [
         f"{path}.{key}: a component of kind {kind} has no such setting; it has {_listed(['sources', *KINDS[kind].new])}"
@@ -375,12 +391,13 @@ def _sides(graph: Mapping[str, Component]) -> list[str]:
     encoder = {*encoder_of(graph), *(source for one in graph.values() for source in one.sources if source not in graph)}
     heads = [name for name in heads_of(graph) if name not in encoder]
     problems = [
-        f"components.{name}.sources: {source} lies before the LSTM and {name} after it; only {LSTM} leads across"
+        f"components.{name}.sources: {source} lies before the memory and {name} after it; only {core_of(graph)} leads "
+        "across"
         for name in heads
         for source in graph[name].sources
         if source in encoder
     ]
-    used = {*encoder, *heads, LSTM}
+    used = {*encoder, *heads, core_of(graph)}
     if not problems:
         problems += [
             f"components.{name}: nothing reads it; name it in some sources, or set it to null to take it out"

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from shoal import given
 from shoal.policy.actions import Continuous
+from shoal.policy.core import Core
+from shoal.policy.cores import find_core
+from shoal.policy.graph import LSTM
 from shoal.policy.observation import ImageObservation, Observation
-from shoal.policy.recurrent_policy import LSTM_LAYERS, RecurrentPolicy
+from shoal.policy.recurrent_policy import RecurrentPolicy
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4
@@ -43,11 +46,15 @@ def make_own(
     kind: str,
     *arguments: Any,
     kwargs: Mapping[str, Any],
+    core: str = LSTM,
+    core_kwargs: Mapping[str, Any] | None = None,
     normalize_observations: bool = False,
     normalize_values: bool = False,
     **settings: Any,
 ) -> RecurrentPolicy:
     """Construct the policy of a class that ``find_policy`` finds; ``kwargs`` are arguments of that class alone.
+
+    ``core`` and ``core_kwargs`` go to it only where they are set: a class may have a core of its own.
 
     Values are normalized where the policy has a linear layer ``value_head``, which moving statistics rescale.
 
@@ -55,7 +62,8 @@ def make_own(
         ValueError: the constructor does not take the arguments, or the policy that it made lacks a part.
     """
     cls = find_policy(kind)
-    if twice := sorted(settings.keys() & kwargs.keys()):
+    memory = {"core": core, "core_kwargs": dict(core_kwargs or {})}
+    if twice := sorted((settings | memory).keys() & kwargs.keys()):
         raise ValueError(f"policy {kind}: policy.kwargs has {', '.join(twice)}, which every policy is given")
     settings |= kwargs
     try:
@@ -65,8 +73,11 @@ def make_own(
             f"policy {kind}: {error}. Its __init__ takes (observation, actions, embedding_rows, *, action_rows, "
             "trained_observation), which it hands to RecurrentPolicy.__init__, initialization, and policy.kwargs"
         ) from error
-    policy = cls(*arguments, **settings)
-    if problem := _missing(policy):
+    if core == LSTM and not core_kwargs:
+        policy = cls(*arguments, **settings)
+    else:
+        policy = _with_core(kind, cls, arguments, settings | memory)
+    if problem := _missing(policy, core):
         raise ValueError(f"policy {kind}: {problem}")
     head = getattr(policy, "value_head", None)
     policy.normalize(observations=normalize_observations, values=normalize_values and isinstance(head, nn.Linear))
@@ -74,20 +85,31 @@ def make_own(
     return policy
 
 
-def _missing(policy: RecurrentPolicy) -> str:
+def _with_core(
+    kind: str, cls: type[RecurrentPolicy], arguments: tuple[Any, ...], settings: dict[str, Any]
+) -> RecurrentPolicy:
+    try:
+        return cls(*arguments, **settings)
+    except TypeError as error:
+        if "unexpected keyword argument 'core" not in str(error):
+            raise
+        raise ValueError(
+            f"policy {kind}: it makes a core of its own, so policy.core={settings['core']} and "
+            f"policy.core_kwargs={settings['core_kwargs']} are without effect; its __init__ must take core and "
+            "core_kwargs, hand them to RecurrentPolicy.__init__, and make the core with self.make_core(inputs)"
+        ) from error
+
+
+def _missing(policy: RecurrentPolicy, core: str) -> str:
     """The part of the interface that a policy lacks, as a sentence; "" if it has all."""
-    lstm = getattr(policy, "lstm", None)
-    if not isinstance(lstm, nn.LSTM):
-        return f"expected a torch.nn.LSTM as self.lstm, got {type(lstm).__name__}"
-    shape = (lstm.num_layers, lstm.hidden_size)
-    if shape != policy.memory.shape:
-        return (
-            f"self.lstm has {shape[0]} layers of {shape[1]}, its memory {policy.memory.shape[0]} of "
-            f"{policy.memory.shape[1]}: an LSTM has {LSTM_LAYERS} layers, and RecurrentPolicy.__init__ takes its size "
-            "as hidden="
-        )
-    if lstm.batch_first or lstm.bidirectional or lstm.proj_size or lstm.dropout or not lstm.bias:
-        return "self.lstm must be time-major, with biases, and without dropout, projection and a second direction"
+    try:
+        made: object = policy.core
+    except AttributeError:
+        return "it has no core: its __init__ must make one with self.make_core(inputs)"
+    if not isinstance(made, Core):
+        return f"expected a shoal.Core as self.core, or a torch.nn.LSTM as self.lstm, got {type(made).__name__}"
+    if core != LSTM and not isinstance(made, find_core(core)):
+        return f"its core is of {type(made).__name__}, where policy.core={core}; make it with self.make_core(inputs)"
     return ""
 
 
@@ -131,7 +153,7 @@ def _check(policy: RecurrentPolicy) -> None:
         values.append(output.value)
     unrolled, _ = policy.unroll(obs, is_first)
     if policy.value_scale is not None:
-        core = torch.randn(_ROWS, policy.lstm.hidden_size)
+        core = torch.randn(_ROWS, policy.core.hidden_size)
         policy.value_scale.mean.fill_(3.0)
         moved = float((policy.heads(core).value - 3.0).abs().max())
         policy.value_scale.mean.zero_()

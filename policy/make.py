@@ -9,6 +9,7 @@ from shoal.policy.actions import Actions
 from shoal.policy.component import ComponentPolicy
 from shoal.policy.config import Initialization
 from shoal.policy.fast import FastPolicy
+from shoal.policy.graph import LSTM
 from shoal.policy.kinds import make_own
 from shoal.policy.observation import Observation
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -22,6 +23,8 @@ def make_policy(
     *,
     components: Mapping[str, Mapping[str, Any] | None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    core: str = LSTM,
+    core_kwargs: Mapping[str, Any] | None = None,
     action_rows: Mapping[str, int] | None = None,
     initialization: Initialization | None = None,
     trained_observation: Observation | None = None,
@@ -39,6 +42,8 @@ def make_policy(
             observation,
             actions,
             embedding_rows,
+            core=core,
+            core_kwargs=core_kwargs,
             action_rows=action_rows,
             initialization=initialization,
             trained_observation=trained_observation,
@@ -52,6 +57,8 @@ def make_policy(
             actions,
             embedding_rows,
             components=components,
+            core=core,
+            core_kwargs=core_kwargs,
             action_rows=action_rows,
             initialization=initialization,
             trained_observation=trained_observation,
@@ -64,6 +71,8 @@ def make_policy(
         observation,
         actions,
         embedding_rows,
+        core=core,
+        core_kwargs=core_kwargs,
         action_rows=action_rows,
         initialization=initialization,
         trained_observation=trained_observation,

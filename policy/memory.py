@@ -1,4 +1,4 @@
-"""Recurrent memory while acting: one detached LSTM state per ``training_env_id``. It is no part of the weights."""
+"""Recurrent memory while acting: one detached state per ``training_env_id``. It is no part of the weights."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
-from shoal.policy.recurrent import LSTMState
+from shoal.policy.resets import State
+from torch import Tensor
 
 
 class Memory:
-    """(h, c), each [L, H], by ``training_env_id``; an id that was never written reads as zeros.
+    """The core's state, each tensor [L, ...], by ``training_env_id``; an id that was never written reads as zeros.
 
     A caller that always passes the same disjoint tuples of ids (a rollout worker passes one per group of its slots)
     reads and writes whole tensors: nothing is gathered or copied per id.
     """
 
-    def __init__(self, num_layers: int, hidden: int) -> None:
-        self.shape = (num_layers, hidden)
-        self._blocks: list[tuple[tuple[int, ...], LSTMState]] = []
+    def __init__(self) -> None:
+        self._blocks: list[tuple[tuple[int, ...], State]] = []
         """The blocks' ids are disjoint, and no block is empty."""
 
-    def read(self, training_env_ids: Sequence[int]) -> LSTMState | None:
-        """(h, c), each [L, B, H], in the order of the ids; None while no id has a state."""
+    def read(self, training_env_ids: Sequence[int]) -> State | None:
+        """The state, each [L, B, ...], in the order of the ids; None while no id has a state."""
         ids = tuple(training_env_ids)
         for known, state in self._blocks:
             if ids is known:  # the same tuple at every step of a rollout: nothing is done per id then
@@ -34,11 +34,11 @@ class Memory:
                 return state
         row_of = {env_id: row for row, env_id in enumerate(env_id for known, _ in self._blocks for env_id in known)}
         rows = [row_of.get(env_id, len(row_of)) for env_id in ids]
-        h, c = (torch.cat([state[i] for _, state in self._blocks], 1) for i in (0, 1))
-        return torch.nn.functional.pad(h, (0, 0, 0, 1))[:, rows], torch.nn.functional.pad(c, (0, 0, 0, 1))[:, rows]
+        joined = (torch.cat(parts, 1) for parts in zip(*(state for _, state in self._blocks), strict=True))
+        return tuple(with_zeros(part, 1)[:, rows] for part in joined)
 
-    def write(self, training_env_ids: Sequence[int], state: LSTMState) -> None:
-        """Keep ``state`` ((h, c), each [L, B, H]) for the ids, detached.
+    def write(self, training_env_ids: Sequence[int], state: State) -> None:
+        """Keep ``state`` (each [L, B, ...]) for the ids, detached.
 
         Raises:
             ValueError: an id occurs twice, or B is not the number of ids.
@@ -46,7 +46,7 @@ class Memory:
         ids = tuple(training_env_ids)
         if state[0].shape[1] != len(ids):
             raise ValueError(f"state has {state[0].shape[1]} rows for {len(ids)} training_env_ids")
-        state = (state[0].detach(), state[1].detach())
+        state = tuple(part.detach() for part in state)
         for i, (known, _) in enumerate(self._blocks):
             if ids is known:
                 self._blocks[i] = (ids, state)
@@ -58,28 +58,19 @@ class Memory:
         if ids:
             self._blocks.append((ids, state))
 
-    def get(self) -> dict[int, LSTMState]:
-        """A copy of every state: (h, c), each [L, H], by ``training_env_id``."""
+    def get(self) -> dict[int, State]:
+        """A copy of every state, each [L, ...], by ``training_env_id``."""
         return {
-            env_id: (h[:, row].clone(), c[:, row].clone())
-            for ids, (h, c) in self._blocks
+            env_id: tuple(part[:, row].clone() for part in state)
+            for ids, state in self._blocks
             for row, env_id in enumerate(ids)
         }
 
-    def set(self, states: Mapping[int, LSTMState]) -> None:
-        """Replace all memory by ``states``: (h, c), each [L, H], by ``training_env_id``.
-
-        Raises:
-            ValueError: a state has another shape.
-        """
-        for env_id, parts in states.items():
-            if any(tuple(part.shape) != self.shape for part in parts):
-                got = [tuple(part.shape) for part in parts]
-                raise ValueError(f"state of training_env_id {env_id} must be (h, c) of {self.shape}, got {got}")
+    def set(self, states: Mapping[int, State]) -> None:
+        """Replace all memory by ``states``, each tensor [L, ...], by ``training_env_id``."""
         self._blocks = []
         if states:
-            h, c = (torch.stack([parts[i] for parts in states.values()], 1) for i in (0, 1))
-            self.write(tuple(states), (h, c))
+            self.write(tuple(states), tuple(torch.stack(parts, 1) for parts in zip(*states.values(), strict=True)))
 
     def reset(self, training_env_ids: Sequence[int] | None = None) -> None:
         """Zero the states of these ids, or of all ids if None."""
@@ -91,10 +82,15 @@ class Memory:
     def _drop(self, dropped: AbstractSet[int]) -> None:
         """Forget these ids; blocks that have none of them stay as they are."""
         blocks = []
-        for ids, (h, c) in self._blocks:
+        for ids, state in self._blocks:
             if not dropped.isdisjoint(ids):
                 rows = [row for row, env_id in enumerate(ids) if env_id not in dropped]
-                ids, h, c = tuple(ids[row] for row in rows), h[:, rows], c[:, rows]
+                ids, state = tuple(ids[row] for row in rows), tuple(part[:, rows] for part in state)
             if ids:
-                blocks.append((ids, (h, c)))
+                blocks.append((ids, state))
         self._blocks = blocks
+
+
+def with_zeros(part: Tensor, rows: int) -> Tensor:
+    """[L, B, ...] with so many rows of zeros behind the others."""
+    return torch.nn.functional.pad(part, (*[0, 0] * (part.dim() - 2), 0, rows))

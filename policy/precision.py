@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,3 +28,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(at_least_float32(x), weight, bias)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A block in which nothing is cast to bfloat16; costs nothing where nothing would be."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -4,23 +4,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
+from shoal.policy.core import Core
+from shoal.policy.cores import make_core
+from shoal.policy.graph import CORE, LSTM, core_component
+from shoal.policy.lstm import as_core
 from shoal.policy.memory import Memory
 from shoal.policy.normalization import ObservationNormalizer, ValueScale
 from shoal.policy.observation import DictObservation, Observation, numbers_of
-from shoal.policy.recurrent import LSTMState, ResetPlan, plan_resets, step_lstm, unroll_lstm
+from shoal.policy.resets import ResetPlan, State, plan_resets
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # actors never need it, and it takes a second to import
     from tensordict import TensorDict
 
 HIDDEN = 128
-LSTM_LAYERS = 2
 
 
 class PolicyOutput(NamedTuple):
@@ -44,12 +48,13 @@ class ActorOutput(NamedTuple):
 
 
 class RecurrentPolicy(nn.Module):
-    """Encoder -> LSTM -> heads, with one memory per environment slot while acting.
+    """Encoder -> core -> heads, with one memory per environment slot while acting.
 
-    A subclass creates its layers, among them ``lstm``, and implements ``encode``, ``heads`` and ``logits``. No row of
-    these may depend on another row, on chance, or on earlier calls. ``encode`` reads numbers through ``network_input``
-    (and the images of a Dict through ``image``), and ``heads`` returns values through ``in_reward_units``; without a
-    layer ``value_head``, a policy normalizes no values.
+    A subclass creates its layers, among them the core by ``make_core``, and implements ``encode``, ``heads`` and
+    ``logits``. A policy that has one core, whatever the settings say, assigns it: a ``Core`` as ``core``, or a
+    ``torch.nn.LSTM`` as ``lstm``. No row of these may depend on another row, on chance, or on earlier calls. ``encode``
+    reads numbers through ``network_input`` (and the images of a Dict through ``image``), and ``heads`` returns values
+    through ``in_reward_units``; without a layer ``value_head``, a policy normalizes no values.
 
     Args:
         observation: the environment's observation.
@@ -58,7 +63,9 @@ class RecurrentPolicy(nn.Module):
         action_rows: embedding row by action name, as saved with weights; fresh policies use rows 0..A-1 in name order.
             It may hold more actions than the environment has, and two of those may share a name (``policy.remap``).
         trained_observation: the observation that the weights were trained with, if it differs from ``observation``.
-        hidden: H of the LSTM.
+        hidden: H of the core that ``make_core`` makes.
+        core: the memory, as ``policy.core`` names it.
+        core_kwargs: further arguments of the core.
         normalize_observations: the network sees vectors in units of their own spread (``policy.normalization``).
         normalize_values: the value head's output is in units of the spread of its targets.
 
@@ -71,7 +78,6 @@ class RecurrentPolicy(nn.Module):
     """The value of ``policy.kind`` in the configuration."""
     kwargs: Mapping[str, Any] = MappingProxyType({})
     """The value of ``policy.kwargs``."""
-    lstm: nn.LSTM
     action_embeddings: nn.Embedding
     value_head: nn.Linear
 
@@ -84,10 +90,15 @@ class RecurrentPolicy(nn.Module):
         action_rows: Mapping[str, int] | None,
         trained_observation: Observation | None,
         hidden: int = HIDDEN,
+        core: str = LSTM,
+        core_kwargs: Mapping[str, Any] | None = None,
         normalize_observations: bool = False,
         normalize_values: bool = False,
     ) -> None:
         super().__init__()
+        self.core_name = core
+        self.core_kwargs: Mapping[str, Any] = dict(core_kwargs or {})
+        self._hidden = hidden
         self.observation = observation
         self.trained_observation: Observation = trained_observation or observation
         self._columns: Tensor | None
@@ -110,7 +121,37 @@ class RecurrentPolicy(nn.Module):
         order = None if rows == known else torch.tensor([known.index(row) for row in rows])
         self._order: Tensor | None
         self.register_buffer("_order", order, persistent=False)
-        self.memory = Memory(LSTM_LAYERS, hidden)
+        self.memory = Memory()
+
+    @property
+    def core(self) -> Core:
+        """The memory itself: the layer ``core``, or ``lstm`` where it is an LSTM, the name that its weights have."""
+        layers = self._modules
+        found = layers[CORE] if CORE in layers else layers.get(LSTM)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no core: make it with self.make_core(inputs)")
+        return found  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, as_core(value) if name == LSTM and type(value) is nn.LSTM else value)
+
+    def make_core(self, inputs: int, stream: torch.Generator | None = None) -> Core:
+        """Make the core that ``policy.core`` names, for inputs [N, inputs] and outputs [N, hidden], and register it.
+
+        With ``stream`` its initial weights depend on that alone, else on torch's global generator.
+
+        Raises:
+            ValueError: the core does not take the arguments, or its state cannot travel.
+        """
+        core = self._new_core(inputs, stream)
+        self.add_module(core_component(self.core_name), core)
+        return core
+
+    def _new_core(self, inputs: int, stream: torch.Generator | None) -> Core:
+        with torch.random.fork_rng(devices=()) if stream is not None else contextlib.nullcontext():
+            if stream is not None:
+                torch.manual_seed(stream.initial_seed())
+            return make_core(self.core_name, self.core_kwargs, inputs, self._hidden)
 
     def normalize(self, *, observations: bool, values: bool) -> None:
         """Begin fresh statistics of vector observations and of values (``policy.normalization``)."""
@@ -129,7 +170,7 @@ class RecurrentPolicy(nn.Module):
         return {}
 
     def encode(self, obs: Tensor) -> Tensor:
-        """[N, *observation.shape] -> the LSTM's input [N, ...]."""
+        """[N, *observation.shape] -> the core's input [N, I]."""
         raise NotImplementedError
 
     def heads(self, core: Tensor) -> PolicyOutput:
@@ -140,18 +181,17 @@ class RecurrentPolicy(nn.Module):
         """[N, H] -> logits [N, A] equal to those of ``heads``, without computing the value."""
         raise NotImplementedError
 
-    def initial_state(self, batch: int) -> LSTMState:
-        """Zeros, (h, c) each [L, B, H]."""
-        weight, shape = self.lstm.all_weights[0][0], (self.lstm.num_layers, batch, self.lstm.hidden_size)
-        return weight.new_zeros(shape), weight.new_zeros(shape)
+    def initial_state(self, batch: int) -> State:
+        """Zeros, each tensor of the core's state as [L, B, ...]; of an LSTM (h, c), each [L, B, H]."""
+        return self.core.initial_state(batch)
 
-    def step(self, obs: Tensor, is_first: Tensor, state: LSTMState | None = None) -> tuple[PolicyOutput, LSTMState]:
+    def step(self, obs: Tensor, is_first: Tensor, state: State | None = None) -> tuple[PolicyOutput, State]:
         """One step of B rows. The returned state is detached.
 
         Args:
             obs: [B, *observation.shape] in ``observation.dtype``.
             is_first: bool [B]; if true, the state is zeroed before the row is consumed.
-            state: (h, c), each [L, B, H]; None is zeros.
+            state: each tensor of the core's state, [L, B, ...]; None is zeros.
         """
         core, state = self._step_core(self.encode(obs), is_first, state)
         return self.heads(core), state
@@ -160,18 +200,18 @@ class RecurrentPolicy(nn.Module):
         self,
         obs: Tensor,
         is_first: Tensor,
-        state: LSTMState | None = None,
+        state: State | None = None,
         *,
         plan: ResetPlan | None = None,
         final_obs: Tensor | None = None,
         return_state: bool = True,
-    ) -> tuple[PolicyOutput, LSTMState | None]:
+    ) -> tuple[PolicyOutput, State | None]:
         """T steps of B rows with resets inside, for training; the outputs equal those of ``step`` called T times.
 
         Args:
             obs: [T, B, *observation.shape].
             is_first: bool [T, B]; if true, the state is zeroed before the row is consumed.
-            state: (h, c) before row 0, each [L, B, H]; None is zeros.
+            state: before row 0, each tensor [L, B, ...]; None is zeros.
             plan: ``plan_resets(is_first)``, if the caller has it (on a GPU that saves a synchronisation).
             final_obs: [K, *observation.shape], the final rows that ``plan`` was made with: last observations of
                 episodes that ended in the same-step form. Their values use the state at that step; they affect no
@@ -193,29 +233,33 @@ class RecurrentPolicy(nn.Module):
         )
         return output, state
 
-    def _step_core(self, x: Tensor, is_first: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
-        core, (h, c) = step_lstm(self.lstm, x, is_first, state or self.initial_state(len(x)))
-        return core, (h.detach(), c.detach())
+    def _step_core(self, x: Tensor, is_first: Tensor, state: State | None) -> tuple[Tensor, State]:
+        core = self.core
+        y, state = core.step(x, is_first, state or core.initial_state(len(x)))
+        return y, tuple(part.detach() for part in state)
 
     def _unroll_core(
-        self, x: Tensor, is_first: Tensor, state: LSTMState | None, plan: ResetPlan | None, return_state: bool
-    ) -> tuple[Tensor, LSTMState | None]:
+        self, x: Tensor, is_first: Tensor, state: State | None, plan: ResetPlan | None, return_state: bool
+    ) -> tuple[Tensor, State | None]:
         if plan is None:
             plan = plan_resets(is_first.cpu().numpy()).to(x.device)
-        state = state or self.initial_state(is_first.shape[1])
-        return unroll_lstm(self.lstm, x, plan, is_first, state, return_state=return_state)
+        core = self.core
+        state = state or core.initial_state(is_first.shape[1])
+        return core.unroll(x, plan, is_first, state, return_state=return_state)
 
     # The TensorDict interface, batch-major.
 
     def forward(self, td: TensorDict) -> TensorDict:
         """Apply ``step`` (td [B]) or ``unroll`` (td [B, T]) to a TensorDict, which is not modified.
 
-        Reads ``obs`` and ``is_first`` (bool), and ``initial_h``, ``initial_c`` [..., L, H] if present: the
-        state before each row. For [B, T] only the state before row 0 is read, so an expanded tensor is enough. Without
-        them, [B] uses the memory of ``training_env_id`` if present; otherwise the state is zeros.
+        Reads ``obs`` and ``is_first`` (bool), and, if present, the state before each row: ``initial_<name>`` of every
+        tensor of the core's state, of an LSTM ``initial_h`` and ``initial_c`` [..., L, H]. For [B, T] only the state
+        before row 0 is read, so an expanded tensor is enough. Without them, [B] uses the memory of
+        ``training_env_id`` if present; otherwise the state is zeros.
 
         Returns a copy with ``logits`` [..., A] and ``value`` [...], ``bptt`` and ``batch`` (int64, filled with T and B;
-        T is 1 while acting), ``next_h`` and ``next_c`` [B, L, H] of [B], and the outputs of named components.
+        T is 1 while acting), of [B] the state after it (``next_h`` and ``next_c`` [B, L, H]), and the outputs of named
+        components.
 
         Raises:
             ValueError: td has neither one nor two batch dimensions.
@@ -223,8 +267,9 @@ class RecurrentPolicy(nn.Module):
         if td.batch_dims not in (1, 2):
             raise ValueError(f"expected a TensorDict of [B] or [B, T], got batch size {tuple(td.batch_size)}")
         obs, is_first = td["obs"], td["is_first"]
-        given = "initial_h" in td.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
-        state: LSTMState | None = (td["initial_h"], td["initial_c"]) if given else None
+        names = tuple(self.core.state_shapes)
+        given = f"initial_{names[0]}" in td.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
+        state: State | None = tuple(td[f"initial_{name}"] for name in names) if given else None
         result = td.copy()
         if td.batch_dims == 1:
             steps = 1
@@ -239,11 +284,11 @@ class RecurrentPolicy(nn.Module):
                 self.memory.write(ids, state)
             output, more = self.head_outputs(core)
             found = {**outputs, **more, "logits": output.logits, "value": output.value}
-            found["next_h"], found["next_c"] = (part.transpose(0, 1) for part in state)
+            found |= {f"next_{name}": part.transpose(0, 1) for name, part in zip(names, state, strict=True)}
         else:
             steps = td.batch_size[1]
             if state is not None:
-                state = _layers_first((state[0][:, 0], state[1][:, 0]))
+                state = _layers_first(tuple(part[:, 0] for part in state))
             x, outputs = self.encode_outputs(obs.transpose(0, 1).flatten(0, 1))
             core, _ = self._unroll_core(x, is_first.transpose(0, 1), state, None, return_state=False)
             output, more = self.head_outputs(core)
@@ -298,12 +343,20 @@ class RecurrentPolicy(nn.Module):
         """Return True: every policy here is recurrent."""
         return True
 
-    def get_memory(self) -> dict[int, LSTMState]:
-        """A copy of every state: (h, c), each [L, H], by ``training_env_id``."""
+    def get_memory(self) -> dict[int, State]:
+        """A copy of every state by ``training_env_id``: each tensor [L, ...], of an LSTM (h, c), each [L, H]."""
         return self.memory.get()
 
-    def set_memory(self, states: Mapping[int, LSTMState]) -> None:
-        """Replace all memory by ``states``, as returned by ``get_memory``."""
+    def set_memory(self, states: Mapping[int, State]) -> None:
+        """Replace all memory by ``states``, as returned by ``get_memory``.
+
+        Raises:
+            ValueError: a state has other shapes than the core's.
+        """
+        shapes = self.core.state_shapes
+        for env_id, state in states.items():
+            if (got := [tuple(part.shape) for part in state]) != [tuple(shape) for shape in shapes.values()]:
+                raise ValueError(f"state of training_env_id {env_id} must be {dict(shapes)}, got the shapes {got}")
         self.memory.set(states)
 
     def reset_memory(self, training_env_ids: Sequence[int] | None = None) -> None:
@@ -311,9 +364,9 @@ class RecurrentPolicy(nn.Module):
         self.memory.reset(training_env_ids)
 
 
-def _layers_first(state: LSTMState) -> LSTMState:
-    """[B, L, H] -> [L, B, H]"""
-    return state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous()
+def _layers_first(state: State) -> State:
+    """[B, L, ...] -> [L, B, ...]"""
+    return tuple(part.transpose(0, 1).contiguous() for part in state)
 
 
 def _columns(trained: Observation, presented: Observation) -> Tensor | None:

@@ -9,7 +9,7 @@ episode ends with ``is_first`` in the same step, its last observation is ``final
 ``action_mask``.
 """
 
-# T time, B rows (slots), C burn-in rows, L layers, H hidden, P actions of a mask
+# T time, B rows (slots), C burn-in rows, P actions of a mask
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ import pyarrow as pa
 import xxhash
 
 FORMAT_VERSION = 3
+FAST_STATE = (("h", (2, 128)), ("c", (2, 128)))
+"""``TrajectorySpec.state_shapes`` of ``FastPolicy`` with the LSTM."""
 _SCALAR_COLUMNS = ("training_env_id",)
 
 
@@ -42,10 +44,8 @@ class TrajectorySpec:
     obs_dtype: str
     action_shape: tuple[int, ...]
     action_dtype: str
-    num_layers: int = 2
-    """L of the LSTM."""
-    hidden: int = 128
-    """H of the LSTM."""
+    state_shapes: tuple[tuple[str, tuple[int, ...]], ...] = FAST_STATE
+    """Names and shapes of the tensors of a slot's state (``Core.state_shapes``)."""
     num_actions: tuple[int, ...] = ()
     """Number of actions of each discrete choice; empty where actions are continuous."""
     same_step: bool = False
@@ -57,7 +57,7 @@ class TrajectorySpec:
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
-        t, c, state = self.unroll_length, self.burn_in, (self.num_layers, self.hidden)
+        t, c = self.unroll_length, self.burn_in
         f32, u8 = np.dtype(np.float32), np.dtype(np.uint8)
         obs = np.dtype(self.obs_dtype)
         columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {
@@ -69,8 +69,7 @@ class TrajectorySpec:
             "reward": ((t,), f32),
             "terminated": ((t,), u8),
             "truncated": ((t,), u8),
-            "initial_h": (state, f32),
-            "initial_c": (state, f32),
+            **{f"initial_{name}": (shape, f32) for name, shape in self.state_shapes},
         }
         if self.same_step:
             columns["final_obs"] = ((t, *self.obs_shape), obs)
@@ -80,8 +79,7 @@ class TrajectorySpec:
             columns |= {
                 "burn_in_obs": ((c, *self.obs_shape), obs),
                 "burn_in_is_first": ((c,), u8),
-                "burn_in_h": (state, f32),
-                "burn_in_c": (state, f32),
+                **{f"burn_in_{name}": (shape, f32) for name, shape in self.state_shapes},
             }
         return columns
 

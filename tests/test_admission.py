@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 from fuzz import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shoal.learner.admission import Admission
 from simulated_actors import Simulation, fair_shares
 
 
@@ -121,3 +123,30 @@ def test_everybody_has_its_share_in_time(durations, update, per_batch, max_polic
         for actor, share in enumerate(fair_shares(outcome.trained.total(), most)):
             # One was the first, one is under way, one waits.
             assert outcome.trained[actor] >= share / 2 - 3, (actor, outcome.trained, share)
+
+
+def test_admissions_go_on_where_they_were() -> None:
+    """Catches a resumed run in which it is another actor's turn, or that forgets who had its turn already."""
+
+    def make(max_policy_lag: int) -> Admission:
+        return Admission(num_actors=3, num_envs=2, batch_size=6, max_policy_lag=max_policy_lag, clock=lambda: 0.0)
+
+    for lag, expected in ((2, 1), (0, 1)):
+        before, after = make(lag), make(lag)
+        before.published(4)
+        assert before.admit([0, 1, 2], 4, 0) == 0
+        assert before.came_back(0) is not None
+        after.set_state(json.loads(json.dumps(before.get_state())))
+        # The weights are published again when the run begins, which is no new version.
+        after.published(4)
+        for one in (before, after):
+            assert one.admit([0, 1, 2], 4, 1) == expected
+            unroll = one.came_back(expected)
+            assert unroll is not None
+            assert unroll.serial == 1
+        if lag == 0:
+            assert after.admit([0], 4, 1) is None
+            after.published(5)
+            assert after.admit([0], 5, 0) == 0
+    with pytest.raises((ValueError, KeyError)):
+        make(0).set_state({**before.get_state(), "waiting": ["0"]})

@@ -12,7 +12,7 @@ from shoal.deploy.settings.load import load_config, to_dict
 from shoal.policy import ComponentPolicy, FastPolicy, Initialization, VectorObservation
 from shoal.policy.config import PolicyConfig, RegularizationConfig
 from shoal.policy.graph import ComponentConfig, components_to_json, default_graph, resolve
-from shoal.policy.recurrent import plan_resets
+from shoal.policy.resets import plan_resets
 from shoal.policy.weights import flatten_weights, load_weights
 from tensordict import TensorDict
 
@@ -63,7 +63,7 @@ def problems_of(components, kind="component"):
             ".cnn2.sources: a component of kind conv reads raw box or box, got",
         ),
         ("{cnn2: {sources: [obs]}}", ".cnn2.sources: obs gives tokens, a component of kind conv reads raw box or box"),
-        ("{critic_1: {sources: [lstm, fc1]}}", ".critic_1.sources: fc1 lies before the LSTM and critic_1 after it"),
+        ("{critic_1: {sources: [lstm, fc1]}}", ".critic_1.sources: fc1 lies before the memory and critic_1 after it"),
         ("{actor: {sources: [lstm, actor_1]}}", ".actor.sources: actor_1 gives vector, a component of kind bilinear"),
         ("{mine: {kind: linear, sources: [fc1]}}", ".mine: nothing reads it; name it in some sources"),
         ("{encoded_obs: {sources: [cnn2]}}", ".fc1: nothing reads it; name it in some sources, or set it to null"),

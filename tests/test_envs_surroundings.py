@@ -42,6 +42,7 @@ def settings() -> tuple[Any, ...]:
         os.getcwd(),
         list(warnings.filters),
         signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGHUP),
         sys.stdout,
     )
 
@@ -57,6 +58,7 @@ def _restored() -> Any:
     torch.set_num_threads(before[2])
     os.chdir(before[3])
     signal.signal(signal.SIGTERM, before[5])
+    signal.signal(signal.SIGHUP, before[6])
 
 
 @pytest.mark.parametrize("when", ["init", "reset", "step"])

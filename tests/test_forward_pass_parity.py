@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from networks import ACTIONS, OBSERVATIONS, POLICIES, assert_same, draw_is_first, draw_state, make_pair, observe
-from shoal.policy.recurrent import plan_resets
+from shoal.policy.resets import plan_resets
 from tensordict import TensorDict
 
 T, B = 9, 6

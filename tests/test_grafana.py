@@ -14,7 +14,6 @@ import yaml
 from dashboards import (
     ALERTS,
     BOARD,
-    DEPLOY,
     GRAFANA,
     GUIDE,
     PANELS,
@@ -296,7 +295,7 @@ def test_the_guide_names_what_there_is() -> None:
         assert ALERTS[name]["labels"]["severity"] == severity
     paths = set(re.findall(r"\b(?:deploy|tests)/[\w./]+\w", text)) - {"deploy/monitoring/prometheus/targets/runs.json"}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-    assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (DEPLOY / path).exists()] == []
+    assert [path for path in re.findall(r"\]\(([^):#]+)\)", text) if not (GUIDE.parent / path).exists()] == []
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert importlib.util.find_spec(module)
     for metric in set(re.findall(r"\bshoal_[a-z]\w*", text)):
@@ -305,7 +304,7 @@ def test_the_guide_names_what_there_is() -> None:
 
 def test_the_table_of_metrics_is_up_to_date() -> None:
     """Catches a metric that the guide forgets, or describes as it was: `python -m shoal.deploy.monitoring`."""
-    text = GUIDE.read_text(encoding="utf-8")
+    text = metrics_table.GUIDE.read_text(encoding="utf-8")
     assert text == metrics_table.rendered(text)
     for entry in CATALOGUE:
         assert f"| `{entry.name}` | {entry.kind} | {f'`{entry.label}`' if entry.label else ''} | " in text

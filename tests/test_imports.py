@@ -32,7 +32,7 @@ FLOORS = (
     {"report", "training"},
     {"doctor"},
     {"library"},
-    {"cli", "examples"},
+    {"cli", "docs", "examples"},
 )
 # Where a library may be imported: a module, or everything below a folder.
 LIBRARIES = {

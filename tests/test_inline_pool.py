@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 from service import make_setup, make_spec
 from shoal.actors import pool as pool_module
-from shoal.actors.pool import InlinePool
+from shoal.actors.pool import MOST_REFUSED, InlinePool, RefusedDeliveries
 from shoal.learner.ledger import Ledger
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import flatten_weights
@@ -95,3 +95,76 @@ def test_the_others_act_meanwhile_and_it_ends_in_the_end(pool, monkeypatch):
     with pytest.raises(RuntimeError, match=UNBUILDABLE):
         queue.next_batch(pool.pump, stop)
     assert Flaky.unbuildable == 1000 - 4
+
+
+def replay(payload, worker):
+    """An actor whose sequence does not move on."""
+    return payload
+
+
+def damage(payload, worker):
+    """A bit of the data is flipped."""
+    worse = payload.copy()
+    worse[len(worse) // 2] ^= 1
+    return worse
+
+
+def poison(payload, worker):
+    """A memory that is NaN, as after an observation without bounds."""
+    worker._columns["initial_h"][:] = np.nan
+    return worker._ship({"policy_seconds": 0.0, "env_seconds": 0.0})
+
+
+def deliver_changed(pool, monkeypatch, change):
+    """The present worker of actor 0 delivers what ``change`` makes of its first unroll, for ever."""
+    worker = pool._workers[0]
+    rollout, sent = worker.rollout, []
+
+    def refused(weights):
+        if not sent:
+            sent.append(rollout(weights))
+        return change(sent[0], worker)
+
+    monkeypatch.setattr(worker, "rollout", refused)
+
+
+@pytest.mark.parametrize("change", [replay, damage, poison])
+def test_an_actor_whose_deliveries_are_refused_is_replaced(pool, monkeypatch, change):
+    """A refusal without a bound: an actor that delivers poison for ever, alone a run that waits for ever."""
+    pool, queue = pool
+    deliver_changed(pool, monkeypatch, change)
+    first = queue.next_batch(pool.pump, threading.Event())
+    queue.book(first, trained=sum(trajectory.env_steps for trajectory in first))
+    queue.publish(1, flatten_weights(pool._setup.make_policy(), 1))
+    batch = queue.next_batch(pool.pump, threading.Event())
+    assert [trajectory.header.actor for trajectory in batch] == [0, 1]
+    assert batch[0].header.restart_index == 1
+    assert pool.restarts == {"refused": 1}
+    assert "3 deliveries in a row were refused; the last one: " in pool.replaced[0][1]
+    assert queue.refused.total() == MOST_REFUSED
+    assert (queue.lost_unrolls, queue.ledger.balance()) == (0, 0)
+
+
+def test_one_refusal_in_between_replaces_nobody(pool, monkeypatch):
+    """Refusals that are counted over a whole run: in the end every actor of a long one is replaced."""
+    pool, queue = pool
+    for version in range(1, 2 * MOST_REFUSED):
+        with monkeypatch.context() as context:
+            deliver_changed(pool, context, damage)
+            pool.pump(0.01)
+        batch = queue.next_batch(pool.pump, threading.Event())
+        queue.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
+        queue.publish(version, flatten_weights(pool._setup.make_policy(), version))
+    assert queue.refused.total() >= MOST_REFUSED
+    assert pool.restarts == {}
+
+
+def test_successors_whose_deliveries_are_refused_end_the_run(pool, monkeypatch):
+    """A refused delivery that counts as a success: replaced without end, where five failures in a row are allowed."""
+    pool, queue = pool
+    deliver = queue.deliver
+    monkeypatch.setattr(queue, "deliver", lambda actor, payload: deliver(actor, damage(payload, None)))
+    threading.Timer(60, (stop := threading.Event()).set).start()
+    with pytest.raises(RefusedDeliveries, match="refused"):
+        queue.next_batch(pool.pump, stop)
+    assert pool.restarts["refused"] >= 4

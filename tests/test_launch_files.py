@@ -163,7 +163,7 @@ def test_pods_are_not_judged_by_the_run() -> None:
     for name, pod in all_pods():
         for one in pod["spec"]["containers"]:
             assert not {"livenessProbe", "readinessProbe", "startupProbe"} & set(one), name
-    guide = (DEPLOY / "MONITORING.md").read_text(encoding="utf-8")
+    guide = (DEPLOY / "docs" / "monitoring.md").read_text(encoding="utf-8")
     [probes] = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
     found = yaml.safe_load(probes)
     port = Config().metrics.port
@@ -353,8 +353,9 @@ def test_the_guide_names_what_there_is() -> None:
     """Catches a file, an object or a make target in the guide that is not there."""
     text = LAUNCHING.read_text(encoding="utf-8")
     paths = {word for line in lines(LAUNCHING) for word in line.split() if word.startswith("deploy/")}
-    paths |= {f"deploy/{path}" for path in re.findall(r"`(launch/(?:kuberay|ray|slurm|image)/[\w.]+)`", text)}
-    paths |= {f"deploy/{path}" for path in re.findall(r"\]\(([^):]+)\)", text)} | {*re.findall(r"tests/\w+\.py", text)}
+    paths |= {*re.findall(r"`(deploy/launch/(?:kuberay|ray|slurm|image)/[\w.]+)`", text)}
+    paths |= {f"deploy/docs/{path}" for path in re.findall(r"\]\(([^):]+)\)", text)}
+    paths |= {*re.findall(r"tests/\w+\.py", text)}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     assert {str(file.relative_to(ROOT)) for file in FILES if file not in (LAUNCHING, DOCKERFILE)} <= paths | {
         f"deploy/launch/kuberay/{name}" for name in re.findall(r"`(\w+\.yaml)`", text)

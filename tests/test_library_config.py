@@ -18,6 +18,7 @@ from shoal.deploy.library.config import make_config
 from shoal.deploy.settings import sections
 from shoal.deploy.settings.load import load_config, resolve, to_dict
 from shoal.policy import kinds
+from shoal.policy.cores import find_core
 
 
 class Mine(gymnasium.Env[Any, Any]):
@@ -161,6 +162,8 @@ def test_what_no_process_can_use_is_refused() -> None:
         shoal.Config(env=NoEnvironment)
     with pytest.raises(shoal.ConfigError, match=r"policy.kind: expected a subclass of shoal.RecurrentPolicy"):
         shoal.Config(policy=NoEnvironment)
+    with pytest.raises(shoal.ConfigError, match=r"policy.core: expected a subclass of shoal.Core, got .*NoEnvironment"):
+        shoal.Config(core=NoEnvironment)
 
 
 def test_user_code_arrives_under_its_name() -> None:
@@ -172,10 +175,14 @@ def test_user_code_arrives_under_its_name() -> None:
     class LocalPolicy(shoal.FastPolicy):
         pass
 
-    made = shoal.Config(env=Local, policy=LocalPolicy)
-    sent = pickle.dumps(UserCode.of(made.env.id, made.policy.kind))
-    del given.environments[made.env.id], given.policies[made.policy.kind]
+    class LocalCore(shoal.Core):
+        pass
+
+    made = shoal.Config(env=Local, policy=LocalPolicy, core=LocalCore)
+    sent = pickle.dumps(UserCode.of(made.env.id, made.policy.kind, made.policy.core))
+    del given.environments[made.env.id], given.policies[made.policy.kind], given.cores[made.policy.core]
     arrived = pickle.loads(sent)
     assert given.environments[made.env.id] is arrived.environments[made.env.id]
     assert kinds.find_policy(made.policy.kind).__qualname__ == LocalPolicy.__qualname__
+    assert find_core(made.policy.core).__qualname__ == LocalCore.__qualname__
     assert pickle.loads(pickle.dumps(UserCode.of("recall", "fast"))) == UserCode()

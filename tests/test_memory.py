@@ -10,10 +10,10 @@ from shoal.policy import FastPolicy, VectorObservation
 from shoal.policy.memory import Memory
 
 
-@pytest.fixture
-def policy():
+@pytest.fixture(params=["lstm", "gru", "linear", "own_cores:Leaky"])
+def policy(request):
     torch.manual_seed(0)
-    return FastPolicy(VectorObservation(3), ["a", "b"])
+    return FastPolicy(VectorObservation(3), ["a", "b"], core=request.param)
 
 
 @torch.no_grad()
@@ -28,9 +28,9 @@ def test_each_environment_keeps_its_own_state(policy):
         for i, env_id in enumerate(ids):
             want, alone[env_id] = policy.step(obs[i : i + 1], first[i : i + 1], alone.get(env_id))
             torch.testing.assert_close(output.logits[i : i + 1], want.logits, atol=1e-5, rtol=1e-5)
-    for env_id, (h, c) in policy.get_memory().items():
-        torch.testing.assert_close(h, alone[env_id][0][:, 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(c, alone[env_id][1][:, 0], atol=1e-5, rtol=1e-5)
+    for env_id, state in policy.get_memory().items():
+        for part, mine in zip(state, alone[env_id], strict=True):
+            torch.testing.assert_close(part, mine[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_get_set_reset(policy):
@@ -60,7 +60,7 @@ def test_memory_is_no_part_of_the_weights(policy):
 
 def test_what_is_written_is_detached():
     """A graph that grows with every step, and gradients that flow from one unroll into the one before."""
-    memory = Memory(2, 3)
+    memory = Memory()
     state = tuple(torch.randn(2, 2, 3, requires_grad=True) * 2 for _ in "hc")
     memory.write((7, 8), state)
     assert not any(part.requires_grad for part in memory.read((7, 8)))
@@ -90,7 +90,7 @@ class CountedId(int):
 
 def test_groups_of_ids_are_kept_whole():
     """Work for every id at every step, or states copied to and fro, where groups of slots take turns."""
-    memory = Memory(2, 3)
+    memory = Memory()
     groups = [tuple(map(CountedId, ids)) for ids in ((1, 2, 3), (4, 5), (6,))]
     for ids in groups:
         memory.write(ids, blocks_of(ids, 0))
@@ -111,7 +111,7 @@ calls = st.lists(st.tuples(st.sampled_from(["write", "write", "again", "read", "
 @given(calls)
 def test_any_ids_in_any_order(calls):
     """A state lost, kept too long or given to another id where the ids of calls overlap in part."""
-    memory, expected, tuples = Memory(2, 3), {}, [(0, 1), (2, 3, 4)]
+    memory, expected, tuples = Memory(), {}, [(0, 1), (2, 3, 4)]
     for number, (call, ids) in enumerate(calls):
         if call in ("write", "again"):
             # The same tuple objects come back again and again, as a rollout worker's do.

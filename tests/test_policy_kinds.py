@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import shoal
 import torch
+from shoal.learner.checkpoint import describe_policy
 from shoal.policy import ImageObservation, VectorObservation
 from shoal.policy.actions import Continuous, Discrete
 from shoal.policy.kinds import check_policy, find_policy
@@ -100,11 +101,6 @@ class NotANumber(Own):
         return self.head(core) * torch.nan
 
 
-class OneLayer(Own):
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings, layers=1)
-
-
 class Strange(nn.Module):
     pass
 
@@ -114,10 +110,33 @@ class TakesNothing(RecurrentPolicy):
         raise AssertionError("it is not even tried")
 
 
-class NoLstm(Own):
+class NoCore(Own):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        del self.lstm
+
+
+class OtherCore(Own):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.lstm = nn.Identity()  # type: ignore[assignment]
+
+
+class WithCore(Own):
+    """Makes the core that the settings name."""
+
+    def __init__(self, *arguments: Any, core: str = "lstm", core_kwargs: Any = None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        del self.lstm
+        self.core_name, self.core_kwargs = core, core_kwargs
+        self.make_core(24)
+
+
+class IgnoresCore(Own):
+    """Takes the setting and does something else."""
+
+    def __init__(self, *arguments: Any, core: str = "lstm", core_kwargs: Any = None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -158,8 +177,8 @@ def test_a_subclass_of_fast_passes(observation: Observation, monkeypatch: pytest
         ("TooFewLogits", r"logits of act for 3 observations has shape \[3, 2\], must be \[3, 3\], 3 logits"),
         ("Breaks", r"fails on observations \[5\]: RuntimeError"),
         ("NotANumber", "step gives other logits than act"),
-        ("OneLayer", r"self.lstm has 1 layers of 24, its memory 2 of 24"),
-        ("NoLstm", "expected a torch.nn.LSTM as self.lstm, got Identity"),
+        ("NoCore", r"it has no core: its __init__ must make one with self.make_core\(inputs\)"),
+        ("OtherCore", "expected a shoal.Core as self.core, or a torch.nn.LSTM as self.lstm, got Identity"),
         ("Strange", r"expected a subclass of shoal.RecurrentPolicy, got <class '.*Strange'>"),
         ("TakesNothing", r"Its __init__ takes \(observation, actions, embedding_rows"),
         ("Absent", f"{HERE} has no class Absent"),
@@ -187,3 +206,41 @@ def test_arguments_are_the_classes_own() -> None:
         made("Own", action_rows={})
     with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
         made("Own", colour="red")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_lstm_of_the_users_own_is_a_core_as_it_is(layers: int) -> None:
+    """Catches a core that draws other weights than the user's layer had, or that has a fixed number of layers."""
+    torch.manual_seed(3)
+    policy = made("Own", layers=layers)
+    check_policy(policy)
+    torch.manual_seed(3)
+    wanted = Own(VECTOR, CHOICE, 10, layers=layers)
+    assert policy.core is policy.lstm
+    assert policy.core.state_shapes == {"h": (layers, 24), "c": (layers, 24)}
+    for (name, one), (other, two) in zip(policy.named_parameters(), wanted.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+
+
+def test_an_lstm_that_steps_do_not_compute_is_refused() -> None:
+    """Catches a layer whose steps would be those of another."""
+    for settings in ({"bidirectional": True}, {"batch_first": True}, {"bias": False}, {"proj_size": 3}):
+        policy = Own(VECTOR, CHOICE, 10)
+        with pytest.raises(ValueError, match=r"self.lstm must be time-major, with biases, and without dropout"):
+            policy.lstm = nn.LSTM(24, 24, **settings)  # type: ignore[arg-type]
+
+
+def test_policies_of_ones_own_take_the_core_that_is_set_or_refuse_it() -> None:
+    """Catches a setting without effect, and a policy that is given arguments that it never asked for."""
+    core = "own_cores:Leaky"
+    policy = make_policy(f"{HERE}:WithCore", VECTOR, CHOICE, 10, core=core, core_kwargs={"halves": 3})
+    check_policy(policy)
+    assert policy.core.state_shapes == {"trace": (1, 3, 8), "age": (1, 1)}
+    assert describe_policy(policy)["core"] == core
+    for name, expected in (
+        ("Own", "it makes a core of its own, so policy.core=own_cores:Leaky .* without effect"),
+        ("IgnoresCore", r"its core is of LSTMCore, where policy.core=own_cores:Leaky; make it with self.make_core"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            make_policy(f"{HERE}:{name}", VECTOR, CHOICE, 10, core=core)

@@ -39,10 +39,13 @@ class Endless(NoiseEnvironment):
         self._ended[:] = False
 
 
-def make(envs=Endless, unroll_length=12, burn_in=0, num_envs=4):
+CORES = ["lstm", "gru", "linear", "own_cores:Leaky"]
+
+
+def make(envs=Endless, unroll_length=12, burn_in=0, num_envs=4, core="lstm"):
     envs = envs(num_envs, ACTIONS["discrete"]) if issubclass(envs, NoiseEnvironment) else envs(num_envs, 0)
-    rollouts = Rollouts(envs, unroll_length=unroll_length, burn_in=burn_in)
-    return rollouts, make_policy(rollouts.observation, rollouts.actions)
+    rollouts = Rollouts(envs, unroll_length=unroll_length, burn_in=burn_in, core=core)
+    return rollouts, make_policy(rollouts.observation, rollouts.actions, core=core)
 
 
 def distance(state, other):
@@ -50,30 +53,32 @@ def distance(state, other):
 
 
 @pytest.mark.parametrize("envs", [Endless, RecallWithTimeLimits])
-@pytest.mark.parametrize("burn_in", [1, 5, 12])
-def test_burn_in_of_the_acting_weights_gives_the_stored_state(envs, burn_in):
+@pytest.mark.parametrize(("burn_in", "core"), [(1, "lstm"), (12, "lstm"), *((5, core) for core in CORES)])
+def test_burn_in_of_the_acting_weights_gives_the_stored_state(envs, burn_in, core):
     """Burn-in rows one off, of another slot, with a reset too many or too few, or from the state after them."""
-    rollouts, policy = make(envs, burn_in=burn_in)
+    rollouts, policy = make(envs, burn_in=burn_in, core=core)
     for _ in range(3):
         batch = rollouts.batch(policy, 0)
         goes_on = ~batch["is_first"][:, 0]  # else the state is zeroed, whatever it is
-        states = (burned_in(policy, batch, CPU), stored_state(batch))
-        assert distance(*([part * goes_on[:, None] for part in state] for state in states)) < 1e-5
+        states = (burned_in(policy, batch, CPU), stored_state(policy.core, batch))
+        for got, want in zip(*states, strict=True):
+            torch.testing.assert_close(got[:, goes_on], want[:, goes_on], atol=1e-5, rtol=1e-5)
     assert goes_on.any()
-    assert float(stored_state(batch)[0].abs().max()) > 0.1
+    assert float(stored_state(policy.core, batch)[0].abs().max()) > 0.05
 
 
-def test_burn_in_of_other_weights_equals_stepping_through_it():
+@pytest.mark.parametrize("core", CORES)
+def test_burn_in_of_other_weights_equals_stepping_through_it(core):
     """A state that the newest weights did not make."""
-    rollouts, policy = make(RecallWithTimeLimits, burn_in=7)
-    other = make_policy(rollouts.observation, rollouts.actions, seed=1)
+    rollouts, policy = make(RecallWithTimeLimits, burn_in=7, core=core)
+    other = make_policy(rollouts.observation, rollouts.actions, seed=1, core=core)
     rollouts.batch(policy, 0)
     batch = rollouts.batch(policy, 0)
     got = burned_in(other, batch, CPU)
     for b in range(batch.shape[0]):
         want = start_state(other, batch, b)
         assert distance([part[:, b : b + 1] for part in got], want) < 1e-5
-    assert distance(got, stored_state(batch)) > 0.01
+    assert distance(got, stored_state(policy.core, batch)) > 0.01
 
 
 def test_the_canary_compares_with_the_stored_state_whatever_training_starts_from():
@@ -95,13 +100,13 @@ def test_a_refreshed_state_is_the_one_that_the_new_weights_give():
     want = final_state(policy, before, CPU)
     after = rollouts.batch(policy, 1).clone()
     used = learner.with_start_states(after)
-    assert distance(stored_state(used), want) < 1e-6
-    assert distance(stored_state(after), want) > 1e-3
+    assert distance(stored_state(policy.core, used), want) < 1e-6
+    assert distance(stored_state(policy.core, after), want) > 1e-3
     assert used["obs"] is after["obs"]
     learner.update(after)
     rollouts.batch(policy, 2)  # lost on its way
     late = rollouts.batch(policy, 2)
-    assert distance(stored_state(learner.with_start_states(late)), stored_state(late)) == 0
+    assert distance(stored_state(policy.core, learner.with_start_states(late)), stored_state(policy.core, late)) == 0
 
 
 def test_refreshed_states_find_their_slots():
@@ -109,15 +114,15 @@ def test_refreshed_states_find_their_slots():
     rng = np.random.default_rng(0)
     kept = {}
     rollouts, policy = make(num_envs=6)
-    table, template = RefreshedStates(policy.initial_state(0)), rollouts.batch(policy, 0).clone()
+    table, template = RefreshedStates(policy.core), rollouts.batch(policy, 0).clone()
     for index in range(30):
         chosen = rng.choice(6, rng.integers(1, 7), replace=False)
         batch = template[torch.from_numpy(chosen)].clone()
         batch["unroll_index"][:] = index
-        h, _ = stored_state(table.apply(batch))
+        h, _ = stored_state(policy.core, table.apply(batch))
         for row, env_id in enumerate(batch["training_env_id"].tolist()):
             known = env_id in kept and kept[env_id][0] == index - 1
-            want = kept[env_id][1] if known else stored_state(batch)[0][:, row]
+            want = kept[env_id][1] if known else stored_state(policy.core, batch)[0][:, row]
             assert torch.equal(h[:, row], want)
         state = torch.randn(2, 2, len(chosen), 128).unbind(0)
         table.keep(batch, state)
@@ -149,7 +154,7 @@ def test_staleness_is_nought_for_fresh_states_and_grows_with_the_distance_of_the
         batch = rollouts.batch(policy, 0)
         assert probe.measure(newest, batch, batch) == {}
         batch = rollouts.batch(policy, 0)
-        readings[scale] = probe.measure(newest, batch, with_state(batch, burned_in(newest, batch, CPU)))
+        readings[scale] = probe.measure(newest, batch, with_state(newest.core, batch, burned_in(newest, batch, CPU)))
     assert all(reading["used"] <= reading["stored"] for reading in readings.values())
     readings = {scale: reading["stored"] for scale, reading in readings.items()}
     assert readings[0.0] < 1e-5

@@ -24,13 +24,18 @@ from shoal.policy.trajectory import (
     to_bytes,
 )
 
-SPEC = TrajectorySpec(5, (4, 3), "uint8", (), "int64", 2, 3)
+
+def lstm(layers, hidden):
+    return tuple((name, (layers, hidden)) for name in "hc")
+
+
+SPEC = TrajectorySpec(5, (4, 3), "uint8", (), "int64", lstm(2, 3))
 SPECS = {
     "tokens": SPEC,
-    "vectors": TrajectorySpec(3, (2,), "float32", (2,), "float32", 1, 4),
-    "one step": TrajectorySpec(1, (1,), "float32", (), "int64", 1, 1),
-    "same step": TrajectorySpec(5, (2,), "float32", (), "int64", 2, 3, same_step=True),
-    "burn-in": TrajectorySpec(5, (4, 3), "uint8", (), "int64", 2, 3, burn_in=2),
+    "vectors": TrajectorySpec(3, (2,), "float32", (2,), "float32", lstm(1, 4)),
+    "one step": TrajectorySpec(1, (1,), "float32", (), "int64", lstm(1, 1)),
+    "same step": TrajectorySpec(5, (2,), "float32", (), "int64", lstm(2, 3), same_step=True),
+    "burn-in": TrajectorySpec(5, (4, 3), "uint8", (), "int64", lstm(2, 3), burn_in=2),
 }
 HEADER = TrajectoryHeader(
     run_id=RUN, actor=3, restart_index=1, sequence=7, policy_version=42, statistics={"episode_returns": [0.5, 1]}
@@ -261,7 +266,7 @@ def test_wrong_contents_are_refused(what):
 @pytest.mark.parametrize("flag", ["terminated", "truncated"])
 def test_an_end_without_its_reset_is_refused(flag, same_step):
     """An environment that ends an episode in another form than it says: the next one would run on with its memory."""
-    spec = TrajectorySpec(5, (2,), "float32", (), "int64", 2, 3, same_step=same_step)
+    spec = TrajectorySpec(5, (2,), "float32", (), "int64", lstm(2, 3), same_step=same_step)
     columns = random_columns(spec, 4, seed=0)
     for name in ("is_first", "terminated", "truncated"):
         columns[name][:] = 0
@@ -300,7 +305,7 @@ def test_strangers_are_refused(payload):
     """A batch of another run, another environment, or larger than what was asked for."""
     assert f"batch of run {RUN}, this is run another" in refused(payload, run_id="another")
     assert "slots, got 4" in refused(payload, max_slots=3)
-    assert "expected columns" in refused(payload, TrajectorySpec(5, (4, 3), "uint8", (2,), "int64", 2, 3))
+    assert "expected columns" in refused(payload, TrajectorySpec(5, (4, 3), "uint8", (2,), "int64", lstm(2, 3)))
     assert from_bytes(SPEC, payload, run_id=RUN, max_slots=4)
 
 

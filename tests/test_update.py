@@ -14,7 +14,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from rollouts import (
     ACTIONS,
-    TINY_HIDDEN,
     NoiseEnvironment,
     RecallWithTimeLimits,
     Rollouts,
@@ -23,6 +22,7 @@ from rollouts import (
     make_policy,
     random_batch,
     small_policy,
+    state_of,
     tiny_policy,
 )
 from shoal.learner.device import DevicePath
@@ -30,7 +30,8 @@ from shoal.learner.forward_pass import forward_pass, log_prob_error, valid_trans
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.parity_check import TOLERANCE, LogProbParityCheck
 from shoal.policy.config import RegularizationConfig
-from shoal.policy.recurrent import plan_resets, step_lstm
+from shoal.policy.lstm import LSTMCore
+from shoal.policy.resets import plan_resets
 from shoal.policy.weights import flatten_weights
 from slow_reference import loss_by_episode
 
@@ -74,16 +75,19 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("which", SETTINGS)
+EVERY = [(which, form, "lstm") for which in SETTINGS for form in FORMS]
+EVERY += [("vtrace", form, core) for form in FORMS for core in ("gru", "linear", "own_cores:Leaky")]
+
+
+@pytest.mark.parametrize(("which", "form", "core"), EVERY)
 @settings(max_examples=examples(2), phases=[Phase.generate])  # a seed does not shrink
 @given(seed=st.integers(0, 2**31), num_slots=st.integers(1, 4))
-def test_update_equals_episodes_trained_one_by_one(form, which, seed, num_slots):
+def test_update_equals_episodes_trained_one_by_one(form, which, core, seed, num_slots):
     """Whatever leaks over a boundary or is averaged wrongly: target, loss, gradient, normalization, the state it starts
     from, the observation it bootstraps from."""
     # In double precision: advantages of a few transitions, normalized, can magnify float32's rounding to anything.
-    batch = in_double(random_batch(seed, num_slots=num_slots, hidden=TINY_HIDDEN, **FORMS[form]))
-    policy = tiny_policy().double()
+    policy = tiny_policy(core).double()
+    batch = in_double(random_batch(seed, num_slots=num_slots, state_shapes=state_of(policy), **FORMS[form]))
     learner = make_learner(policy, max_grad_norm=1e9, **SETTINGS[which])
     w0 = {name: learner.regularizer.reference[name].clone() for name in learner.regularizer.l2_init_coefs}
     with torch.no_grad():  # away from w0, where the L2-init gradient is zero
@@ -101,10 +105,11 @@ def test_update_equals_episodes_trained_one_by_one(form, which, seed, num_slots)
 
 @pytest.mark.parametrize("burn_in", [0, 7])
 @pytest.mark.parametrize("envs", [RecallWithTimeLimits, SameStepRecall])
-def test_update_of_real_rollouts_equals_episodes_trained_one_by_one(envs, burn_in):
+@pytest.mark.parametrize("core", ["lstm", "linear", "own_cores:Leaky"])
+def test_update_of_real_rollouts_equals_episodes_trained_one_by_one(envs, burn_in, core):
     """A column that the worker writes and the learner reads differently, which random batches cannot show."""
-    rollouts = Rollouts(envs(6, 0), unroll_length=24, burn_in=burn_in)
-    actor, policy = (make_policy(rollouts.observation, rollouts.actions, seed) for seed in (0, 1))
+    rollouts = Rollouts(envs(6, 0), unroll_length=24, burn_in=burn_in, core=core)
+    actor, policy = (make_policy(rollouts.observation, rollouts.actions, seed, core) for seed in (0, 1))
     rollouts.batch(actor, 0)
     batch = rollouts.batch(actor, 0)  # starts in mid-episode, from stored states
     assert batch["terminated"].any()
@@ -289,29 +294,29 @@ def test_the_canary_jumps_when_the_learner_resets_wrongly(monkeypatch, break_res
 def test_the_canary_jumps_when_the_actor_resets_late(monkeypatch):
     """The parity check is blind: an actor that zeroes the state after the first observation was consumed."""
     rollouts, learner = recall()
-    before = [torch.zeros(6, dtype=torch.bool)]
+    before, step = [torch.zeros(6, dtype=torch.bool)], LSTMCore.step
 
-    def late(lstm, x, is_first, state):
+    def late(core, x, is_first, state):
         before.append(is_first.clone())
-        return step_lstm(lstm, x, before[-2], state)
+        return step(core, x, before[-2], state)
 
-    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", late)
+    monkeypatch.setattr(LSTMCore, "step", late)
     assert learner.update(rollouts.batch(learner.policy, 0)).log_prob_error > FAULT_SEEN
 
 
 def test_the_canary_jumps_when_truncations_do_not_reset(monkeypatch):
     """The parity check is blind: an actor that resets its memory on terminated only."""
     rollouts, learner = recall()
-    calls = []
+    calls, step = [], LSTMCore.step
 
-    def terminated_only(lstm, x, is_first, state):
+    def terminated_only(core, x, is_first, state):
         calls.append(None)
         is_first = is_first.clone()
         if len(calls) > 1:
             is_first[1::2] = False  # the slots whose episodes are truncated
-        return step_lstm(lstm, x, is_first, state)
+        return step(core, x, is_first, state)
 
-    monkeypatch.setattr(shoal.policy.recurrent_policy, "step_lstm", terminated_only)
+    monkeypatch.setattr(LSTMCore, "step", terminated_only)
     batch = rollouts.batch(learner.policy, 0)
     log_prob = forward_pass(learner.policy, batch, CPU).log_prob
     by_slot = [log_prob_error(log_prob, batch, [b]).item() for b in range(6)]
@@ -336,6 +341,27 @@ def test_the_canary_jumps_when_the_batch_is_wrong(fault):
     else:
         batch["action"] = batch["action"].roll(1, 1)
     assert learner.update(batch).log_prob_error > FAULT_SEEN
+
+
+@pytest.mark.parametrize("core", ["gru", "linear", "own_cores:Leaky"])
+def test_the_canary_watches_every_core(core, monkeypatch):
+    """The parity check is blind to another core, or sounds a false alarm: states that go to another slot, and resets
+    that come late in training."""
+    envs = RecallWithTimeLimits(6, 0)
+    rollouts = Rollouts(envs, core=core)
+    policy = make_policy(rollouts.observation, rollouts.actions, core=core)
+    rollouts.batch(policy, 0)
+    batch = rollouts.batch(policy, 0)
+    right = forward_pass(policy, batch, CPU).log_prob
+    assert log_prob_error(right, batch).item() < TOLERANCE / 10
+    exchanged = batch.clone()
+    for name in policy.core.state_shapes:
+        exchanged[f"initial_{name}"] = exchanged[f"initial_{name}"].roll(1, 0)
+    assert log_prob_error(forward_pass(policy, exchanged, CPU).log_prob, batch).item() > 10 * TOLERANCE
+    late = batch.clone()
+    late["is_first"] = torch.from_numpy(_late(batch["is_first"].T.numpy()).T.copy())
+    late["truncated"] = torch.zeros_like(batch["truncated"])
+    assert log_prob_error(forward_pass(policy, late, CPU).log_prob, batch).item() > 10 * TOLERANCE
 
 
 def test_the_lagged_canary_compares_with_the_weights_that_acted():

@@ -26,7 +26,8 @@ from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
 from shoal.learner.learner import Learner
-from shoal.learner.learners import PeerResult
+from shoal.learner.learners import PeerResult, take_trained
+from shoal.learner.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class RayPeers:
         self._on_lost_steps = on_lost_steps
         self._in_flight: Counter[tuple[int, int]] = Counter()
         """Steps that wait for their update, by learner and restart index."""
+        self._ended: list[tuple[int, int]] = []
+        """Learners that gave no answer to the last update."""
         self._actors_alive: dict[tuple[int, int], int] = {}
         """Rollout workers of each learner, as of its last update."""
         self._lags: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -149,11 +152,13 @@ class RayPeers:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
         results = []
-        for slot, _ in self._members:
-            result = self._answer(slot)
-            if isinstance(result, PeerResult):
+        self._ended = []
+        for slot, restart_index in self._members:
+            result, who = self._answer(slot), (slot.actor, restart_index)
+            if not isinstance(result, PeerResult):
+                self._ended.append(who)
+            else:
                 results.append(result)
-                who = (slot.actor, slot.restart_index)
                 self._in_flight[who] += result.ledger.in_flight
                 self._actors_alive[who] = result.num_alive
                 self._lags[who], self._late[who] = result.lags, result.late_unrolls
@@ -161,6 +166,10 @@ class RayPeers:
                     self._restarts[reason] += 1
                     log.warning("learner %d: %s", slot.actor, message)
         return results
+
+    def unreported(self, trained: int) -> Ledger:
+        """The counts of ``trained`` steps of the last update whose learners ended before they could report them."""
+        return take_trained(self._in_flight, self._ended, trained)
 
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that no member waits for a lost one; the next update makes a new group."""

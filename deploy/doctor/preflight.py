@@ -12,7 +12,7 @@ from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
 from shoal.learner.config import ADAM, IMPALA, PPO
-from shoal.policy.config import OWN_KINDS
+from shoal.policy.config import OWN_CORES, OWN_KINDS
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
@@ -59,20 +59,27 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
         return None, [
             f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
-    return spec, [] if config.policy.kind in OWN_KINDS else _policy(config, spec)
+    policy = config.policy
+    ours = policy.kind in OWN_KINDS and policy.core in OWN_CORES and not policy.core_kwargs
+    return spec, [] if ours else _policy(config, spec)
 
 
 def _policy(config: Config, spec: EnvSpec) -> list[str]:
-    """What is wrong with a policy class of the user's, found by making one and trying it."""
+    """What is wrong with a policy class or a core of the user's, found by making one and trying it."""
     import torch
     from shoal.deploy.placement.setups import make_worker_setup
+    from shoal.policy.cores import check_core
     from shoal.policy.kinds import check_policy
 
     try:
         with torch.random.fork_rng(devices=()):
-            check_policy(make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization))
+            policy = make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization)
+            check_core(policy.core, policy.core_name)
+            check_policy(policy)
     except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if text.startswith("core "):
+            return [f"policy.core: {text.removeprefix('core ')}"]
         return [f"policy.kind: {text.removeprefix('policy ')}"]
     return []
 

@@ -27,6 +27,7 @@ from shoal.envs.registry import list_env_ids, make_env_spec
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from shoal.policy import RecurrentPolicy
 from shoal.policy.actions import legal
+from shoal.policy.graph import LSTM
 from shoal.policy.remap import NameMap, Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
 from torch import Tensor
@@ -250,6 +251,8 @@ def fitted_setup(
         actions=interface.actions,
         policy_kind=state["policy"]["kind"],
         policy_kwargs=state["policy"].get("kwargs") or {},
+        core=state["policy"].get("core", LSTM),
+        core_kwargs=state["policy"].get("core_kwargs") or {},
         components=state["policy"].get("components") or {},
         embedding_rows=state["policy"]["embedding_rows"],
         normalize_observations=state["policy"].get("normalize_observations", False),
@@ -257,7 +260,7 @@ def fitted_setup(
         action_rows=interface.action_rows,
         trained_observation=interface.trained_observation,
         presented=presented,
-        user_code=UserCode.of(env.id, state["policy"]["kind"]),
+        user_code=UserCode.of(env.id, state["policy"]["kind"], state["policy"].get("core", LSTM)),
     )
 
 

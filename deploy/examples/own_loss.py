@@ -15,7 +15,7 @@ class Predicting(shoal.FastPolicy):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.reward_head = nn.Linear(self.lstm.hidden_size, 1)
+        self.reward_head = nn.Linear(self.core.hidden_size, 1)
 
 
 def with_reward_prediction(inputs: shoal.LossInputs, coefficient: float = 0.1) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class Narrow(shoal.RecurrentPolicy):
-    """One layer before the LSTM, one layer for each head; for vectors and one discrete choice.
+    """One layer before the core, one layer for each head; for vectors and one discrete choice.
 
-    ``RecurrentPolicy`` adds memory, steps, and unrolls with resets inside. It asks for ``lstm`` (two layers of
-    ``hidden``) and the three methods below, in which no row may depend on another. ``network_input`` and
-    ``in_reward_units`` make it independent of the units of observations and rewards.
+    ``RecurrentPolicy`` adds memory, steps, and unrolls with resets inside. It asks for a core,
+    which ``make_core`` makes as ``policy.core`` says, and for the three methods below, in which no row may depend on
+    another. ``network_input`` and ``in_reward_units`` make it independent of the units of observations and rewards.
     """
 
     def __init__(
@@ -29,6 +29,8 @@ class Narrow(shoal.RecurrentPolicy):
         action_rows: Mapping[str, int] | None = None,
         trained_observation: Any = None,
         initialization: Any = None,  # shoal's own policies read it
+        core: str = "lstm",
+        core_kwargs: Mapping[str, Any] | None = None,
         size: int = 32,
     ) -> None:
         super().__init__(
@@ -38,10 +40,12 @@ class Narrow(shoal.RecurrentPolicy):
             action_rows=action_rows,
             trained_observation=trained_observation,
             hidden=size,
+            core=core,
+            core_kwargs=core_kwargs,
         )
         [columns] = self.trained_observation.shape
         self.body = nn.Linear(columns, size)
-        self.lstm = nn.LSTM(size, size, num_layers=2)
+        self.make_core(size)
         self.actor = nn.Linear(size, self.num_known_actions)
         self.value_head = nn.Linear(size, 1)
 

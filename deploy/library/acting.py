@@ -21,14 +21,14 @@ from shoal.learner.checkpoint import Checkpoint, find_checkpoint
 from shoal.policy.actions import Discrete, legal
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
-NumpyState = tuple[np.ndarray, np.ndarray]
-"""(h, c), each float32 [L, H]."""
+NumpyState = tuple[np.ndarray, ...]
+"""Each tensor of the core's state, float32 [L, ...]; of the LSTM (h, c), each [L, H]."""
 
 
 class TrainedPolicy:
     """A policy with its weights, which acts on the CPU; made by ``load_policy``.
 
-    It keeps one LSTM state for every ``training_env_id``: any integer that names an environment (one agent in it).
+    It keeps one state for every ``training_env_id``: any integer that names an environment (one agent in it).
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class TrainedPolicy:
         self.network.reset_memory(training_env_ids)
 
     def get_memory(self) -> dict[int, NumpyState]:
-        """A copy of every state: (h, c), each float32 [L, H], by ``training_env_id``."""
-        return {env_id: (h.numpy(), c.numpy()) for env_id, (h, c) in self.network.get_memory().items()}
+        """A copy of every state by ``training_env_id``; of the LSTM (h, c), each float32 [L, H]."""
+        return {env_id: tuple(part.numpy() for part in state) for env_id, state in self.network.get_memory().items()}
 
     def set_memory(self, states: Mapping[int, NumpyState]) -> None:
         """Replace all states by ``states``, as ``get_memory`` returns them.
@@ -146,7 +146,9 @@ class TrainedPolicy:
         Raises:
             ValueError: a state has another shape.
         """
-        self.network.set_memory({env_id: (torch.tensor(h), torch.tensor(c)) for env_id, (h, c) in states.items()})
+        self.network.set_memory(
+            {env_id: tuple(torch.tensor(part) for part in state) for env_id, state in states.items()}
+        )
 
 
 def _row_of(masks: Any, index: int) -> Any:

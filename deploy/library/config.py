@@ -17,7 +17,7 @@ Layer = sections.Config | Mapping[str, Any] | str | Path | None
 
 _DEFAULTS = {"metrics.port": 0}
 """Several runs of one process, or of notebooks beside each other, each get a free port."""
-_SHORT = {"env": "env.id", "policy": "policy.kind", "loss": "learner.loss"}
+_SHORT = {"env": "env.id", "policy": "policy.kind", "core": "policy.core", "loss": "learner.loss"}
 """What may be given in place of the setting that chooses it."""
 
 
@@ -31,8 +31,8 @@ class Config(sections.Config):
 
     Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
     ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
-    class; ``loss`` a name, or a function of ``shoal.LossInputs``. Everything else is plain data. ``metrics.port`` is 0
-    (a free port) unless it is set. Frozen;
+    class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``.
+    Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
     ``dataclasses.replace`` makes a changed one.
 
     Raises:
@@ -97,7 +97,9 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
         return value.item()
     if key == "env.id" and callable(value):
         return _named(key, value, problems)
-    if (key == "policy.kind" and isinstance(value, type)) or (key == "learner.loss" and callable(value)):
+    if key in ("policy.kind", "policy.core") and isinstance(value, type):
+        return _named(key, value, problems)
+    if key == "learner.loss" and callable(value):
         return _named(key, value, problems)
     return value
 
@@ -122,7 +124,7 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
-    from shoal.actors.user_code import give_environment, give_loss, give_policy, name_of
+    from shoal.actors.user_code import give_core, give_environment, give_loss, give_policy, name_of
     from shoal.envs.entry_points import is_environment_class
 
     if key == "env.id":
@@ -134,8 +136,13 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
         return give_environment(value)
     if key == "learner.loss":
         return give_loss(value)
-    from shoal.policy import RecurrentPolicy
+    from shoal.policy import Core, RecurrentPolicy
 
+    if key == "policy.core":
+        if not issubclass(value, Core):
+            problems.append(f"policy.core: expected a subclass of shoal.Core, got {name_of(value)}")
+            return "lstm"
+        return give_core(value)
     if not issubclass(value, RecurrentPolicy):
         problems.append(f"policy.kind: expected a subclass of shoal.RecurrentPolicy, got {name_of(value)}")
         return "fast"

@@ -22,6 +22,7 @@ from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoin
 from shoal.policy.actions import actions_to_json, legal
 from shoal.policy.observation import observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.resets import State
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4
@@ -53,11 +54,11 @@ class _Step(nn.Module):
         self._map = action_map(declared.action) if declared is not None else None
 
     def forward(
-        self, obs: Tensor, is_first: Tensor, h: Tensor, c: Tensor, action_mask: Tensor | None = None
+        self, obs: Tensor, is_first: Tensor, state: State, action_mask: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        output, (next_h, next_c) = self.policy.step(obs, is_first, (h, c))
+        output, after = self.policy.step(obs, is_first, state)
         logits = legal(output.logits, action_mask)
-        return self._in_environments_terms(self.policy.actions.mode(logits)), logits, output.value, next_h, next_c
+        return self._in_environments_terms(self.policy.actions.mode(logits)), logits, output.value, *after
 
     def _in_environments_terms(self, action: Tensor) -> Tensor:
         """As ``envs.spaces.action_converter``."""
@@ -76,11 +77,12 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
     """Write the policy of a run, or of one of its checkpoints, as an ONNX file of one step, and check it.
 
     Inputs: ``obs`` [B, *observation.shape], ``is_first`` bool [B] (the state is zeroed before the row is consumed), the
-    state ``h`` and ``c`` float32 [L, B, H], zeros at first; and ``action_mask`` bool [B, A] where the environment tells
-    which actions are legal. Outputs: ``action`` [B, *action.shape], the most probable one (the mean), in the
-    environment's terms; ``logits`` [B, A], to sample from; ``value`` [B] in units of the reward; ``next_h`` and
-    ``next_c``. Statistics of observations and values are part of the graph. The file's metadata describe observation
-    and actions by name, in JSON.
+    tensors of the core's state by name (of the LSTM ``h`` and ``c``), float32 [L, B, ...], zeros at first; and
+    ``action_mask`` bool [B, A] where the environment tells which actions are legal. Outputs: ``action`` [B,
+    *action.shape], the most probable one (the mean), in the environment's terms; ``logits`` [B, A], to sample from;
+    ``value`` [B] in units of the reward; and the state after the step (``next_h`` and ``next_c``). Statistics of
+    observations and values are part of the graph. The file's metadata describe observation and actions by name, in
+    JSON.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -103,21 +105,24 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
     policy, declared = trained.network.cpu(), trained.declared
     num_mask = sum(declared.mask.sizes) if declared is not None and declared.mask else 0
     step = _Step(policy, declared).eval()
-    names = ["obs", "is_first", "h", "c", *(["action_mask"] if num_mask else [])]
-    outputs = ["action", "logits", "value", "next_h", "next_c"]
+    states = list(policy.core.state_shapes)
+    names = ["obs", "is_first", *states, *(["action_mask"] if num_mask else [])]
+    outputs = ["action", "logits", "value", *(f"next_{name}" for name in states)]
     generator = np.random.default_rng(0)
     batch = torch.export.Dim("batch", min=1, max=65_536)
-    axes = {"h": 1, "c": 1}
+    shapes: dict[str, Any] = {"obs": {0: batch}, "is_first": {0: batch}, "state": tuple({1: batch} for _ in states)}
+    if num_mask:
+        shapes["action_mask"] = {0: batch}
     with _quiet():
         try:
             program = torch.onnx.export(
                 step,
-                tuple(_inputs(policy, num_mask, _ROWS[0], generator).values()),
+                _arguments(policy, _inputs(policy, num_mask, _ROWS[0], generator)),
                 dynamo=True,
                 verbose=False,
                 input_names=names,
                 output_names=outputs,
-                dynamic_shapes={name: {axes.get(name, 0): batch} for name in names},
+                dynamic_shapes=shapes,
                 opset_version=_OPSET,
             )
         except Exception as error:
@@ -148,13 +153,19 @@ def _inputs(policy: RecurrentPolicy, num_mask: int, rows: int, generator: np.ran
     else:
         obs = torch.from_numpy(generator.integers(0, 256, shape).astype(observation.dtype))
     found = {"obs": obs, "is_first": torch.from_numpy(generator.random(rows) < 0.3)}
-    for name, part in zip("hc", policy.initial_state(rows), strict=True):
+    for name, part in zip(policy.core.state_shapes, policy.initial_state(rows), strict=True):
         found[name] = torch.from_numpy(generator.uniform(-1, 1, tuple(part.shape)).astype(np.float32))
     if num_mask:
         mask = generator.random((rows, num_mask)) < 0.7
         mask[:, 0] = True
         found["action_mask"] = torch.from_numpy(mask)
     return found
+
+
+def _arguments(policy: RecurrentPolicy, inputs: dict[str, Tensor]) -> tuple[Any, ...]:
+    """The inputs as ``_Step`` takes them."""
+    state = tuple(inputs[name] for name in policy.core.state_shapes)
+    return inputs["obs"], inputs["is_first"], state, *([inputs["action_mask"]] if "action_mask" in inputs else [])
 
 
 @torch.inference_mode()
@@ -165,12 +176,14 @@ def _difference(session: Any, step: _Step, num_mask: int, rows: int, generator: 
     for _ in range(_STEPS):
         given = _inputs(step.policy, num_mask, rows, generator) | state
         found = session.run(None, {name: value.numpy() for name, value in given.items()})
-        _, *wanted = step(*given.values())
+        _, *wanted = step(*_arguments(step.policy, given))
         for mine, theirs in zip(found[1:], wanted, strict=True):
             expected = theirs.numpy()
             # Relative to numbers above 1: values are in units of the reward.
             worst = max(worst, float((np.abs(mine - expected) / np.maximum(np.abs(expected), 1.0)).max(initial=0.0)))
-        state = {"h": torch.from_numpy(found[3]), "c": torch.from_numpy(found[4])}
+        state = {
+            name: torch.from_numpy(part) for name, part in zip(step.policy.core.state_shapes, found[3:], strict=True)
+        }
     return worst
 
 

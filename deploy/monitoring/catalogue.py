@@ -113,8 +113,8 @@ _ERROR = (
     "weights. Above 1e-4 the memory is wrong"
 )
 _STALENESS = (
-    "Relative distance between the LSTM states that segments begin with and those that the newest weights compute, for "
-    "the states that actors stored and for those that training used. Value of the last measurement."
+    "Relative distance between the recurrent states that segments begin with and those that the newest weights "
+    "compute, for the states that actors stored and for those that training used. Value of the last measurement."
 )
 _W0 = "the initial weights (or the reference that learner.regularization.l2_init_reference_every moved)"
 _RANK = "Number of singular values that make up 99% of their sum; the lowest if a component has several matrices."
@@ -137,8 +137,8 @@ _LOSS = (
 )
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
-    "ended; oom: out of memory; object_store: the object store of its node was full; node_died: its node failed; "
-    "preempted: its node is being shut down."
+    "ended; oom: out of memory; object_store: the object store of its node was full; refused: its deliveries were; "
+    "node_died: its node failed; preempted: its node is being shut down."
 )
 _STALE = (
     "Actors whose current unroll will arrive too late to be trained: it began more than actor.max_policy_lag versions "

@@ -331,7 +331,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Dormant units",
             {_BY_COMPONENT: "shoal_dormant_units_ratio"},
             "percentunit",
-            note="Growing, while the return falls: the network loses its ability to learn (README, weight features).",
+            note="Growing, while the return falls: the network loses its ability to learn (deploy/docs/networks.md).",
         ),
     ),
     "Process": (

@@ -219,7 +219,7 @@ class LearningMonitor:
                 env_steps=statistics.ledger.trained,
                 share_done=share_done,
                 returned=self._returned(),
-                settled=statistics.episodes
+                settled=statistics.all_episodes
                 >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
                 num_agents=self._num_agents,

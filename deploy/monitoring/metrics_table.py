@@ -1,4 +1,4 @@
-"""The table of metrics in deploy/MONITORING.md, written by ``python -m shoal.deploy.monitoring``."""
+"""The table of metrics in deploy/docs/metrics.md, written by ``python -m shoal.deploy.monitoring``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO
 
-GUIDE = Path(__file__).parents[1] / "MONITORING.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "metrics.md"
 BEGIN, END = "<!-- begin: made by python -m shoal.deploy.monitoring -->", "<!-- end -->"
 
 

@@ -42,6 +42,8 @@ def make_worker_setup(
         actions=interface.actions if interface else presented[1],
         policy_kind=config.policy.kind,
         policy_kwargs=dict(config.policy.kwargs),
+        core=config.policy.core,
+        core_kwargs=dict(config.policy.core_kwargs),
         components=components_to_json(config.policy.components),
         embedding_rows=config.policy.embedding_rows,
         normalize_observations=config.policy.normalize_observations,
@@ -51,7 +53,7 @@ def make_worker_setup(
         presented=presented,
         burn_in=config.actor.burn_in,
         num_threads=config.actor.num_threads,
-        user_code=UserCode.of(config.env.id, config.policy.kind, config.learner.loss),
+        user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
         code=this_code(),
     )
 

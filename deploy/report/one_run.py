@@ -37,7 +37,7 @@ def page_of_run(run: RecordedRun) -> Page:
         Section(
             "memory",
             "Memory",
-            "The policy remembers: an LSTM state goes along with every agent and is zeroed where its episode ends. "
+            "The policy remembers: a recurrent state goes along with every agent and is zeroed where its episode ends. "
             "Learner and actors must agree on it.",
             run_plots.memory(run),
         ),
@@ -98,6 +98,6 @@ def _settings(run: RecordedRun) -> list[Plain | Table]:
         rows = [[str(name), str(version)] for name, version in versions.items()]
         blocks.append(Table("Versions", ["package", "version"], rows, text=True))
     last = [[name, number(run.metrics.last(name))] for name in run.metrics.names]
-    note = "Counters count from the start of the session. README and deploy/MONITORING.md say what each is."
+    note = "Counters count from the start of the session. deploy/docs/metrics.md says what each is."
     blocks.append(Table("Last value of every metric", ["metric", "value"], last, note, folded=True))
     return blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.training.going_on import find_rollouts, restore_queue
 from shoal.deploy.training.resume import Origin, find_origin, match_names, restore
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoints
@@ -52,6 +54,8 @@ class PreparedRun:
     before: Ledger
     """The ledger that the run continues."""
     checkpoints: Checkpoints
+    rollouts: Mapping[str, Any] | None
+    """The acting side's state that a run in one process goes on from (``deploy.training.going_on``)."""
 
     def describe(self) -> dict[str, Any]:
         """The run's state beside the weights, for checkpoints; from any thread."""
@@ -64,6 +68,7 @@ class PreparedRun:
             "env_options": dataclasses.asdict(self.config.env.options),
             "ledger": self.learner.queue.snapshot().to_json(),
             "mean_return": self.statistics.mean_return,
+            "statistics": self.statistics.get_state(),
             "config": to_dict(self.config),
             "versions": versions(),
         }
@@ -89,8 +94,10 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
     share = layout.whole() if in_one_process else layout.share(0)
     learner = setup.make_learner_worker(share)
     statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
-    restore(origin, learner)
-    statistics.policy_version = learner.learner.policy_version
+    restore(origin, learner, statistics)
+    rollouts = find_rollouts(config, origin)
+    if rollouts is not None:
+        restore_queue(rollouts, origin, learner)
     return PreparedRun(
         config=config,
         run_dir=run_dir,
@@ -106,6 +113,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
         before=learner.queue.snapshot(),
         checkpoints=checkpoints,
+        rollouts=rollouts,
     )
 
 

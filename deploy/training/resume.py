@@ -11,6 +11,7 @@ from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint
 from shoal.learner.learner_worker import LearnerWorker
+from shoal.learner.statistics import RunStatistics
 from shoal.policy.actions import Actions
 from shoal.policy.observation import Observation
 from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
@@ -29,6 +30,8 @@ class Origin:
     run_id: str
     session: int
     """Number of times the run was resumed."""
+    same_run: bool = False
+    """Whether the checkpoint is of this very run."""
 
 
 def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
@@ -55,7 +58,7 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     of = "this run" if same else f"run {state['run_id']}, as the new run {run_id}"
     log.info("resumed from %s of %s, session %d", checkpoint.path, of, 1 + state["session"])
     _warn_of_changed_start(config, state["config"])
-    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"])
+    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same)
 
 
 def _warn_of_changed_start(config: Config, saved: object) -> None:
@@ -92,14 +95,20 @@ def match_names(config: Config, origin: Origin, observation: Observation, action
     return None
 
 
-def restore(origin: Origin, worker: LearnerWorker) -> None:
-    """Load the checkpoint into the learner and continue its ledger.
+def restore(origin: Origin, worker: LearnerWorker, statistics: RunStatistics) -> None:
+    """Load the checkpoint into the learner and continue its ledger and, if it is of this run, its statistics.
 
     Steps that were in flight when the checkpoint was saved are lost: they are dropped as ``restart``.
     """
     if origin.checkpoint is None:
         return
     origin.checkpoint.restore(worker.learner)
+    statistics.policy_version = worker.learner.policy_version
+    if origin.same_run and "statistics" in origin.checkpoint.state:
+        try:
+            statistics.set_state(origin.checkpoint.state["statistics"])
+        except ValueError as error:
+            log.warning("means over the last episodes begin anew: those of %s are %s", origin.checkpoint.path, error)
     saved, ledger = origin.checkpoint.state["ledger"], worker.queue.ledger
     ledger.sampled, ledger.trained = saved["sampled"], saved["trained"]
     ledger.dropped.update(saved["dropped"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoal.actors.pool import InlinePool
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
@@ -25,6 +27,7 @@ from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks
+from shoal.deploy.training.going_on import get_rollouts, restore_pool
 from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, prepare
 from shoal.deploy.training.progress import Progress, headline
@@ -77,6 +80,8 @@ def run(
         CallbackFailed: a callback raised; the run is saved.
         Exception: whatever ended the run early; the summary is written all the same.
     """
+    # An environment may change the working directory in the middle of the run.
+    run_dir, as_given = run_dir.absolute(), run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(run_dir))
@@ -94,13 +99,15 @@ def run(
             raise CannotStart(str(error)) from error
         # Written only now: where the run cannot be continued, the directory stays as it was.
         (run_dir / "config.yaml").write_text(to_yaml(config))
+        # That of an earlier session would be taken for the end of this one, if it is killed.
+        (run_dir / "summary.json").unlink(missing_ok=True)
         workers = stack.enter_context(start_workers(prepared))
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
         stack.callback(prepared.learner.learner.close)
         summary = _train(prepared, workers, asked, watchers)
-        watchers.progress.summary(summary, run_dir)
+        watchers.progress.summary(summary, as_given)
         return Outcome(summary, asked.signal_number)
 
 
@@ -150,7 +157,12 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
     weights, completed = None, False
     random = _random_player(run, workers)
     callbacks = watchers.callbacks
-    saving = Saving(checkpoints=run.checkpoints, describe=run.describe, undisturbed=asked.deferred)
+    saving = Saving(
+        checkpoints=run.checkpoints,
+        describe=run.describe,
+        rollouts=_rollouts(run, workers),
+        undisturbed=asked.deferred,
+    )
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with watchers.progress, _evaluator(run, watchers.evaluations):
@@ -158,6 +170,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             if workers.driver:
                 workers.driver.start()
             random.before(asked.requested)
+            restore_pool(run, workers.pool)
             run.statistics.begin()
             weights = train(workers.learners, run.statistics, saving, limits, asked.requested, callbacks)
         completed = True
@@ -188,6 +201,14 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             _end_after_failure(callbacks, summary)
     callbacks.ended(summary)
     return summary
+
+
+def _rollouts(run: PreparedRun, workers: WorkerGroup) -> Callable[[], dict[str, Any] | None]:
+    """What tells the acting side's state for checkpoints, where that is in this process alone."""
+    pool = workers.pool
+    if run.config.mode == "inline" and isinstance(pool, InlinePool):
+        return functools.partial(get_rollouts, run.learner, pool)
+    return lambda: None
 
 
 def _end_after_failure(callbacks: Callbacks, summary: dict[str, Any]) -> None:

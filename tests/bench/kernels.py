@@ -134,7 +134,7 @@ class Kernels:
         self.bare.learner.path = DevicePath(CPU, bfloat16=bfloat16)
         # With these every plan is run as a loop over steps.
         always = {"LOOP_FROM": -1.0, "LOOP_ROWS": 0}
-        with mock.patch.multiple("shoal.policy.recurrent", **always) if loop else contextlib.nullcontext():
+        with mock.patch.multiple("shoal.policy.lstm", **always) if loop else contextlib.nullcontext():
             self.bare.update()
 
 

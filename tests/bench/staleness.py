@@ -103,10 +103,10 @@ class Stream:
 
     def _measure(self, batch: TensorDict) -> dict[str, float]:
         policy = self.learner.policy
-        state = stored_state(self._history[0])
+        state = stored_state(policy.core, self._history[0])
         for earlier in self._history:
-            state = final_state(policy, with_state(earlier, state), CPU)
-        used = stored_state(self.learner.with_start_states(batch))
+            state = final_state(policy, with_state(policy.core, earlier, state), CPU)
+        used = stored_state(policy.core, self.learner.with_start_states(batch))
         running = ~batch["is_first"][:, 0]
         reference, start = (torch.cat(parts, 0).transpose(0, 1).flatten(1)[running] for parts in (state, used))
         with torch.no_grad():

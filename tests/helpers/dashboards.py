@@ -14,7 +14,7 @@ from shoal.deploy.monitoring import dashboard as monitoring
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-GUIDE = DEPLOY / "MONITORING.md"
+GUIDE = DEPLOY / "docs" / "monitoring.md"
 GRAFANA, PROMETHEUS = DEPLOY / "monitoring" / "grafana", DEPLOY / "monitoring" / "prometheus"
 AGGREGATIONS = {"sum", "min", "max", "avg", "count"}
 WITH_LABELS = {"by", "without", "on", "ignoring", "group_left"}

@@ -23,7 +23,7 @@ KUBERAY = LAUNCH / "kuberay"
 CLUSTER = LAUNCH / "ray" / "cluster.yaml"
 SBATCH = LAUNCH / "slurm" / "train.sbatch"
 DOCKERFILE = LAUNCH / "image" / "Dockerfile"
-LAUNCHING = DEPLOY / "LAUNCHING.md"
+LAUNCHING = DEPLOY / "docs" / "launching.md"
 MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
 FILES = [*MANIFESTS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]
 # Of the batch script, as SLURM would set them.
@@ -98,7 +98,7 @@ def lines(file: Path) -> Iterator[str]:
     text = re.sub(r"\\\n[ \t#]*", " ", file.read_text(encoding="utf-8"))
     yield from re.findall(r"`([^`\n]+)`", text)
     if file.suffix == ".md":
-        text = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+        text = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     elif file.suffix == ".yaml":
         text = "\n".join(re.findall(r"^\s*#.*", text, re.MULTILINE))
         yield from (value for document in documents(file) for value in _strings(document))

@@ -17,6 +17,7 @@ from shoal.learner.config import LearnerConfig
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner
 from shoal.policy import ComponentPolicy, FastPolicy, VectorObservation
+from shoal.policy.graph import core_component
 from shoal.policy.trajectory import TrajectoryHeader, TrajectorySpec, allocate, from_bytes, to_bytes
 from shoal.policy.weights import flatten_weights
 from slow_reference import ENDS, draw_boundaries
@@ -90,15 +91,16 @@ ACTIONS = {
 }
 
 
-def make_policy(observation, actions, seed=0):
+def make_policy(observation, actions, seed=0, core="lstm"):
     """A policy whose memory and actions matter as much as in a trained one; a fresh one is nearly uniform."""
     torch.manual_seed(seed)
-    policy = FastPolicy(observation, actions)
+    policy = FastPolicy(observation, actions, core=core)
     with torch.no_grad():
         policy.action_embeddings.weight.mul_(10)
         policy.actor_W.mul_(3)
         policy.encoded_obs.weight.mul_(3)
-        policy.lstm.weight_ih_l1.mul_(2)
+        if core == "lstm":
+            policy.lstm.weight_ih_l1.mul_(2)
     return policy
 
 
@@ -120,11 +122,11 @@ def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, total
 class Rollouts:
     """A worker that acts with a learner's newest weights, and the batches that its unrolls make."""
 
-    def __init__(self, envs, *, unroll_length=32, seed=0, burn_in=0):
+    def __init__(self, envs, *, unroll_length=32, seed=0, burn_in=0, core="lstm"):
         self.observation, self.actions = observation_of(envs.spec), actions_of(envs.spec)
         self.worker = RolloutWorker(
             envs,
-            FastPolicy(self.observation, self.actions),
+            FastPolicy(self.observation, self.actions, core=core),
             unroll_length,
             run_id=RUN,
             actor=0,
@@ -181,13 +183,18 @@ def small_policy(seed=0):
 TINY_HIDDEN = 4
 
 
-def tiny_policy():
+def tiny_policy(core="lstm"):
     """A policy of ``SMALL`` with a handful of units, sharpened too: for properties that are tried on many cases."""
     torch.manual_seed(0)
-    sizes = {"fc1": 6, "encoded_obs": 5, "lstm": TINY_HIDDEN, "critic_1": 6, "actor_1": 6}
+    sizes = {"fc1": 6, "encoded_obs": 5, core_component(core): TINY_HIDDEN, "critic_1": 6, "actor_1": 6}
     components = {name: {"size": size} for name, size in sizes.items()}
-    policy = ComponentPolicy(VectorObservation(3), ["a", "b", "c"], 3, components=components)
+    policy = ComponentPolicy(VectorObservation(3), ["a", "b", "c"], 3, components=components, core=core)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(3)
     return policy
+
+
+def state_of(policy):
+    """``TrajectorySpec.state_shapes`` of the policy's core."""
+    return tuple(policy.core.state_shapes.items())

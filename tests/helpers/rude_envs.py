@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals")
+EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals", "hang_up")
 
 
 class Rude(gymnasium.Env[np.ndarray, int]):
@@ -61,6 +61,8 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 warnings.simplefilter("ignore", ResourceWarning)
             case "signals":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case "hang_up":
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _check(self) -> None:
         match self.what:
@@ -76,9 +78,44 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 assert warnings.filters[0][2] is ResourceWarning
             case "signals":
                 assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            case "hang_up":
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+class Wanders(Rude):
+    """Changes the working directory to ``to`` in its step ``at``; where it ``fails`` then, no other one can be made."""
+
+    is_lost = False
+
+    def __init__(self, to: str = "/", at: int = 150, fails: bool = False) -> None:
+        super().__init__(what="nothing")
+        if Wanders.is_lost:
+            raise RuntimeError("lost my way")
+        self.to, self.at, self.fails, self.steps = to, at, fails, 0
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        if self.steps == self.at:
+            os.chdir(self.to)
+        if self.fails and self.steps > self.at:
+            Wanders.is_lost = True
+            raise RuntimeError("lost my way")
+        return super().step(action)
+
+
+class Prints(Rude):
+    """Prints on standard output in every way there is: ``print``, another process, and below Python."""
+
+    def step(self, action: int) -> Any:
+        print("{", flush=True)
+        os.system("echo '{'")
+        os.write(1, b"{\n")
+        return super().step(action)
+
+
+gymnasium.register("Prints-v0", Prints, kwargs={"what": "nothing"})
 gymnasium.register("Rude-v0", Rude)
+gymnasium.register("Wanders-v0", Wanders)
 
 
 def parallel_env(**kwargs: Any) -> Any:

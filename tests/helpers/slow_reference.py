@@ -80,15 +80,25 @@ def episode_targets(log_rho, reward, value, terminated, *, gamma, lambda_, rho_b
     return np.array(vs), np.array(advantage)
 
 
+def one_step(policy, obs, state):
+    """(output [1, H], state) of one environment in the middle of an episode."""
+    x = policy.encode(obs[None])
+    if isinstance(policy.core, torch.nn.LSTM):
+        core, state = torch.nn.LSTM.forward(policy.core, x[None], state)
+        return core[0], state
+    return policy.core.step(x, torch.zeros(1, dtype=torch.bool), state)
+
+
 def start_state(policy, batch, b):
     """The memory before row 0 of segment b: stored, or from its burn-in rows, a step at a time."""
     burn_in = "burn_in_obs" in batch.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
-    state = tuple(batch[f"{'burn_in' if burn_in else 'initial'}_{part}"][b][:, None] for part in "hc")
+    when = "burn_in" if burn_in else "initial"
+    state = tuple(batch[f"{when}_{name}"][b][:, None] for name in policy.core.state_shapes)
     if burn_in:
         with torch.no_grad():
             for obs, is_first in zip(batch["burn_in_obs"][b], batch["burn_in_is_first"][b], strict=True):
                 state = tuple(torch.zeros_like(part) for part in state) if is_first else state
-                _, state = policy.lstm(policy.encode(obs[None])[None], state)
+                _, state = one_step(policy, obs, state)
     return state
 
 
@@ -108,12 +118,12 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
             if episode.begin == 0 and not is_first[0]:
                 state = start_state(policy, batch, b)
             else:
-                state = tuple(torch.zeros_like(batch["initial_h"][b][:, None]) for _ in "hc")
+                state = policy.initial_state(1)
             last = batch["final_obs"][b, episode.end - 1] if episode.final else batch["obs"][b, episode.end]
             outputs = []
             for obs in (*batch["obs"][b, steps], last):
-                core, state = policy.lstm(policy.encode(obs[None])[None], state)
-                outputs.append(policy.heads(core[0]))
+                core, state = one_step(policy, obs, state)
+                outputs.append(policy.heads(core))
             chosen = torch.distributions.Categorical(logits=torch.cat([o.logits for o in outputs[:-1]]))
             log_prob = chosen.log_prob(batch["action"][b, steps])
             value = torch.cat([o.value for o in outputs])

@@ -20,6 +20,7 @@ SMALL = (
     "learner.minibatches=1",
 )
 SAYS = {
+    "own_core.py": "with Traces:",
     "own_environment.py": "one episode: return",
     "own_loss.py": "with reward prediction:",
     "own_policy.py": "Narrow with",

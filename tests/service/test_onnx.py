@@ -23,7 +23,7 @@ from shoal.policy.tokens import TokensToBox
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "deploy" / "docs" / "files.md").read_text()
 SMALL = {
     "mode": "inline",
     "total_env_steps": 200,
@@ -39,6 +39,9 @@ CASES["one-sided bounds"] = Case(
 RUNS: dict[str, dict[str, Any]] = {
     "vectors": {"env.id": "recall"},
     "component": {"env.id": "recall", "policy.kind": "component"},
+    "gru": {"env.id": "recall", "policy.core": "gru"},
+    "linear": {"env.id": "recall", "policy.core": "linear"},
+    "own core": {"env.id": "recall", "policy.core": "own_cores:Leaky"},
     "bounds": {"env.id": "Pendulum-v1"},
     "images": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "small"}},
     "masks": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "mask in info"}},
@@ -61,14 +64,15 @@ def test_the_file_acts_as_the_policy_does(which: str, tmp_path: Path, capsys: py
     policy = shoal.load_policy(run, greedy=True)
     rng = np.random.default_rng(1)
     observation = policy.network.observation
-    state = [np.zeros((2, 3, 128), np.float32)] * 2
+    shapes = policy.network.core.state_shapes
+    state = [np.zeros((layers, 3, *rest), np.float32) for layers, *rest in shapes.values()]
     for t in range(12):
         if np.dtype(observation.dtype).kind == "f":
             obs = rng.uniform(-2, 2, (3, *observation.shape)).astype(observation.dtype)
         else:
             obs = rng.integers(0, 256, (3, *observation.shape)).astype(observation.dtype)
         is_first = np.array([t == 0, t in (0, 4), True])
-        given = {"obs": obs, "is_first": is_first, "h": state[0], "c": state[1]}
+        given = {"obs": obs, "is_first": is_first, **dict(zip(shapes, state, strict=True))}
         masks = np.stack([mask(t), mask(t + 1), mask(t + 2)]) if which == "masks" else None
         if masks is not None:
             given["action_mask"] = masks.astype(bool)
@@ -79,7 +83,8 @@ def test_the_file_acts_as_the_policy_does(which: str, tmp_path: Path, capsys: py
         policy.declared = declared
         wanted = policy.get_memory()
         for row in range(3):
-            np.testing.assert_allclose(state[0][:, row], wanted[row][0], atol=1e-5)
+            for part, mine in zip(state, wanted[row], strict=True):
+                np.testing.assert_allclose(part[:, row], mine, atol=1e-5)
         with torch.inference_mode():
             output, _ = policy.network.step(torch.from_numpy(obs), torch.from_numpy(is_first), None)
             if is_first.all():
@@ -135,10 +140,10 @@ def test_the_last_token_of_a_cell_wins(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, box(rows).numpy())
 
 
-def test_the_example_of_the_readme_plays(tmp_path: Path) -> None:
-    """Catches a first page whose program fails, or needs shoal or PyTorch."""
+def test_the_example_of_the_site_plays(tmp_path: Path) -> None:
+    """Catches a page whose program fails, or needs shoal or PyTorch."""
     run = train(tmp_path, "vectors")
-    [snippet] = re.findall(r"```python\n(import gymnasium\nimport numpy as np\nimport onnxruntime.*?)```", README, re.S)
+    [snippet] = re.findall(r"```python\n(import gymnasium\nimport numpy as np\nimport onnxruntime.*?)```", PAGE, re.S)
     shoal.train("CartPole-v1", run_dir=tmp_path / "cartpole", **SMALL)
     export_onnx(tmp_path / "cartpole", tmp_path / "policy.onnx")
     snippet += "\nimport sys\nassert not {'torch', 'shoal'} & set(sys.modules)\n"

@@ -96,7 +96,7 @@ runtime)
     step "compiling what every process imports" precompile
     ;;
 dev)
-    step "installing the developers' tools" pip_install --editable '.[mettagrid,report,tensorboard,wandb,trackio,dev]'
+    step "installing the developers' tools" pip_install --editable '.[mettagrid,report,tensorboard,wandb,trackio,docs,dev]'
     ;;
 *) fail "unknown: $what" ;;
 esac

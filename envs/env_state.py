@@ -1,0 +1,96 @@
+"""The state of other people's environments between two steps, read from their layers: an environment and its wrappers.
+
+A layer says its own state where it has both ``get_state()`` and ``set_state(state)``, of plain data
+(``envs.plain_state``); else its attributes are its state, where all of them are plain data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.envs.plain_state import DoesNotFit, NotPlain, Reader, Writer, from_plain, settled, to_plain
+
+_MADE_ANEW = frozenset(("env", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs", "render_mode"))
+"""Attributes that do not change while an environment is played."""
+_OF_GYMNASIUM = frozenset(("screen", "clock", "surf", "isopen", "window", "window_surface", "P", "desc"))
+"""What gymnasium's own environments draw with, and their large tables, which never change."""
+_RANDOM = ("_np_random", "_np_random_seed")
+
+
+def get_state(env: Any) -> list[dict[str, Any]]:
+    """The state of an environment as plain data, outermost layer first.
+
+    Raises:
+        NotPlain: it cannot be told, or ``get_state`` of a layer raised; the message says why.
+    """
+    layers = _layers(env)
+    writer, found = Writer(layers), []
+    for layer in layers:
+        kind = type(layer)
+        if _says_its_state(layer):
+            try:
+                told = layer.get_state()
+            except Exception as error:
+                raise NotPlain(f"{kind.__qualname__}.get_state raised {type(error).__name__}: {error}") from error
+            random = {name: vars(layer)[name] for name in _RANDOM if name in vars(layer)}
+            found.append({"class": _name(kind), "told": to_plain(told), "random": to_plain(random)})
+        elif not hasattr(layer, "__dict__"):
+            raise NotPlain(f"{kind.__qualname__} has neither get_state and set_state nor attributes")
+        else:
+            attributes = writer.attributes(layer, kind.__qualname__, but=_constant(layer))
+            found.append({"class": _name(kind), "attributes": attributes})
+    return found
+
+
+def set_state(env: Any, state: Any) -> None:
+    """Put an environment that was just reset into ``state``.
+
+    Raises:
+        DoesNotFit: it is no state of this environment, which is unusable then; or ``set_state`` of a layer raised.
+    """
+    layers = _layers(env)
+    if not isinstance(state, list) or len(state) != len(layers):
+        raise DoesNotFit("it is the state of another environment, or of other wrappers")
+    reader, read = Reader(layers), []
+    for layer, part in zip(layers, state, strict=True):
+        if not isinstance(part, dict) or part.get("class") != _name(type(layer)):
+            raise DoesNotFit(f"it is not the state of a {type(layer).__qualname__}")
+        if _says_its_state(layer) != ("told" in part):
+            raise DoesNotFit(f"{type(layer).__qualname__} had other methods when it was saved")
+        if "told" in part:
+            random = Reader([]).read(part.get("random"), None)
+            if not isinstance(random, dict) or not random.keys() <= set(_RANDOM):
+                raise DoesNotFit("its random generator is damaged")
+            read.append((from_plain(part["told"]), random))
+        else:
+            read.append((None, reader.attributes(part.get("attributes"), layer, but=_constant(layer))))
+    # Set only now: a state that does not fit leaves the environment as it was.
+    for layer, (told, attributes) in zip(layers, read, strict=True):
+        if _says_its_state(layer):
+            try:
+                layer.set_state(told)
+            except Exception as error:
+                what = f"{type(layer).__qualname__}.set_state raised {type(error).__name__}: {error}"
+                raise DoesNotFit(what) from error
+        vars(layer).update(settled(attributes))
+
+
+def _layers(env: Any) -> list[Any]:
+    found = [env]
+    while (inner := getattr(found[-1], "__dict__", {}).get("env")) is not None:
+        found.append(inner)
+    return found
+
+
+def _says_its_state(layer: Any) -> bool:
+    kind = type(layer)
+    return callable(getattr(kind, "get_state", None)) and callable(getattr(kind, "set_state", None))
+
+
+def _constant(layer: Any) -> frozenset[str]:
+    own = type(layer).__module__.startswith("gymnasium.envs.")
+    return _MADE_ANEW | _OF_GYMNASIUM if own and getattr(layer, "screen", None) is None else _MADE_ANEW
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

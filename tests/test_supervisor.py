@@ -1,0 +1,184 @@
+"""The supervisor of actors, without Ray: what it does with answers that cannot be read."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any
+
+import pytest
+import shoal.actors.pool as pool_module
+import shoal.actors.ray_pool as ray_pool_module
+import shoal.actors.supervisor as supervisor_module
+from ray.exceptions import GetTimeoutError
+from shoal.actors.config import ActorConfig
+from shoal.actors.pool import MOST_REFUSED
+from shoal.actors.ray_actor import ProcessLocation
+from shoal.actors.ray_pool import RayPool
+from shoal.actors.supervisor import ActorSlot, Supervisor, TooManyFailures
+
+
+class Call:
+    """In place of a method of an actor and of the reference to its answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def remote(self, *_: Any) -> Call:
+        """The call."""
+        return self
+
+
+class Actor:
+    """In place of a handle."""
+
+    process_location = Call(ProcessLocation("node", 1))
+    build = Call(None)
+    rollout = Call("an unroll")
+
+
+class Made:
+    """In place of a remote class."""
+
+    @staticmethod
+    def remote(*_: Any) -> Actor:
+        """A new actor."""
+        return Actor()
+
+
+class Store:
+    """In place of Ray's object store: the answers of actors in ``lost`` were there and cannot be read any more."""
+
+    def __init__(self) -> None:
+        self.lost: set[Call] = set()
+        self.waited: list[float] = []
+
+    def get(self, call: Call, timeout: float) -> Any:
+        """The answer."""
+        if call in self.lost:
+            self.waited.append(timeout)
+            raise GetTimeoutError
+        return call.answer
+
+    def wait(self, calls: list[Call], timeout: float, **_: Any) -> tuple[list[Call], list[Call]]:
+        """All answers are there."""
+        return calls, []
+
+    def kill(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def remote(self, **_: Any) -> Any:
+        """A decorator of classes, whose actors are ``Actor``."""
+        return lambda _: Made
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(supervisor_module, "ray", store)
+    monkeypatch.setattr(ray_pool_module, "ray", store)
+    monkeypatch.setattr(supervisor_module, "draining_nodes", frozenset)
+    monkeypatch.setattr(pool_module, "FIRST_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor_module, "end_process", lambda _: None)
+    return store
+
+
+def supervise(call_timeout_seconds: float) -> tuple[Supervisor, ActorSlot, list[ActorSlot]]:
+    """A supervisor, its only actor slot, whose actor is up and has made an unroll, and what was lost."""
+    lost: list[ActorSlot] = []
+    supervisor = Supervisor(
+        range(1),
+        title="actor",
+        make=lambda *_: Actor(),
+        needs="",
+        call_timeout_seconds=call_timeout_seconds,
+        max_consecutive_failures=5,
+        on_lost=lost.append,
+    )
+    [slot] = supervisor.all
+    for _ in ("process_location", "build"):
+        supervisor.collect(slot)
+    assert slot.built
+    supervisor.call(slot, "rollout")
+    return supervisor, slot, lost
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_answer_that_cannot_be_read_keeps_nobody_waiting(store: Store, times: int) -> None:
+    """Catches the only thread that serves all actors waiting an unroll's time limit for one whose node hangs."""
+    supervisor, slot, lost = supervise(call_timeout_seconds=600)
+    store.lost.add(Actor.rollout)
+    for _ in range(times):
+        assert supervisor.collect(slot) is None
+    assert len(store.waited) == times
+    assert max(store.waited) <= 1
+    supervisor.fail_overdue()
+    assert slot.built
+    assert (lost, slot.failures, supervisor.restarts) == ([], 0, {})
+    store.lost.clear()
+    assert supervisor.collect(slot) == "an unroll"
+
+
+def test_an_answer_that_never_comes_back_fails_at_its_deadline(store: Store) -> None:
+    """Catches an actor that is waited for without end because its answer was there once."""
+    supervisor, slot, lost = supervise(call_timeout_seconds=0.01)
+    store.lost.add(Actor.rollout)
+    time.sleep(0.02)
+    assert supervisor.collect(slot) is None
+    supervisor.fail_overdue()
+    assert not slot.built
+    assert (lost, slot.failures, supervisor.restarts) == ([slot], 1, {"timeout": 1})
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_who_waits_for_one_answer_reads_it_or_ends_at_its_deadline(store: Store, readable: bool) -> None:
+    """Catches a learner whose answer was there after its deadline and is thrown away, or read for ever."""
+    supervisor, slot, _ = supervise(call_timeout_seconds=0.01)
+    if not readable:
+        store.lost.add(Actor.rollout)
+    time.sleep(0.02)
+    assert supervisor.answer(slot) == ("an unroll" if readable else None)
+    assert slot.built == readable
+    assert supervisor.restarts == ({} if readable else {"timeout": 1})
+
+
+class Sink:
+    """Admits everybody, and refuses the deliveries whose turn is in ``refused``."""
+
+    def __init__(self, refused: Any) -> None:
+        self.refused, self.turn = refused, -1
+
+    def admit(self, idle: list[int]) -> tuple[int, Any]:
+        """The first."""
+        return idle[0], "weights"
+
+    def deliver(self, actor: int, payload: Any) -> str | None:
+        """Why it is refused."""
+        self.turn += 1
+        return "poison" if self.turn in self.refused else None
+
+    def abandon(self, actor: int) -> None:
+        """Nothing is lost here."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize("failures", [2, 4])
+def test_actors_whose_deliveries_are_refused_are_replaced_and_end_the_run(store: Store, failures: int) -> None:
+    """Catches an actor that delivers poison for ever, and refused deliveries that count as successes: replacements
+    without end.
+    """
+    sink: Any = Sink(range(10**6))
+    pool = RayPool(None, range(1), ActorConfig(max_consecutive_failures=failures), sink, {})  # type: ignore[arg-type]
+    with pytest.raises(TooManyFailures, match=f"failed {failures} times in a row .refused.; .* the last one: poison"):
+        collections.deque((pool.pump(0.01) for _ in range(100)), maxlen=0)
+    assert sink.turn + 1 == failures * MOST_REFUSED
+    assert pool.restarts == {"refused": failures}
+
+
+def test_refused_deliveries_in_between_replace_nobody(store: Store) -> None:
+    """Catches refusals that are added up over a whole run."""
+    sink: Any = Sink({turn for turn in range(40) if turn % MOST_REFUSED})
+    pool = RayPool(None, range(1), ActorConfig(), sink, {})  # type: ignore[arg-type]
+    while sink.turn < 40:
+        pool.pump(0.01)
+    assert pool.restarts == {}
