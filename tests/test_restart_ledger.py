@@ -11,6 +11,7 @@ from rollouts import make_learner, small_policy
 from shoal.deploy.training.resume import Origin, restore
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.ledger import Ledger
+from shoal.learner.statistics import RunStatistics
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,8 @@ def test_what_was_in_flight_is_booked(tmp_path: Path, saved: dict[str, Any], dro
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make_learner(small_policy()), {"ledger": saved})
     worker: Any = SimpleNamespace(learner=make_learner(small_policy()), queue=SimpleNamespace(ledger=Ledger()))
-    restore(Origin(checkpoint=checkpoints.latest(), run_id="run", session=1), worker)
     ledger = worker.queue.ledger
+    restore(Origin(checkpoint=checkpoints.latest(), run_id="run", session=1), worker, RunStatistics(ledger))
     assert (ledger.sampled, ledger.trained, ledger.in_flight) == (20, saved["trained"], 0)
     assert dict(ledger.dropped) == dropped
     assert ledger.balance() == 0
