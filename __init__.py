@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.deploy.library.acting import TrainedPolicy, load_policy
     from shoal.deploy.library.config import Config
+    from shoal.deploy.library.minari_dataset import export_minari
     from shoal.deploy.library.onnx_file import export_onnx
     from shoal.deploy.library.runs import Run, evaluate, train
     from shoal.deploy.settings.load import ConfigError
@@ -39,6 +40,7 @@ __all__ = [
     "TrainedPolicy",
     "Update",
     "evaluate",
+    "export_minari",
     "export_onnx",
     "impala_loss",
     "load_policy",
@@ -60,6 +62,7 @@ _HOMES = {
     "TrainedPolicy": "shoal.deploy.library.acting",
     "Update": "shoal.deploy.training.callbacks",
     "evaluate": "shoal.deploy.library.runs",
+    "export_minari": "shoal.deploy.library.minari_dataset",
     "export_onnx": "shoal.deploy.library.onnx_file",
     "impala_loss": "shoal.learner.loss",
     "load_policy": "shoal.deploy.library.acting",

@@ -188,13 +188,30 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("schema", help="print the JSON schema").set_defaults(command=_schema)
 
     export = commands.add_parser(
-        "export", help="write a trained policy as an ONNX file, or one unroll as an Arrow file"
+        "export",
+        help="write a policy as an ONNX file, its episodes as a Minari dataset, or one unroll as an Arrow file",
     )
     export.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--onnx", type=Path, metavar="FILE", help="one step of the policy, checked; e.g. policy.onnx")
     what.add_argument("--out", type=Path, metavar="FILE", help="one unroll as an Arrow IPC stream, e.g. unroll.arrow")
-    export.add_argument("--seed", type=int, default=1, help="of the unroll's environments and actions (default 1)")
+    what.add_argument(
+        "--minari",
+        metavar="DATASET",
+        help="episodes as a dataset that Minari keeps under this name, e.g. cartpole/shoal-v0",
+    )
+    export.add_argument("--seed", type=int, default=1, help="of environments and actions (default 1)")
+    export.add_argument("--episodes", type=int, default=100, help="of --minari: episodes, one per agent (default 100)")
+    export.add_argument(
+        "--greedy", action="store_true", help="of --minari: take the most probable action instead of sampling"
+    )
+    export.add_argument(
+        "--max-episode-steps",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="of --minari: truncate episodes that have not ended after N steps (default 10,000)",
+    )
     export.set_defaults(command=_export)
 
     import_ = commands.add_parser("import", help="make a run from saved weights of the original policies")
@@ -408,11 +425,40 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.minari is not None:
+        return _export_minari(options)
     return _export_onnx(options) if options.onnx is not None else _export_unroll(options)
 
 
+def _export_minari(options: argparse.Namespace) -> int:
+    from shoal.deploy.library.minari_dataset import export_minari
+    from shoal.envs.boundary import EnvironmentFault
+    from shoal.learner.checkpoint import CheckpointError
+
+    try:
+        written = export_minari(
+            options.run,
+            options.minari,
+            options.episodes,
+            greedy=options.greedy,
+            seed=options.seed,
+            max_episode_steps=options.max_episode_steps,
+        )
+    except (CheckpointError, ValueError, OSError) as error:
+        return _refuse(str(error).splitlines())
+    except EnvironmentFault as error:
+        print(f"shoal: {error}; nothing was kept", file=sys.stderr)
+        return EXIT_FAILED
+    print(
+        f"{written.dataset_id}: {written.episodes:,} episodes, {written.steps:,} steps, "
+        f"return {written.mean_return:,.2f}; in {written.path}"
+    )
+    return 0
+
+
 def _export_onnx(options: argparse.Namespace) -> int:
-    from shoal.deploy.library.onnx_file import CannotExport, export_onnx
+    from shoal.deploy.library.exporting import CannotExport
+    from shoal.deploy.library.onnx_file import export_onnx
     from shoal.learner.checkpoint import CheckpointError
 
     try:

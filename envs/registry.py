@@ -83,6 +83,12 @@ def make_vector_env(
     return GymEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
 
 
+def is_of_gymnasium(env_id: str) -> bool:
+    """Whether gymnasium makes the environment of this id: neither ours nor PettingZoo's."""
+    name, _ = _split(env_id)
+    return not name.startswith(("mettagrid/", "pettingzoo:")) and name not in ("recall", "synthetic")
+
+
 def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwargs: Any) -> EnvSpec:
     """Return the spec of ``make_vector_env``'s environment, from an instance with the fewest slots."""
     if env_id.startswith("pettingzoo:"):

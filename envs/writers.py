@@ -53,11 +53,11 @@ def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, repor
         return _box_writer(space, "obs", batched, reports, spec.observation.axes)
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _leaf_writer(space, "obs", batched, reports, None)
-    places = _places(space, spec.observation)
+    places = columns_of(space, spec.observation)
     return _space_writer(space, "obs", batched, reports, places)
 
 
-def _places(space: spaces.Space[Any], observation: Space) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
+def columns_of(space: spaces.Space[Any], observation: Space) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
     """Columns of every innermost part, and an image's axes."""
     images: dict[int, ImageSpace] = {}
     number = 0

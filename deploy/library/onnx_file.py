@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from shoal.deploy.library.acting import load_policy
+from shoal.deploy.library.exporting import CannotExport
 from shoal.envs.space_json import space_to_json
 from shoal.envs.spaces import Declared, action_map
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
@@ -29,10 +30,6 @@ TOLERANCE = 1e-4
 """Largest ``OnnxFile.error`` that rounding explains."""
 _OPSET = 18
 _STEPS, _ROWS = 8, (5, 1)
-
-
-class CannotExport(ValueError):
-    """The policy cannot be written as ONNX; the message says why."""
 
 
 class OnnxFile(NamedTuple):

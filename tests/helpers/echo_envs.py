@@ -124,6 +124,15 @@ CASES: dict[str, Case] = {
     ),
     "masks of two choices": Case(even, PART, info=lambda t: {"action_mask": two_masks(t)}, action=PAIR),
     "no choice": Case(even, PART, info=lambda t: {"action_mask": mask(t) * (t % 2)}, action=FIVE),
+    "parts": Case(
+        lambda t: {"number": even(t), "picture": picture((32, 32, 3), np.uint8, 255)(t), "choice": 1 + t % 3},
+        spaces.Dict(
+            number=spaces.Box(-9, 99, (2,), np.float64),
+            picture=spaces.Box(0, 255, (32, 32, 3), np.uint8),
+            choice=spaces.Discrete(5, start=1),
+        ),
+        action=spaces.Box(np.array([-3, 0], np.float32), np.array([9, 1], np.float32)),
+    ),
     "endless": Case(even, UNBOUNDED, terminated=never),
     "ends late": Case(even, UNBOUNDED, terminated=lambda t: t == 12),
 }

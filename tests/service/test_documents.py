@@ -24,7 +24,11 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     program = folder / "shoal"
     program.write_text("\n".join(SHELL) + "\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return {**os.environ, "PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])}
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "MINARI_DATASETS_PATH": str(tmp_path_factory.mktemp("datasets")),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from echo_envs import CASES, Case, even, mask
 from gymnasium import spaces
 from shoal.deploy.cli import main
 from shoal.deploy.library import onnx_file
-from shoal.deploy.library.onnx_file import CannotExport, export_onnx
+from shoal.deploy.library.exporting import CannotExport
+from shoal.deploy.library.onnx_file import export_onnx
 from shoal.policy.tokens import TokensToBox
 
 onnxruntime = pytest.importorskip("onnxruntime")
