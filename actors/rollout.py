@@ -228,7 +228,7 @@ class RolloutWorker:
 
     def _write_state(self, when: str, state: State) -> None:
         for (name, _), part in zip(self.spec.state_shapes, state, strict=True):
-            self._columns[f"{when}_{name}"][:] = part.transpose(0, 1)  # [L, B, ...] to a row per slot
+            self._columns[f"{when}_{name}"][:] = part.transpose(0, 1).numpy()  # [L, B, ...] to a row per slot
 
     def _state(self) -> State:
         return self.policy.memory.read(self.training_env_ids) or self.policy.initial_state(self.envs.num_envs)

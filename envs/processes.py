@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
@@ -107,7 +107,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class ProcessVectorEnv(AsyncVectorEnv[np.ndarray, Any]):
+if TYPE_CHECKING:
+    _AsyncVectorEnv = AsyncVectorEnv[np.ndarray, Any]
+else:  # before gymnasium 1.3 it is no generic class
+    _AsyncVectorEnv = AsyncVectorEnv
+
+
+class ProcessVectorEnv(_AsyncVectorEnv):
     """One process per environment; closing it ends all of them, whatever their state."""
 
     _whole: ProcessVectorEnv | None = None

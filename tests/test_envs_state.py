@@ -18,6 +18,7 @@ from shoal.envs.plain_state import DoesNotFit, NotPlain, from_plain, to_plain
 from shoal.envs.reference import random_player
 from shoal.learner.plain_file import load_plain, save_plain
 
+TAXI = max(name for name in gymnasium.registry if name.startswith("Taxi-v"))
 SMOOTHED = {"wrappers": ["stateful_envs:Smoothing", {"gymnasium.wrappers:FrameStackObservation": {"stack_size": 3}}]}
 ENVIRONMENTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "recall": ("recall", 6, {}),
@@ -25,7 +26,7 @@ ENVIRONMENTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mettagrid": ("mettagrid/forage", 16, {}),
     "mettagrid-together": ("mettagrid/corridor", 8, {"stagger": False}),
     **{name: (name, 3, {}) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0")},
-    **{name: (name, 3, {}) for name in ("MountainCarContinuous-v0", "Blackjack-v1", "FrozenLake-v1", "Taxi-v4")},
+    **{name: (name, 3, {}) for name in ("MountainCarContinuous-v0", "Blackjack-v1", "FrozenLake-v1", TAXI)},
     "same-step": ("CartPole-v1", 3, {"autoreset_mode": "same_step"}),
     "disabled": ("CartPole-v1", 3, {"autoreset_mode": "disabled"}),
     "native": ("CartPole-v1", 3, {"vectorization": "native"}),
