@@ -214,7 +214,9 @@ def test_evaluation_takes_legal_actions_only(how: str, greedy: bool) -> None:
 
 def test_gymnasiums_taxi_has_a_mask() -> None:
     """Catches what only the tests' own environment has: Taxi says in ``info`` which ways are open."""
-    setup = make_setup(max(name for name in gymnasium.registry if name.startswith("Taxi-v")), num_envs=4, unroll_length=20)
+    setup = make_setup(
+        max(name for name in gymnasium.registry if name.startswith("Taxi-v")), num_envs=4, unroll_length=20
+    )
     worker = setup.make_worker(0, 0)
     trajectory = from_bytes(worker.spec, worker.rollout(flatten_weights(setup.make_policy(), 0)))
     worker.close()

@@ -1,4 +1,8 @@
-"""A sweep with Ray Tune: trials are runs, which report as they train, and those that learn little are stopped early."""
+"""A sweep with Ray Tune: trials are runs, which report as they train, and those that learn little are stopped early.
+
+Every trial trains in its own process (``mode=inline``), on one core: Tune shares the machine among them. It needs
+``pip install 'ray[tune]'``.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +64,8 @@ def main(trials: int = 4, run_dir: str = "runs/sweep", **settings: Any) -> dict[
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     best = tuner.fit().get_best_result()
-    assert best.metrics is not None and best.config is not None
+    assert best.metrics is not None
+    assert best.config is not None
     print(f"best of {trials}: a return of {best.metrics['mean_return']:.1f} with {dict(best.config)}")
     return dict(best.config)
 

@@ -154,8 +154,16 @@ class Progress:
         self._reported_cause: Cause | None = None
         self._evaluations = evaluations or Evaluations()
         self._reported_evaluation = self._evaluations.last
-        # A notebook gets the plain lines: rich's live view would need a package of its own there.
-        self._console = Console(file=cast("IO[str]", Screen()), highlight=False, quiet=quiet, force_jupyter=False)
+        # A notebook gets the plain lines: rich's live view would need a package of its own there. Its kernel sets
+        # FORCE_COLOR, as continuous integration does, by which rich takes any file for a terminal.
+        screen = Screen()
+        self._console = Console(
+            file=cast("IO[str]", screen),
+            highlight=False,
+            quiet=quiet,
+            force_jupyter=False,
+            force_terminal=screen.isatty(),
+        )
         self._samples: deque[tuple[float, int, int]] = deque()
         self._curve = Curve()
         self._stopped = threading.Event()

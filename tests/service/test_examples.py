@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,25 +26,36 @@ SAYS = {
     "own_loss.py": "with reward prediction:",
     "own_policy.py": "Narrow with",
     "curriculum.py": "reached a delay of",
+    "tune_sweep.py": "best of 2: a return of",
 }
 
 
 def test_every_example_is_run() -> None:
     """Catches an example that nobody tries."""
-    assert set(SAYS) == {path.name for path in EXAMPLES.glob("*.py")} - {"__init__.py"}
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert {*SAYS, "notebook.ipynb"} == found - {"__init__.py"}
 
 
 @pytest.mark.parametrize("mode", ["inline", "local"])
 @pytest.mark.parametrize("name", SAYS)
 def test_an_example_runs(name: str, mode: str, tmp_path: Path) -> None:
     """Catches an example that works only in this tree, or that the library has left behind."""
+    if name == "tune_sweep.py":
+        pytest.importorskip("ray.tune", reason="needs ray[tune]", exc_type=ImportError)
+        if mode == "local":
+            pytest.skip("Tune shares the machine among trials, each of which is one process")
     shutil.copy(EXAMPLES / name, tmp_path)
     settings = [*SMALL, f"mode={mode}", "run_dir=run"]
     if mode == "local":
         settings += ["actor.num_actors=1", "learner.num_threads=1"]
+    if name == "tune_sweep.py":
+        settings.append("trials=2")
     done = subprocess.run([sys.executable, name, *settings], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert SAYS[name] in done.stdout
+    if name == "tune_sweep.py":
+        assert len(list((tmp_path / "run").glob("*_0000?/summary.json"))) == 2
+        return
     summary = read_summary(tmp_path / "run")
     assert summary["env_steps"] >= 2000
     if name == "curriculum.py":
@@ -51,3 +63,31 @@ def test_an_example_runs(name: str, mode: str, tmp_path: Path) -> None:
         assert last["callback/delay"] >= 1
         # Options reached the environments: without them every episode has nine steps.
         assert summary["episodes"] > summary["env_steps"] / 6
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Catches a library that a kernel does not survive, and cells that show nothing.
+
+    Inside a kernel there is an event loop already, standard output is no file, and classes are of ``__main__``.
+    """
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    for cell in notebook.cells:
+        cell.source = re.sub(r"steps = 100_000", "steps = 2_000", cell.source)
+    nbclient.NotebookClient(
+        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(output.output_type == "error" for outputs in shown for output in outputs)
+    results = [
+        output.data["text/plain"] for outputs in shown for output in outputs if output.output_type == "execute_result"
+    ]
+    printed = "".join(output.text for outputs in shown for output in outputs if output.output_type == "stream")
+    assert "Done." in printed
+    assert "\x1b" not in printed  # the live view of a terminal
+    assert len(results) == 4
+    assert results[1].startswith("{0: ")
+    assert float(results[-1]) in (0.0, 1.0)
+    assert (tmp_path / "runs" / "recall" / "summary.json").is_file()

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from service import SMALL, command
 from shoal.deploy.cli import main
 from shoal.deploy.training.progress import Curve, _sparkline, _summary_lines
@@ -18,8 +19,9 @@ LINE = re.compile(
 )
 
 
-def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any) -> None:
+def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a log that says nothing, terminal codes in a file, and rates of a short run that are 0."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks and continuous integration have it
     assert main(["train", "mode=inline", *SMALL, "total_env_steps=1000", f"run_dir={tmp_path / 'run'}"]) == 0
     out = capfd.readouterr().out
     assert "\x1b" not in out

@@ -144,7 +144,13 @@ def test_the_wheel_holds_one_name_and_all_that_it_needs(wheel: Path) -> None:
     }
     packages = [path for name in OWN_PACKAGES[:-1] for path in (ROOT / name).rglob("*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in packages} <= found
-    data = ("settings/configs/*.yaml", "report/page.*", "monitoring/grafana/**/*.*", "monitoring/prometheus/*.yml")
+    data = (
+        "examples/*.ipynb",
+        "settings/configs/*.yaml",
+        "report/page.*",
+        "monitoring/grafana/**/*.*",
+        "monitoring/prometheus/*.yml",
+    )
     for pattern in data:
         files = [path for path in (ROOT / "deploy").glob(pattern) if path.name != ".gitignore" and path.is_file()]
         assert files, pattern
