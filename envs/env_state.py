@@ -37,7 +37,12 @@ def get_state(env: Any) -> list[dict[str, Any]]:
         elif not hasattr(layer, "__dict__"):
             raise NotPlain(f"{kind.__qualname__} has neither get_state and set_state nor attributes")
         else:
-            attributes = writer.attributes(layer, kind.__qualname__, but=_constant(layer))
+            try:
+                attributes = writer.attributes(layer, kind.__qualname__, but=_constant(layer))
+            except NotPlain:
+                raise
+            except Exception as error:  # what other people's objects do when they are looked at
+                raise NotPlain(f"{kind.__qualname__} cannot be read: {type(error).__name__}: {error}") from error
             found.append({"class": _name(kind), "attributes": attributes})
     return found
 
@@ -51,7 +56,11 @@ def set_state(env: Any, state: Any) -> None:
     layers = _layers(env)
     if not isinstance(state, list) or len(state) != len(layers):
         raise DoesNotFit("it is the state of another environment, or of other wrappers")
-    reader, read = Reader(layers), []
+    try:
+        reader = Reader(layers)
+    except Exception as error:  # as in ``get_state``
+        raise DoesNotFit(f"{type(env).__qualname__} cannot be read: {type(error).__name__}: {error}") from error
+    read: list[tuple[Any, Any]] = []
     for layer, part in zip(layers, state, strict=True):
         if not isinstance(part, dict) or part.get("class") != _name(type(layer)):
             raise DoesNotFit(f"it is not the state of a {type(layer).__qualname__}")

@@ -109,7 +109,7 @@ class Writer:
             return {_KIND: "random", "state": to_plain(state)}
         if _is_object(value):
             return {_KIND: "object", "class": _name(type(value)), "attributes": self.attributes(value, where, depth)}
-        raise NotPlain(f"{where} is a {type(value).__module__}.{type(value).__qualname__}")
+        raise NotPlain(f"{where} is a {_name(type(value))}")
 
     def attributes(self, owner: Any, where: str, depth: int = 0, but: frozenset[str] = frozenset()) -> dict[str, Any]:
         """The attributes of an object, except those named in ``but``."""
@@ -401,7 +401,8 @@ def _is_object(value: Any) -> bool:
 
 
 def _name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    # Classes of other languages may have no module.
+    return f"{getattr(kind, '__module__', '?')}.{getattr(kind, '__qualname__', '?')}"
 
 
 def _parts_of(space: Any) -> Iterator[gymnasium.Space[Any]]:

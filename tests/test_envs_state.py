@@ -120,6 +120,42 @@ def test_a_hidden_state_begins_an_episode_with_a_seed_of_its_own(tmp_path: Path)
     later.step(0)
 
 
+class _WithoutModule(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise AttributeError("__module__")
+
+
+class _OfAnotherLanguage(metaclass=_WithoutModule):
+    """Like an object that SWIG makes."""
+
+    __slots__ = ()
+
+
+class _NotLookedAt:
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("the library is closed")
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [(_OfAnotherLanguage(), "_OfAnotherLanguage"), (_NotLookedAt(), "RuntimeError: the library is closed")],
+)
+def test_what_cannot_be_looked_at_is_no_state(part: Any, why: str) -> None:
+    """Catches a run that fails at a checkpoint because of an attribute of its environment, as LunarLander's Box2D."""
+    played = Played("CartPole-v1", 1, {}, seed=1)
+    played.step(0)
+    env = played.env.first_environment()  # type: ignore[attr-defined]
+    env.unwrapped.part = part
+    state = played.env.get_state()
+    later = Played("CartPole-v1", 1, {}, seed=1)
+    assert why in later.go_on(state, played)[0]
+    later.env.first_environment().unwrapped.part = part  # type: ignore[attr-defined]
+    healthy = Played("CartPole-v1", 1, {}, seed=1)
+    assert later.env.set_state(healthy.env.get_state(), later.obs).keys() in ({0}, set())
+
+
 def _damaged(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Damaged copies of a state of CartPole, by what is wrong."""
 
