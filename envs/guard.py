@@ -16,6 +16,7 @@ from shoal.envs.boundary import EnvironmentFault, EnvSpec
 from shoal.envs.env_state import get_state, set_state
 from shoal.envs.masks import choices
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_generator, to_plain
+from shoal.envs.raised import raised
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
@@ -163,7 +164,7 @@ class Replaceable:
             if env is not None:
                 env.close()
         except Exception as error:
-            self._messages.append(f"{self._where()}: close raised {type(error).__name__}: {error}")
+            self._messages.append(f"{self._where()}: close raised {raised(error)}")
 
     def _reset_once(self, *, fresh_seed: bool) -> None:
         if self.env is None:
@@ -192,7 +193,7 @@ class Replaceable:
                 self._fault("restart", error)
 
     def _fault(self, during: str, error: Exception) -> None:
-        what = str(error) if isinstance(error, Malformed) else f"{type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, Malformed) else raised(error)
         message = f"{self._where()}, {during}: {what}"
         self._faults_in_a_row = 1 if self._healthy_steps >= HEALTHY_STEPS else self._faults_in_a_row + 1
         self._healthy_steps = 0

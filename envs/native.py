@@ -20,6 +20,7 @@ from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
 from shoal.envs.masks import KEY
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays
+from shoal.envs.raised import raised
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
@@ -213,7 +214,7 @@ class NativeEnvironment(AutoresetRows):
         raise EnvironmentFault(f"{self._where(slot)}: {what}")
 
     def _raised(self, during: str, error: Exception) -> EnvironmentFault:
-        return EnvironmentFault(f"{self._where(None)}: {during} raised {type(error).__name__}: {error}")
+        return EnvironmentFault(f"{self._where(None)}: {during} raised {raised(error)}")
 
     def _where(self, slot: int | None) -> str:
         return f"{self.spec.env_id}: {'all slots' if slot is None else f'slot {slot}'}, step {self._steps}"

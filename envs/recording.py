@@ -17,6 +17,7 @@ import numpy as np
 from shoal.envs.boundary import MaskedEnvironment, StepRows, VectorEnvironment
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
+from shoal.envs.raised import raised
 from shoal.envs.registry import list_env_ids, make_env_spec, make_vector_env
 from shoal.envs.writers import short
 
@@ -73,7 +74,7 @@ def film(
         raise
     except Exception as error:
         # Other people's code: what is missing for drawing is said by whatever it raises.
-        why = str(error) if isinstance(error, EnvironmentNotFound) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, EnvironmentNotFound) else raised(error)
         raise CannotRecord(f"--video: {env_id} cannot be rendered: {why}") from error
     _make_directory(directory, "--video")
     return _FilmedEnvironment(make(), directory / stem, imageio_ffmpeg.write_frames, max_episode_steps)

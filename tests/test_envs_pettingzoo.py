@@ -174,7 +174,10 @@ def test_a_fault_costs_the_episodes_of_one_game(how: str, said: str) -> None:
 def test_a_game_that_always_breaks_is_given_up() -> None:
     """Catches an endless loop of restarts."""
     env = make(2, num_agents=2, how="reset")
-    with pytest.raises(EnvironmentFault, match=r"slots 0\.\.1.*OSError: no map \(3 faults in a row, given up\)"):
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"slots 0\.\.1.*OSError: no map \(\S+scripted_games\.py:\d+\) \(3 faults in a row, given up\)",
+    ):
         env.reset(Rows(env).rows.obs)
 
 

@@ -46,14 +46,13 @@ def check(config: Config, run_dir: Path) -> list[str]:
 
 
 def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
+    from shoal.envs.raised import raised
     from shoal.envs.registry import make_env_spec
 
     try:
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
-        text = str(error) or repr(error)
-        if not isinstance(error, ValueError):
-            text = f"{config.env.id}: {type(error).__name__}: {text}"
+        text = str(error) if isinstance(error, ValueError) and str(error) else f"{config.env.id}: {raised(error)}"
         return None, [f"env.id: {text}"]
     if config.env.num_envs % spec.num_agents:
         return None, [
@@ -68,6 +67,7 @@ def _policy(config: Config, spec: EnvSpec) -> list[str]:
     """What is wrong with a policy class or a core of the user's, found by making one and trying it."""
     import torch
     from shoal.deploy.placement.setups import make_worker_setup
+    from shoal.envs.raised import raised
     from shoal.policy.cores import check_core
     from shoal.policy.kinds import check_policy
 
@@ -77,7 +77,7 @@ def _policy(config: Config, spec: EnvSpec) -> list[str]:
             check_core(policy.core, policy.core_name)
             check_policy(policy)
     except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
-        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, ValueError) else raised(error)
         if text.startswith("core "):
             return [f"policy.core: {text.removeprefix('core ')}"]
         return [f"policy.kind: {text.removeprefix('policy ')}"]

@@ -10,6 +10,7 @@ from shoal.actors.rollout import trajectory_spec
 from shoal.deploy.placement.setups import make_worker_setup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
+from shoal.envs.raised import raised
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner, NonFiniteUpdate
@@ -29,7 +30,7 @@ def check_loss(config: Config, env: EnvSpec) -> str:
     except NonFiniteUpdate as error:
         return f"{name}: the first update of a fresh policy is not finite: {error}"
     except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
-        return f"{name} raises {type(error).__name__}: {error}"
+        return f"{name} raises {raised(error)}"
     return ""
 
 

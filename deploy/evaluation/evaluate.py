@@ -21,6 +21,7 @@ from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import AdapterOptions, EnvConfig, split_options
 from shoal.envs.play import Episodes, Player, join, play
+from shoal.envs.raised import raised
 from shoal.envs.recording import film, replay
 from shoal.envs.reference import random_player
 from shoal.envs.registry import list_env_ids, make_env_spec
@@ -220,7 +221,7 @@ def evaluation_setup(
     except ValueError:
         raise
     except Exception as error:  # other people's code: it raises anything
-        raise ValueError(f"environment {env.id} cannot be made: {type(error).__name__}: {error}") from error
+        raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
     if env.num_envs % spec.num_agents:
         raise ValueError(
             f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
