@@ -53,6 +53,7 @@ class Sources:
     late_unrolls: Callable[[], int] = int
     """Unrolls under way that will be too old to be trained when they come back."""
     accelerator_memory: Callable[[], Mapping[str, int]] = dict
+    finished: Callable[[], bool] = bool
     target_env_steps: int = 0
     """Environment steps after which the whole run ends."""
     learning: Callable[[], Learning] = lambda: judge(Recorded(), expect_after=1.0)
@@ -201,6 +202,12 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.process_ledger.trained),
     _counter("dropped_env_steps_total", _DROPPED, lambda s: s.process_ledger.dropped, "reason"),
     _gauge("run_env_steps", "Environment steps trained in the whole run.", lambda s: s.ledger.trained),
+    _gauge(
+        "run_finished",
+        "1 once the run has ended as it was meant to, not by a signal or a failure. A run that is scraped regularly "
+        "waits for the scrape that sees it (metrics.last_scrape_seconds).",
+        lambda s: s.finished(),
+    ),
     _gauge("target_env_steps", "Environment steps the whole run is to train.", lambda s: s.target_env_steps),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
     _gauge(

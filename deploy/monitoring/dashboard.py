@@ -345,6 +345,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="From noticing the failure; mean of this process.",
         ),
         Panel("Since the last checkpoint", {"seconds": _SINCE_CHECKPOINT}, "s", bad_above=3600),
+        Panel("The run is done", {"done": "shoal_run_finished"}, "none", width=6),
         Panel("Checkpoints not written", {"failed": "shoal_failed_checkpoints_total"}, "none", width=6, bad_above=1),
         Panel(
             "Cores used by the run's own process",

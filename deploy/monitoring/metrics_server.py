@@ -12,13 +12,15 @@ import logging
 import math
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 
 from prometheus_client.exposition import gzip_accepted
 from prometheus_client.registry import CollectorRegistry
 from shoal.deploy.monitoring.access import Access
-from shoal.deploy.monitoring.metrics_page import MetricsPage
+from shoal.deploy.monitoring.metrics_page import REUSE_SECONDS, MetricsPage
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine
@@ -85,9 +87,34 @@ class MetricsServer:
         self._request_pace, self._connection_pace = _Pace(REQUESTS_PER_SECOND), _Pace(CONNECTIONS_PER_SECOND)
         self._reported: set[type[Exception]] = set()
         gen_log.addFilter(_not_from_here)
+        self._scraped: deque[float] = deque(maxlen=2)
+        """When the last scrapes were answered; only the server's thread adds to it."""
         self._loop, self._closing = asyncio.new_event_loop(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
         self._thread.start()
+
+    def wait_for_scrape(self, most_seconds: float, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until what is true now has been scraped, where somebody scrapes in regular intervals.
+
+        Args:
+            most_seconds: wait no longer; nor one and a half of the intervals between the last two scrapes.
+            give_up: asked again and again.
+
+        Returns:
+            Whether there was a scrape.
+        """
+        began = time.monotonic()
+        scraped = list(self._scraped)
+        if len(scraped) < 2:
+            return False
+        interval = scraped[1] - scraped[0]
+        until = min(began + most_seconds, scraped[1] + 1.5 * interval + REUSE_SECONDS)
+        while time.monotonic() < until and not give_up():
+            # A page may be as old as this.
+            if self._scraped[-1] > began + REUSE_SECONDS:
+                return True
+            time.sleep(0.05)
+        return False
 
     def close(self) -> None:
         """Stop serving: answers under way get ``CLOSE_SECONDS``, clients that are waited for get none."""
@@ -185,6 +212,8 @@ class MetricsServer:
                 b"" if request.method == "HEAD" else body,
             )
             await asyncio.wait_for(sent, ANSWER_SECONDS)
+            if request.path == "/metrics" and status == HTTPStatus.OK:
+                self._scraped.append(time.monotonic())
             connection.finish()
             del self._connections[stream]
             self._connections[stream] = False

@@ -35,6 +35,9 @@ class MetricsConfig(Section):
     """File of the token that readers of /metrics send (Authorization: Bearer). Read again when it changes."""
     max_update_age_seconds: Seconds = 300.0
     """/readyz says 503 when the last update is older."""
+    last_scrape_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 60.0
+    """A run that has ended and is scraped in regular intervals waits so long at most until it is scraped once more, so
+    that Prometheus knows it is done (shoal_run_finished). 0 waits for nothing."""
     file_sd: str = ""
     """File to write the address to while the run goes on, for Prometheus' file_sd_configs; empty writes none."""
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.learning import Interval
+from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
 from shoal.deploy.placement.versions import versions
@@ -56,6 +58,9 @@ class Watchers:
     progress: Progress
     evaluations: Evaluations
     callbacks: Callbacks
+    server: MetricsServer | None
+    finished: threading.Event
+    """The run has ended as it was meant to."""
 
 
 def run(
@@ -108,6 +113,12 @@ def run(
         stack.callback(prepared.learner.learner.close)
         summary = _train(prepared, workers, asked, watchers)
         watchers.progress.summary(summary, as_given)
+        if asked.signal_number is None:
+            watchers.finished.set()
+            if watchers.server:
+                watchers.server.wait_for_scrape(
+                    config.metrics.last_scrape_seconds, lambda: asked.signal_number is not None
+                )
         return Outcome(summary, asked.signal_number)
 
 
@@ -136,7 +147,8 @@ def _watch(
         evaluations=evaluations,
         quiet=quiet,
     )
-    sources = _sources(run, workers, evaluations, callbacks, progress)
+    finished = threading.Event()
+    sources = _sources(run, workers, evaluations, callbacks, progress, finished)
     ready = Readiness(
         statistics=run.statistics,
         actors_alive=lambda: workers.num_alive,
@@ -149,7 +161,7 @@ def _watch(
         sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
     )
     stack.callback(history.close)
-    return Watchers(progress, evaluations, callbacks)
+    return Watchers(progress, evaluations, callbacks, server, finished)
 
 
 def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers: Watchers) -> dict[str, Any]:
@@ -220,7 +232,12 @@ def _end_after_failure(callbacks: Callbacks, summary: dict[str, Any]) -> None:
 
 
 def _sources(
-    run: PreparedRun, workers: WorkerGroup, evaluations: Evaluations, callbacks: Callbacks, progress: Progress
+    run: PreparedRun,
+    workers: WorkerGroup,
+    evaluations: Evaluations,
+    callbacks: Callbacks,
+    progress: Progress,
+    finished: threading.Event,
 ) -> Sources:
     """The objects that the metrics are read from."""
     config, path = run.config, run.learner.learner.path
@@ -247,6 +264,7 @@ def _sources(
         lags=workers.lags,
         late_unrolls=workers.late_unrolls,
         accelerator_memory=path.memory_bytes,
+        finished=finished.is_set,
         target_env_steps=config.total_env_steps,
         run_dir=run.run_dir,
         evaluations=evaluations,

@@ -70,6 +70,7 @@ def make_sources() -> Sources:
         lags=lambda: [0, 1, 2, 5],
         late_unrolls=lambda: 2,
         accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
+        finished=lambda: True,
         target_env_steps=1000,
         callback_numbers=lambda: {"success": 0.5},
         failed_readings=Counter(shoal_broken=1),
