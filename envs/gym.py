@@ -303,6 +303,21 @@ def make_maker(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) 
     )
 
 
+def spec_to_make_again(
+    env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]
+) -> gymnasium.envs.registration.EnvSpec | None:
+    """The spec by which gymnasium alone makes the environment again, also from a file; None where it cannot."""
+    if options.vectorization == "native" or options.wrappers:
+        return None
+    maker = make_maker(env_id, options, kwargs)
+    spec = dataclasses.replace(maker.spec, **maker.limit)
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):  # it is made by a class or function that has no name
+        return None
+    return spec
+
+
 def _constructor(spec: gymnasium.envs.registration.EnvSpec) -> Callable[..., Any] | None:
     """What makes the environment, if it can be found; what hinders it is said when the environment is made."""
     if isinstance(spec.entry_point, EntryPoint):

@@ -53,6 +53,14 @@ def action_reader(spec: EnvSpec) -> tuple[spaces.Space[Any], Reader]:
     return (spaces.Discrete(counts[0]) if actions.scalar else spaces.MultiDiscrete(counts)), np.asarray
 
 
+def other_keys(space: spaces.Space[Any]) -> list[Any]:
+    """Keys of Dicts in the space that are no strings."""
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return []
+    own = [key for key, _ in parts_of(space) if isinstance(space, spaces.Dict) and not isinstance(key, str)]
+    return own + [key for _, inner in parts_of(space) for key in other_keys(inner)]
+
+
 def _space_reader(space: spaces.Space[Any], where: Iterator[tuple[slice, tuple[int, ...] | None]]) -> Reader:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = [(key, _space_reader(inner, where)) for key, inner in parts_of(space)]

@@ -9,6 +9,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import draining_nodes
 from shoal.actors.ray_pool import describe
 from shoal.deploy.cluster.named_packages import named_packages
+from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
 from shoal.deploy.cluster.ray_session import RaySession, configure
 from shoal.deploy.placement.layout import Machine
@@ -68,8 +70,9 @@ class Room:
 class Cluster:
     """A cluster that this process is connected to."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self.config = config
+    def __init__(self, config: ClusterConfig, sent: Sequence[Path] = ()) -> None:
+        self.config, self.sent = config, sent
+        """``sent`` are modules of the user's that every node gets."""
         self.address = ray.util.get_node_ip_address()
 
     def nodes(self) -> list[Node]:
@@ -266,10 +269,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig) -> Iterator[Cluster]:
+def connect(config: ClusterConfig, modules: Sequence[Path] = ()) -> Iterator[Cluster]:
     """The cluster at ``cluster.address``, for the length of the block.
 
     Where this process has joined a cluster already, it is that one, and stays connected.
+
+    Args:
+        config: the settings of the cluster.
+        modules: files and folders of modules that the nodes get (``deploy.cluster.own_modules``), besides this code.
+            Where the connection is somebody else's, or a Ray job's, these are sent by whoever made it.
 
     Raises:
         CannotStart: nobody answers there, or it refuses this process; or this process has joined another cluster.
@@ -287,13 +295,18 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     if config.address != "auto":
         _check_address(config.address)
     runtime_env: dict[str, Any] = dict(config.runtime_env)
+    sent: list[Path] = []
     try:
         with contextlib.ExitStack() as stack:
             # A Ray job brings its own; its processes have the job's working directory.
             if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
                 # Every node runs this very code, whatever is installed there. Ray uploads it before init returns.
                 code = str(stack.enter_context(packaged()))
-                runtime_env["py_modules"] = [*runtime_env.get("py_modules", ()), code]
+                theirs = runtime_env.get("py_modules", ())
+                # A working directory has them, too.
+                if "working_dir" not in runtime_env:
+                    sent = [place for place in modules if place.stem not in names_of(theirs)]
+                runtime_env["py_modules"] = [*theirs, *map(str, sent), code]
             ray.init(
                 address=config.address,
                 log_to_driver=False,
@@ -303,7 +316,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
     try:
-        yield Cluster(config)
+        yield Cluster(config, sent)
     finally:
         ray.shutdown()
 

@@ -27,9 +27,10 @@ def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str],
     lines = _machine(run_dir) + _environment(config)
     if config.mode == "cluster" and not problems:
         from shoal.deploy.cluster.connect import connect
+        from shoal.deploy.cluster.own_modules import own_modules
 
         try:
-            with connect(config.cluster) as cluster:
+            with connect(config.cluster, own_modules(config)) as cluster:
                 lines += _cluster(config, cluster, problems, measure)
         except CannotStart as error:
             problems += str(error).splitlines()

@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec as GymSpec
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluate import MAX_EPISODE_STEPS, checkpoint_side, evaluation_setup
 from shoal.deploy.library.caller import process_state_kept
 from shoal.deploy.library.exporting import CannotExport
 from shoal.envs.boundary import EnvSpec, MaskedEnvironment, StepRows, VectorEnvironment
-from shoal.envs.gym import make_maker
+from shoal.envs.gym import spec_to_make_again
 from shoal.envs.play import play
-from shoal.envs.readers import action_reader, observation_reader
+from shoal.envs.readers import action_reader, observation_reader, other_keys
 from shoal.envs.registry import is_of_gymnasium, make_env_spec
 from shoal.learner.checkpoint import find_checkpoint
 
@@ -94,7 +92,9 @@ def export_minari(
         dataset = _Dataset(
             dataset_id,
             env.spec,
-            _gymnasiums_spec(setup),
+            spec_to_make_again(setup.env_id, setup.env_options, setup.env_kwargs)
+            if is_of_gymnasium(setup.env_id)
+            else None,
             algorithm_name=f"shoal, {setup.policy_kind}",
             description=f"policy version {checkpoint.policy_version} in {setup.env_id}, {side.manner}, seed {seed}",
         )
@@ -127,12 +127,13 @@ class Episode(NamedTuple):
 class _Dataset:
     """Episodes on their way into Minari's files, each as it comes: together they may be more than fits into memory."""
 
-    def __init__(self, dataset_id: str, spec: EnvSpec, gymnasiums: GymSpec | None, **about: str) -> None:
+    def __init__(self, dataset_id: str, spec: EnvSpec, gymnasiums: Any, **about: str) -> None:
         import minari
 
         observation_space, self._read_obs = observation_reader(spec)
         action_space, self._read_actions = action_reader(spec)
-        _check_names(observation_space)
+        if keys := other_keys(observation_space):
+            raise CannotExport(f"Minari takes strings as keys of observations, there are {keys}")
         self._create = functools.partial(
             minari.create_dataset_from_buffers,
             dataset_id,
@@ -195,27 +196,6 @@ def _slots(setup: WorkerSetup, episodes: int) -> int:
     """As many as in training, but no more than episodes; whole environments."""
     agents = make_env_spec(setup.env_id, setup.env_options, **setup.env_kwargs).num_agents
     return min(setup.num_envs, -(-episodes // agents) * agents)
-
-
-def _gymnasiums_spec(setup: WorkerSetup) -> GymSpec | None:
-    """What makes the environment again, for ``recover_environment``; None where gymnasium alone cannot."""
-    if not is_of_gymnasium(setup.env_id) or setup.env_options.vectorization == "native" or setup.env_options.wrappers:
-        return None
-    maker = make_maker(setup.env_id, setup.env_options, setup.env_kwargs)
-    spec = dataclasses.replace(maker.spec, **maker.limit)
-    try:
-        spec.to_json()
-    except (TypeError, ValueError):  # a class or function that has no name
-        return None
-    return spec
-
-
-def _check_names(space: spaces.Space[Any]) -> None:
-    if isinstance(space, spaces.Dict) and not all(isinstance(key, str) for key in space.spaces):
-        raise CannotExport(f"Minari takes strings as keys of observations, these are {list(space.spaces)}")
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        for inner in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
-            _check_names(inner)
 
 
 class _RecordedEnvironment:

@@ -126,7 +126,8 @@ class ClusterConfig(Section):
     autoscaling: bool | Literal["auto"] = "auto"
     """Nodes may still come: a run then starts with the actors that have a place. ``auto`` asks the cluster."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """A Ray runtime environment for all processes of the run. This code is sent to them in any case."""
+    """A Ray runtime environment for all processes of the run. This code is sent to them in any case, and modules of the
+    user's that are not installed here, unless it has a working_dir."""
 
     def __post_init__(self) -> None:
         if not self.actor_cpus and not self.actor_resources:

@@ -58,6 +58,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
         learners += f", gradient threads: {layout.num_threads}"
     observations, actions = reading(run.setup.env)
     slots, steps = config.env.num_envs, config.actor.unroll_length
+    sent = ", ".join(place.name for place in run.cluster.sent) if run.cluster else ""
     return "\n".join(
         [
             f"Training {name} ({count:,} parameters) on {config.env.id}, mode {config.mode}, seed {config.seed}{start}",
@@ -66,6 +67,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
             f"  learns   {_update(run)}",
             f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
             f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
+            *([f"  sends    {sent} to every node"] if sent else []),
             f"  metrics  {metrics_url or 'not served'}",
             f"  run      {run.run_dir}",
         ]

@@ -94,8 +94,9 @@ def run(
         cluster = None
         if config.mode == "cluster":
             from shoal.deploy.cluster.connect import connect
+            from shoal.deploy.cluster.own_modules import own_modules
 
-            cluster = stack.enter_context(connect(config.cluster))
+            cluster = stack.enter_context(connect(config.cluster, own_modules(config)))
         try:
             called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def make_venv(folder: Path, requirements: list[str]) -> str:
         (folder / "source" / "shoal").symlink_to(ROOT)
         if requirements:
             words = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
-            # The versions of these are the run's, whatever the family asks for.
+            # What needs older ones than shoal cannot be used beside it.
+            bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+            (folder / "bounds.txt").write_text("\n".join(bounds) + "\n")
+            words += ["--constraint", folder / "bounds.txt"]
             done = subprocess.run([*words, *requirements], capture_output=True, text=True, check=False)
             if done.returncode:
                 return last_word(done.stderr)

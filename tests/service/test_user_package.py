@@ -220,3 +220,28 @@ def test_cluster_mode(installed: Installation, package: Path, here: Path, nodes_
     assert "cluster.runtime_env" in done.stderr
     sent = f"cluster.runtime_env={{py_modules: ['{package}']}}"
     check(here, installed.run("train", *SETTINGS, *cluster, sent, cwd=here))
+
+
+def test_modules_beside_the_run_are_sent_to_a_cluster(
+    from_wheel: Installation, here: Path, nodes_without_it: str
+) -> None:
+    """Catches an environment of the current directory that works on one machine and fails on every other node."""
+    (here / "my_env.py").write_text(
+        "import gymnasium, numpy as np\nfrom gymnasium import spaces\nfrom my_tools import seen\n"
+        "class MyEnv(gymnasium.Env):\n"
+        "    observation_space, action_space = spaces.Box(0, 1, (3,), np.float32), spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n        self.t = 0\n        return seen(self), {}\n"
+        "    def step(self, action):\n"
+        "        self.t += 1\n        return seen(self), float(action), self.t == 7, False, {}\n"
+    )
+    (here / "my_tools.py").write_text(
+        "import numpy as np\ndef seen(env):\n    return np.full(3, env.t / 7, np.float32)\n"
+    )
+    (here / "my_notes.py").write_text("raise RuntimeError('nobody asked for this')\n")
+    cluster = ("mode=cluster", f"cluster.address={nodes_without_it}", "actor.num_actors=1", "metrics.port=-1")
+    small = ("total_env_steps=600", "env.num_envs=4", "actor.unroll_length=8", "learner.batch_size=4", "run_dir=run")
+    done = from_wheel.run("train", "env.id=my_env:MyEnv", *small, *cluster, cwd=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sends    my_env.py, my_tools.py to every node" in done.stdout
+    assert read_summary(here / "run")["books_balance"]
