@@ -13,7 +13,17 @@ from fuzz import examples
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from make_env import make_env
-from rollouts import SMALL, Rollouts, make_learner, make_policy, random_batch, random_columns, state_of, tiny_policy
+from rollouts import (
+    SMALL,
+    Rollouts,
+    make_learner,
+    make_policy,
+    random_batch,
+    random_columns,
+    small_policy,
+    state_of,
+    tiny_policy,
+)
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.doctor.preflight import check
@@ -208,6 +218,21 @@ def test_gradients_cross_an_episodes_end_but_no_reset(core: str, reset: bool, sa
     [gradient] = torch.autograd.grad(log_prob[first:].sum(), obs)
     assert bool(gradient[:, :first].any()) == (not reset)
     assert gradient[:, first:].any()
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "linear"])
+def test_final_rows_without_a_reset_are_stepped_in_bfloat16_too(core: str) -> None:
+    """Catches types that do not fit each other where a segment is stepped through under autocast."""
+    policy = small_policy() if core == "lstm" else tiny_policy(core)
+    batch = random_batch(3, num_slots=5, carries_memory=True, same_step=True, state_shapes=state_of(policy)).clone()
+    batch["memory_reset"].zero_()
+    with torch.no_grad():
+        wanted = forward_pass(policy, batch, CPU)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = forward_pass(policy, batch, CPU)
+    assert (batch["truncated"] & ~batch["terminated"]).any()
+    torch.testing.assert_close(got.next_value, wanted.next_value, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(got.log_prob, wanted.log_prob, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("same_step", [False, True])
