@@ -499,8 +499,11 @@ def test_a_carried_memory_learns_what_one_of_an_episode_cannot() -> None:
     settings = {"epochs": 4, "minibatches": 4, "normalize_advantage": True, "entropy_coef": 0.01}
     learner = make_learner(policy, learning_rate=1e-3, **settings)
     for version in range(20):
-        learner.update(rollouts.batch(policy, version))
+        batch = rollouts.batch(policy, version)
+        earned = float(batch["reward"][batch["terminated"]].mean())
+        assert learner.update(batch).log_prob_error <= TOLERANCE
     env.close()
+    assert earned > 0.75
 
     def played(carries_memory: bool, *, zero_memory: bool = False) -> Any:
         env = make_env("trial_envs:Bandit-v0", 48, 1)
