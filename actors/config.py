@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.section import Seconds, Section
+
+EPISODE, NEVER, INFO = "episode", "never", "info:"
+
+
+def reset_key(reset_memory: str) -> str | None:
+    """KEY of ``info:KEY``; None of the other values of ``actor.reset_memory``."""
+    return reset_memory.removeprefix(INFO) if reset_memory.startswith(INFO) else None
+
+
+def _not_a_mapping(value: Any) -> Any:
+    # What YAML makes of "info:" and of "info: KEY".
+    if value == {"info": None}:
+        return INFO
+    if isinstance(value, dict):
+        raise ValueError("write info:KEY without a space, as in info:trial_ended")
+    return value
+
+
+def _check_reset_memory(value: str) -> str:
+    if value in (EPISODE, NEVER) or reset_key(value):
+        return value
+    if value in (INFO, INFO.rstrip(":")):
+        raise ValueError("info: needs the key of info that tells where the memory is zeroed, as in info:trial_ended")
+    word, colon, key = value.partition(":")
+    near = difflib.get_close_matches(word, [INFO.rstrip(":")] if colon else [EPISODE, NEVER], n=1)
+    hint = f"; did you mean {near[0]}{colon}{key}?" if near else ""
+    raise ValueError(f"must be episode, never or info:KEY{hint}")
+
+
+ResetMemory = Annotated[
+    str,
+    BeforeValidator(_not_a_mapping),
+    AfterValidator(_check_reset_memory),
+    Field(json_schema_extra={"pattern": "^(episode|never|info:.+)$"}),
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +58,11 @@ class ActorConfig(Section):
     burn_in: Annotated[int, Field(ge=0)] = 0
     """Rows before each unroll that travel with it, so that the learner can bring the memory up to its newest weights
     before training starts; none of them is trained twice."""
+    reset_memory: ResetMemory = EPISODE
+    """Where the memory of a slot is zeroed. ``episode``: at every episode's first row. ``never``: only where the slot
+    itself begins anew: at the run's start, after a fault, with a new actor. ``info:KEY``: there, and at the first row
+    of an episode where ``info[KEY]`` was true in the last step of the episode before or in the reset; missing is false.
+    Values and advantages end with episodes in any case."""
     max_policy_lag: Annotated[int, Field(ge=0)] = 2
     """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
     can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too

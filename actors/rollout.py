@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from shoal.actors.config import EPISODE
 from shoal.actors.episodes import EpisodeCounter
 from shoal.envs.boundary import (
     DiscreteActions,
@@ -23,6 +24,7 @@ from shoal.envs.boundary import (
     SlotGroup,
     StatefulEnvironment,
     StepRows,
+    TrialEnvironment,
     VectorEnvironment,
 )
 from shoal.envs.plain_state import DoesNotFit, read_arrays
@@ -42,6 +44,9 @@ class RolloutWorker:
 
     State kept between unrolls: the environments, the memory by ``training_env_id``, row 0 of the next unroll (which was
     row T of the last), the random stream, and the sequence number.
+
+    It alone decides where the memory is zeroed (``actor.reset_memory``): at ``is_first``, or, where the memory is
+    carried across episodes, at those of these rows at which the environment ``begins_anew``.
     """
 
     def __init__(
@@ -55,9 +60,14 @@ class RolloutWorker:
         restart_index: int,
         seed: int,
         burn_in: int = 0,
+        reset_memory: str = EPISODE,
     ) -> None:
         self.envs, self.policy = envs, policy.eval().requires_grad_(False)
-        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.core.state_shapes)
+        carries = reset_memory != EPISODE
+        self.spec = trajectory_spec(envs.spec, unroll_length, burn_in, policy.core.state_shapes, carries)
+        self._reset_memory = reset_memory
+        self._resets = "memory_reset" if carries else "is_first"
+        """The column of rows before which the memory is zeroed."""
         self._identity = (run_id, actor, restart_index)
         self._sequence = 0
         self._pack_seconds = 0.0
@@ -74,7 +84,10 @@ class RolloutWorker:
         self.envs.reset(self._columns["obs"][:, 0])
         if self._masks is not None:
             self._columns["action_mask"][:, 0] = self._masks
-        self._columns["is_first"][:, 0] = 1
+        self._columns["is_first"][:, 0] = self._columns[self._resets][:, 0] = 1
+        self._begins_anew = (
+            envs.begins_anew if isinstance(envs, TrialEnvironment) else np.zeros(envs.num_envs, np.bool_)
+        )
         elsewhere = list(envs.groups) if isinstance(envs, GroupedEnvironment) else []
         self._groups = [self._make_group(group.slots, group) for group in elsewhere]
         if not elsewhere:
@@ -89,7 +102,8 @@ class RolloutWorker:
     def _make_group(self, slots: slice, elsewhere: SlotGroup | None) -> _Group:
         """A group, with every row's views into the unroll's buffers once for all unrolls."""
         columns = {name: column[slots] for name, column in self._columns.items()}
-        flags = {name: columns[name].view(np.bool_) for name in ("is_first", "terminated", "truncated")}
+        names = ("is_first", "terminated", "truncated", self._resets)
+        flags = {name: columns[name].view(np.bool_) for name in names}
         steps = range(self.spec.unroll_length)
         ids = self.training_env_ids[slots]
         return _Group(
@@ -97,7 +111,7 @@ class RolloutWorker:
             elsewhere,
             ids,
             np.zeros(len(ids), np.bool_),
-            [(torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags["is_first"][:, t])) for t in steps],
+            [(torch.from_numpy(columns["obs"][:, t]), torch.from_numpy(flags[self._resets][:, t])) for t in steps],
             [torch.from_numpy(columns["action"][:, t]) for t in steps],
             [torch.from_numpy(columns["behavior_log_prob"][:, t]) for t in steps],
             [
@@ -116,6 +130,7 @@ class RolloutWorker:
                 )
                 for t in steps
             ],
+            [flags["memory_reset"][:, t + 1] for t in steps] if self.spec.carries_memory else [],
         )
 
     def rollout(self, weights: Weights) -> np.ndarray:
@@ -190,6 +205,8 @@ class RolloutWorker:
             group.elsewhere.step_end(rows)
         if self._masks is not None:
             self._columns["action_mask"][group.slots, t + 1] = self._masks[group.slots]
+        if group.memory_resets:
+            np.logical_and(rows.is_first, self._begins_anew[group.slots], out=group.memory_resets[t])
         ended = rows.terminated | rows.truncated
         self._episodes.add(rows.reward, rows.is_first, ended, group.short_episode, group.slots)
 
@@ -219,9 +236,11 @@ class RolloutWorker:
             if burn_in:
                 # Rows T - C .. T - 1 of the last unroll come right before its row T.
                 columns["burn_in_obs"][:] = columns["obs"][:, -1 - burn_in : -1]
-                columns["burn_in_is_first"][:] = columns["is_first"][:, -1 - burn_in : -1]
+                columns["burn_in_is_first"][:] = columns[self._resets][:, -1 - burn_in : -1]
             columns["obs"][:, 0] = columns["obs"][:, -1]
             columns["is_first"][:, 0] = columns["is_first"][:, -1]
+            if self.spec.carries_memory:
+                columns["memory_reset"][:, 0] = columns["memory_reset"][:, -1]
             if self._masks is not None:
                 columns["action_mask"][:, 0] = columns["action_mask"][:, -1]
         self._write_state("initial", self._state())
@@ -276,6 +295,7 @@ class RolloutWorker:
         rows = self._last_rows()
         state: dict[str, Any] = {
             "sequence": self._sequence,
+            "reset_memory": self._reset_memory,
             "random": self._generator.get_state().numpy(),
             "memory": self._named(self._state()),
             "rows": {name: row.copy() for name, row in rows.items()},
@@ -310,6 +330,10 @@ class RolloutWorker:
         if self._masks is not None:
             rows["action_mask"][:] = self._masks
         try:
+            if (before := state.get("reset_memory", EPISODE)) != self._reset_memory:
+                raise DoesNotFit(
+                    f"its memory was made with actor.reset_memory={before}, now it is {self._reset_memory}"
+                )
             memory = read_arrays(state.get("memory"), self._named(self._state()))
             burn_in = read_arrays(state.get("burn_in"), memory) if self.spec.burn_in else memory
             saved = read_arrays(state.get("rows"), rows)
@@ -343,11 +367,11 @@ class RolloutWorker:
         """The rows that the next unroll begins with, as views: row 0, and before it those of its burn-in."""
         row = self.spec.unroll_length if self._sequence else 0
         columns, burn_in = self._columns, self.spec.burn_in
-        names = ("obs", "is_first", "action_mask")
+        names = ("obs", "is_first", "memory_reset", "action_mask")
         rows: dict[str, np.ndarray] = {name: columns[name][:, row] for name in names if name in columns}
         if burn_in and self._sequence:
             before = slice(row - burn_in, row)
-            rows |= {f"burn_in_{name}": columns[name][:, before] for name in ("obs", "is_first")}
+            rows |= {"burn_in_obs": columns["obs"][:, before], "burn_in_is_first": columns[self._resets][:, before]}
         return rows
 
     def close(self) -> None:
@@ -375,6 +399,8 @@ class _Group(NamedTuple):
     taken: list[np.ndarray]
     """The same memory as ``actions``."""
     rows: list[StepRows]
+    memory_resets: list[np.ndarray]
+    """bool [B] of the rows after each step; empty where they are the rows' own ``is_first``."""
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -386,6 +412,7 @@ def trajectory_spec(
     unroll_length: int,
     burn_in: int = 0,
     state_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(dict(FAST_STATE)),
+    carries_memory: bool = False,
 ) -> TrajectorySpec:
     """The contract that trajectories of this environment, and of a core with this state, follow."""
     return TrajectorySpec(
@@ -399,4 +426,5 @@ def trajectory_spec(
         same_step=spec.same_step,
         burn_in=burn_in,
         num_mask=spec.num_mask,
+        carries_memory=carries_memory,
     )

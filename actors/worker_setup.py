@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from shoal.actors.code import Code
+from shoal.actors.config import EPISODE, reset_key
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.user_code import UserCode
 from shoal.envs.boundary import (
@@ -16,6 +17,7 @@ from shoal.envs.boundary import (
     EnvSpec,
     ImageSpace,
     TokenSpace,
+    TrialEnvironment,
     VectorEnvironment,
     VectorSpace,
 )
@@ -110,11 +112,18 @@ class WorkerSetup:
     presented: tuple[Observation, Actions] | None = None
     """Observation and actions in the environment's own names; None where these are the policy's."""
     burn_in: int = 0
+    reset_memory: str = EPISODE
+    """``actor.reset_memory``."""
     num_threads: int = 1
     user_code: UserCode = dataclasses.field(default_factory=UserCode)
     """What ``env_id``, ``policy_kind`` and ``core`` name, where no import finds it."""
     code: Code | None = None
     """The learner's code; a process that runs other code raises."""
+
+    @property
+    def carries_memory(self) -> bool:
+        """Whether the memory goes on across episodes."""
+        return self.reset_memory != EPISODE
 
     def make_policy(self, initialization: Initialization | None = None) -> RecurrentPolicy:
         """A policy with fresh weights."""
@@ -148,7 +157,25 @@ class WorkerSetup:
                 f"environment {self.env_id} here has {env.spec}, but the run was set up with {expected[0]} and "
                 f"{expected[1]}: are the same versions installed on every machine?"
             )
+        try:
+            self.watch(env)
+        except ValueError:
+            env.close()
+            raise
         return env
+
+    def watch(self, env: VectorEnvironment) -> None:
+        """Have the environment look for the key of ``info:KEY``; before its first reset.
+
+        Raises:
+            ValueError: it reports no infos.
+        """
+        key = reset_key(self.reset_memory)
+        if key is None:
+            return
+        if not isinstance(env, TrialEnvironment):
+            raise ValueError(no_infos(self.env_id, self.reset_memory))
+        env.watch(key)
 
     def make_worker(self, actor: int, restart_index: int) -> RolloutWorker:
         """The worker of one actor; every (actor, restart index) has random streams of its own."""
@@ -165,4 +192,13 @@ class WorkerSetup:
             restart_index=restart_index,
             seed=int(action_seed.generate_state(1, np.uint64)[0] >> 1),
             burn_in=self.burn_in,
+            reset_memory=self.reset_memory,
         )
+
+
+def no_infos(env_id: str, reset_memory: str) -> str:
+    """The sentence for an environment of ours with ``info:KEY``."""
+    return (
+        f"{env_id} reports no infos, so {reset_memory} never comes; environments of gymnasium and PettingZoo do. Set "
+        "actor.reset_memory to episode or never"
+    )

@@ -72,6 +72,7 @@ class AutoresetRows(abc.ABC):
         self._ended = np.zeros(num_envs, dtype=bool)
         self._restarted = np.zeros(num_envs, dtype=bool)
         """Slots whose environment was replaced during the current call."""
+        self.begins_anew = np.ones(num_envs, dtype=bool)
         self._after_reset = (
             np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype) if mode is AutoresetMode.DISABLED else None
         )
@@ -86,6 +87,7 @@ class AutoresetRows(abc.ABC):
         self._write(first, obs)
         self._ended.fill(False)
         self._restarted.fill(False)
+        self.begins_anew.fill(True)
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
         """Apply ``action`` [B, *action_shape] and fill ``rows``.
@@ -94,6 +96,7 @@ class AutoresetRows(abc.ABC):
             EnvironmentFault: the environment is unusable, or its resets contradict the declared mode.
         """
         self._steps += 1
+        self.begins_anew.fill(False)
         self._fill(rows, self._call_step(action))
 
     def _fill(self, rows: StepRows, answer: tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ Rows, for B slots (one slot = one agent in one environment = one ``training_env_
 
 - ``obs[b]`` is the network's next input.
 - ``is_first[b]`` marks ``obs[b]`` as the first observation of an episode: the memory's state must be zeroed before
-  it is consumed.
+  it is consumed, unless it is carried across episodes (``TrialEnvironment``).
 - ``reward[b], terminated[b], truncated[b]`` are the results of the action.
 
 A transition with ``is_first`` but neither ``terminated`` nor ``truncated`` is a *reset transition (masked)*: it leads
@@ -296,6 +296,20 @@ class StatefulEnvironment(VectorEnvironment, Protocol):
         Return the slots that could not, each with the reason: these begin an episode, and their first observations are
         in ``obs`` [B, *obs_shape], into which ``reset`` wrote.
         """
+
+
+@runtime_checkable
+class TrialEnvironment(VectorEnvironment, Protocol):
+    """An environment that says where a memory that is carried across episodes must not be: its slots restart after
+    faults, and its infos may tell where trials of several episodes begin."""
+
+    begins_anew: np.ndarray
+    """bool [B], of the slots whose last row has ``is_first``: nothing from before it may be remembered, because
+    ``reset`` was called, the slot was restarted after a fault, or its ``info`` said so under the key of ``watch``. The
+    same array for the environment's whole life; what it holds of other slots means nothing."""
+
+    def watch(self, key: str) -> None:
+        """Look for ``key`` in infos (``envs.trials``); before the first ``reset``."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_gener
 from shoal.envs.raised import raised
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
+from shoal.envs.trials import TrialKey
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
 
 FAULTS_IN_A_ROW = 3
@@ -33,6 +34,8 @@ MASK = "mask"
 """Key of ``info`` under which a guard hands over the mask of legal actions, uint8 [num_mask]."""
 REPORTS = "reports"
 """Key of ``info`` under which a guard hands over its ``Reports``."""
+ANEW = "begins_anew"
+"""Key of ``info`` under which a guard says True of a reset whose episode begins anew (``envs.trials``)."""
 
 
 class Replaceable:
@@ -254,6 +257,9 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._outcome = (0.0, False, False)
         self._masks = declared.mask
         self._mask = np.ones(spec.num_mask, dtype=np.uint8)
+        self._where = f"{spec.env_id}: slot {slot}"
+        self._trials: TrialKey | None = None
+        self._begins_anew = False
         self._inner = Replaceable(
             spec.env_id, f"slot {slot}", seed, make, self._read_reset, reseed_episodes=reseed_episodes
         )
@@ -270,6 +276,15 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
     @episode_options.setter
     def episode_options(self, options: dict[str, Any] | None) -> None:
         self._inner.options = options
+
+    @property
+    def watched_key(self) -> str | None:
+        """Key of infos by which episodes begin anew; also set by name from the process that steps this one."""
+        return self._trials.key if self._trials else None
+
+    @watched_key.setter
+    def watched_key(self, key: str) -> None:
+        self._trials = TrialKey(key, self._where, self._reports)
 
     @property
     def guarded(self) -> Any:
@@ -291,7 +306,10 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
 
     def get_state(self) -> dict[str, Any]:
         """Its state as plain data (``Replaceable.get_state``)."""
-        return {**self._inner.get_state(), "mask": self._mask.copy()}
+        state = {**self._inner.get_state(), "mask": self._mask.copy()}
+        if self._trials:
+            state["trial_ended"] = np.array(self._trials.was_told)
+        return state
 
     def set_state(self, state: Any, resets: bool) -> tuple[np.ndarray, np.ndarray, str]:
         """Go on from ``get_state``; with ``resets`` the next step begins an episode whatever the action, as
@@ -302,6 +320,9 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         """
         try:
             mask = read_arrays(state, {"mask": self._mask})["mask"]
+            if self._trials:
+                told = read_arrays(state, {"trial_ended": np.array(False)})["trial_ended"]
+                self._trials.was_told = bool(told)
             self._inner.set_state(state)
         except DoesNotFit as error:
             self._inner.restart()
@@ -325,6 +346,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         info: dict[str, Any] = {REPORTS: self._reports.take()} if self._reports else {}
         if self._masks:
             info[MASK] = self._mask
+        if self._begins_anew:
+            info[ANEW], self._begins_anew = True, False
         return info
 
     def _restarted(self) -> dict[str, Any]:
@@ -332,6 +355,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
 
     def _read_reset(self, obs: Any, info: Any) -> None:
         self._write(self._unmask(obs, info), self._first_flat)
+        if self._trials:
+            self._begins_anew = self._trials.begin(info)
 
     def _unmask(self, obs: Any, info: Any) -> Any:
         """The observation itself; the mask of legal actions is kept."""
@@ -349,6 +374,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         )
         if self._outcome[1] or self._outcome[2]:
             self._reports.end_episode(0, info)
+            if self._trials:
+                self._trials.end(info)
 
 
 def row_space(spec: EnvSpec) -> spaces.Box:

@@ -24,7 +24,7 @@ from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec
-from shoal.envs.guard import MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
+from shoal.envs.guard import ANEW, MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
@@ -68,7 +68,9 @@ class _GuardedRows(AutoresetRows):
         if RESTARTED in infos:
             for slot in np.flatnonzero(infos[f"_{RESTARTED}"]):
                 self._report(infos[RESTARTED][slot])
-                self._restarted[slot] = True
+                self._restarted[slot] = self.begins_anew[slot] = True
+        if ANEW in infos:
+            self.begins_anew |= infos[ANEW]
         if MASK in infos:
             told = infos[f"_{MASK}"]
             self.action_mask[told] = infos[MASK][told]
@@ -137,6 +139,7 @@ class GymEnvironment(_GuardedRows):
         super().__init__(spec, num_envs, mode)
         self.reports = surroundings.reports
         self._to_env = action_converter(declared.action)
+        self._watched: str | None = None
         recipes = [Recipe(spec, declared, slot, child, make, reseed_episodes) for slot, child in enumerate(children)]
         self.groups: tuple[_ProcessGroup, ...] = ()
         if options.vectorization == "async":
@@ -168,6 +171,12 @@ class GymEnvironment(_GuardedRows):
             group.step_begin(action[group.slots])
         for group in self.groups:
             group.step_end(rows.of(group.slots))
+
+    def watch(self, key: str) -> None:
+        """Look for ``key`` in infos, as in ``envs.boundary.TrialEnvironment``."""
+        self._watched = key
+        if self._vector is not None:
+            self._vector.set_attr("watched_key", key)
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later episodes, as in ``envs.boundary.OptionsEnvironment``."""
@@ -226,6 +235,8 @@ class GymEnvironment(_GuardedRows):
         if self._vector is None:
             # Created late, so that asking only for the spec starts no process.
             self._vector = self._make_vector()
+            if self._watched is not None:
+                self._vector.set_attr("watched_key", self._watched)
         for group in self.groups:
             group.check_idle("reset")
         return super()._call_reset(options)
@@ -240,6 +251,7 @@ class _ProcessGroup(_GuardedRows):
         self._env, self._to_env = env, env._to_env
         self.reports = env.reports
         self.action_mask = env.action_mask[slots]
+        self.begins_anew = env.begins_anew[slots]
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
@@ -250,6 +262,7 @@ class _ProcessGroup(_GuardedRows):
     def step_end(self, rows: StepRows) -> None:
         """Wait for the step and fill ``rows``, as in ``envs.boundary.SlotGroup``."""
         answer = self._vector.step_wait()
+        self.begins_anew.fill(False)
         self._collect(answer[4])
         self._fill(rows, answer)
 

@@ -23,6 +23,7 @@ from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays
 from shoal.envs.raised import raised
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
+from shoal.envs.trials import EPISODES_WITHOUT_KEY, KEY_MISSING, flags_told, missing
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
 
 
@@ -79,6 +80,15 @@ class NativeEnvironment(AutoresetRows):
         self._checked = np.zeros((num_envs, *spec.obs_shape), spec.obs_dtype)
         self._flat = self._checked.reshape(num_envs, -1)
         self._first_answer = first
+        self._watched: str | None = None
+        self._trial_ended = np.zeros(num_envs, dtype=bool)
+        """The last step of the slot's episode reported the watched key."""
+        self._without_key = 0
+        """Episodes until now, while no infos had the key; -1 afterwards."""
+
+    def watch(self, key: str) -> None:
+        """Look for ``key`` in infos, as in ``envs.boundary.TrialEnvironment``."""
+        self._watched = key
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the environment's own ``set_options``: its later episodes begin without a call of ``reset``.
@@ -95,6 +105,8 @@ class NativeEnvironment(AutoresetRows):
     def get_state(self) -> dict[str, Any]:
         """The state, as in ``envs.boundary.StatefulEnvironment``: that of all slots or none."""
         state: dict[str, Any] = {"ended": self._ended.copy(), "mask": self.action_mask.copy(), "steps": self._steps}
+        if self._watched is not None:
+            state["trial_ended"] = self._trial_ended.copy()
         with self._surroundings:
             try:
                 return {**state, "env": get_state(self._vector), "why": ""}
@@ -109,6 +121,7 @@ class NativeEnvironment(AutoresetRows):
         """
         try:
             arrays = read_arrays(state, {"ended": self._ended, "mask": self.action_mask})
+            trials = {} if self._watched is None else read_arrays(state, {"trial_ended": self._trial_ended})
             steps = state.get("steps")
             if state.get("env") is None or type(steps) is not int:
                 raise DoesNotFit(str(state.get("why")))
@@ -118,6 +131,7 @@ class NativeEnvironment(AutoresetRows):
             self.reset(obs)
             return dict.fromkeys(range(self.num_envs), str(error))
         self._ended[:], self.action_mask[:], self._steps = arrays["ended"], arrays["mask"] != 0, steps
+        self._trial_ended[:] = trials.get("trial_ended", False)
         return {}
 
     def close(self) -> None:
@@ -141,6 +155,9 @@ class NativeEnvironment(AutoresetRows):
         if not isinstance(answer, tuple) or len(answer) != 2:
             self._fail(f"reset answered {short(answer)}, must be (obs, infos)")
         self._keep_masks(*answer, reset)
+        if self._watched is not None and isinstance(answer[1], dict):
+            # A reset of all slots begins anew in any case.
+            self._note_begins(self._ended, self._told(answer[1]))
         return answer
 
     def _call_step(self, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -160,6 +177,8 @@ class NativeEnvironment(AutoresetRows):
             truncated = check_flags(truncated, self.num_envs, "truncated")
         except Malformed as error:
             self._fail(str(error), error.slot)
+        if self._watched is not None:
+            self._note_trials(terminated | truncated, infos)
         for slot in np.flatnonzero(terminated | truncated).tolist():
             of_end = infos.get("final_info", infos)
             self.reports.end_episode(slot, _info_of(of_end if isinstance(of_end, dict) else infos, slot))
@@ -187,6 +206,41 @@ class NativeEnvironment(AutoresetRows):
                 slot = int(slots[error.slot])
             self._fail(f"final_obs: {error}", slot)
         out[ended] = self._checked[: len(slots)]
+
+    def _note_trials(self, ended: np.ndarray, infos: dict[str, Any]) -> None:
+        """Look for the watched key in the infos of a step: of slots that ``ended``, and of those that began an episode
+        in it."""
+        if self._mode is AutoresetMode.NEXT_STEP and self._ended.any():
+            self._note_begins(self._ended, self._told(infos))
+        if not ended.any():
+            return
+        if self._mode is AutoresetMode.SAME_STEP:
+            final = infos.get("final_info")
+            self._trial_ended |= ended & self._told(final if isinstance(final, dict) else {})
+            self._note_begins(ended, self._told(infos))
+        else:
+            self._trial_ended |= ended & self._told(infos)
+        if self._without_key >= 0:
+            self._without_key += int(np.count_nonzero(ended))
+            if self._without_key >= EPISODES_WITHOUT_KEY * self.num_envs:
+                self.reports.remark(KEY_MISSING, 1, missing(f"{self.spec.env_id}: all slots", str(self._watched)))
+                self._without_key = -1
+
+    def _note_begins(self, slots: np.ndarray, told: np.ndarray) -> None:
+        self.begins_anew[slots] = (told | self._trial_ended)[slots]
+        self._trial_ended[slots] = False
+
+    def _told(self, infos: dict[str, Any]) -> np.ndarray:
+        """bool [B]: the slots whose infos report the watched key."""
+        assert self._watched is not None
+        try:
+            told = flags_told(infos, self._watched, self.num_envs)
+        except Malformed as error:
+            self._fail(str(error), error.slot)
+        if told is None:
+            return np.zeros(self.num_envs, dtype=bool)
+        self._without_key = -1
+        return told
 
     def _unmasked(self, obs: Any) -> Any:
         """Observations without their masks, of one slot or of all."""

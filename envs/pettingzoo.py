@@ -28,6 +28,7 @@ from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared, action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
+from shoal.envs.trials import TrialKey
 from shoal.envs.wrappers import Wrapping, find_wrappers
 from shoal.envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
 
@@ -83,6 +84,7 @@ class PettingZooEnvironment:
         self.short_episode = np.zeros(num_envs, dtype=bool)
         self._to_env = action_converter(declared.action)
         self.action_mask = np.ones((num_envs, self.spec.num_mask), dtype=np.uint8)
+        self.begins_anew = np.ones(num_envs, dtype=bool)
         self._rows = StepRows(
             np.zeros((num_envs, *self.spec.obs_shape), self.spec.obs_dtype),
             np.zeros(num_envs, dtype=bool),
@@ -103,6 +105,7 @@ class PettingZooEnvironment:
                 declared.mask,
                 self._rows,
                 self.action_mask,
+                self.begins_anew,
                 self.reports,
                 reseed_episodes,
             )
@@ -120,6 +123,7 @@ class PettingZooEnvironment:
             with self._surroundings:
                 game.begin()
             self.faults += game.inner.take_messages()
+        self.begins_anew.fill(True)
         np.copyto(obs, self._rows.obs)
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
@@ -129,6 +133,7 @@ class PettingZooEnvironment:
             EnvironmentFault: a game failed several times in a row.
         """
         actions = self._to_env(action)
+        self.begins_anew.fill(False)
         with self._surroundings:
             for game in self._games:
                 game.step(actions)
@@ -136,6 +141,11 @@ class PettingZooEnvironment:
             self.faults += game.inner.take_messages()
         for ours, theirs in zip(self._rows[:5], rows[:5], strict=True):
             np.copyto(theirs, ours)
+
+    def watch(self, key: str) -> None:
+        """Look for ``key`` in every agent's infos, as in ``envs.boundary.TrialEnvironment``."""
+        for game in self._games:
+            game.watch(key)
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later games, as in ``envs.boundary.OptionsEnvironment``."""
@@ -193,12 +203,17 @@ class _Game:
         masks: MaskSource | None,
         rows: StepRows,
         action_mask: np.ndarray,
+        begins_anew: np.ndarray,
         reports: Reports,
         reseed_episodes: bool,
     ) -> None:
+        self._env_id = env_id
         self._agents, self.slots, self._write, self._reports = agents, slots, write, reports
         self._obs, self._is_first, self._reward, self._terminated, self._truncated = (row[slots] for row in rows[:5])
         self._masks, self._action_mask = masks, action_mask[slots]
+        self._begins_anew = begins_anew[slots]
+        self._trials: list[TrialKey] = []
+        """One for each agent; empty if no key of infos is watched."""
         self._flat = self._obs.reshape(len(agents), -1)
         self._playing = np.zeros(len(agents), dtype=bool)
         self._finished = np.zeros(len(agents), dtype=bool)
@@ -212,25 +227,42 @@ class _Game:
             reseed_episodes=reseed_episodes,
         )
 
+    def watch(self, key: str) -> None:
+        """Look for ``key`` in the infos of every agent."""
+        self._trials = [
+            TrialKey(key, f"{self._env_id}: slot {self.slots.start + index}", self._reports)
+            for index in range(len(self._agents))
+        ]
+
     def get_state(self) -> dict[str, Any]:
         """Its state as plain data (``Replaceable.get_state``)."""
-        return {**self.inner.get_state(), "playing": self._playing.copy(), "finished": self._finished.copy()}
+        state = {**self.inner.get_state(), "playing": self._playing.copy(), "finished": self._finished.copy()}
+        if self._trials:
+            state["trial_ended"] = self._trial_ended()
+        return state
+
+    def _trial_ended(self) -> np.ndarray:
+        return np.array([trial.was_told for trial in self._trials], dtype=bool)
 
     def set_state(self, state: Any, obs: np.ndarray, mask: np.ndarray) -> str | None:
         """Go on from ``get_state``, with these rows; else begin a new game and return why."""
         try:
             arrays = read_arrays(state, {"playing": self._playing, "finished": self._finished})
+            trial_ended = read_arrays(state, {"trial_ended": self._trial_ended()} if self._trials else {})
             self.inner.set_state(state)
         except DoesNotFit as error:
             self.inner.restart()
             return str(error)
         self._playing[:], self._finished[:] = arrays["playing"], arrays["finished"]
         self._obs[:], self._action_mask[:] = obs, mask != 0
+        for trial, ended in zip(self._trials, trial_ended.get("trial_ended", ()), strict=True):
+            trial.was_told = bool(ended)
         return None
 
     def begin(self) -> None:
         """Reset the game: a reset transition (masked) for all of its agents."""
-        self.inner.reset()
+        if not self.inner.reset():
+            self._begins_anew.fill(True)
 
     def step(self, actions: np.ndarray) -> None:
         """Step the game with the actions [B, ...] of agents in the game, or reset it if there are none."""
@@ -239,7 +271,8 @@ class _Game:
             return
         mine = actions[self.slots]
         chosen = {agent: mine[index] for index, agent in enumerate(self._agents) if self._playing[index]}
-        self.inner.step(chosen, self._read_step)
+        if not self.inner.step(chosen, self._read_step):
+            self._begins_anew.fill(True)
 
     def _read_reset(self, obs: Any, infos: Any) -> None:
         self._finished.fill(False)
@@ -266,6 +299,8 @@ class _Game:
                     self._playing[index], self._finished[index] = False, True
                     info = infos.get(agent) if isinstance(infos, Mapping) else None
                     self._reports.end_episode(self.slots.start + index, info)
+                    if self._trials:
+                        self._trials[index].end(info)
                 elif agent not in live:
                     raise Malformed("is gone from agents, but was neither terminated nor truncated")
 
@@ -284,6 +319,9 @@ class _Game:
         self._playing[index] = enters
         if enters:
             self._observe(index, agent, obs, infos)
+            if self._trials:
+                info = infos.get(agent) if isinstance(infos, Mapping) else None
+                self._begins_anew[index] = self._trials[index].begin(info)
         else:
             self._flat[index] = 0
             self._action_mask[index] = 1

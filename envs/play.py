@@ -8,12 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.envs.boundary import MaskedEnvironment, ReportingEnvironment, StepRows, VectorEnvironment
+from shoal.envs.boundary import (
+    MaskedEnvironment,
+    ReportingEnvironment,
+    StepRows,
+    TrialEnvironment,
+    VectorEnvironment,
+)
 from shoal.envs.reports import Reports
 
 Player = Callable[..., np.ndarray]
-"""(obs [B, ...], is_first [B]) -> action [B, ...]; where ``EnvSpec.num_mask`` is not 0, a third argument is the mask of
-legal actions, uint8 [B, num_mask]."""
+"""(obs [B, ...], is_first [B]) -> action [B, ...], where ``is_first`` says where a memory is zeroed; where
+``EnvSpec.num_mask`` is not 0, a third argument is the mask of legal actions, uint8 [B, num_mask]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +39,8 @@ class Episodes:
     start: np.ndarray
     """uint32: a hash of the first observations of all agents of the environment. Two players with equal hashes had the
     same task."""
+    since_reset: np.ndarray
+    """int64: episodes of the agent since its memory was zeroed, from 0; all 0 where the memory is of one episode."""
     cut: np.ndarray
     """bool; True if it had not ended after the most steps that an episode was given."""
     metrics: Mapping[str, np.ndarray]
@@ -100,6 +108,7 @@ def play(
     max_env_steps: int | None = None,
     enough: Callable[[], bool] = lambda: False,
     max_episode_steps: int | None = None,
+    carries_memory: bool = False,
 ) -> Episodes:
     """Play until every environment has finished its share of ``episodes``; further episodes are not counted.
 
@@ -115,6 +124,8 @@ def play(
         enough: asked before every step; once it is true the result is as after ``max_env_steps``.
         max_episode_steps: an episode that has not ended after so many steps is cut there and counts as it is. Its
             environment waits for its own end, or for the others, after which all of them are reset.
+        carries_memory: the player's memory goes on across the episodes of a slot: it is zeroed only where the
+            environment was reset here, and where its episode ``begins_anew``.
     """
     slots, spec = env.num_envs, env.spec
     share = -(-episodes // slots)
@@ -123,6 +134,8 @@ def play(
     final_obs = np.empty_like(obs) if spec.same_step else None
     rows = StepRows(obs, flags[0], np.zeros(slots, dtype=np.float32), flags[1], flags[2], final_obs)
     rows.is_first[:] = True
+    resets = np.ones(slots, dtype=bool) if carries_memory else rows.is_first
+    begins_anew = env.begins_anew if isinstance(env, TrialEnvironment) else np.zeros(slots, dtype=bool)
     tally = _Tally(slots, spec.num_agents, max_episode_steps)
     masks = (env.action_mask,) if spec.num_mask and isinstance(env, MaskedEnvironment) else ()
     reports = env.reports if isinstance(env, ReportingEnvironment) else Reports()
@@ -130,10 +143,12 @@ def play(
     env.reset(obs)
     env_steps = 0
     while min(map(len, finished)) < share and (max_env_steps is None or env_steps < max_env_steps) and not enough():
-        tally.note_starts(rows)
-        action = player(rows.obs, rows.is_first, *masks)
+        tally.note_starts(rows, resets)
+        action = player(rows.obs, resets, *masks)
         full = ~env.short_episode
         env.step(action, rows)
+        if carries_memory:
+            np.logical_and(rows.is_first, begins_anew, out=resets)
         env_steps += slots
         for environment in tally.add(rows, full, dict(reports.take().episodes) if reports else {}):
             if tally.ended[environment]:
@@ -147,16 +162,16 @@ def play(
         ):
             # Nothing is left to wait for that would count.
             env.reset(obs)
-            rows.is_first[:] = True
+            rows.is_first[:] = resets[:] = True
             tally.restart()
     complete = min(map(len, finished))
     found = [
-        (environment, number, one.returned, one.length, one.terminated, one.start, one.is_cut)
+        (environment, number, one.returned, one.length, one.terminated, one.start, one.since_reset, one.is_cut)
         for environment, played in enumerate(finished)
         for number, together in enumerate(played[:complete])
         for one in together
     ]
-    columns = zip(*found, strict=True) if found else ((),) * 7
+    columns = zip(*found, strict=True) if found else ((),) * 8
     dtypes: dict[str, Any] = {
         "environment": np.int64,
         "number": np.int64,
@@ -164,6 +179,7 @@ def play(
         "lengths": np.int64,
         "terminated": np.bool_,
         "start": np.uint32,
+        "since_reset": np.int64,
         "cut": np.bool_,
     }
     arrays = {
@@ -184,6 +200,7 @@ class _Ended(NamedTuple):
     length: int
     terminated: bool
     start: int
+    since_reset: int
     is_cut: bool
     numbers: Mapping[str, float]
 
@@ -197,14 +214,18 @@ class _Tally:
         """The environment's episode was cut; nothing of it counts until the next begins."""
         self._return = np.zeros(slots)
         self._length = np.zeros(slots, dtype=np.int64)
+        self._since_reset = np.zeros(slots, dtype=np.int64)
+        """Episodes that have ended since the slot's memory was zeroed."""
         self._start = [0] * (slots // agents)
         self._begins = np.ones(slots // agents, dtype=bool)
         """The environment's next episode has not been seen yet."""
         self.ended: list[list[_Ended]] = [[] for _ in range(slots // agents)]
         """Steps by environment since its episode began."""
 
-    def note_starts(self, rows: StepRows) -> None:
-        """Look at the first observations of environments that begin an episode."""
+    def note_starts(self, rows: StepRows, resets: np.ndarray) -> None:
+        """Look at the first observations of environments that begin an episode; ``resets`` bool [B] marks the slots
+        whose memory is zeroed before this step."""
+        self._since_reset[resets] = 0
         for environment in np.flatnonzero(self._begins).tolist():
             agents = slice(environment * self._agents, (environment + 1) * self._agents)
             self._start[environment] = zlib.crc32(np.ascontiguousarray(rows.obs[agents]).data)
@@ -228,6 +249,7 @@ class _Tally:
                 self._end(slot, terminated=bool(rows.terminated[slot]), is_cut=False, numbers=numbers.get(slot, {}))
         self._return[ended] = 0.0
         self._length[ended] = 0
+        self._since_reset[ended] += 1
         # A reset, possibly after a fault: episodes finished before it are not grouped with those after it.
         for environment in np.flatnonzero(self._of_environments(masked).all(1)).tolist():
             self.clear(environment)
@@ -269,7 +291,15 @@ class _Tally:
         environment = slot // self._agents
         returned, length = float(self._return[slot]), int(self._length[slot])
         self.ended[environment].append(
-            _Ended(returned, length, terminated, self._start[environment], is_cut, dict(numbers))
+            _Ended(
+                returned,
+                length,
+                terminated,
+                self._start[environment],
+                int(self._since_reset[slot]),
+                is_cut,
+                dict(numbers),
+            )
         )
 
     def _of_environments(self, values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from shoal.envs.boundary import MaskedEnvironment, StepRows, VectorEnvironment
+from shoal.envs.boundary import MaskedEnvironment, StepRows, TrialEnvironment, VectorEnvironment
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
 from shoal.envs.raised import raised
@@ -165,6 +165,8 @@ class _FilmedEnvironment:
         self.faults = env.faults
         if isinstance(env, MaskedEnvironment):
             self.action_mask = env.action_mask
+        if isinstance(env, TrialEnvironment):
+            self.begins_anew, self.watch = env.begins_anew, env.watch
         self.files: list[Path] = []
         self._env, self._stem, self._write_frames = env, stem, write_frames
         self._frames: Generator[None, Any, None] | None = None

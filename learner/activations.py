@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 from shoal.learner.forward_pass import valid_transitions
+from shoal.learner.start_states import memory_resets
 from shoal.policy import ComponentPolicy, FastPolicy, ImageObservation, RecurrentPolicy
 from shoal.policy.graph import CORE, LSTM, VALUE
 from tensordict import TensorDict
@@ -43,7 +44,7 @@ class ActivationSampler:
         chosen = torch.arange(segments)[:: max(segments * steps // SAMPLE_ROWS, 1)].to(batch["obs"].device)
         part = batch[chosen]
         shape = (len(chosen), steps)
-        td = TensorDict({"obs": part["obs"][:, :steps], "is_first": part["is_first"][:, :steps]}, batch_size=shape)
+        td = TensorDict({"obs": part["obs"][:, :steps], "is_first": memory_resets(part)[:, :steps]}, batch_size=shape)
         for name in (f"initial_{state}" for state in self._policy.core.state_shapes):
             td[name] = part[name][:, None].expand(*shape, *part[name].shape[1:])
         outputs, acted_on = self._policy(td), valid_transitions(part).nonzero(as_tuple=True)

@@ -9,7 +9,7 @@ import torch
 from shoal.policy.trajectory import Trajectory, TrajectorySpec, allocate
 from tensordict import TensorDict
 
-_FLAGS = {"is_first", "terminated", "truncated", "burn_in_is_first", "action_mask"}
+_FLAGS = {"is_first", "terminated", "truncated", "memory_reset", "burn_in_is_first", "action_mask"}
 
 
 class BatchAssembler:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shoal.learner.device import DevicePath
-from shoal.learner.start_states import stored_state
+from shoal.learner.start_states import memory_resets, stored_state
 from shoal.policy.actions import legal
 from shoal.policy.precision import at_least_float32
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -35,7 +35,7 @@ class ForwardPass(NamedTuple):
 
 def forward_pass(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> ForwardPass:
     """Run ``policy`` on [B] segments, from their initial states, with resets inside."""
-    is_first = batch["is_first"].T
+    is_first = memory_resets(batch).T
     final = _final_rows(batch)
     plan = plan_resets(is_first.cpu().numpy(), final and (final[0].cpu().numpy(), final[1].cpu().numpy()))
     with path.autocast():

@@ -32,6 +32,12 @@ def stored_state(core: Core, batch: TensorDict, when: str = "initial") -> State:
     return tuple(batch[f"{when}_{name}"].transpose(0, 1).contiguous() for name in core.state_shapes)
 
 
+def memory_resets(batch: TensorDict) -> Tensor:
+    """bool [B, T + 1]: rows before which the memory is zeroed; the network's ``is_first``."""
+    resets: Tensor = batch.get("memory_reset", batch["is_first"])
+    return resets
+
+
 def with_state(core: Core, batch: TensorDict, state: State) -> TensorDict:
     """The batch with other initial states; everything else is shared."""
     changed = batch.copy()
@@ -51,7 +57,7 @@ def burned_in(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> S
 def final_state(policy: RecurrentPolicy, batch: TensorDict, path: DevicePath) -> State:
     """The state before row T, from which the slot's next unroll starts."""
     state = stored_state(policy.core, batch)
-    return _run(policy, batch["obs"][:, :-1], batch["is_first"][:, :-1], state, path)
+    return _run(policy, batch["obs"][:, :-1], memory_resets(batch)[:, :-1], state, path)
 
 
 def _run(policy: RecurrentPolicy, obs: Tensor, is_first: Tensor, state: State, path: DevicePath) -> State:
@@ -130,8 +136,8 @@ class StalenessProbe:
         if self._calls % self._every == 0:
             begin = self._calls // self._every * self._segments % batch.shape[0]
             state = (f"initial_{name}" for name in policy.core.state_shapes)
-            names = ("training_env_id", "unroll_index", "obs", "is_first", *state)
-            self._held = batch.select(*names)[begin : begin + self._segments].clone()
+            names = ("training_env_id", "unroll_index", "obs", "is_first", "memory_reset", *state)
+            self._held = batch.select(*names, strict=False)[begin : begin + self._segments].clone()
         self._calls += 1
         return found
 
@@ -139,8 +145,8 @@ class StalenessProbe:
         assert self._held is not None
         same = batch["training_env_id"][:, None] == self._held["training_env_id"]
         follows = same & (batch["unroll_index"][:, None] == self._held["unroll_index"] + 1)
-        # A segment that begins an episode begins with zeros, which cannot be stale.
-        now, before = (follows & ~batch["is_first"][:, :1]).nonzero(as_tuple=True)
+        # A segment whose memory is zeroed first has no state that could be stale.
+        now, before = (follows & ~memory_resets(batch)[:, :1]).nonzero(as_tuple=True)
         if not len(now):
             return {}
         reference = _flat(final_state(policy, self._held[before], self._path))

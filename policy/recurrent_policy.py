@@ -18,6 +18,7 @@ from shoal.policy.lstm import as_core
 from shoal.policy.memory import Memory
 from shoal.policy.normalization import ObservationNormalizer, ValueScale
 from shoal.policy.observation import DictObservation, Observation, numbers_of
+from shoal.policy.precision import at_least_float32, without_autocast
 from shoal.policy.resets import ResetPlan, State, plan_resets
 from torch import Tensor, nn
 
@@ -245,6 +246,9 @@ class RecurrentPolicy(nn.Module):
             plan = plan_resets(is_first.cpu().numpy()).to(x.device)
         core = self.core
         state = state or core.initial_state(is_first.shape[1])
+        if plan.is_stepped:
+            with without_autocast(x.device):  # steps keep the state's dtype
+                return Core.unroll(core, at_least_float32(x), plan, is_first, state)
         return core.unroll(x, plan, is_first, state, return_state=return_state)
 
     # The TensorDict interface, batch-major.

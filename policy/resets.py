@@ -6,7 +6,9 @@ in a row, without cuts or loops. Shorter rows are held at their end. How to empt
 (``policy.lstm``).
 
 A *final row* is the last observation of an episode that ended in the same-step form. The core consumes it after that
-episode's last step and before the reset; its output is returned, and no later step depends on it.
+episode's last step; its output is returned, and no later step depends on it. With a reset after it, which empties what
+it left in the state, it has a slot of its own. Where the memory is carried on without one, there is no such slot: the
+segment is stepped through, and the final rows step from a copy of the state.
 """
 
 from __future__ import annotations
@@ -38,25 +40,29 @@ class ResetPlan:
     """[B] int64: index into S * B of each row's last step."""
     final: Tensor
     """[K] int64: index into T * B of the step that each final row follows."""
+    is_stepped: bool = dataclasses.field(default=False, kw_only=True)
+    """A final row is followed by no reset: only ``Core.unroll`` computes this plan, which has nothing but ``final``."""
 
     def to(self, device: torch.device) -> ResetPlan:
         """The same plan on ``device``."""
-        return ResetPlan(self.slots, *(part.to(device) for part in (self.place, self.inserted, self.last, self.final)))
+        parts = (part.to(device) for part in (self.place, self.inserted, self.last, self.final))
+        return ResetPlan(self.slots, *parts, is_stepped=self.is_stepped)
 
 
 def plan_resets(is_first: np.ndarray, final: tuple[np.ndarray, np.ndarray] | None = None) -> ResetPlan:
     """Place a batch's steps around its resets.
 
     ``is_first`` is bool [T, B] on the host. Row 0's flag inserts nothing: it decides whether the row starts from the
-    stored state or from zeros. ``final`` lists the K final rows as (t [K], b [K]): each is consumed after step (t, b)
-    and requires ``is_first[t + 1, b]``.
+    stored state or from zeros. ``final`` lists the K final rows as (t [K], b [K]): each is consumed after step (t, b).
     """
     steps, rows = is_first.shape
+    nothing = torch.zeros(0)
+    if final is not None and not is_first[final[0] + 1, final[1]].all():
+        return ResetPlan(0, nothing, nothing, nothing, torch.from_numpy(final[0] * rows + final[1]), is_stepped=True)
     # later[t, b] = slot[t, b] - t, the number of resets and final rows up to step t.
     later = is_first.astype(np.int64)
     later[0] = 0
     if not later.any():
-        nothing = torch.zeros(0)
         return ResetPlan(0, nothing, nothing, nothing, nothing)
     empty_t, empty_b = np.nonzero(later)
     final_t, final_b = final if final is not None else (empty_t[:0], empty_b[:0])

@@ -7,6 +7,10 @@ are T. Transition t is a *reset transition (masked)* if ``is_first[t + 1]`` is s
 episode ends with ``is_first`` in the same step, its last observation is ``final_obs[t]``; otherwise it is row t+1
 (``envs.boundary`` explains both forms). Where the environment says which actions are legal, the network rows also have
 ``action_mask``.
+
+``is_first`` is the first row of an episode. There the memory is zeroed as well, unless it is carried across episodes
+(``actor.reset_memory``): then the network rows also have ``memory_reset``, which says where it is zeroed, and all else
+goes by ``is_first``, ``terminated`` and ``truncated`` as before.
 """
 
 # T time, B rows (slots), C burn-in rows, P actions of a mask
@@ -24,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FAST_STATE = (("h", (2, 128)), ("c", (2, 128)))
 """``TrajectorySpec.state_shapes`` of ``FastPolicy`` with the LSTM."""
 _SCALAR_COLUMNS = ("training_env_id",)
@@ -51,9 +55,12 @@ class TrajectorySpec:
     same_step: bool = False
     """Episodes end in the same-step form of ``envs.boundary``, so there is a column ``final_obs``."""
     burn_in: int = 0
-    """C: rows before row 0 that are shipped as well, with the state before the first of them."""
+    """C: rows before row 0 that are shipped as well, with the state before the first of them. ``burn_in_is_first`` says
+    where the memory is zeroed in them."""
     num_mask: int = 0
     """P: actions that masks of legal actions tell of, all choices together; 0 where there are no masks."""
+    carries_memory: bool = False
+    """The memory is carried across episodes, so there is a column ``memory_reset``."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
@@ -75,6 +82,8 @@ class TrajectorySpec:
             columns["final_obs"] = ((t, *self.obs_shape), obs)
         if self.num_mask:
             columns["action_mask"] = ((t + 1, self.num_mask), u8)
+        if self.carries_memory:
+            columns["memory_reset"] = ((t + 1,), u8)
         if c:
             columns |= {
                 "burn_in_obs": ((c, *self.obs_shape), obs),
@@ -279,10 +288,13 @@ def _check_values(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> No
     limits = np.array(spec.num_actions if spec.action_shape else spec.num_actions[:1])
     if len(limits) and ((columns["action"] < 0) | (columns["action"] >= limits)).any():
         raise TrajectoryError(f"column action must hold indices of {spec.num_actions} actions")
-    for name in ("is_first", "terminated", "truncated", "burn_in_is_first", "action_mask"):
+    for name in ("is_first", "terminated", "truncated", "memory_reset", "burn_in_is_first", "action_mask"):
         if name in columns and columns[name].max() > 1:
             raise TrajectoryError(f"column {name} must hold 0 or 1, got {columns[name].max()}")
     _check_ends(spec, columns)
+    if spec.carries_memory and (wrong := columns["memory_reset"] > columns["is_first"]).any():
+        slot, t = np.argwhere(wrong)[0]
+        raise TrajectoryError(f"slot {slot}, row {t}: the memory is zeroed where no episode begins")
     if spec.num_mask:
         _check_legal(spec, columns)
     for name, column in columns.items():

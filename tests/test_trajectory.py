@@ -244,7 +244,7 @@ CONTENTS = {
     "no slots": (lambda: {"slots": 0}, "slots, got 0"),
     "missing metadata": (lambda: {"metadata": {"actor": None}}, "expected metadata"),
     "more metadata": (lambda: {"metadata": {"x": "y"}}, "expected metadata"),
-    "other format": (lambda: {"metadata": {"format_version": "1"}}, "expected format version 3, got 1"),
+    "other format": (lambda: {"metadata": {"format_version": "1"}}, "expected format version 4, got 1"),
     "other spaces": (lambda: {"metadata": {"spaces_hash": "0" * 16}}, "expected columns"),
     "no number": (lambda: {"metadata": {"sequence": "seven"}}, "seven"),
     "huge number": (lambda: {"metadata": {"sequence": "7" * 9999}}, "metadata that cannot be read"),

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.actors.config import reset_key
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.settings.sections import Config
@@ -58,6 +59,10 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
         return None, [
             f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
+    if reset_key(config.actor.reset_memory) is not None and spec.spaces is None:
+        from shoal.actors.worker_setup import no_infos
+
+        return None, [f"actor.reset_memory: {no_infos(config.env.id, config.actor.reset_memory)}"]
     policy = config.policy
     ours = policy.kind in OWN_KINDS and policy.core in OWN_CORES and not policy.core_kwargs
     return spec, [] if ours else _policy(config, spec)

@@ -38,8 +38,9 @@ def _update(config: Config, env: EnvSpec) -> None:
     learner_config = dataclasses.replace(
         config.learner, device="cpu", batch_size=_SEGMENTS, minibatches=1, precision="float32", weight_metrics_every=0
     )
-    policy = make_worker_setup(config, env, run_id="trial").make_policy(config.policy.initialization)
-    spec = trajectory_spec(env, _STEPS, 0, policy.core.state_shapes)
+    setup = make_worker_setup(config, env, run_id="trial")
+    policy = setup.make_policy(config.policy.initialization)
+    spec = trajectory_spec(env, _STEPS, 0, policy.core.state_shapes, setup.carries_memory)
     columns = allocate(spec, _SEGMENTS)
     for column in columns.values():
         column[:] = 0

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
+from shoal.actors.config import EPISODE, reset_key
 from shoal.actors.user_code import UserCode
-from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
+from shoal.actors.worker_setup import WorkerSetup, actions_of, no_infos, observation_of
 from shoal.deploy.evaluation.job_process import run_jobs
 from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec
@@ -46,8 +47,8 @@ _RECORDED = 2**32 - 1
 class PolicyPlayer:
     """A policy as a player of ``envs.play``: one memory per slot, sampled actions unless ``greedy``.
 
-    With ``memory_horizon`` k the memory is made anew before every step, from the k steps before it in the episode: how
-    far back does the policy remember what it needs? 0 plays without memory.
+    With ``memory_horizon`` k the memory is made anew before every step, from the k steps before it since ``is_first``:
+    how far back does the policy remember what it needs? 0 plays without memory.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class PolicyPlayer:
 
     @torch.inference_mode()
     def __call__(self, obs: np.ndarray, is_first: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        """Action [B, ...] for obs [B, ...] and is_first bool [B]; ``mask`` uint8 [B, P] tells the legal ones."""
+        """Action [B, ...] for obs [B, ...] and is_first bool [B], where the memory is zeroed; ``mask`` uint8 [B, P]
+        tells the legal ones."""
         actions = self._policy.actions
         logits = legal(
             self._logits(torch.from_numpy(obs), torch.from_numpy(is_first)),
@@ -84,7 +86,7 @@ class PolicyPlayer:
         for rows, newest in zip(self._window, (obs, is_first), strict=True):
             rows[:-1] = rows[1:].clone()
             rows[-1] = newest
-        # Zeros before the first row; rows of the episode before end at this one's is_first.
+        # Zeros before the first row; what was before the last is_first does not reach beyond it.
         output, _ = self._policy.unroll(*self._window, return_state=False)
         return output.logits[-1]
 
@@ -110,6 +112,10 @@ class Side:
         if self.weights is None:
             return "uniformly random"
         manner = "greedy" if self.greedy else "sampled"
+        if self.setup.carries_memory and self.memory_horizon != 0:
+            key = reset_key(self.setup.reset_memory)
+            until = "" if key is None else f" until info has {key}"
+            manner += f", memory carried across episodes{until}"
         if self.memory_horizon is None:
             return manner
         if self.memory_horizon == 0:
@@ -159,7 +165,13 @@ class Block:
         env = setup.make_env(env_seed, whole_episodes=True)
         try:
             player = self.side.make_player(env.spec, action_seed)
-            return play(env, player, self.rounds * env.num_envs, max_episode_steps=self.max_episode_steps)
+            return play(
+                env,
+                player,
+                self.rounds * env.num_envs,
+                max_episode_steps=self.max_episode_steps,
+                carries_memory=setup.carries_memory,
+            )
         finally:
             env.close()
 
@@ -226,6 +238,9 @@ def evaluation_setup(
         raise ValueError(
             f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
         )
+    reset_memory = reset_memory_of(checkpoint)
+    if reset_key(reset_memory) is not None and spec.spaces is None:
+        raise ValueError(no_infos(env.id, reset_memory))
     return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
 
 
@@ -246,6 +261,7 @@ def fitted_setup(
         env_options=env.options,
         num_envs=env.num_envs,
         unroll_length=state["config"]["actor"]["unroll_length"],
+        reset_memory=reset_memory_of(checkpoint),
         run_id="evaluation",
         seed=seed,
         observation=interface.observation,
@@ -306,6 +322,13 @@ def _remapping(settings: Mapping[str, Any]) -> Remapping:
         NameMap(settings.get("map_features", ()), "--map-feature"),
         NameMap(settings.get("map_actions", ()), "--map-action"),
     )
+
+
+def reset_memory_of(checkpoint: Checkpoint) -> str:
+    """The run's ``actor.reset_memory``; runs from before there was a choice zeroed the memory with every episode."""
+    config = checkpoint.state.get("config") or {}
+    found: str = config.get("actor", {}).get("reset_memory", EPISODE)
+    return found
 
 
 def _own_remapping(checkpoint: Checkpoint) -> Remapping:
@@ -383,9 +406,10 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
 
 
 def blocks(side: Side, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS) -> list[Block]:
-    """Jobs that play at least ``episodes`` of a side, as many in every slot of a block."""
+    """Jobs that play at least ``episodes`` of a side, as many in every slot of a block; one job where the memory is
+    carried across the episodes of a slot."""
     rounds = -(-episodes // side.setup.num_envs)
-    number = min(MOST_BLOCKS, -(-rounds // EPISODES_IN_A_ROW))
+    number = 1 if side.setup.carries_memory else min(MOST_BLOCKS, -(-rounds // EPISODES_IN_A_ROW))
     return [
         Block(side, index, rounds // number + (index < rounds % number), max_episode_steps) for index in range(number)
     ]
@@ -447,6 +471,7 @@ class Recorder:
         self._env = make(
             setup.env_id, env_seed, directory, stem, setup.env_kwargs, setup.env_options, max_episode_steps
         )
+        setup.watch(self._env)
         self._side, self._max_episode_steps = side, max_episode_steps
 
     def record(self, episodes: int) -> tuple[list[Path], Episodes]:
@@ -457,7 +482,13 @@ class Recorder:
         """
         torch.set_num_threads(1)
         player = self._side.make_player(self._env.spec, self._action_seed)
-        played = play(self._env, player, episodes * self._env.num_envs, max_episode_steps=self._max_episode_steps)
+        played = play(
+            self._env,
+            player,
+            episodes * self._env.num_envs,
+            max_episode_steps=self._max_episode_steps,
+            carries_memory=self._side.setup.carries_memory,
+        )
         return self._env.files, played
 
     def close(self) -> None:

@@ -51,6 +51,7 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
             [_row(played) for played in (own, *others)],
         ),
     ]
+    said += _by_number(own.episodes)
     said += [""] * any(len(played.episodes.metrics) or played.episodes.cut.any() for played in (own, *others))
     for played in (own, *others):
         of = f" of {played.side.label}" if others else ""
@@ -137,7 +138,25 @@ def _numbers(played: Played) -> dict[str, Any]:
         "terminated": float(episodes.terminated.mean()),
         "cut": int(episodes.cut.sum()),
         "metrics": _metrics(episodes),
+        "return_by_episode": _returns_by_number(episodes),
     }
+
+
+def _returns_by_number(episodes: Episodes) -> list[float]:
+    """Mean return of the first, second, .. episode since the memory was zeroed."""
+    counts = np.bincount(episodes.since_reset)
+    sums = np.bincount(episodes.since_reset, episodes.returns)
+    return [float(total / count) for total, count in zip(sums, counts, strict=True) if count]
+
+
+def _by_number(episodes: Episodes) -> list[str]:
+    """A line of the returns by episode, where the memory was carried across some; at most ten of them."""
+    means = _returns_by_number(episodes)
+    if len(means) == 1:
+        return []
+    shown = sorted({round(number) for number in np.linspace(0, len(means) - 1, min(len(means), 10))})
+    listed = ", ".join(f"{number + 1}: {means[number]:.3f}" for number in shown)
+    return ["", f"  return by episode since the memory was zeroed  {listed}"]
 
 
 def _metrics(episodes: Episodes) -> dict[str, float]:

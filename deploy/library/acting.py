@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from shoal.deploy.evaluation.evaluate import fitted_setup, trained_arguments
+from shoal.actors.config import EPISODE
+from shoal.deploy.evaluation.evaluate import fitted_setup, reset_memory_of, trained_arguments
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
 from shoal.envs.masks import KEY, MaskSource
@@ -32,12 +33,22 @@ class TrainedPolicy:
     """
 
     def __init__(
-        self, network: RecurrentPolicy, declared: Declared | None, spec: EnvSpec | None, *, greedy: bool, seed: int
+        self,
+        network: RecurrentPolicy,
+        declared: Declared | None,
+        spec: EnvSpec | None,
+        *,
+        greedy: bool,
+        seed: int,
+        memory_reset: str = EPISODE,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         """The network itself, a ``torch.nn.Module``."""
         self.greedy = greedy
         self._generator = torch.Generator().manual_seed(seed)
+        self.memory_reset = memory_reset
+        """Where the run zeroed the memory, and so should who acts (``actor.reset_memory``): ``episode``, ``never`` or
+        ``info:KEY``."""
         self.declared = declared
         """The spaces of the environment; None of weights that were trained elsewhere."""
         self._spec = spec
@@ -59,8 +70,9 @@ class TrainedPolicy:
         Args:
             obs: of the space that the policy was trained with: numpy arrays, or dicts and tuples of them.
             training_env_ids: the environments; an id that was never seen starts with a zero state.
-            is_first: whether the observation is the first of an episode: the state is zeroed before. One value for all,
-                or bool [B].
+            is_first: whether the state is zeroed before: at the first observation of an episode; where the run carried
+                its memory across episodes (``memory_reset``), only of one that begins anew, such as a trial's first.
+                One value for all, or bool [B].
             action_mask: which actions are legal, as the environment tells it in ``info["action_mask"]``; None where all
                 are, or where ``obs`` tells it.
 
@@ -175,7 +187,8 @@ def load_policy(path: str | Path, *, greedy: bool = False, seed: int = 0) -> Tra
 def _load(checkpoint: Checkpoint, *, greedy: bool, seed: int) -> TrainedPolicy:
     saved = checkpoint.state.get("spaces")
     if not saved:
-        return TrainedPolicy(checkpoint.make_policy(), None, None, greedy=greedy, seed=seed)
+        memory_reset = reset_memory_of(checkpoint)
+        return TrainedPolicy(checkpoint.make_policy(), None, None, greedy=greedy, seed=seed, memory_reset=memory_reset)
     state, declared = checkpoint.state, declared_from_json(saved)
     kwargs, options = trained_arguments(checkpoint)
     spec = make_spec(state["env_id"], declared, options)
@@ -187,4 +200,4 @@ def _load(checkpoint: Checkpoint, *, greedy: bool, seed: int) -> TrainedPolicy:
     )
     network = fitted_setup(checkpoint, env, spec, seed=seed).make_policy()
     network.load_state_dict(checkpoint.load_weights())
-    return TrainedPolicy(network, declared, spec, greedy=greedy, seed=seed)
+    return TrainedPolicy(network, declared, spec, greedy=greedy, seed=seed, memory_reset=reset_memory_of(checkpoint))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from shoal.deploy.evaluation.evaluate import reset_memory_of
 from shoal.deploy.library.acting import load_policy
 from shoal.deploy.library.exporting import CannotExport
 from shoal.envs.space_json import space_to_json
@@ -73,7 +74,8 @@ class _Step(nn.Module):
 def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
     """Write the policy of a run, or of one of its checkpoints, as an ONNX file of one step, and check it.
 
-    Inputs: ``obs`` [B, *observation.shape], ``is_first`` bool [B] (the state is zeroed before the row is consumed), the
+    Inputs: ``obs`` [B, *observation.shape], ``is_first`` bool [B] (the state is zeroed before the row is consumed: with
+    episodes, or as ``shoal.reset_memory`` in the metadata says, which is the run's ``actor.reset_memory``), the
     tensors of the core's state by name (of the LSTM ``h`` and ``c``), float32 [L, B, ...], zeros at first; and
     ``action_mask`` bool [B, A] where the environment tells which actions are legal. Outputs: ``action`` [B,
     *action.shape], the most probable one (the mean), in the environment's terms; ``logits`` [B, A], to sample from;
@@ -188,6 +190,7 @@ def _metadata(checkpoint: Checkpoint, policy: RecurrentPolicy, declared: Declare
     found: dict[str, Any] = {
         "env_id": checkpoint.state["env_id"],
         "policy_version": checkpoint.policy_version,
+        "reset_memory": reset_memory_of(checkpoint),
         "observation": observation_to_json(policy.observation),
         "actions": actions_to_json(policy.actions),
     }

@@ -62,7 +62,10 @@ class LearnerSetup:
         torch.manual_seed(self.seed)
         path = make_device_path(self.learner)
         policy = self.worker.make_policy(self.initialization).to(path.device)
-        contract = trajectory_spec(self.env, self.worker.unroll_length, self.worker.burn_in, policy.core.state_shapes)
+        acting = self.worker
+        contract = trajectory_spec(
+            self.env, acting.unroll_length, acting.burn_in, policy.core.state_shapes, acting.carries_memory
+        )
         learner = Learner(
             policy,
             self.learner,

@@ -52,6 +52,7 @@ def make_worker_setup(
         trained_observation=interface.trained_observation if interface else None,
         presented=presented,
         burn_in=config.actor.burn_in,
+        reset_memory=config.actor.reset_memory,
         num_threads=config.actor.num_threads,
         user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
         code=this_code(),

@@ -122,7 +122,7 @@ def make_learner(policy, *, num_threads=1, num_shards=None, first_shard=0, total
 class Rollouts:
     """A worker that acts with a learner's newest weights, and the batches that its unrolls make."""
 
-    def __init__(self, envs, *, unroll_length=32, seed=0, burn_in=0, core="lstm"):
+    def __init__(self, envs, *, unroll_length=32, seed=0, burn_in=0, core="lstm", reset_memory="episode"):
         self.observation, self.actions = observation_of(envs.spec), actions_of(envs.spec)
         self.worker = RolloutWorker(
             envs,
@@ -133,6 +133,7 @@ class Rollouts:
             restart_index=0,
             seed=seed,
             burn_in=burn_in,
+            reset_memory=reset_memory,
         )
         self.assembler = BatchAssembler(self.worker.spec, envs.num_envs)
 
@@ -159,6 +160,8 @@ def random_columns(spec, num_slots, seed, num_actions=3):
             lengths, ends, spec.unroll_length, begins_void=rng.random() < 0.2, same_step=spec.same_step
         )
         columns["is_first"][b, 0] = rng.random() < 0.3
+    if spec.carries_memory:
+        columns["memory_reset"][:] = columns["is_first"] & (rng.random(columns["is_first"].shape) < 0.3)
     if spec.burn_in:
         columns["burn_in_is_first"][:] = rng.random(columns["burn_in_is_first"].shape) < 0.15
     return columns

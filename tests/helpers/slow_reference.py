@@ -111,19 +111,24 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
     log_probs, entropies, values, behavior, targets = [], [], [], [], []
     for b in range(batch.shape[0]):
         is_first = columns["is_first"][b]
+        resets = columns.get("memory_reset", columns["is_first"])[b]
+        state = start_state(policy, batch, b)
         for episode in episodes_of(is_first, columns["terminated"][b], columns["truncated"][b]):
-            if episode.begin == episode.end:
-                continue
             steps = slice(episode.begin, episode.end)
-            if episode.begin == 0 and not is_first[0]:
-                state = start_state(policy, batch, b)
-            else:
+            if resets[episode.begin]:
                 state = policy.initial_state(1)
+            if episode.begin == episode.end:
+                _, state = one_step(policy, batch["obs"][b, episode.end], state)
+                continue
             last = batch["final_obs"][b, episode.end - 1] if episode.final else batch["obs"][b, episode.end]
             outputs = []
-            for obs in (*batch["obs"][b, steps], last):
+            for obs in batch["obs"][b, steps]:
                 core, state = one_step(policy, obs, state)
                 outputs.append(policy.heads(core))
+            core, after = one_step(policy, last, state)
+            outputs.append(policy.heads(core))
+            if not episode.final:  # a row like others, which the memory reads
+                state = after
             chosen = torch.distributions.Categorical(logits=torch.cat([o.logits for o in outputs[:-1]]))
             log_prob = chosen.log_prob(batch["action"][b, steps])
             value = torch.cat([o.value for o in outputs])

@@ -126,7 +126,9 @@ def test_what_memory_is_for_in_a_sentence(returns: tuple[int, ...], words: str) 
         zeros = np.zeros(40, np.int64)
         number = np.arange(40)
         flags = np.zeros(40, bool)
-        episodes = Episodes(number, zeros, mean + 0.1 * noise, zeros + 1, flags, number.astype(np.uint32), flags, {})
+        episodes = Episodes(
+            number, zeros, mean + 0.1 * noise, zeros + 1, flags, number.astype(np.uint32), zeros, flags, {}
+        )
         return Played(side, episodes)
 
     cut = [played(side, mean) for side, mean in zip(horizon_sides(whole, (4, 0, 8)), returns, strict=True)]
