@@ -78,7 +78,7 @@ def replay(recorded: RecordedUpdate) -> Replay:
             found = _together(learners, lambda rank: learners[rank].contributions(batches[rank]))
         except Exception as failed:  # noqa: BLE001  (the user's loss or policy may raise any)
             why_not_told = f"{type(failed).__name__}: {failed}"
-        # Values may have got their first unit.
+        # Values may have got their first unit, and a loss may have drawn random numbers.
         _load(learners, recorded)
         outcome: Outcome = "made"
         result, error = None, ""
