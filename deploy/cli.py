@@ -179,6 +179,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
 
+    replay = commands.add_parser(
+        "replay",
+        help="make a recorded update again, and show what each segment contributed",
+        description="Make a recorded update again, by the learner's own code; say what each segment contributed, and "
+        "whether the weights after it are those of the run, bit for bit (exit code 1 where they are not). Without "
+        "--update: list what is recorded.",
+    )
+    replay.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    replay.add_argument(
+        "--update",
+        metavar="V",
+        help="the update that made policy version V; of one that was not made its name in the list, as 7-skipped-9",
+    )
+    replay.add_argument(
+        "--segments",
+        type=int,
+        default=20,
+        metavar="N",
+        help="show the N segments with the largest gradients (default 20; 0 shows all)",
+    )
+    replay.add_argument("--json", action="store_true", help="print one JSON object, with all segments")
+    replay.set_defaults(command=_replay)
+
     config = commands.add_parser("config", help="show, validate or describe configurations")
     actions = config.add_subparsers(required=True, metavar="show|validate|schema")
     for name, help_ in (("show", "print the resolved configuration"), ("validate", "list every problem")):
@@ -395,6 +418,32 @@ def _report(options: argparse.Namespace) -> int:
     except CannotReport as error:
         return _refuse(str(error).splitlines())
     return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from shoal.deploy.replay import table
+    from shoal.learner.recorded_updates import RecordError, find_recorded
+
+    if options.segments < 0:
+        return _refuse([f"--segments: {options.segments} must not be negative"])
+    try:
+        if options.update is None:
+            found, problems = table.list_updates(options.run)
+            if options.json:
+                print(json.dumps(table.list_to_json(found, problems)))
+            else:
+                print("\n".join(table.lines_of_list(options.run, found, problems)))
+            return 0 if found else EXIT_BAD_INPUT
+        from shoal.learner.replay import replay
+
+        with contextlib.ExitStack() as stack:
+            if options.json:  # a loss of the user's may print
+                stack.enter_context(_printing_to_standard_error())
+            made = replay(find_recorded(options.run, options.update))
+    except RecordError as error:
+        return _refuse([str(error)])
+    print(json.dumps(table.to_json(made)) if options.json else "\n".join(table.lines(made, options.segments)))
+    return 0 if made.is_same else EXIT_FAILED
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -75,20 +75,7 @@ class Checkpoint:
 
     def make_policy(self) -> RecurrentPolicy:
         """The policy as it was saved, rebuilt from its description in the checkpoint."""
-        described = self.state["policy"]
-        policy = make_policy(
-            described["kind"],
-            observation_from_json(described["observation"]),
-            actions_from_json(described["actions"]),
-            described["embedding_rows"],
-            components=described.get("components"),
-            kwargs=described.get("kwargs"),
-            core=described.get("core", LSTM),
-            core_kwargs=described.get("core_kwargs"),
-            action_rows=described["action_rows"],
-            normalize_observations=described.get("normalize_observations", False),
-            normalize_values=described.get("normalize_values", False),
-        )
+        policy = make_described_policy(self.state["policy"])
         policy.load_state_dict(self.load_weights())
         return policy
 
@@ -190,6 +177,36 @@ def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -
     saved = resolve(components_from_json(components), observation, policy.core_name)
     here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
     return differences(saved, here)
+
+
+def make_described_policy(
+    described: Mapping[str, Any], observation: Mapping[str, Any] | None = None
+) -> RecurrentPolicy:
+    """A policy as ``describe_policy`` says, with fresh weights.
+
+    Args:
+        observation: the environment's, in the same form, where it has other features than the trained one, which
+            ``described`` has.
+
+    Raises:
+        ValueError: there is no such policy here.
+    """
+    trained = observation_from_json(described["observation"])
+    other = observation is not None and observation != described["observation"]
+    return make_policy(
+        described["kind"],
+        observation_from_json(observation) if observation is not None and other else trained,
+        actions_from_json(described["actions"]),
+        described["embedding_rows"],
+        components=described.get("components"),
+        kwargs=described.get("kwargs"),
+        core=described.get("core", LSTM),
+        core_kwargs=described.get("core_kwargs"),
+        action_rows=described["action_rows"],
+        trained_observation=trained if other else None,
+        normalize_observations=described.get("normalize_observations", False),
+        normalize_values=described.get("normalize_values", False),
+    )
 
 
 def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:

@@ -18,6 +18,19 @@ PPO, IMPALA = "ppo", "impala"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RecorderConfig(Section):
+    """The flight recorder: ``shoal replay RUN`` makes recorded updates again."""
+
+    keep_updates: Annotated[int, Field(ge=0)] = 3
+    """The last so many updates are kept, each with its batch and all that it began with, and as many skipped ones; 0
+    records nothing. They are written when the run ends, whatever ends it but SIGKILL, with a checkpoint at most once a
+    minute, and at once where an update is skipped."""
+    max_bytes: Annotated[int, Field(ge=1)] = 2**28
+    """Bytes that they take in each learner's memory at most; fewer updates are kept where they are larger. On disk
+    skipped ones may take as much again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig(Section):
     """The update and everything around it. ``--config original`` has the coefficients of the original trainer."""
 
@@ -84,7 +97,7 @@ class LearnerConfig(Section):
     gradients mean the same whatever the scale of the rewards."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     max_skipped_updates: Annotated[int, Field(ge=1)] = 3
-    """The run ends after so many skipped updates in a row (non-finite loss or gradient); the batch of each is saved."""
+    """The run ends after so many skipped updates in a row (non-finite loss or gradient); the recorder keeps each."""
     refresh_states: bool = False
     """Start segments from states that the learner recomputed after the update before, instead of from the actors'
     stored ones: fresher memory for about a third more work per update. ``actor.burn_in`` is the other way."""

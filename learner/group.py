@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,24 @@ SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
 
 class LearnerLost(RuntimeError):
     """Another learner of the group died, hung or gave up; this update is not made."""
+
+
+class Group(Protocol):
+    """The learners that make every update together, as one of them sees them."""
+
+    rank: int
+    """This learner's place."""
+    size: int
+    """Number of learners."""
+    seconds: float
+    """Seconds spent in adding up and in waiting for slower learners."""
+
+    def sum_(self, x: Tensor) -> None:
+        """Add ``x`` over all learners, in place and in the order of their ranks.
+
+        Raises:
+            LearnerLost: another learner did not take part.
+        """
 
 
 class LearnerGroup:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from shoal.learner.config import LearnerConfig
+from shoal.learner.contributions import Contribution, measure
 from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error, valid_transitions
-from shoal.learner.group import LearnerGroup, LearnerLost
+from shoal.learner.group import Group, LearnerGroup, LearnerLost
 from shoal.learner.kl_adaptation import KLAdaptation
 from shoal.learner.loss import LossInputs, checked_terms, divergences, find_loss
 from shoal.learner.moments import Moments, sum_moments
@@ -113,11 +114,13 @@ class Learner:
         self.optimizer = make_optimizer(config, policy.parameters(), fused=path.fused_optimizer)
         self.policy_version = 0
         """Updates made so far."""
+        self.attempts = 0
+        """Updates begun by this process, the same in all learners of a group; those that were skipped count, too."""
         self.env_steps = 0
         """Environment steps trained so far, by all learners; schedules go by it."""
-        self._total_env_steps = total_env_steps
+        self.total_env_steps = total_env_steps
         self._scheduled = scheduled_settings(config, self.env_steps, total_env_steps)
-        self.group: LearnerGroup | None = None
+        self.group: Group | None = None
         """The learners whose gradients are added; None where this is the only one."""
         parameters = dict(policy.named_parameters())
         self._parameters = list(parameters.values())
@@ -150,21 +153,25 @@ class Learner:
             NonFiniteUpdate: in any step; weights and optimizer are as before the update.
             LearnerLost: another learner of the group ended or hangs; likewise.
         """
+        self.attempts += 1
         started = self.with_start_states(batch)
         staleness = self._probe.measure(self.policy, batch, started)
         # Where training starts from another state than the actor's, log-probabilities differ without a fault.
         compare = started is batch and self.path.is_exact
-        scheduled = scheduled_settings(self.config, self.env_steps, self._total_env_steps)
-        rate = scheduled.learning_rate * self.kl_adaptation.factor
-        self._scheduled = scheduled._replace(learning_rate=rate)
+        self._schedule()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._scheduled.learning_rate
         several = self.config.epochs * self.config.minibatches > 1 or not self.statistics.value_std
         with self._rollback.on(NonFiniteUpdate, LearnerLost) if several else contextlib.nullcontext():
             result = self._optimize(started, compare=compare)
         if self.refreshed is not None:
             self.refreshed.keep(batch, self._map_states(final_state, started))
         return dataclasses.replace(result, staleness=staleness)
+
+    def _schedule(self) -> None:
+        """Set the values of the update that is being made."""
+        scheduled = scheduled_settings(self.config, self.env_steps, self.total_env_steps)
+        self._scheduled = scheduled._replace(learning_rate=scheduled.learning_rate * self.kl_adaptation.factor)
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         config, shards = self.config, self._shards.cut(batch, self.config.minibatches)
@@ -263,6 +270,42 @@ class Learner:
             return {}
         norms = [torch.stack([g.norm() for g in of_one]).norm() for of_one in zip(*shared, strict=True)]
         return dict(zip(("policy", "value"), torch.stack(norms).tolist(), strict=True))
+
+    def contributions(self, batch: TensorDict) -> list[Contribution]:
+        """What each segment of this learner's batch [B] adds to one optimizer step on the batch of all learners, with
+        the weights as they are.
+
+        Loss terms are parts of the batch's means, and gradients parts of its gradient: they add up. Advantages are
+        normalized over the segments whose numbers are finite, so that only those that are not show NaN. Statistics are
+        not moved, except that values get a first unit where they have none.
+        """
+        started = self.with_start_states(batch)
+        self._schedule()
+        moments = self._finite_moments(started)
+        if not self.statistics.value_std:
+            self.statistics.begin_values(moments.transitions, moments.target, moments.target_squared)
+            moments = self._finite_moments(started)
+        self._value_std = self.statistics.value_std
+        found = []
+        for row in range(started.shape[0]):
+            segment = started[row : row + 1]
+            prepared = self._prepare(segment, None, None)
+            gradient, terms = self._backward(moments, segment, prepared, self.config)
+            norm = torch.stack([part.norm() for part in gradient]).norm()
+            found.append(measure(segment, prepared.forward, prepared.targets, prepared.valid, terms, norm, self.config))
+        return found
+
+    @torch.no_grad()
+    def _finite_moments(self, batch: TensorDict) -> Moments:
+        """The moments of all learners' segments that have finite ones."""
+        total = torch.zeros(len(Moments._fields), dtype=torch.float64)
+        for prepared in self._prepare_all(self._shards.cut(batch, 1)):
+            for row in range(prepared.valid.shape[1]):
+                one = slice(row, row + 1)
+                targets = Targets(*(x[:, one] for x in prepared.targets))
+                own = sum_moments(targets, prepared.forward.value.detach()[:, one], prepared.valid[:, one]).cpu()
+                total += torch.where(own.isfinite().all(), own, torch.zeros_like(own))
+        return Moments(*self._sum([total]).tolist())
 
     def _prepare(self, shard: TensorDict, known: Prepared | None, index: Tensor | None) -> Prepared:
         """The forward pass under the current weights, and the V-trace targets (GAE: all ratios 1).
@@ -407,25 +450,47 @@ class Learner:
         Raises:
             LearnerLost: another learner did not take part.
         """
-        state = group.broadcast(
-            {
-                "policy": self.policy.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "regularizer": self.regularizer.state_dict(),
-                "statistics": self.statistics.state_dict(),
-                "learning_rate_factor": self.kl_adaptation.factor,
-                "policy_version": self.policy_version,
-                "env_steps": self.env_steps,
-            }
-        )
+        state = group.broadcast(self.shared_state())
         self.group = group
         if group.rank:
-            self.policy.load_state_dict(state["policy"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.regularizer.load_state_dict(state["regularizer"])
-            self.statistics.load_state_dict(state["statistics"])
-            self.kl_adaptation.factor = state["learning_rate_factor"]
-            self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
+            self.load_shared_state(state)
+
+    def shared_state(self) -> dict[str, Any]:
+        """The state that is equal in all learners, as plain data and tensors that share this learner's memory."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "regularizer": self.regularizer.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "learning_rate_factor": self.kl_adaptation.factor,
+            "policy_version": self.policy_version,
+            "env_steps": self.env_steps,
+            "attempts": self.attempts,
+        }
+
+    def load_shared_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``shared_state``."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.regularizer.load_state_dict(state["regularizer"])
+        self.statistics.load_state_dict(state["statistics"])
+        self.kl_adaptation.factor = state["learning_rate_factor"]
+        self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
+        self.attempts = state["attempts"]
+
+    def own_state(self) -> dict[str, Any]:
+        """The state that is this learner's alone, likewise; with ``shared_state`` and a batch it decides an update."""
+        return {
+            "shards": self._shards.place,
+            "random": self.random_state(),
+            "start_states": None if self.refreshed is None else self.refreshed.state_dict(),
+        }
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``own_state``, in a learner with as many shards and threads."""
+        self.load_random_state(state["random"])
+        if self.refreshed is not None:
+            self.refreshed.load_state_dict(state["start_states"])
 
     def random_state(self) -> dict[str, Any]:
         """The random streams that updates draw from."""

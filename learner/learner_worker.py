@@ -6,30 +6,24 @@ process has one; so has the process of every peer learner.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate
 from shoal.learner.ledger import Ledger
 from shoal.learner.parity_check import LogProbParityCheck
+from shoal.learner.recorder import Recorder
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import StageClock, TrajectoryReport, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.trajectory import Trajectory
 from shoal.policy.weights import Weights, flatten_weights
 from tensordict import TensorDict
-
-log = logging.getLogger(__name__)
 
 NEVER = threading.Event()
 """An event that is never set: a learner that others wait for does not stop in an update."""
@@ -84,7 +78,7 @@ class StepResult:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class LearnerWorker:
-    """A learner with its queue, assembler, parity check and clock."""
+    """A learner with its queue, assembler, parity check, clock and recorder."""
 
     learner: Learner
     queue: TrajectoryQueue
@@ -93,8 +87,7 @@ class LearnerWorker:
     """Turns weights into the form in which the pool passes them to its workers."""
     parity_check: LogProbParityCheck
     clock: StageClock
-    skipped_dir: Path
-    """Directory for the batches of skipped updates."""
+    recorder: Recorder
     weights: Weights | None = None
     """The last published ones."""
     batch: TensorDict | None = None
@@ -124,21 +117,32 @@ class LearnerWorker:
             batch = learner.path.to_device(self.assembler.assemble(trajectories))
         with clock.time("parity_check"):
             errors = [self.parity_check.check(batch)]
+        assert self.weights is not None
         try:
             with clock.time("update"):
+                self.recorder.begin(learner, batch)
                 result = learner.update(batch)
         except NonFiniteUpdate as error:
-            self._keep_skipped(batch, error)
+            self.recorder.not_made("skipped", str(error), self.weights.content_hash)
             return self._without_update(trajectories, errors, Skipped(error=error), "non_finite")
         except LearnerLost as error:
+            self.recorder.forget()
             return self._without_update(trajectories, errors, Lost(error=error), "learner_lost")
+        except Exception as error:
+            self.recorder.not_made("failed", f"{type(error).__name__}: {error}")
+            raise
         if learner.group:
             clock.seconds["reduce"] += learner.group.seconds
             learner.group.seconds = 0.0
         self.batch = batch
         ledger = self.queue.book(trajectories, trained=result.env_steps)
         with clock.time("publish"):
-            weights = self.publish()
+            try:
+                weights = self.publish()
+            except NonFiniteUpdate as error:
+                self.recorder.not_made("failed", str(error))
+                raise
+        self.recorder.made(weights.content_hash, result.terms)
         return StepResult(
             outcome=Trained(
                 all_env_steps=result.all_env_steps,
@@ -189,19 +193,6 @@ class LearnerWorker:
             log_prob_errors=_readings(errors),
             weights_hash=self.weights.content_hash,
         )
-
-    def _keep_skipped(self, batch: TensorDict, error: NonFiniteUpdate) -> None:
-        """Save the batch of a skipped update, if the disk has room for it."""
-        path = self.skipped_dir / f"batch-{self.learner.policy_version:09d}-{time.time_ns()}.pt"
-        try:
-            self.skipped_dir.mkdir(parents=True, exist_ok=True)
-            torch.save(dict(batch.cpu().items()), path)
-        except (OSError, RuntimeError) as why:  # torch raises RuntimeError where the disk is full
-            with contextlib.suppress(OSError):
-                path.unlink()
-            log.error("an update was skipped: %s; its batch could not be saved to %s: %s", error, path, why)
-        else:
-            log.error("an update was skipped and its batch saved to %s: %s", path, error)
 
 
 def _readings(errors: list[float | None]) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult, Trained
 from shoal.learner.ledger import Ledger
+from shoal.learner.recorder import Recorded
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ class Learners(Protocol):
     def step(self, stop: threading.Event) -> StepResult | None:
         """One update of all learners; None where ``stop`` was set before it began."""
 
+    def recorded(self, attempts: Collection[int]) -> Sequence[Recorded]:
+        """The peer learners' parts in these updates, as far as they have them; between two updates, or after an error
+        in one."""
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class OneLearner:
@@ -40,6 +45,10 @@ class OneLearner:
     def step(self, stop: threading.Event) -> StepResult | None:
         """One update."""
         return self.worker.step(self.drive, stop)
+
+    def recorded(self, attempts: Collection[int]) -> Sequence[Recorded]:
+        """None: there are no peers."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +92,12 @@ class PeerLearners(Protocol):
 
     def unreported(self, trained: int) -> Ledger:
         """The counts of ``trained`` steps of the last update whose peers ended before they could report them."""
+
+    def recorded(self, learner: Learner, attempts: Collection[int]) -> Sequence[Recorded]:
+        """The peers' parts in these updates, of those that answer soon; after an error in an update the group is left.
+
+        waits for: their answers     unblocked by: an answer, a death, or a time limit of seconds
+        """
 
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that no member waits for a lost one; the next update makes a new group."""
@@ -130,6 +145,10 @@ class SeveralLearners:
             # A peer that ended between the update and its answer reported nothing, but its steps were trained.
             queue.add(peers.unreported(missing))
         return dataclasses.replace(own, reports=tuple(reports), log_prob_errors=tuple(errors))
+
+    def recorded(self, attempts: Collection[int]) -> Sequence[Recorded]:
+        """The parts of the peers in these updates."""
+        return self.peers.recorded(self.worker.learner, attempts)
 
 
 def reconcile(own: StepResult, peer: StepResult) -> Ledger:

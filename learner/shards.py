@@ -36,6 +36,8 @@ class Shards:
         self._threads = (
             ThreadPoolExecutor(num_threads, "gradient", torch.set_num_threads, (1,)) if num_threads > 1 else None
         )
+        self.place = {"num_shards": num_shards, "first_shard": first_shard, "num_threads": num_threads}
+        """The arguments, as plain data."""
         streams = range(first_shard, first_shard + num_shards)
         self._generators = [torch.Generator().manual_seed(_stream_seed(seed, stream)) for stream in streams]
 

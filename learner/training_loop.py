@@ -15,6 +15,7 @@ from shoal.learner.activations import ActivationSampler
 from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped, StepResult
 from shoal.learner.learners import Learners
+from shoal.learner.recorded_updates import RecordedUpdates
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.weight_metrics import measure_weights
 from shoal.policy.weights import Weights
@@ -34,9 +35,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Saving:
-    """The checkpoints of a run and the state that they hold beside the learner."""
+    """The checkpoints of a run and the state that they hold beside the learner, and its recorded updates."""
 
     checkpoints: Checkpoints
+    updates: RecordedUpdates
     describe: Callable[[], Mapping[str, Any]]
     """Returns the run's state beside the weights."""
     rollouts: Callable[[], Mapping[str, Any] | None] = lambda: None
@@ -112,6 +114,8 @@ def train(
         if isinstance(outcome, Skipped):
             skipped_in_a_row += 1
             statistics.skipped_updates += 1
+            log.error("an update was skipped: %s", outcome.error)
+            saving.updates.write(learner, worker.recorder, learners.recorded)
             if skipped_in_a_row >= learner.config.max_skipped_updates:
                 raise outcome.error
             continue
@@ -130,6 +134,9 @@ def train(
             break
         if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
             saved_version = _save(saving, worker, statistics, observer, required=False)
+            if saving.updates.is_due:
+                with worker.clock.time("checkpoint"):
+                    saving.updates.write(learner, worker.recorder, learners.recorded)
     if saved_version != learner.policy_version:
         _save(saving, worker, statistics, observer, required=True)
     if failure:

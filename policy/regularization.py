@@ -47,6 +47,8 @@ class WeightRegularizer:
             if (coef := config.l2_init_coef * _lookup(config.l2_init_overrides, name, 1.0)) > 0
         }
         """Coefficient of sum (w - w0)^2 by parameter; those without one are not in the loss."""
+        self.generation = 0
+        """Rises whenever ``state_dict`` changes."""
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -80,6 +82,7 @@ class WeightRegularizer:
     @torch.no_grad()
     def update_l2_init_reference(self) -> None:
         """Set w0 of all parameters to the current weights. The bounds still follow from the initial weights."""
+        self.generation += 1
         for name, p in self.parameters.items():
             self.reference[name].copy_(p)
 
@@ -103,6 +106,7 @@ class WeightRegularizer:
                     f"the checkpoint's initial weights do not fit this policy: expected shape {tuple(w0.shape)} for "
                     f"{name}, found {found}; resume with the settings and the version of shoal that saved it"
                 )
+        self.generation += 1
         for name, w0 in self.reference.items():
             w0.copy_(state[f"reference/{name}"])
             self._initial_max[name] = float(state[f"initial_max/{name}"])

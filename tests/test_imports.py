@@ -29,7 +29,7 @@ FLOORS = (
     {"launch", "records", "settings"},
     {"monitoring", "placement"},
     {"cluster", "evaluation", "weights"},
-    {"report", "training"},
+    {"replay", "report", "training"},
     {"doctor"},
     {"library"},
     {"cli", "docs", "examples"},

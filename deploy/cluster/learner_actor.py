@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from shoal.learner.group import LearnerGroup, join_store, use_interface
 from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult
 from shoal.learner.learners import PeerResult
 from shoal.learner.ledger import Ledger
+from shoal.learner.recorder import Recorded
 from shoal.learner.rollout_driver import RolloutDriver
 from shoal.policy.allocator import keep_freed_memory
 
@@ -102,6 +103,13 @@ class LearnerActor:
         if isinstance(result.outcome, Lost):
             self._leave()
         return self._report(result)
+
+    def recorded(self, attempts: Collection[int]) -> list[Recorded]:
+        """This learner's parts in these updates, for rank 0 to write."""
+        recorder = self._learner.recorder
+        found = [one.on_cpu() for one in recorder.unwritten() if one.attempt in attempts]
+        recorder.was_written([one.attempt for one in recorder.unwritten()])
+        return found
 
     def _report(self, step: StepResult) -> PeerResult:
         """The step's result with all other counts since the last report."""

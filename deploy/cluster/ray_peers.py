@@ -6,16 +6,18 @@ on without it, and an update is smaller by its part.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import Recoveries
 from shoal.actors.ray_pool import ACTOR_OPTIONS, describe, state_of
@@ -28,9 +30,12 @@ from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_inter
 from shoal.learner.learner import Learner
 from shoal.learner.learners import PeerResult, take_trained
 from shoal.learner.ledger import Ledger
+from shoal.learner.recorder import Recorded
 
 log = logging.getLogger(__name__)
 
+RECORDED_SECONDS = 10.0
+"""How long peers may take to hand over what they recorded, all of them together: the run may be ending."""
 GRACE_SECONDS = 10.0
 """Extra time for healthy learners to report that they lost the group: when one hangs, all hang with it."""
 
@@ -170,6 +175,23 @@ class RayPeers:
     def unreported(self, trained: int) -> Ledger:
         """The counts of ``trained`` steps of the last update whose learners ended before they could report them."""
         return take_trained(self._in_flight, self._ended, trained)
+
+    def recorded(self, learner: Learner, attempts: Collection[int]) -> Sequence[Recorded]:
+        """The learners' parts in these updates, of those that answer within ``RECORDED_SECONDS``.
+
+        A learner that was still in the update when it ended for rank 0 with an error leaves it when the group is gone.
+        """
+        members = [slot for slot, _ in self._members if slot.handle is not None]
+        if any(slot.call is not None for slot in members):
+            self.separate(learner)
+        # An actor makes one call after the other, so these come after the update that may be under way.
+        asked = [slot.handle.recorded.remote(tuple(attempts)) for slot in members]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=RECORDED_SECONDS) if asked else ([], [])
+        found: list[Recorded] = []
+        for answer in ready:
+            with contextlib.suppress(RayError):  # of one that died; it is replaced in its turn
+                found += ray.get(answer, timeout=RECORDED_SECONDS)
+        return found
 
     def separate(self, learner: Learner) -> None:
         """Leave the group, so that no member waits for a lost one; the next update makes a new group."""

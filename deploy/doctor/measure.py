@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from shoal.actors.pool import InlinePool
@@ -40,23 +38,22 @@ def measure(config: Config, layout: Layout) -> Measured:
     keep_freed_memory()
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     share = dataclasses.replace(layout.share(0), actors=range(1))
-    with tempfile.TemporaryDirectory() as scratch:
-        worker = make_worker_setup(config, spec, run_id="measured")
-        setup = make_learner_setup(config, layout, worker, spec, Path(scratch))
-        learner = setup.make_learner_worker(share)
-        ledger = learner.queue.ledger
-        statistics = RunStatistics(ledger, learner.clock)
-        pool = setup.make_pool(share, learner.queue)
-        try:
-            learner.publish()
-            _step(learner, pool, statistics)  # which compiles and allocates
-            stages, trained = dict(statistics.stage_seconds), ledger.trained
-            end = time.perf_counter() + MEASURED_SECONDS
-            while time.perf_counter() < end:
-                _step(learner, pool, statistics)
-        finally:
-            pool.close()
-            learner.learner.close()
+    worker = make_worker_setup(config, spec, run_id="measured")
+    setup = make_learner_setup(config, layout, worker, spec)
+    learner = setup.make_learner_worker(share)
+    ledger = learner.queue.ledger
+    statistics = RunStatistics(ledger, learner.clock)
+    pool = setup.make_pool(share, learner.queue)
+    try:
+        learner.publish()
+        _step(learner, pool, statistics)  # which compiles and allocates
+        stages, trained = dict(statistics.stage_seconds), ledger.trained
+        end = time.perf_counter() + MEASURED_SECONDS
+        while time.perf_counter() < end:
+            _step(learner, pool, statistics)
+    finally:
+        pool.close()
+        learner.learner.close()
     steps = ledger.trained - trained
     spent = {stage: (seconds - stages.get(stage, 0.0)) / steps for stage, seconds in statistics.stage_seconds.items()}
     return Measured(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.placement.layout import Share
 from shoal.envs.boundary import EnvSpec
 from shoal.learner.batch import BatchAssembler
-from shoal.learner.config import LearnerConfig
+from shoal.learner.config import LearnerConfig, RecorderConfig
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger
 from shoal.learner.parity_check import LogProbParityCheck
+from shoal.learner.recorder import Recorder
 from shoal.learner.statistics import StageClock
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.config import Initialization
@@ -51,7 +51,7 @@ class LearnerSetup:
     max_consecutive_failures: int
     """Consecutive failures of a rollout worker in the learner's own process that end the run."""
     seed: int
-    skipped_dir: Path
+    recorder: RecorderConfig
     in_turn: bool = False
     """One thread acts and learns in turn, so that results must not depend on how long anything takes."""
     rollout_processes: RolloutProcesses | None = None
@@ -92,7 +92,7 @@ class LearnerSetup:
             publish_to=_as_it_is,
             parity_check=LogProbParityCheck(policy, path, max_policy_lag=self.max_policy_lag),
             clock=StageClock(),
-            skipped_dir=self.skipped_dir,
+            recorder=Recorder(self.recorder, keeps_weights=share.first_shard == 0),
         )
         path.prepare(policy)
         return worker

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from shoal.actors.code import this_code
 from shoal.actors.user_code import UserCode
@@ -59,10 +57,8 @@ def make_worker_setup(
     )
 
 
-def make_learner_setup(
-    config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec, skipped_dir: Path
-) -> LearnerSetup:
-    """The setup of every learner; batches of skipped updates are kept in ``skipped_dir``."""
+def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec) -> LearnerSetup:
+    """The setup of every learner."""
     return LearnerSetup(
         worker=worker,
         learner=config.learner,
@@ -74,5 +70,5 @@ def make_learner_setup(
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
         in_turn=config.mode == "inline",
-        skipped_dir=skipped_dir,
+        recorder=config.recorder,
     )

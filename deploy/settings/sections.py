@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
-from shoal.learner.config import LearnerConfig
+from shoal.learner.config import LearnerConfig, RecorderConfig
 from shoal.policy.config import PolicyConfig
 from shoal.section import LONGEST_SECONDS, Seconds, Section
 
@@ -183,6 +183,7 @@ class Config(Section):
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    recorder: RecorderConfig = dataclasses.field(default_factory=RecorderConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     callbacks: list[Annotated[CallbackConfig, BeforeValidator(_by_name)]] = dataclasses.field(default_factory=list)
     """The user's code that the run calls at its start and end, and at updates, episodes, checkpoints and evaluations:

@@ -25,6 +25,7 @@ from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger
+from shoal.learner.recorded_updates import FOLDER, RecordedUpdates
 from shoal.learner.statistics import RunStatistics
 from shoal.policy.actions import Actions
 from shoal.policy.allocator import keep_freed_memory
@@ -54,6 +55,7 @@ class PreparedRun:
     before: Ledger
     """The ledger that the run continues."""
     checkpoints: Checkpoints
+    updates: RecordedUpdates
     rollouts: Mapping[str, Any] | None
     """The acting side's state that a run in one process goes on from (``deploy.training.going_on``)."""
 
@@ -89,7 +91,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         torch.cuda.set_device(layout.num_learners - 1)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     origin = find_origin(config, checkpoints)
-    setup = _setup(config, run_dir, layout, origin)
+    setup = _setup(config, layout, origin)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)
     learner = setup.make_learner_worker(share)
@@ -113,6 +115,16 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
         before=learner.queue.snapshot(),
         checkpoints=checkpoints,
+        updates=RecordedUpdates(
+            run_dir / FOLDER,
+            keep=config.recorder.keep_updates,
+            about={
+                "run_id": origin.run_id,
+                "session": origin.session,
+                "env_id": config.env.id,
+                "num_agents": setup.env.num_agents,
+            },
+        ),
         rollouts=rollouts,
     )
 
@@ -124,11 +136,11 @@ def _machine(config: Config, cluster: Cluster | None) -> Machine:
     return cluster.machine(config, machine) if cluster else machine
 
 
-def _setup(config: Config, run_dir: Path, layout: Layout, origin: Origin) -> LearnerSetup:
+def _setup(config: Config, layout: Layout, origin: Origin) -> LearnerSetup:
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     interface = match_names(config, origin, observation_of(spec), actions_of(spec))
     worker = make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
-    return make_learner_setup(config, layout, worker, spec, run_dir / "skipped")
+    return make_learner_setup(config, layout, worker, spec)
 
 
 def _learning(

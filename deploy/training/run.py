@@ -172,6 +172,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
     callbacks = watchers.callbacks
     saving = Saving(
         checkpoints=run.checkpoints,
+        updates=run.updates,
         describe=run.describe,
         rollouts=_rollouts(run, workers),
         undisturbed=asked.deferred,
@@ -189,6 +190,8 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         completed = True
     finally:
         run.statistics.end()
+        # Whatever ended the run: peer learners still have their parts.
+        run.updates.write(run.learner.learner, run.learner.recorder, workers.learners.recorded)
         workers.close()
         run.learner.queue.close()
         if completed:

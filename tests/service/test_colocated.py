@@ -30,7 +30,7 @@ from shoal.deploy.placement.layout import Share
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.envs.boundary import EnvironmentFault
 from shoal.envs.registry import make_env_spec
-from shoal.learner.config import LearnerConfig
+from shoal.learner.config import LearnerConfig, RecorderConfig
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import NonFiniteUpdate
 from shoal.learner.learner_worker import Lost, Skipped, StepResult, Trained
@@ -122,7 +122,7 @@ def test_a_worker_that_fails_in_a_learners_process_is_replaced_and_told(monkeypa
         max_policy_lag=0,
         max_consecutive_failures=2,
         seed=0,
-        skipped_dir=Path("skipped"),
+        recorder=RecorderConfig(),
     )
     share = Share(actors=range(3, 4), batch_size=16, num_shards=1, first_shard=1, num_threads=1)
     learner = LearnerActor(setup, share, restart_index=2)

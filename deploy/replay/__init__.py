@@ -1,0 +1,1 @@
+"""`shoal replay`: recorded updates, listed or made again."""
