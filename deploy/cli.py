@@ -474,68 +474,52 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if options.minari is not None:
-        return _export_minari(options)
-    return _export_onnx(options) if options.onnx is not None else _export_unroll(options)
-
-
-def _export_minari(options: argparse.Namespace) -> int:
-    from shoal.deploy.library.minari_dataset import export_minari
     from shoal.envs.boundary import EnvironmentFault
     from shoal.learner.checkpoint import CheckpointError
 
+    export = _export_onnx if options.onnx else _export_minari if options.minari else _export_unroll
     try:
-        written = export_minari(
-            options.run,
-            options.minari,
-            options.episodes,
-            greedy=options.greedy,
-            seed=options.seed,
-            max_episode_steps=options.max_episode_steps,
-        )
+        print(export(options))
     except (CheckpointError, ValueError, OSError) as error:
         return _refuse(str(error).splitlines())
     except EnvironmentFault as error:
         print(f"shoal: {error}; nothing was kept", file=sys.stderr)
         return EXIT_FAILED
-    print(
+    return 0
+
+
+def _export_onnx(options: argparse.Namespace) -> str:
+    from shoal.deploy.library.onnx_file import export_onnx
+
+    written = export_onnx(options.run, options.onnx)
+    return (
+        f"{written.path}: {written.bytes:,} bytes; its numbers differ from the policy's by {written.error:.1e} at most"
+    )
+
+
+def _export_minari(options: argparse.Namespace) -> str:
+    from shoal.deploy.library.minari_dataset import export_minari
+
+    how = {name: getattr(options, name) for name in ("greedy", "seed", "max_episode_steps")}
+    written = export_minari(options.run, options.minari, options.episodes, **how)
+    return (
         f"{written.dataset_id}: {written.episodes:,} episodes, {written.steps:,} steps, "
         f"return {written.mean_return:,.2f}; in {written.path}"
     )
-    return 0
 
 
-def _export_onnx(options: argparse.Namespace) -> int:
-    from shoal.deploy.library.exporting import CannotExport
-    from shoal.deploy.library.onnx_file import export_onnx
-    from shoal.learner.checkpoint import CheckpointError
-
-    try:
-        written = export_onnx(options.run, options.onnx)
-    except (CannotExport, CheckpointError, OSError) as error:
-        return _refuse(str(error).splitlines())
-    print(
-        f"{written.path}: {written.bytes:,} bytes; its numbers differ from the policy's by {written.error:.1e} at most"
-    )
-    return 0
-
-
-def _export_unroll(options: argparse.Namespace) -> int:
+def _export_unroll(options: argparse.Namespace) -> str:
     from shoal.deploy.evaluation.evaluate import evaluation_setup
-    from shoal.learner.checkpoint import CheckpointError, find_checkpoint
+    from shoal.learner.checkpoint import find_checkpoint
     from shoal.policy.weights import flatten_weights
 
-    try:
-        checkpoint = find_checkpoint(options.run)
-        setup = evaluation_setup(checkpoint, num_envs=None, seed=options.seed)
-        worker = setup.make_worker(0, 0)
-        payload = worker.rollout(flatten_weights(checkpoint.make_policy(), checkpoint.policy_version))
-        worker.close()
-        options.out.write_bytes(payload.tobytes())
-    except (CheckpointError, ValueError, OSError) as error:
-        return _refuse([str(error)])
-    print(f"{options.out}: one unroll, {setup.num_envs} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes")
-    return 0
+    checkpoint = find_checkpoint(options.run)
+    setup = evaluation_setup(checkpoint, num_envs=None, seed=options.seed)
+    worker = setup.make_worker(0, 0)
+    payload = worker.rollout(flatten_weights(checkpoint.make_policy(), checkpoint.policy_version))
+    worker.close()
+    options.out.write_bytes(payload.tobytes())
+    return f"{options.out}: one unroll, {setup.num_envs} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes"
 
 
 def _import(options: argparse.Namespace) -> int:
