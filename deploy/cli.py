@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shoal.deploy.records.warnings_handler import WarningsHandler
 
@@ -262,6 +262,7 @@ def _train(options: argparse.Namespace) -> int:
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
+    from shoal.actors.ray_watch import RayLost
     from shoal.deploy.training.run import run
 
     place = run_dir.absolute()  # wherever the environment may be when it fails
@@ -269,9 +270,22 @@ def _train(options: argparse.Namespace) -> int:
         outcome = run(config, run_dir)
     except CannotStart as error:
         return _refuse(str(error).splitlines())
+    except RayLost as error:
+        _leave(_fail("the run failed", error, place))
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
         return _fail("the run failed", error, place)
-    return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+    code = 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+    if outcome.ray_lost:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: what Ray has to do at its end waits for a Ray that is lost."""
+    _flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -17,9 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import draining_nodes
 from shoal.actors.ray_pool import describe
+from shoal.actors.ray_watch import RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.probe import Probe, probe
-from shoal.deploy.cluster.ray_session import RaySession, configure
+from shoal.deploy.cluster.ray_session import RaySession, configure, leave, watched
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
@@ -32,6 +33,7 @@ PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives every node."""
+ADVICE = "Start the cluster again (ray start --head); the same command then goes on from the checkpoint"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +70,8 @@ class Room:
 class Cluster:
     """A cluster that this process is connected to."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self.config = config
+    def __init__(self, config: ClusterConfig, watch: RayWatch) -> None:
+        self.config, self.watch = config, watch
         self.address = ray.util.get_node_ip_address()
 
     def nodes(self) -> list[Node]:
@@ -212,6 +214,7 @@ class Cluster:
             address=self.address,
             actor_options=self.actor_options(keep_off_this_machine=machine.actors_here == 0),
             learner_options=learner,
+            watch=self.watch,
         )
 
     def probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
@@ -266,10 +269,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig) -> Iterator[Cluster]:
+def connect(config: ClusterConfig, *, owns_process: bool = True) -> Iterator[Cluster]:
     """The cluster at ``cluster.address``, for the length of the block.
 
-    Where this process has joined a cluster already, it is that one, and stays connected.
+    Where this process has joined a cluster already, it is that one, and stays connected. ``owns_process``: this process
+    ends with the block.
 
     Raises:
         CannotStart: nobody answers there, or it refuses this process; or this process has joined another cluster.
@@ -281,7 +285,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
                 f"cluster.address: {config.address} is not the cluster {joined} that this process has joined already "
                 "(ray.init); leave the setting out, or call ray.shutdown() before"
             )
-        yield Cluster(config)
+        with watched(ADVICE) as watch:
+            yield Cluster(config, watch)
         return
     configure()
     if config.address != "auto":
@@ -302,10 +307,11 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
-    try:
-        yield Cluster(config)
-    finally:
-        ray.shutdown()
+    with watched(ADVICE) as watch:
+        try:
+            yield Cluster(config, watch)
+        finally:
+            leave(watch, owns_process=owns_process)
 
 
 def _check_address(address: str) -> None:

@@ -51,7 +51,9 @@ class RayPeers:
         on_lost_update: Callable[[], None],
         on_lost_steps: Callable[[int, str], None],
     ) -> None:
-        self._address = session.address
+        self._address, self._watch = session.address, session.watch
+        self._left_behind = False
+        """A call that makes a group may still go on in another thread."""
         use_interface(self._address)
         remote = ray.remote(**ACTOR_OPTIONS, **session.learner_options)(LearnerActor)
         self._on_lost_steps = on_lost_steps
@@ -120,6 +122,11 @@ class RayPeers:
         """Unrolls that were too old to be trained while they were under way, at the last update."""
         return sum(list(self._late.values()))
 
+    @property
+    def out_of_reach(self) -> threading.Event:
+        """Set when Ray is lost."""
+        return self._watch.lost
+
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
         return self._supervisor.process_ids()
@@ -129,11 +136,17 @@ class RayPeers:
 
         ``env_options`` go with the weights that they publish after it.
 
-        waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``
+        waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``, Ray's end
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
+        if self._watch.out_of_reach():
+            return
+        self._watch.call(self._begin, learner, stop, env_options)
+        self._left_behind = self._watch.lost.is_set()
+
+    def _begin(self, learner: Learner, stop: threading.Event, env_options: Mapping[str, Any] | None) -> None:
         self._supervisor.start_due()
         while self._take_in_started() and self._generation < 0 and not stop.is_set():
             time.sleep(0.02)
@@ -151,10 +164,14 @@ class RayPeers:
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
+        answers: list[PeerResult | int | None] = []
+        self._watch.call(self._collect, answers)
+        came = list(answers)  # fewer than the members where Ray was lost meanwhile
         results = []
         self._ended = []
-        for slot, restart_index in self._members:
-            result, who = self._answer(slot), (slot.actor, restart_index)
+        for number, (slot, restart_index) in enumerate(self._members):
+            who = slot.actor, restart_index
+            result = came[number] if number < len(came) else None
             if not isinstance(result, PeerResult):
                 self._ended.append(who)
             else:
@@ -166,6 +183,10 @@ class RayPeers:
                     self._restarts[reason] += 1
                     log.warning("learner %d: %s", slot.actor, message)
         return results
+
+    def _collect(self, answers: list[PeerResult | int | None]) -> None:
+        for slot, _ in self._members:
+            answers.append(self._answer(slot))
 
     def unreported(self, trained: int) -> Ledger:
         """The counts of ``trained`` steps of the last update whose learners ended before they could report them."""
@@ -179,9 +200,9 @@ class RayPeers:
 
     def close(self) -> None:
         """Kill all peer learners; their work under way is lost."""
-        self._supervisor.close()
+        self._watch.call(self._supervisor.close)
         self._write_off("shutdown", set())
-        if self._group is not None:
+        if self._group is not None and not self._left_behind:
             self._group.close()
 
     def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:
