@@ -10,9 +10,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from shoal.deploy.records.warnings_handler import WarningsHandler
 
@@ -285,6 +285,7 @@ def _train(options: argparse.Namespace) -> int:
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())
+    from shoal.actors.ray_watch import RayLost
     from shoal.deploy.training.run import run
 
     place = run_dir.absolute()  # wherever the environment may be when it fails
@@ -292,9 +293,22 @@ def _train(options: argparse.Namespace) -> int:
         outcome = run(config, run_dir)
     except CannotStart as error:
         return _refuse(str(error).splitlines())
+    except RayLost as error:
+        _leave(_fail("the run failed", error, place))
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
         return _fail("the run failed", error, place)
-    return 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+    code = 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+    if outcome.ray_lost:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: what Ray has to do at its end waits for a Ray that is lost."""
+    _flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -334,9 +348,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         problems.append(f"--seed: {options.seed} must not be negative")
     if problems:
         return _refuse(problems)
+    from shoal.deploy.training.screen import printing_to_standard_error
+
     with contextlib.ExitStack() as stack:
         if options.json:
-            stack.enter_context(_printing_to_standard_error())
+            stack.enter_context(printing_to_standard_error())
         try:
             remapping = None
             if options.map_feature is not None or options.map_action is not None:
@@ -434,11 +450,12 @@ def _replay(options: argparse.Namespace) -> int:
             else:
                 print("\n".join(table.lines_of_list(options.run, found, problems)))
             return 0 if found else EXIT_BAD_INPUT
+        from shoal.deploy.training.screen import printing_to_standard_error
         from shoal.learner.replay import replay
 
         with contextlib.ExitStack() as stack:
             if options.json:  # a loss of the user's may print
-                stack.enter_context(_printing_to_standard_error())
+                stack.enter_context(printing_to_standard_error())
             made = replay(find_recorded(options.run, options.update))
     except RecordError as error:
         return _refuse([str(error)])
@@ -564,20 +581,6 @@ def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
         except ValueError:
             found[name] = text
     return found
-
-
-@contextlib.contextmanager
-def _printing_to_standard_error() -> Iterator[None]:
-    """Whatever is printed inside, also from C and by other processes, goes to standard error."""
-    sys.stdout.flush()
-    output = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(output, 1)
-        os.close(output)
 
 
 def _fail(what: str, error: Exception, directory: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from shoal.learner.learner import Learner
-from shoal.learner.learner_worker import NEVER, LearnerWorker, Lost, StepResult, Trained
+from shoal.learner.learner_worker import LearnerWorker, Lost, StepResult, Trained
 from shoal.learner.ledger import Ledger
 from shoal.learner.recorder import Recorded
 
@@ -27,7 +27,7 @@ class Learners(Protocol):
         """The learner of the run's own process; its weights are the run's weights."""
 
     def step(self, stop: threading.Event) -> StepResult | None:
-        """One update of all learners; None where ``stop`` was set before it began."""
+        """One update of all learners; None where ``stop`` was set before it began, or the others are out of reach."""
 
     def recorded(self, attempts: Collection[int]) -> Sequence[Recorded]:
         """The peer learners' parts in these updates, as far as they have them; between two updates, or after an error
@@ -76,10 +76,14 @@ class PeerLearners(Protocol):
     Each acts on slots of its own, or is fed by actors of its own, and starts an update only when it is called.
     """
 
+    @property
+    def out_of_reach(self) -> threading.Event:
+        """Set when nobody can be reached any more, and nobody waits for this learner."""
+
     def begin(self, learner: Learner, stop: threading.Event, env_options: Mapping[str, Any] | None) -> None:
         """Start the peers' part in the next update; if a peer came or went, make a new group before it.
 
-        ``env_options`` go with the weights that they publish after it.
+        ``env_options`` go with the weights that they publish after it. Where they are out of reach, nothing is begun.
 
         waits for: at the run's start all of them     unblocked by: ``stop``
         """
@@ -119,8 +123,9 @@ class SeveralLearners:
         worker, peers, queue = self.worker, self.peers, self.worker.queue
         peers.begin(worker.learner, stop, worker.env_options)
         # The peers have begun and wait for this learner, so ``stop`` waits for the end of the update.
-        own = worker.step(self.drive, NEVER)
-        assert own is not None
+        own = worker.step(self.drive, peers.out_of_reach)
+        if own is None:
+            return None
         lost = isinstance(own.outcome, Lost)
         if lost:
             peers.separate(worker.learner)

@@ -27,8 +27,8 @@ class RolloutDriver(threading.Thread):
         except BaseException as error:  # noqa: BLE001  (handed to the training loop, which raises it)
             self._queue.fail(error)
 
-    def stop(self) -> None:
-        """Stop after the current pump; then the pool may be closed."""
+    def stop(self, wait: Callable[[Callable[[], None]], object] = lambda join: join()) -> None:
+        """Stop after the current pump; then the pool may be closed. ``wait`` calls what waits for it."""
         self._stopped.set()
         if self.ident is not None:  # None where the run failed before it started its driver
-            self.join()
+            wait(self.join)

@@ -104,6 +104,8 @@ class RunStatistics:
         self._started = time.monotonic()
         self._ended: float | None = None
         self._last_update: float | None = None
+        self.longest_wait = 0.0
+        """Most seconds from one update to the next."""
         self.policy_version = 0
         self.updates = 0
         self.optimizer_steps = 0
@@ -242,7 +244,9 @@ class RunStatistics:
     def stamp_update(self) -> None:
         """Record the time of an update that was made just now."""
         self.last_update_timestamp = time.time()
-        self._last_update = time.monotonic()
+        now = time.monotonic()
+        self.longest_wait = max(self.longest_wait, now - (self._last_update or now))
+        self._last_update = now
 
     @property
     def seconds_since_update(self) -> float | None:

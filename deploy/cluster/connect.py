@@ -18,10 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import draining_nodes
 from shoal.actors.ray_pool import describe
+from shoal.actors.ray_watch import RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
-from shoal.deploy.cluster.ray_session import RaySession, configure
+from shoal.deploy.cluster.ray_session import RaySession, configure, leave, watched
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
@@ -34,6 +35,7 @@ PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives every node."""
+ADVICE = "Start the cluster again (ray start --head); the same command then goes on from the checkpoint"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +72,8 @@ class Room:
 class Cluster:
     """A cluster that this process is connected to."""
 
-    def __init__(self, config: ClusterConfig, sent: Sequence[Path] = ()) -> None:
-        self.config, self.sent = config, sent
+    def __init__(self, config: ClusterConfig, watch: RayWatch, sent: Sequence[Path] = ()) -> None:
+        self.config, self.watch, self.sent = config, watch, sent
         """``sent`` are modules of the user's that every node gets."""
         self.address = ray.util.get_node_ip_address()
 
@@ -215,6 +217,7 @@ class Cluster:
             address=self.address,
             actor_options=self.actor_options(keep_off_this_machine=machine.actors_here == 0),
             learner_options=learner,
+            watch=self.watch,
         )
 
     def probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
@@ -269,7 +272,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(config: ClusterConfig, modules: Sequence[Path] = ()) -> Iterator[Cluster]:
+def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process: bool = True) -> Iterator[Cluster]:
     """The cluster at ``cluster.address``, for the length of the block.
 
     Where this process has joined a cluster already, it is that one, and stays connected.
@@ -278,6 +281,7 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = ()) -> Iterator[Clu
         config: the settings of the cluster.
         modules: files and folders of modules that the nodes get (``deploy.cluster.own_modules``), besides this code.
             Where the connection is somebody else's, or a Ray job's, these are sent by whoever made it.
+        owns_process: this process ends with the block.
 
     Raises:
         CannotStart: nobody answers there, or it refuses this process; or this process has joined another cluster.
@@ -289,7 +293,8 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = ()) -> Iterator[Clu
                 f"cluster.address: {config.address} is not the cluster {joined} that this process has joined already "
                 "(ray.init); leave the setting out, or call ray.shutdown() before"
             )
-        yield Cluster(config)
+        with watched(ADVICE) as watch:
+            yield Cluster(config, watch)
         return
     configure()
     if config.address != "auto":
@@ -315,10 +320,11 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = ()) -> Iterator[Clu
             )
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
-    try:
-        yield Cluster(config, sent)
-    finally:
-        ray.shutdown()
+    with watched(ADVICE) as watch:
+        try:
+            yield Cluster(config, watch, sent)
+        finally:
+            leave(watch, owns_process=owns_process)
 
 
 def _check_address(address: str) -> None:

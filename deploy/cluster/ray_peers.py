@@ -56,7 +56,9 @@ class RayPeers:
         on_lost_update: Callable[[], None],
         on_lost_steps: Callable[[int, str], None],
     ) -> None:
-        self._address = session.address
+        self._address, self._watch = session.address, session.watch
+        self._left_behind = False
+        """A call that makes a group may still go on in another thread."""
         use_interface(self._address)
         remote = ray.remote(**ACTOR_OPTIONS, **session.learner_options)(LearnerActor)
         self._on_lost_steps = on_lost_steps
@@ -125,6 +127,11 @@ class RayPeers:
         """Unrolls that were too old to be trained while they were under way, at the last update."""
         return sum(list(self._late.values()))
 
+    @property
+    def out_of_reach(self) -> threading.Event:
+        """Set when Ray is lost."""
+        return self._watch.lost
+
     def process_ids(self) -> list[int]:
         """Process ids of the learners that are up."""
         return self._supervisor.process_ids()
@@ -134,11 +141,17 @@ class RayPeers:
 
         ``env_options`` go with the weights that they publish after it.
 
-        waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``
+        waits for: at the run's start all learners, later none     unblocked by: a start, a death, ``stop``, Ray's end
 
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
+        if self._watch.out_of_reach():
+            return
+        self._watch.call(self._begin, learner, stop, env_options)
+        self._left_behind = self._watch.lost.is_set()
+
+    def _begin(self, learner: Learner, stop: threading.Event, env_options: Mapping[str, Any] | None) -> None:
         self._supervisor.start_due()
         while self._take_in_started() and self._generation < 0 and not stop.is_set():
             time.sleep(0.02)
@@ -156,10 +169,14 @@ class RayPeers:
         Raises:
             TooManyFailures: a learner failed ``actor.max_consecutive_failures`` times in a row.
         """
+        answers: list[PeerResult | int | None] = []
+        self._watch.call(self._collect, answers)
+        came = list(answers)  # fewer than the members where Ray was lost meanwhile
         results = []
         self._ended = []
-        for slot, restart_index in self._members:
-            result, who = self._answer(slot), (slot.actor, restart_index)
+        for number, (slot, restart_index) in enumerate(self._members):
+            who = slot.actor, restart_index
+            result = came[number] if number < len(came) else None
             if not isinstance(result, PeerResult):
                 self._ended.append(who)
             else:
@@ -172,6 +189,10 @@ class RayPeers:
                     log.warning("learner %d: %s", slot.actor, message)
         return results
 
+    def _collect(self, answers: list[PeerResult | int | None]) -> None:
+        for slot, _ in self._members:
+            answers.append(self._answer(slot))
+
     def unreported(self, trained: int) -> Ledger:
         """The counts of ``trained`` steps of the last update whose learners ended before they could report them."""
         return take_trained(self._in_flight, self._ended, trained)
@@ -179,8 +200,12 @@ class RayPeers:
     def recorded(self, learner: Learner, attempts: Collection[int]) -> Sequence[Recorded]:
         """The learners' parts in these updates, of those that answer within ``RECORDED_SECONDS``.
 
-        A learner that was still in the update when it ended for rank 0 with an error leaves it when the group is gone.
+        Where Ray is lost, nobody does.
         """
+        return self._watch.call(self._recorded, learner, attempts) or ()
+
+    def _recorded(self, learner: Learner, attempts: Collection[int]) -> Sequence[Recorded]:
+        # A learner that was still in the update when it ended for rank 0 with an error leaves it when the group is gone.
         members = [slot for slot, _ in self._members if slot.handle is not None]
         if any(slot.call is not None for slot in members):
             self.separate(learner)
@@ -201,9 +226,9 @@ class RayPeers:
 
     def close(self) -> None:
         """Kill all peer learners; their work under way is lost."""
-        self._supervisor.close()
+        self._watch.call(self._supervisor.close)
         self._write_off("shutdown", set())
-        if self._group is not None:
+        if self._group is not None and not self._left_behind:
             self._group.close()
 
     def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:

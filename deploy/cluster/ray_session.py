@@ -6,19 +6,25 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import sysconfig
-from collections.abc import Callable, Collection, Iterator
+import threading
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from shoal.actors.ray_watch import RayWatch
 from shoal.deploy.placement.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = "/dev/shm"
+LEAVE_SECONDS = 15.0
+"""How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +39,12 @@ class RaySession:
     """Ray options of a rollout actor."""
     learner_options: dict[str, Any]
     """Ray options of a peer learner."""
+    watch: RayWatch
+    """Notices that Ray is lost."""
 
-    @property
-    def put(self) -> Callable[[Any], Any]:
-        """Shares a value with all processes."""
-        return ray.put
+    def put(self, value: Any) -> Any:
+        """Share a value with all processes."""
+        return self.watch.put(value, ray.put)
 
 
 def configure() -> None:
@@ -72,10 +79,73 @@ def check_shared_memory(store_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool) -> Iterator[RaySession]:
+def watched(advice: str) -> Iterator[RayWatch]:
+    """Watch the Ray that this process is connected to, for the length of the block.
+
+    ``advice`` is said when it is lost.
+    """
+    from ray._private.worker import global_worker  # there is no public path to the raylet's socket (Ray 2.60)
+
+    # A Ray client (ray://) has no node of its own.
+    raylet = global_worker.node.raylet_socket_name if global_worker.node else ""
+    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+@contextlib.contextmanager
+def _ended_with_the_block() -> Iterator[None]:
+    """End what the raylet that this process started has started itself, where that is still there after the block.
+
+    Its agents live on for a minute where the head is gone, with nothing to do.
+    """
+    from ray._private.worker import global_worker
+
+    raylet = global_worker.node.all_processes["raylet"][0].process.pid
+    held = []
+    with contextlib.suppress(OSError):  # no Linux, or an old one
+        for child in Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                held.append(os.pidfd_open(int(child)))  # its number may be that of another process by then
+    try:
+        yield
+    finally:
+        for process in held:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.close(process)
+
+
+def leave(watch: RayWatch, *, owns_process: bool) -> None:
+    """Watch no more, disconnect from Ray, and end what ``ray.init`` started.
+
+    Where Ray is lost, ``owns_process`` says that this process ends now and need not be disconnected.
+    """
+    watch.close()
+    if not watch.lost.is_set():
+        ray.shutdown()
+        return
+    from ray._private.worker import global_worker
+
+    if global_worker.node:
+        global_worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
+    if not owns_process:
+        # It asks for answers that do not come, each for some seconds.
+        disconnecting = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        disconnecting.start()
+        disconnecting.join(LEAVE_SECONDS)
+
+
+@contextlib.contextmanager
+def local(
+    *, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool, owns_process: bool
+) -> Iterator[RaySession]:
     """Ray on this machine, for rollout actors and peer learners.
 
     A Ray that this process has started or joined already is used, and left running; otherwise one of our own.
+    ``owns_process``: this process ends with the run.
     """
     learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
     if ray.is_initialized():
@@ -83,7 +153,9 @@ def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator:
         # All processes of a local run belong on this machine; where that Ray counts fewer CPUs, they share them.
         num_cpus = int(ray.available_resources().get("CPU", 0.0) >= num_actors + num_learners)
         options = {"num_cpus": num_cpus, "scheduling_strategy": here}
-        yield RaySession(address=LOOPBACK, actor_options=options, learner_options={**learner, **options})
+        with watched("Start Ray again; the same run then goes on from its checkpoint") as watch:
+            learner |= options
+            yield RaySession(address=LOOPBACK, actor_options=options, learner_options=learner, watch=watch)
         return
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
@@ -99,10 +171,12 @@ def local(*, num_actors: int, num_learners: int, unroll_bytes: int, accelerator:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    try:
-        yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner)
-    finally:
-        ray.shutdown()
+    advice = "The same command starts Ray anew and goes on from the checkpoint"
+    with _ended_with_the_block(), watched(advice) as watch:
+        try:
+            yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
+        finally:
+            leave(watch, owns_process=owns_process)
 
 
 @contextlib.contextmanager

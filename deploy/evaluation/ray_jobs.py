@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from shoal.actors.ray_watch import RayWatch
 from shoal.deploy.evaluation.job_process import JobFailed
 
 
@@ -20,10 +21,11 @@ class EvaluationActor:
 
 
 class RayJobs:
-    """One actor that takes no place from others, replaced when it ends."""
+    """One actor that takes no place from others, replaced when it ends. Nobody waits for a Ray that is lost."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], watch: RayWatch) -> None:
         """Prepare; ``options`` are Ray's of a rollout actor, whose labels say where environments are installed."""
+        self._watch = watch
         labels = {name: value for name, value in options.items() if name in ("label_selector", "scheduling_strategy")}
         self._options: dict[str, Any] = {**labels, "num_cpus": 0, "max_restarts": 0}
         self._actor: Any = None
@@ -34,22 +36,28 @@ class RayJobs:
         """Hand over a job; ``result`` must follow."""
         if self._killed:
             raise JobFailed("it was ended")
+        if self._watch.out_of_reach():
+            raise JobFailed(self._watch.why)
         if self._actor is None:
             self._actor = ray.remote(EvaluationActor).options(**self._options).remote()
         self._ref = self._actor.do.remote(job)
 
     def poll(self, seconds: float) -> bool:
         """Wait at most ``seconds``; True if ``result`` will not block."""
-        return bool(ray.wait([self._ref], timeout=seconds)[0])
+        ready = self._watch.call(lambda: ray.wait([self._ref], timeout=seconds)[0])
+        return bool(ready) or self._watch.lost.is_set()
 
     def result(self) -> Any:
         """The return value of the job.
 
         Raises:
-            JobFailed: it raised, or its process or node died.
+            JobFailed: it raised, its process or node died, or Ray is lost.
         """
         try:
-            return ray.get(self._ref)
+            answer = self._watch.call(ray.get, self._ref)
+            if self._watch.lost.is_set():
+                raise JobFailed(self._watch.why)
+            return answer
         except RayTaskError as error:
             cause = error.cause
             raise JobFailed(f"{type(cause).__name__}: {cause}") from error
@@ -62,7 +70,7 @@ class RayJobs:
         actor, self._actor = self._actor, None
         if actor is not None:
             with contextlib.suppress(RayError):
-                ray.kill(actor)
+                self._watch.call(ray.kill, actor)
 
     def kill(self) -> None:
         """End the actor for good."""

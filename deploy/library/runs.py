@@ -108,6 +108,7 @@ def train(
     Raises:
         ConfigError: a ``ValueError`` with all problems of the settings; nothing was started.
         CallbackFailed: a callback raised; the run is saved.
+        RayLost: a ``RuntimeError``; Ray's head or raylet ended. The run is saved, and Ray is disconnected.
         KeyboardInterrupt: Ctrl-C, after the update was finished and a checkpoint saved. A second Ctrl-C does not wait
             for the update.
         Exception: whatever else ended the run; its summary is written all the same.

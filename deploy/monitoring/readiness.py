@@ -18,6 +18,8 @@ class Readiness:
     stopping: Callable[[], bool]
     """True once the run has been asked to end."""
     max_update_age_seconds: float
+    stalled: Callable[[], str | None] = lambda: None
+    """Returns why updates are missing; None while they are made (``Stall``)."""
 
     def why_not(self) -> str | None:
         """Return the reason why the run is not ready as a sentence, or None if it is ready."""
@@ -33,4 +35,4 @@ class Readiness:
                 f"the last update was {age:.0f} seconds ago; metrics.max_update_age_seconds allows "
                 f"{self.max_update_age_seconds:g}"
             )
-        return None
+        return self.stalled()

@@ -22,7 +22,7 @@ class Interruption:
     signal_number: int | None = None
     """The first signal; None where none came."""
     stopped_by: str = ""
-    """What asked first: ``signal``, ``max_seconds`` or ``callback``."""
+    """What asked first: ``signal``, ``max_seconds``, ``callback`` or ``ray_lost``."""
     time_is_up_at: float = math.inf
     """The end of ``max_seconds`` as a time of ``time.monotonic``; infinite without a limit."""
     _deferred: bool = False

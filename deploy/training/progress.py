@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
@@ -29,6 +30,8 @@ from shoal.policy.actions import Discrete
 
 if TYPE_CHECKING:
     from shoal.deploy.training.prepared_run import PreparedRun
+
+log = logging.getLogger(__name__)
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0
@@ -124,7 +127,7 @@ class Progress:
     """Prints the run's state once a second from a thread of its own; the training loop does no work for it.
 
     ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object; with ``quiet``
-    nothing is printed.
+    nothing is printed. ``stalled`` returns why updates are missing, which is logged.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Progress:
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
         quiet: bool = False,
+        stalled: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._statistics, self._trajectory_queue, self._pool, self._total = (
             statistics,
@@ -149,6 +153,7 @@ class Progress:
         )
         self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
+        self._stalled, self._said_stalled = stalled, False
         self._monitor = monitor
         self._bottleneck: Bottleneck | None = None
         self._reported_stage = ""
@@ -212,6 +217,7 @@ class Progress:
         last_line = time.monotonic()
         while not self._stopped.wait(1.0):
             self._sample()
+            self._log_stall()
             if not self._live and time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
                 last_line = time.monotonic()
                 self._print_line()
@@ -219,6 +225,15 @@ class Progress:
                 self._print_learning()
             if not self._live:
                 self._print_evaluation()
+
+    def _log_stall(self) -> None:
+        """Log that updates are missing, and that they are made again, once each."""
+        why = self._stalled()
+        if why and not self._said_stalled:
+            log.warning("%s; /readyz says so, too, until updates are made again", why)
+        if self._said_stalled and not why and not self._statistics.ended:
+            log.warning("updates are made again")
+        self._said_stalled = why is not None
 
     def _print_bottleneck(self) -> None:
         """Print the bottleneck when it has moved to another stage."""
@@ -346,6 +361,12 @@ class Progress:
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
 
+_ENDED = {
+    "callback": "Done: a callback ended it.",
+    "max_seconds": "Done: time is up (max_seconds).",
+    "ray_lost": "Ended early, because Ray was lost; saved.",
+}
+
 
 def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int) -> list[str]:
     ended = "Done."
@@ -355,9 +376,7 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
     elif summary["interrupted_by"]:
         ended = "Interrupted; saved."
     elif summary["ledger"]["trained"] < total_env_steps:
-        ended = (
-            "Done: a callback ended it." if summary["stopped_by"] == "callback" else "Done: time is up (max_seconds)."
-        )
+        ended = _ENDED[summary["stopped_by"]]
     mean, random = summary["mean_return"], summary["random_return"]
     if mean is None:
         learned = "no episode ended"

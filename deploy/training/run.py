@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.actors.pool import InlinePool
+from shoal.actors.ray_watch import RayLost
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
@@ -22,6 +23,7 @@ from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import Sink, make_sinks
+from shoal.deploy.monitoring.stall import Stall
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.json_file import write_json
@@ -49,6 +51,8 @@ class Outcome:
     summary: dict[str, Any]
     interrupted_by: int | None
     """The signal that ended it; None where none did."""
+    ray_lost: bool
+    """Ray ended under it, and threads of this process may wait for Ray for ever."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ def run(
     Raises:
         CannotStart: another process has the run directory, or the policy cannot be made from settings and checkpoint.
         CallbackFailed: a callback raised; the run is saved.
+        RayLost: Ray's head or raylet ended; the run is saved, unless the message says otherwise.
         Exception: whatever ended the run early; the summary is written all the same.
     """
     # An environment may change the working directory in the middle of the run.
@@ -96,7 +101,7 @@ def run(
             from shoal.deploy.cluster.connect import connect
             from shoal.deploy.cluster.own_modules import own_modules
 
-            cluster = stack.enter_context(connect(config.cluster, own_modules(config)))
+            cluster = stack.enter_context(connect(config.cluster, own_modules(config), owns_process=owns_process))
         try:
             called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)
@@ -107,20 +112,30 @@ def run(
         (run_dir / "config.yaml").write_text(to_yaml(config))
         # That of an earlier session would be taken for the end of this one, if it is killed.
         (run_dir / "summary.json").unlink(missing_ok=True)
-        workers = stack.enter_context(start_workers(prepared))
+        workers = stack.enter_context(start_workers(prepared, owns_process=owns_process))
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
         stack.callback(prepared.learner.learner.close)
-        summary = _train(prepared, workers, asked, watchers)
+        if watch := workers.watch:
+            # What is lost after training stopped nothing.
+            watch.tell(lambda: None if prepared.statistics.ended else asked.stop("ray_lost"))
+        try:
+            summary = _train(prepared, workers, asked, watchers)
+        except Exception as error:
+            if watch and watch.lost.is_set():
+                raise RayLost(f"{watch.why}; and then {type(error).__name__}: {error}") from error
+            raise
         watchers.progress.summary(summary, as_given)
+        if watch and asked.stopped_by == "ray_lost":
+            raise RayLost(f"{watch.why}; policy version {summary['policy_version']} is saved")
         if asked.signal_number is None:
             watchers.finished.set()
             if watchers.server:
                 watchers.server.wait_for_scrape(
                     config.metrics.last_scrape_seconds, lambda: asked.signal_number is not None
                 )
-        return Outcome(summary, asked.signal_number)
+        return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
 
 
 def _watch(
@@ -136,6 +151,7 @@ def _watch(
     """Serve the metrics, print the headline, and begin the history, which ends with ``stack``."""
     config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
     callbacks = Callbacks(called, run, evaluations, lambda: asked.stop("callback"))
+    stall = Stall(statistics=run.statistics, states=lambda: workers.states)
     progress = Progress(
         run.statistics,
         run.learner.queue,
@@ -147,6 +163,7 @@ def _watch(
         json_lines=config.log.format == "json",
         evaluations=evaluations,
         quiet=quiet,
+        stalled=stall.now,
     )
     finished = threading.Event()
     sources = _sources(run, workers, evaluations, callbacks, progress, finished)
@@ -155,6 +172,7 @@ def _watch(
         actors_alive=lambda: workers.num_alive,
         stopping=asked.requested.is_set,
         max_update_age_seconds=config.metrics.max_update_age_seconds,
+        stalled=stall.now,
     )
     server = stack.enter_context(served(config.metrics, sources, ready, run=run.run_dir.name))
     progress.say(headline(run, server.url if server else None))
@@ -194,7 +212,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         run.updates.write(run.learner.learner, run.learner.recorder, workers.learners.recorded)
         workers.close()
         run.learner.queue.close()
-        if completed:
+        if completed and asked.stopped_by != "ray_lost":
             # After a failure no episode is played: the environment may be the cause.
             random.after()
         random.close()
@@ -299,7 +317,7 @@ def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.Abstrac
     if run.cluster:
         from shoal.deploy.evaluation.ray_jobs import RayJobs
 
-        jobs = RayJobs(run.cluster.session(run.machine).actor_options)
+        jobs = RayJobs(run.cluster.session(run.machine).actor_options, run.cluster.watch)
     return Evaluator(
         config,
         training_side(run.setup.worker, config, num_agents=run.setup.env.num_agents, seed=run.config.seed),

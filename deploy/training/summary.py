@@ -38,7 +38,8 @@ def summarize(
         trained_before: trained environment steps of the runs that this one resumed.
         learning: whether it learned.
         interrupted_by: the signal that ended the run.
-        stopped_by: what ended the run before its last step: ``signal``, ``max_seconds``, ``callback``, or None.
+        stopped_by: what ended the run before its last step: ``signal``, ``max_seconds``, ``callback``,
+            ``ray_lost``, or None.
         limit: the bottleneck over the whole run.
         about: further entries that say which run it was.
     """

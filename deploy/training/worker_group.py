@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, get_args
 
 from shoal.actors.pool import ActorState, Recoveries
+from shoal.actors.ray_watch import RayWatch
 from shoal.deploy.evaluation.evaluator import Jobs
 from shoal.deploy.placement.learner_setup import RolloutProcesses
 from shoal.deploy.training.prepared_run import PreparedRun
@@ -59,6 +60,8 @@ class WorkerGroup:
     peers: RayPeers | None = None
     elsewhere: Jobs | None = None
     """Does jobs where the environments are, if those are not in this process."""
+    watch: RayWatch | None = None
+    """Notices that Ray is lost; None where there is none."""
 
     @property
     def num_alive(self) -> int:
@@ -94,28 +97,38 @@ class WorkerGroup:
         return self.learners.worker.queue.late() + (self.peers.late_unrolls if self.peers else 0)
 
     def close(self) -> None:
-        """End the driver, then the peers, then the pool: nothing pumps a pool that is closed."""
-        if self.driver:
-            self.driver.stop()
+        """End the driver, then the peers, then the pool: nothing pumps a pool that is closed.
+
+        What is Ray's is not waited for where Ray is lost.
+        """
+        if self.driver and self.watch:
+            self.driver.stop(self.watch.call)
         if self.peers:
             self.peers.close()
-        self.pool.close()
+        if self.driver and self.watch:
+            self.watch.call(self.pool.close)
+        else:
+            self.pool.close()
 
 
 @contextlib.contextmanager
-def start_workers(run: PreparedRun) -> Iterator[WorkerGroup]:
-    """The worker group of a run, and Ray where it needs it, for the length of the block."""
+def start_workers(run: PreparedRun, *, owns_process: bool = True) -> Iterator[WorkerGroup]:
+    """The worker group of a run, and Ray where it needs it, for the length of the block.
+
+    ``owns_process``: this process ends with the run.
+    """
     fed = run.layout.placement == "disaggregated"
     if run.config.mode == "inline" or (run.layout.num_learners == 1 and not fed):
         pool = run.setup.make_pool(run.share, run.learner.queue)
         yield WorkerGroup(pool, OneLearner(worker=run.learner, drive=pool.pump))
         return
-    with _ray(run) as ray:
+    with _ray(run, owns_process=owns_process) as ray:
         peers = _peers(run, ray) if run.layout.num_learners > 1 else None
         if not fed:
             pool = run.setup.make_pool(run.share, run.learner.queue)
             assert peers is not None
-            yield WorkerGroup(pool, SeveralLearners(worker=run.learner, drive=pool.pump, peers=peers), peers=peers)
+            several = SeveralLearners(worker=run.learner, drive=pool.pump, peers=peers)
+            yield WorkerGroup(pool, several, peers=peers, watch=ray.watch)
             return
         from shoal.actors.ray_pool import RayPool
         from shoal.deploy.evaluation.ray_jobs import RayJobs
@@ -128,13 +141,14 @@ def start_workers(run: PreparedRun) -> Iterator[WorkerGroup]:
         yield WorkerGroup(
             actors,
             learners,
-            driver=RolloutDriver(actors.pump, run.learner.queue),
+            driver=RolloutDriver(ray.watch.pump(actors.pump), run.learner.queue),
             peers=peers,
-            elsewhere=RayJobs(ray.actor_options),
+            elsewhere=RayJobs(ray.actor_options, ray.watch),
+            watch=ray.watch,
         )
 
 
-def _ray(run: PreparedRun) -> contextlib.AbstractContextManager[RaySession]:
+def _ray(run: PreparedRun, *, owns_process: bool) -> contextlib.AbstractContextManager[RaySession]:
     from shoal.deploy.cluster import ray_session
 
     if run.cluster:
@@ -146,6 +160,7 @@ def _ray(run: PreparedRun) -> contextlib.AbstractContextManager[RaySession]:
         num_learners=run.layout.num_learners - 1,
         unroll_bytes=int(unroll),
         accelerator=run.machine.accelerator,
+        owns_process=owns_process,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -343,10 +344,13 @@ def test_jobs_in_the_cluster_fail_and_end_as_those_here(ray_session: None) -> No
     """Catches an actor that takes the place of a rollout actor, an error that is Ray's instead of the environment's,
     and an actor that is not replaced.
     """
+    from shoal.deploy.cluster.ray_session import watched
     from shoal.deploy.evaluation.ray_jobs import RayJobs
 
-    jobs = RayJobs({"num_cpus": 64, "resources": {"none": 1}, "scheduling_strategy": "SPREAD"})
-    try:
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(watched(""))
+        jobs = RayJobs({"num_cpus": 64, "resources": {"none": 1}, "scheduling_strategy": "SPREAD"}, watch)
+        stack.callback(jobs.kill)
         jobs.submit(functools.partial(square, 5))
         wait_for(lambda: jobs.poll(0.2))
         assert jobs.result() == 25
@@ -363,8 +367,6 @@ def test_jobs_in_the_cluster_fail_and_end_as_those_here(ray_session: None) -> No
         assert second != first
         jobs.submit(functools.partial(time.sleep, 3600))
         assert not jobs.poll(0.1)
-    finally:
-        jobs.kill()
     wait_for(lambda: not alive(second))
     with pytest.raises(JobFailed, match="was ended"):
         jobs.submit(own_pid)

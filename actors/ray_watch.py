@@ -1,0 +1,221 @@
+"""Notices that Ray's head or this machine's raylet has ended, which Ray tells nobody.
+
+Ray's calls then wait for up to a minute, or hold the whole process, and in the end Ray ends the process. A run that
+knows of it saves and ends before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+AGAIN_SECONDS = 0.5
+"""Pause between two looks that must both fail."""
+ANSWER_SECONDS = 5.0
+"""How long a head may take to accept a connection: its kernel does so however busy it is."""
+_GONE = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOENT,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors that say something about the other side; any other is this process's own, such as a lack of descriptors."""
+
+Value = TypeVar("Value")
+
+
+class RayLost(RuntimeError):
+    """Ray's head or the raylet of this machine ended under the run."""
+
+
+class RayWatch:
+    """Looks once a second, from a thread of its own, and keeps others from waiting for a Ray that is gone.
+
+    Args:
+        head: ``host:port`` of the head (GCS). It gets a new connection every time: it may be on another machine, which
+            ends without a word.
+        raylet: path of the raylet's socket; empty where there is none. One connection is held, which the kernel closes
+            when the raylet ends.
+        advice: what to do, at the end of the warning.
+    """
+
+    def __init__(self, head: str, raylet: str, advice: str) -> None:
+        self.lost = threading.Event()
+        self.why = ""
+        """The warning, once Ray is lost."""
+        self._head, self._raylet_path, self._advice = head, raylet, advice
+        self._raylet: socket.socket | None = None
+        if raylet:
+            with contextlib.suppress(OSError):  # tried again, and judged, at the next look
+                self._raylet = _connect_local(raylet)
+        self._looking, self._lock = threading.Lock(), threading.Lock()
+        self._waiting: set[threading.Event] = set()
+        self._told: list[Callable[[], object]] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._keep_looking, name="ray-watch", daemon=True)
+        self._thread.start()
+
+    def tell(self, told: Callable[[], object]) -> None:
+        """Call ``told`` when Ray is lost, from any thread; at once if it is."""
+        with self._lock:
+            self._told.append(told)
+            lost = self.lost.is_set()
+        if lost:
+            told()
+
+    def look(self) -> bool:
+        """Return whether Ray is lost: one of the two was not found twice in a row."""
+        with self._looking:
+            missing = "" if self.lost.is_set() else self._missing()
+            if missing and not self._closed.wait(AGAIN_SECONDS) and (missing := self._missing()):
+                self._lose(missing)
+        return self.lost.is_set()
+
+    def call(self, function: Callable[..., Value], *arguments: Any) -> Value | None:
+        """The value of a call that may wait for Ray. Where Ray is lost, None at once: the call is left to its thread.
+
+        Raises:
+            BaseException: what the call raised, unless that is because Ray is lost.
+        """
+        values: list[Value] = []
+        errors: list[BaseException] = []
+        settled = threading.Event()
+
+        def work() -> None:
+            try:
+                values.append(function(*arguments))
+            except BaseException as error:  # noqa: BLE001  (raised by who waits)
+                errors.append(error)
+            settled.set()
+
+        with self._lock:
+            if self.lost.is_set():
+                return None
+            self._waiting.add(settled)
+        threading.Thread(target=work, name="ray-call", daemon=True).start()
+        settled.wait()
+        with self._lock:
+            self._waiting.discard(settled)
+        if self.lost.is_set() or (errors and self.look()):
+            return None
+        if errors:
+            raise errors[0]
+        return values[0]
+
+    def put(self, value: Any, put: Callable[[Any], Any]) -> Any:
+        """``put(value)``; where Ray is lost the value itself, which nobody will fetch.
+
+        Ray's own ``put`` would hold the whole process, all threads of it, where there is no raylet.
+        """
+        if self.out_of_reach():
+            return value
+        try:
+            return put(value)
+        except Exception:
+            if self.look():
+                return value
+            raise
+
+    def pump(self, pump: Callable[[float], None]) -> Callable[[float], None]:
+        """``pump`` of a pool, which does nothing where Ray is lost.
+
+        The run then ends for that reason, and not for the errors that follow from it.
+        """
+
+        def guarded(timeout: float) -> None:
+            if self.out_of_reach():
+                time.sleep(timeout)
+                return
+            try:
+                pump(timeout)
+            except Exception:
+                if not self.look():
+                    raise
+
+        return guarded
+
+    def close(self) -> None:
+        """End the thread; from now on Ray may end."""
+        self._closed.set()
+        self._thread.join()
+        if self._raylet is not None:
+            self._raylet.close()
+            self._raylet = None
+
+    def out_of_reach(self) -> bool:
+        """Return whether Ray is lost or its raylet is, by a glance that costs a microsecond."""
+        return self.lost.is_set() or (self._raylet is not None and _is_closed(self._raylet) and self.look())
+
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            if self.look():
+                return
+
+    def _missing(self) -> str:
+        """What is not found, as the beginning of a sentence; empty where all is well."""
+        if self._raylet_path and (self._raylet is None or _is_closed(self._raylet)):
+            try:
+                fresh = _connect_local(self._raylet_path)
+            except OSError as error:
+                if error.errno in _GONE:
+                    return "the raylet of this machine, the process through which Ray is reached, has ended"
+            else:
+                before, self._raylet = self._raylet, fresh
+                if before is not None:
+                    before.close()
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except OSError as error:
+            # A time limit of Python's own has no number.
+            if isinstance(error, TimeoutError) or error.errno in _GONE:
+                return f"Ray's head (GCS) at {self._head} does not answer any more ({error})"
+        return ""
+
+    def _lose(self, missing: str) -> None:
+        self.why = f"Ray is lost: {missing}"
+        log.error("%s; the run saves and ends. %s", self.why, self._advice)
+        with self._lock:
+            self.lost.set()
+            waiting, told = list(self._waiting), list(self._told)
+        for settled in waiting:
+            settled.set()
+        for each in told:
+            each()
+
+
+def _connect_local(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        # A busy raylet that has not taken the last ones yet is not waited for.
+        connection.setblocking(False)
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side has closed it; it never sends anything."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,202 @@
+"""Ray's head or raylet is killed under real runs: they say so, save, end with exit code 1, and go on afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import SHARED, SMALL, actor_processes, alive, descendants, read_summary, shoal, start_shoal, wait_for
+
+ENDLESS = ("total_env_steps=1000000000", "max_seconds=280", "checkpoint.every_updates=0", "run_dir=run")
+LAYOUTS = {
+    "fed": (*SMALL, "actor.num_actors=2"),
+    "colocated": (*SHARED, "placement=colocated", "learner.num_learners=2"),
+    "several_fed": (
+        *(*SHARED, "learner.batch_size=16", "placement=disaggregated"),
+        *("learner.num_learners=2", "actor.num_actors=2"),
+    ),
+}
+
+
+def trained(run: Path) -> bool:
+    """Whether updates were made, as the history of metrics says."""
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
+    return bool(lines) and json.loads(lines[-1])["policy_version"] > 2
+
+
+def process_of(pid: int, program: str) -> int:
+    """The process below ``pid`` that runs ``program``."""
+    [found] = [child for child, title in descendants(pid).items() if title.split(" ")[0].endswith(program)]
+    return found
+
+
+def ended_well(tmp_path: Path, process: subprocess.Popen[str], missing: str) -> dict[str, Any]:
+    """The summary of a run that lost Ray, after what all of them must have done."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert re.search(rf"ERROR: Ray is lost: .*{missing}.*; the run saves and ends", output), output
+    assert "Ended early, because Ray was lost; saved." in output
+    assert "Traceback" not in output
+    run = tmp_path / "run"
+    assert "ERROR shoal.actors.ray_watch: Ray is lost: " in (run / "run.log").read_text()
+    summary = read_summary(run)
+    assert (summary["stopped_by"], summary["interrupted_by"]) == ("ray_lost", None)
+    [checkpoint] = (run / "checkpoints").glob("0*")  # none but the last one was asked for
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["policy_version"] == summary["policy_version"] == summary["session_updates"] > 2
+    assert state["ledger"]["trained"] == summary["env_steps"] > 0
+    assert summary["weights_sha256"]
+    return summary
+
+
+def goes_on(tmp_path: Path, lost: dict[str, Any], *settings: str) -> None:
+    """A resumed run trains on from there, and its books balance."""
+    done = shoal("train", *settings, f"total_env_steps={lost['env_steps'] + 300}", "run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = read_summary(tmp_path / "run")
+    assert summary["stopped_by"] is None
+    assert summary["policy_version"] == lost["policy_version"] + summary["session_updates"]
+    assert summary["env_steps"] == lost["env_steps"] + summary["session_env_steps"] >= lost["env_steps"] + 300
+
+
+def loses(
+    tmp_path: Path, layout: tuple[str, ...], program: str, missing: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    settings = (*layout, "mode=local", "log.every_seconds=0.5")
+    process = start_shoal("train", *settings, *ENDLESS, cwd=tmp_path)
+    wait_for(lambda: trained(tmp_path / "run"), process=process)
+    below = set(descendants(process.pid))
+    os.kill(process_of(process.pid, program), signal.SIGKILL)
+    lost = ended_well(tmp_path, process, missing)
+    # All of Ray's, too, which were started for this run.
+    wait_for(lambda: not any(map(alive, below)), seconds=60)
+    return lost, settings
+
+
+def test_a_run_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
+    """Catches a run that waits a minute for its head and is then ended by Ray: unsaved, without a word or a summary."""
+    lost, settings = loses(tmp_path, LAYOUTS["fed"], "/gcs_server", r"head \(GCS\)")
+    goes_on(tmp_path, lost, *settings)
+
+
+def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
+    """Catches a run whose next weights are put where no raylet is: the whole process hangs and is ended, unsaved."""
+    lost, settings = loses(tmp_path, LAYOUTS["fed"], "/raylet", "raylet of this machine")
+    goes_on(tmp_path, lost, *settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["colocated", "several_fed"])
+@pytest.mark.parametrize(("program", "missing"), [("/gcs_server", "GCS"), ("/raylet", "raylet")])
+def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, program: str, missing: str) -> None:
+    """Catches a learner that waits for peers behind a Ray that is gone, or forgets the steps that these trained."""
+    lost, settings = loses(tmp_path, LAYOUTS[layout], program, missing)
+    goes_on(tmp_path, lost, *settings)
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A head without CPUs, where the learner is, and a node for the actors."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    store = 80 * 2**20
+    head = {"num_cpus": 0, "object_store_memory": store, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=2, labels={"role": "rollout"}, object_store_memory=store)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cluster_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
+    """Catches the same where Ray is not the run's own: the machine of the head is lost, others are there."""
+    layout = (*SMALL, "actor.num_actors=2", "mode=cluster", "cluster.actor_labels={role: rollout}")
+    layout = (*layout, "log.every_seconds=0.5")
+    with two_nodes() as cluster:
+        process = start_shoal("train", *layout, f"cluster.address={cluster.address}", *ENDLESS, cwd=tmp_path)
+        wait_for(lambda: trained(tmp_path / "run"), process=process)
+        processes = cluster.head_node.all_processes
+        for kind in ("gcs_server", "raylet"):
+            os.kill(processes[kind][0].process.pid, signal.SIGKILL)
+        lost = ended_well(tmp_path, process, "")
+        assert not alive(process.pid)
+    with two_nodes() as cluster:
+        goes_on(tmp_path, lost, *layout, f"cluster.address={cluster.address}")
+
+
+NOTEBOOK = """
+    import os, signal, sys, threading
+    import shoal
+    from service import descendants
+
+    class Killer(shoal.Callback):
+        def on_update(self, run, update):
+            if update.policy_version == 5:
+                for pid, title in descendants(os.getpid()).items():
+                    if title.split(" ")[0].endswith("/gcs_server"):
+                        os.kill(pid, signal.SIGKILL)
+
+    if __name__ == "__main__":
+        settings = dict(argument.split("=") for argument in sys.argv[1:])
+        settings = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in settings.items()}
+        try:
+            shoal.train(config=settings, run_dir="run", total_env_steps=10**9, callbacks=[Killer()], progress=False)
+        except RuntimeError as error:
+            print(type(error).__name__)
+        import ray
+
+        assert not ray.is_initialized()
+        run = shoal.train(config=settings, run_dir="run", total_env_steps=4000, progress=False)
+        assert run.summary["session_env_steps"] < run.summary["env_steps"] >= 4000
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ray-")]
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_outlives_its_head_and_trains_again(tmp_path: Path) -> None:
+    """Catches an interpreter that Ray ends a minute after the run, one that is connected to a Ray that is gone, and
+    threads that stay."""
+    script = tmp_path / "notebook.py"
+    script.write_text(textwrap.dedent(NOTEBOOK))
+    command = [sys.executable, str(script), *LAYOUTS["fed"], "mode=local"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == ["RayLost"]
+    assert read_summary(tmp_path / "run")["stopped_by"] is None
+
+
+@pytest.mark.slow
+def test_a_run_that_nothing_arrives_at_says_so(tmp_path: Path) -> None:
+    """Catches minutes in which no update is made and nothing is said: actors hang, and are not replaced yet."""
+    settings = (*LAYOUTS["fed"], "mode=local", "log.every_seconds=0.5", "metrics.port=0")
+    process = start_shoal("train", *settings, *ENDLESS, cwd=tmp_path)
+    log = tmp_path / "run" / "run.log"
+    wait_for(lambda: trained(tmp_path / "run"), process=process)
+    assert "no update was made" not in log.read_text()
+    actors = actor_processes(process.pid)
+    for actor in actors:
+        os.kill(actor, signal.SIGSTOP)
+    wait_for(lambda: "no update was made for" in log.read_text(), process=process)
+    for actor in actors:
+        os.kill(actor, signal.SIGCONT)
+    wait_for(lambda: "updates are made again" in log.read_text(), process=process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    [said] = re.findall("WARNING: (no update was made for .*)", output)
+    assert "2 of 2 actors are up" in said
+    assert read_summary(tmp_path / "run")["actor_restarts"] == 0
