@@ -298,9 +298,7 @@ def _train(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
         return _fail("the run failed", error, place)
     code = 128 + outcome.interrupted_by if outcome.interrupted_by else 0
-    if outcome.ray_lost:
-        _leave(code)
-    return code
+    return _leave(code) if outcome.ray_lost else code
 
 
 def _leave(code: int) -> NoReturn:

@@ -205,7 +205,7 @@ class RayPeers:
         return self._watch.call(self._recorded, learner, attempts) or ()
 
     def _recorded(self, learner: Learner, attempts: Collection[int]) -> Sequence[Recorded]:
-        # A learner that was still in the update when it ended for rank 0 with an error leaves it when the group is gone.
+        # A learner that is in the update still, which ended for rank 0 with an error, leaves it when the group is gone.
         members = [slot for slot, _ in self._members if slot.handle is not None]
         if any(slot.call is not None for slot in members):
             self.separate(learner)
