@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,25 +84,35 @@ def test_nothing_is_put_where_the_raylet_has_just_ended(places: Places, watch: R
     """Catches a ``ray.put`` between the raylet's end and the next look: it would stop every thread of the process."""
     assert watch.put(5, str) == "5"
     places.end("raylet")
-    assert watch.put(5, pytest.fail) == 5
-    pumped: list[float] = []
-    watch.pump(pumped.append)(0.0)
-    assert not pumped
+    reached: list[float] = []
+    assert watch.put(5, reached.append) == 5
+    watch.pump(reached.append)(0.0)
+    assert not reached
 
 
-def test_errors_that_follow_from_the_loss_are_not_raised(places: Places, watch: RayWatch) -> None:
+def fails(*_: object) -> None:
+    raise LookupError("as ever")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda watch: watch.call(fails),
+        lambda watch: watch.put(1, fails),
+        lambda watch: watch.pump(fails)(0.0),
+    ],
+    ids=["call", "put", "pump"],
+)
+def test_errors_that_follow_from_the_loss_are_not_raised(
+    places: Places, watch: RayWatch, act: Callable[[RayWatch], object]
+) -> None:
     """Catches a run that ends with an error of Ray's, unsaved, because that came before the watch looked."""
-
-    def fails(*_: object) -> None:
-        raise LookupError("as ever")
-
-    for act in (lambda: watch.call(fails), lambda: watch.put(1, fails), lambda: watch.pump(fails)(0.0)):
-        with pytest.raises(LookupError):
-            act()
+    with pytest.raises(LookupError):
+        act(watch)
+    assert not watch.lost.is_set()
     places.end("head")
-    assert watch.put(1, fails) == 1
+    act(watch)
     assert watch.lost.is_set()
-    watch.pump(fails)(0.0)
 
 
 def test_what_lives_is_not_taken_for_dead(places: Places, watch: RayWatch) -> None:
