@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from shoal.actors.code import this_code
+from shoal.actors.self_play import Games, divide_games
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout
@@ -26,6 +27,9 @@ def make_worker_setup(
         run_id: id of the run.
         session: number of times the run was resumed.
         interface: the names by which existing weights read the environment; None for fresh ones, which take its order.
+
+    Raises:
+        ValueError: the share of self-play's games cannot be met.
     """
     presented = (observation_of(spec), actions_of(spec))
     # Every session of a resumed run has random streams of its own.
@@ -54,8 +58,21 @@ def make_worker_setup(
         burn_in=config.actor.burn_in,
         num_threads=config.actor.num_threads,
         user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
+        games=games_of(config, spec),
         code=this_code(),
     )
+
+
+def games_of(config: Config, spec: EnvSpec) -> Games | None:
+    """The games of one actor; None without self-play.
+
+    Raises:
+        ValueError: the share of games cannot be met.
+    """
+    chosen = config.self_play
+    if not chosen.share:
+        return None
+    return divide_games(config.env.num_envs, spec.num_agents, chosen.share, chosen.versions_at_once)
 
 
 def make_learner_setup(
@@ -72,6 +89,7 @@ def make_learner_setup(
         max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
+        self_play=config.self_play if config.self_play.share else None,
         in_turn=config.mode == "inline",
         skipped_dir=skipped_dir,
     )
