@@ -109,7 +109,7 @@ def restore(origin: Origin, worker: LearnerWorker, statistics: RunStatistics) ->
     if origin.checkpoint is None:
         return
     origin.checkpoint.restore(worker.learner)
-    if worker.opponents is not None and origin.checkpoint.has_opponents:
+    if origin.checkpoint.has_opponents and worker.opponents is not None:
         _restore_opponents(origin.checkpoint, worker.learner, worker.opponents)
     statistics.policy_version = worker.learner.policy_version
     if origin.same_run and "statistics" in origin.checkpoint.state:
