@@ -50,7 +50,7 @@ class RolloutActor:
         check_same_code(self._setup.code)
         keep_freed_memory()
         torch.set_num_threads(self._setup.num_threads)
-        self._worker = self._setup.make_worker(self._actor, self._restart_index)
+        self._worker = self._setup.make_worker(self._actor, self._restart_index, ray.get)
 
     def rollout(self, weights: Weights) -> np.ndarray:
         """One unroll as Arrow bytes."""

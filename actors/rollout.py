@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from shoal.actors.config import EPISODE
 from shoal.actors.episodes import EpisodeCounter
+from shoal.actors.self_play import SelfPlayEnvironment
 from shoal.envs.boundary import (
     DiscreteActions,
     EnvironmentFault,
@@ -80,6 +81,7 @@ class RolloutWorker:
         self._episodes = EpisodeCounter(envs.num_envs)
         self._columns = allocate(self.spec, envs.num_envs)
         self._columns["training_env_id"][:] = self.training_env_ids
+        self._self_play = envs if isinstance(envs, SelfPlayEnvironment) else None
         self._masks = envs.action_mask if envs.spec.num_mask and isinstance(envs, MaskedEnvironment) else None
         self.envs.reset(self._columns["obs"][:, 0])
         if self._masks is not None:
@@ -148,6 +150,8 @@ class RolloutWorker:
             self._begin()
         if weights.env_options is not None and weights.env_options != self._env_options:
             self._set_options(weights.env_options)
+        if self._self_play is not None:
+            self._self_play.play_against(weights.opponents)
         actions = self.policy.actions
         uniform = 1 - torch.rand(
             (self.spec.unroll_length, self.envs.num_envs, actions.num_uniform), generator=self._generator
@@ -185,6 +189,9 @@ class RolloutWorker:
             raise
         now = time.perf_counter()
         env_seconds += now - mark
+        if self._self_play is not None:
+            acting = self._self_play.take_policy_seconds()
+            policy_seconds, env_seconds = policy_seconds + acting, env_seconds - acting
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
         with torch.inference_mode():
             payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
@@ -260,7 +267,7 @@ class RolloutWorker:
         for _, numbers in told.episodes:
             for name, number in numbers.items():
                 metrics.setdefault(name, []).append(number)
-        statistics = {
+        statistics: dict[str, Any] = {
             **seconds,
             "pack_seconds": self._pack_seconds,
             "env_steps": count_valid(self._columns),
@@ -270,6 +277,8 @@ class RolloutWorker:
             "remarks": {kind: [count, told.examples[kind]] for kind, count in told.counts.items()},
             "ignored_tokens": self._count_ignored_tokens(),
         }
+        if self._self_play is not None:
+            statistics["games"], statistics["opponent_env_steps"] = self._self_play.take_games()
         header = TrajectoryHeader(
             run_id=run_id,
             actor=actor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from shoal.actors.code import Code
 from shoal.actors.config import EPISODE, reset_key
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.self_play import Games, SelfPlayEnvironment
 from shoal.actors.user_code import UserCode
 from shoal.envs.boundary import (
     DictSpace,
@@ -35,6 +37,10 @@ from shoal.policy.observation import (
     VectorObservation,
 )
 from shoal.policy.recurrent_policy import RecurrentPolicy
+from shoal.policy.weights import Weights
+
+Fetch = Callable[[Any], Weights]
+"""Turns ``Opponent.weights`` into ``Weights``."""
 
 
 def observation_of(spec: EnvSpec) -> Observation:
@@ -117,6 +123,8 @@ class WorkerSetup:
     num_threads: int = 1
     user_code: UserCode = dataclasses.field(default_factory=UserCode)
     """What ``env_id``, ``policy_kind`` and ``core`` name, where no import finds it."""
+    games: Games | None = None
+    """The games of one actor, of whose agents ``num_envs`` are trained; None without self-play."""
     code: Code | None = None
     """The learner's code; a process that runs other code raises."""
 
@@ -177,14 +185,16 @@ class WorkerSetup:
             raise ValueError(no_infos(self.env_id, self.reset_memory))
         env.watch(key)
 
-    def make_worker(self, actor: int, restart_index: int) -> RolloutWorker:
+    def make_worker(self, actor: int, restart_index: int, fetch: Fetch = lambda weights: weights) -> RolloutWorker:
         """The worker of one actor; every (actor, restart index) has random streams of its own."""
         # Spawn keys rather than offsets: seeds of different slots, actors and restart indices never overlap.
-        env_seed, action_seed = np.random.SeedSequence(self.seed, spawn_key=(actor, restart_index)).spawn(2)
+        streams = np.random.SeedSequence(self.seed, spawn_key=(actor, restart_index))
+        env_seed, action_seed = streams.spawn(2)
         with torch.random.fork_rng():
             policy = self.make_policy()
+        env = self.make_env(env_seed) if self.games is None else self._make_games(self.games, env_seed, streams, fetch)
         return RolloutWorker(
-            self.make_env(env_seed),
+            env,
             policy,
             self.unroll_length,
             run_id=self.run_id,
@@ -194,6 +204,14 @@ class WorkerSetup:
             burn_in=self.burn_in,
             reset_memory=self.reset_memory,
         )
+
+    def _make_games(
+        self, games: Games, env_seed: np.random.SeedSequence, streams: np.random.SeedSequence, fetch: Fetch
+    ) -> SelfPlayEnvironment:
+        env = dataclasses.replace(self, num_envs=games.num_slots).make_env(env_seed)
+        (seed,) = streams.spawn(1)
+        with torch.random.fork_rng():
+            return SelfPlayEnvironment(env, games, self.make_policy, fetch, seed)
 
 
 def no_infos(env_id: str, reset_memory: str) -> str:

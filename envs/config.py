@@ -82,7 +82,8 @@ class EnvConfig(AdapterOptions):
     function annotated as returning one (``package.module:Name``), or ``pettingzoo:package.module:factory`` for what
     returns a ``pettingzoo.ParallelEnv`` or ``AECEnv``."""
     num_envs: Annotated[int, Field(ge=1)] = 16
-    """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them."""
+    """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them. With
+    self-play those of the trained agents."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The environment's own arguments, e.g. ``{"delay": 12}`` for ``recall``."""
 

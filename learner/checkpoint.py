@@ -5,6 +5,7 @@
 ``<policy_version>/optimizer.pt``  optimizer, random streams and running statistics, loaded with ``weights_only=True``
 ``<policy_version>/state.json``  counters, ledger, config, observation and action names, and when it was saved
 ``<policy_version>/rollouts.npz``  environments, memory and waiting unrolls of a run in one process
+``<policy_version>/opponents.npz``  the versions that self-play games are played against
 ``<policy_version>/manifest.json``  size and sha256 of each of these
 """
 
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 _FILES = ("weights.safetensors", "regularizer.safetensors", "optimizer.pt", "state.json")
-_ROLLOUTS = "rollouts.npz"
+_ROLLOUTS, _OPPONENTS = "rollouts.npz", "opponents.npz"
+_OPTIONAL = (_ROLLOUTS, _OPPONENTS)
 
 _NORMALIZATION = {
     "normalize_observations": "policy.normalize_observations",
@@ -67,6 +69,8 @@ class Checkpoint:
     state: Mapping[str, Any]
     has_rollouts: bool = False
     """Whether ``load_rollouts`` has something to load."""
+    has_opponents: bool = False
+    """Whether ``load_opponents`` has something to load."""
 
     @property
     def policy_version(self) -> int:
@@ -89,10 +93,21 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be read.
         """
+        return self._load_plain(_ROLLOUTS)
+
+    def load_opponents(self) -> Any:
+        """What ``Checkpoints.save`` was given as ``opponents``.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self._load_plain(_OPPONENTS)
+
+    def _load_plain(self, name: str) -> Any:
         try:
-            return load_plain(self.path / _ROLLOUTS)
+            return load_plain(self.path / name)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / _ROLLOUTS} cannot be read: {error}") from error
+            raise CheckpointError(f"{self.path / name} cannot be read: {error}") from error
 
     def restore(self, learner: Learner) -> None:
         """Load weights, optimizer, regularizer, random streams and trained steps into ``learner``.
@@ -247,10 +262,12 @@ class Checkpoints:
         weights: Weights | None = None,
         *,
         rollouts: Mapping[str, Any] | None = None,
+        opponents: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write a checkpoint of ``learner`` with ``state`` beside it; visible under its name only once complete.
 
-        ``rollouts`` is the acting side's state, of plain data and arrays (``learner.plain_file``).
+        ``rollouts`` is the acting side's state, ``opponents`` the pool of self-play's, both of plain data and arrays
+        (``learner.plain_file``).
 
         With ``weights``, which ``learner`` published before, it holds these and a fresh optimizer, because the moments
         of that time are gone. The learner may go on with its updates meanwhile.
@@ -291,14 +308,19 @@ class Checkpoints:
                 save_file(tensors, temporary / _FILES[0])
                 save_file(kept, temporary / _FILES[1])
                 torch.save(training, temporary / _FILES[2])
-                if rollouts is not None:
-                    save_plain(temporary / _ROLLOUTS, rollouts)
+                further = {
+                    name: value
+                    for name, value in zip(_OPTIONAL, (rollouts, opponents), strict=True)
+                    if value is not None
+                }
+                for name, value in further.items():
+                    save_plain(temporary / name, value)
             except (SafetensorError, RuntimeError) as error:
                 # That is what safetensors and torch make of a full disk.
                 raise OSError(f"{temporary}: {type(error).__name__}: {error}") from error
             # safetensors gives its files to their owner alone, whatever the umask says.
             mode = stat.S_IMODE((temporary / _FILES[3]).stat().st_mode)
-            names = _FILES if rollouts is None else (*_FILES, _ROLLOUTS)
+            names = (*_FILES, *further)
             for name in names:
                 (temporary / name).chmod(mode)
             manifest = {name: _fingerprint(temporary / name) for name in names}
@@ -405,8 +427,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = _read_json(path / "manifest.json")
-        has_rollouts = _ROLLOUTS in manifest
-        for name in (*_FILES, _ROLLOUTS) if has_rollouts else _FILES:
+        for name in (*_FILES, *(name for name in _OPTIONAL if name in manifest)):
             actual = _fingerprint(path / name)
             if actual != manifest.get(name):
                 raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
@@ -419,7 +440,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
     if problem := _problem(state):
         raise CheckpointError(f"{path / 'state.json'}: {problem}")
-    return Checkpoint(path, state, has_rollouts)
+    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
 
 
 def _problem(state: Mapping[str, Any]) -> str | None:

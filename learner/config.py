@@ -140,3 +140,24 @@ class LearnerConfig(Section):
                 "clipping off instead of clipping most; both must be above 0",
                 {"schedules": self.schedules, "value_clip_coef": self.value_clip_coef, "end": course.end or 0},
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfPlayConfig(Section):
+    """Games in which one agent is trained and frozen versions of the policy play the others. With one learner, in
+    mode=inline and mode=local."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the games of every actor that are played so, as near as env.num_envs, which counts the trained agents,
+    can be divided; 0 plays none. In the other games all agents are trained."""
+    every_updates: Annotated[int, Field(ge=1)] = 50
+    """Updates from one version that joins the pool to the next; the first are the weights that the run begins with."""
+    pool_size: Annotated[int, Field(ge=1, le=64)] = 16
+    """Versions in the pool, of which the oldest makes room. Every checkpoint has their weights."""
+    draw: Literal["uniform", "results"] = "uniform"
+    """``uniform``: every version equally often. ``results``: in proportion to (1 - w)^2, w the share of the last games
+    against it that were won (prioritized fictitious self-play, Vinyals et al. 2019), so that those that win come
+    most often."""
+    versions_at_once: Annotated[int, Field(ge=2, le=16)] = 2
+    """Versions that an actor plays at a time, each in one call of the network for all its agents. Each begins its part
+    of the games and then makes room for another one."""

@@ -16,6 +16,7 @@ from shoal.learner.batch import BatchAssembler
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate
 from shoal.learner.ledger import Ledger
+from shoal.learner.opponents import OpponentPool
 from shoal.learner.parity_check import LogProbParityCheck
 from shoal.learner.recorder import Recorder
 from shoal.learner.schedules import ScheduledSettings
@@ -92,6 +93,8 @@ class LearnerWorker:
     """The last published ones."""
     batch: TensorDict | None = None
     """The last trained batch."""
+    opponents: OpponentPool | None = None
+    """The versions that self-play games are played against; None without self-play."""
     env_options: Mapping[str, Any] | None = None
     """Options of the environments' episodes, which go with every published version (``Weights.env_options``)."""
 
@@ -136,6 +139,8 @@ class LearnerWorker:
             learner.group.seconds = 0.0
         self.batch = batch
         ledger = self.queue.book(trajectories, trained=result.env_steps)
+        if self.opponents is not None:
+            self.opponents.add_games(trajectories)
         with clock.time("publish"):
             try:
                 weights = self.publish()
@@ -177,6 +182,8 @@ class LearnerWorker:
 
     def _publish(self, weights: Weights) -> None:
         self.weights = weights
+        if self.opponents is not None:
+            weights = self.opponents.publish(weights, self.publish_to)
         self.queue.publish(weights.policy_version, self.publish_to(weights))
 
     def _without_update(

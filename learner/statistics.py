@@ -127,6 +127,8 @@ class RunStatistics:
         self.slots_begun_anew = 0
         """Slots that began an episode because the run was resumed: their environments could not go on."""
         self.env_faults = 0
+        self.opponent_env_steps = 0
+        """Steps of frozen agents in trained trajectories; no ledger has them, because they are never delivered."""
         self.ignored_tokens = 0
         self.remarks: Counter[str] = Counter()
         """Number of cases by remark on environments (``envs.reports``)."""
@@ -268,6 +270,7 @@ class RunStatistics:
             self.stage_seconds["actor_pack"] += statistics["pack_seconds"]
             self.ignored_tokens += statistics["ignored_tokens"]
             self.env_faults += len(statistics["faults"])
+            self.opponent_env_steps += statistics.get("opponent_env_steps", 0)
             self.received_bytes += num_bytes
             self.policy_lag.observe([policy_lag])
             messages += statistics["faults"]

@@ -43,6 +43,8 @@ class Saving:
     """Returns the run's state beside the weights."""
     rollouts: Callable[[], Mapping[str, Any] | None] = lambda: None
     """Returns the acting side's state, between two updates; None where it is not this process's."""
+    opponents: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """Returns the versions that self-play games are played against; None without self-play."""
     undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
 
@@ -154,7 +156,9 @@ def _save(
     learner = worker.learner
     with worker.clock.time("checkpoint"), saving.undisturbed():
         try:
-            path = saving.checkpoints.save(learner, saving.describe(), rollouts=saving.rollouts())
+            path = saving.checkpoints.save(
+                learner, saving.describe(), rollouts=saving.rollouts(), opponents=saving.opponents()
+            )
         except (OSError, CheckpointError) as error:
             if required:
                 raise

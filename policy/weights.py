@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from torch import nn
 
 class WeightsError(ValueError):
     """The buffer is not the published one: its size or hash differs, or its version is older."""
+
+
+class Opponent(NamedTuple):
+    """A frozen version that plays agents of self-play games."""
+
+    policy_version: int
+    probability: float
+    """Of being drawn."""
+    weights: Any
+    """Its ``Weights``, or a reference to them, as a pool passes weights to its workers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class Weights:
     """xxh3-128 of the buffer: every actor verifies every version, and sha256 would cost ten times as much."""
     env_options: Mapping[str, Any] | None = None
     """Options for the episodes that begin while actors act with this version; None for none."""
+    opponents: tuple[Opponent, ...] = ()
+    """The versions that self-play games are played against; references, so that none is sent twice."""
 
     def verify(self) -> None:
         """Raise WeightsError if the buffer does not match its hash."""

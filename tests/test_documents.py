@@ -21,7 +21,10 @@ from shoal.deploy.settings.sections import Config
 TESTS = ROOT / "tests"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]
-SECTIONS = ["actor", "checkpoint", "cluster", "env", "evaluation", "learner", "log", "metrics", "policy", "recorder"]
+SECTIONS = [
+    *("actor", "checkpoint", "cluster", "env", "evaluation", "learner", "log", "metrics", "policy", "recorder"),
+    "self_play",
+]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 BY_NAME = {page.name: page for page in PAGES}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -47,6 +47,7 @@ def check(config: Config, run_dir: Path) -> list[str]:
 
 
 def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
+    from shoal.deploy.placement.setups import games_of
     from shoal.envs.raised import raised
     from shoal.envs.registry import make_env_spec
 
@@ -59,6 +60,10 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
         return None, [
             f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
+    try:
+        games_of(config, spec)
+    except ValueError as error:
+        return None, [str(error)]
     if reset_key(config.actor.reset_memory) is not None and spec.spaces is None:
         from shoal.actors.worker_setup import no_infos
 

@@ -22,6 +22,7 @@ from shoal.deploy.monitoring.bottleneck import STAGES, Bottleneck
 from shoal.deploy.monitoring.learning import CAUSES, VERDICTS, Interval, Learning, Recorded, judge
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
 from shoal.learner.ledger import Ledger
+from shoal.learner.opponents import Result
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import Histogram, RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -59,6 +60,8 @@ class Sources:
     learning: Callable[[], Learning] = lambda: judge(Recorded(), expect_after=1.0)
     run_dir: Path = Path()
     evaluations: Evaluations = dataclasses.field(default_factory=Evaluations)
+    opponents: Callable[[], Sequence[Result]] = tuple
+    """Results against the versions of self-play, oldest first."""
     callback_numbers: Callable[[], Mapping[str, float]] = dict
     """The last numbers that callbacks returned, by name."""
     failed_readings: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -195,6 +198,17 @@ _REMARKED = (
 )
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 
+_OPPONENT = "By the place of the version in the pool, newest is the last that joined."
+_WINS = (
+    "Share of the last 128 whole games against a version in which the trained agent had a higher return than the mean "
+    f"of the others; a draw counts one half. {_OPPONENT} Absent before the first game."
+)
+_DIFFERENCE = f"Mean of the trained agent's return less the mean of the others', over the same games. {_OPPONENT}"
+_FROZEN = (
+    "Environment steps of agents that frozen versions played, in trained trajectories. No other count has them: they "
+    "are neither delivered nor trained."
+)
+
 _CALLBACK = "Numbers that the run's callbacks returned, by the names they gave them: the last of each."
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
@@ -314,6 +328,21 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     _counter("evaluations_total", "Evaluations made by this process.", lambda s: s.evaluations.count),
     _counter("failed_evaluations_total", "Evaluations that failed or timed out.", lambda s: s.evaluations.failed),
+    # Self-play
+    _gauge(
+        "opponent_version",
+        f"Policy version of each opponent. {_OPPONENT}",
+        lambda s: _by_place(s, lambda result: result.policy_version),
+        "opponent",
+    ),
+    _gauge("opponent_win_ratio", _WINS, lambda s: _by_place(s, lambda result: result.win_share), "opponent"),
+    _gauge(
+        "opponent_return_difference",
+        _DIFFERENCE,
+        lambda s: _by_place(s, lambda result: result.return_difference),
+        "opponent",
+    ),
+    _counter("opponent_env_steps_total", _FROZEN, lambda s: s.statistics.opponent_env_steps),
     # Callbacks
     _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name"),
     # Actors
@@ -420,6 +449,15 @@ def _evaluated(result: EvaluationResult | None) -> float:
 def _evaluation_steps(sources: Sources) -> float:
     last = sources.evaluations.last
     return float("nan") if last is None else last.env_steps
+
+
+def _by_place(sources: Sources, read: Callable[[Result], float | None]) -> dict[str, float]:
+    """A number of every opponent by its place: versions as labels would never end."""
+    found = {}
+    for place, result in enumerate(reversed(sources.opponents())):
+        if (number := read(result)) is not None:
+            found[f"newest-{place}" if place else "newest"] = number
+    return found
 
 
 def _scheduled(sources: Sources) -> ScheduledSettings:

@@ -292,6 +292,30 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             note="run.log names environment, slot, step and field of each.",
         ),
         Panel(
+            "Games won against earlier versions",
+            {"{{opponent}}": "shoal_opponent_win_ratio"},
+            "percentunit",
+            share=True,
+            when_empty="no self-play",
+            note="Good: high against the oldest, above one half against the newest.",
+        ),
+        Panel(
+            "Return above that of earlier versions",
+            {"{{opponent}}": "shoal_opponent_return_difference"},
+            when_empty="no self-play",
+        ),
+        Panel(
+            "Earlier versions that are played",
+            {"{{opponent}}": "shoal_opponent_version"},
+            "none",
+            when_empty="no self-play",
+        ),
+        Panel(
+            "Steps of frozen agents",
+            {"steps": rate("shoal_opponent_env_steps_total")},
+            note="Per second; no other count has them.",
+        ),
+        Panel(
             "Numbers of info at an episode's end",
             {"{{name}}": "shoal_episode_metric"},
             "none",

@@ -99,6 +99,16 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
     Raises:
         LayoutError: numbers that were set do not divide into each other.
     """
+    layout = _choose(config, machine)
+    if config.self_play.share and layout.num_learners > 1:
+        raise LayoutError(
+            f"self_play.share: the pool of versions belongs to one learner, and there would be {layout.num_learners}; "
+            "choose placement=disaggregated with learner.num_learners=1"
+        )
+    return layout
+
+
+def _choose(config: Config, machine: Machine) -> Layout:
     placement, why = _placement(config, machine)
     if placement == "colocated":
         cores = machine.cores if machine.actor_places is None else 1 + machine.actor_places
@@ -115,6 +125,8 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
 def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "disaggregated"], str]:
     if config.placement != "auto":
         return config.placement, f"placement={config.placement}"
+    if config.self_play.share and config.learner.num_learners == "auto":
+        return "disaggregated", "self-play has one learner"
     if config.learner.num_learners != "auto":
         acting = config.learner.num_learners > 1 and not machine.accelerator
         return "colocated" if acting else "disaggregated", f"learner.num_learners={config.learner.num_learners}"

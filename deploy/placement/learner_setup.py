@@ -15,11 +15,12 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.placement.layout import Share
 from shoal.envs.boundary import EnvSpec
 from shoal.learner.batch import BatchAssembler
-from shoal.learner.config import LearnerConfig, RecorderConfig
+from shoal.learner.config import LearnerConfig, RecorderConfig, SelfPlayConfig
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger
+from shoal.learner.opponents import OpponentPool
 from shoal.learner.parity_check import LogProbParityCheck
 from shoal.learner.recorder import Recorder
 from shoal.learner.statistics import StageClock
@@ -52,6 +53,8 @@ class LearnerSetup:
     """Consecutive failures of a rollout worker in the learner's own process that end the run."""
     seed: int
     recorder: RecorderConfig
+    self_play: SelfPlayConfig | None = None
+    """None without self-play."""
     in_turn: bool = False
     """One thread acts and learns in turn, so that results must not depend on how long anything takes."""
     rollout_processes: RolloutProcesses | None = None
@@ -93,6 +96,7 @@ class LearnerSetup:
             parity_check=LogProbParityCheck(policy, path, max_policy_lag=self.max_policy_lag),
             clock=StageClock(),
             recorder=Recorder(self.recorder, keeps_weights=share.first_shard == 0),
+            opponents=OpponentPool(self.self_play) if self.self_play else None,
         )
         path.prepare(policy)
         return worker

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from shoal.actors.code import this_code
+from shoal.actors.config import EPISODE
+from shoal.actors.self_play import Games, divide_games
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout
@@ -24,6 +26,9 @@ def make_worker_setup(
         run_id: id of the run.
         session: number of times the run was resumed.
         interface: the names by which existing weights read the environment; None for fresh ones, which take its order.
+
+    Raises:
+        ValueError: the share of self-play's games cannot be met.
     """
     presented = (observation_of(spec), actions_of(spec))
     # Every session of a resumed run has random streams of its own.
@@ -53,8 +58,26 @@ def make_worker_setup(
         reset_memory=config.actor.reset_memory,
         num_threads=config.actor.num_threads,
         user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
+        games=games_of(config, spec),
         code=this_code(),
     )
+
+
+def games_of(config: Config, spec: EnvSpec) -> Games | None:
+    """The games of one actor; None without self-play.
+
+    Raises:
+        ValueError: the share of games cannot be met, or the memory is carried across games.
+    """
+    chosen = config.self_play
+    if not chosen.share:
+        return None
+    if config.actor.reset_memory != EPISODE:
+        raise ValueError(
+            f"self_play.share={chosen.share:g} with actor.reset_memory={config.actor.reset_memory}: every game begins "
+            "with other agents, whose memory is not carried on; leave one of the two out"
+        )
+    return divide_games(config.env.num_envs, spec.num_agents, chosen.share, chosen.versions_at_once)
 
 
 def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec) -> LearnerSetup:
@@ -69,6 +92,7 @@ def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec
         max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
+        self_play=config.self_play if config.self_play.share else None,
         in_turn=config.mode == "inline",
         recorder=config.recorder,
     )

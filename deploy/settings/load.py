@@ -159,6 +159,11 @@ def _cross_checks(config: Config) -> list[str]:
         for name, schedule in config.learner.schedules.items()
         if schedule.over_env_steps == "run" and schedule.warmup_env_steps >= config.total_env_steps
     ]
+    if config.self_play.share and config.mode == "cluster":
+        problems.append(
+            "self_play.share: games against versions of the policy are played in mode=inline and mode=local; choose "
+            "one of these, or self_play.share=0"
+        )
     if config.evaluation.every_env_steps > config.total_env_steps:
         problems.append(
             f"evaluation.every_env_steps: {config.evaluation.every_env_steps} is more than total_env_steps="

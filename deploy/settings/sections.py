@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
-from shoal.learner.config import LearnerConfig, RecorderConfig
+from shoal.learner.config import LearnerConfig, RecorderConfig, SelfPlayConfig
 from shoal.policy.config import PolicyConfig
 from shoal.section import LONGEST_SECONDS, Seconds, Section
 
@@ -163,7 +163,7 @@ class Config(Section):
     """``colocated``: every learner also acts on slots of its own, one process per core. ``disaggregated``: rollout
     processes feed the learner, or each of learner.num_learners. ``auto``: disaggregated where the learner has an
     accelerator, in a cluster, where actor.num_actors or learner.num_threads is set, where environments run in
-    processes of their own, or where minibatches are small; else colocated."""
+    processes of their own, with self-play, or where minibatches are small; else colocated."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""
@@ -179,6 +179,7 @@ class Config(Section):
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    self_play: SelfPlayConfig = dataclasses.field(default_factory=SelfPlayConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from shoal.actors.self_play import Games
 from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, Bottleneck, BottleneckMonitor
 from shoal.deploy.monitoring.learning import Cause, LearningMonitor
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
@@ -23,6 +24,8 @@ from shoal.deploy.records.json_lines import event
 from shoal.deploy.training.screen import Screen
 from shoal.envs.reading import reading
 from shoal.learner.config import PPO
+from shoal.learner.opponents import Result
+from shoal.learner.opponents import sentence as won
 from shoal.learner.parity_check import TOLERANCE
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -69,12 +72,23 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
             f"  acts     {actions}",
             f"  learns   {_update(run)}",
             f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
+            *_games(run.setup.worker.games),
             f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
             *([f"  sends    {sent} to every node"] if sent else []),
             f"  metrics  {metrics_url or 'not served'}",
             f"  run      {run.run_dir}",
         ]
     )
+
+
+def _games(games: Games | None) -> list[str]:
+    if games is None:
+        return []
+    among = f", {games.among_themselves} among its own agents" if games.among_themselves else ""
+    return [
+        f"  plays    {games.against_versions} games of each actor against versions of itself, {games.num_agents - 1} "
+        f"of {games.num_agents} agents frozen{among}"
+    ]
 
 
 def _update(run: PreparedRun) -> str:
@@ -142,6 +156,7 @@ class Progress:
         time_is_up_at: float = math.inf,
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
+        opponents: Callable[[], Sequence[Result]] = tuple,
         quiet: bool = False,
         stalled: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -160,6 +175,7 @@ class Progress:
         self._learning = learning
         self._reported_cause: Cause | None = None
         self._evaluations = evaluations or Evaluations()
+        self._opponents = opponents
         self._reported_evaluation = self._evaluations.last
         # A notebook gets the plain lines: rich's live view would need a package of its own there. Its kernel sets
         # FORCE_COLOR, as continuous integration does, by which rich takes any file for a terminal.
@@ -302,6 +318,7 @@ class Progress:
             **({"learning": learning.advice or learning.details} if learning.details else {}),
             "memory": self._memory(),
             "actors": self._actors(),
+            **({"self-play": words} if (words := won(self._opponents())) else {}),
             **({"evaluation": sentence(last)} if (last := self._evaluations.last) else {}),
             "bottleneck": self._bottleneck.sentence if self._bottleneck else "-",
         }
@@ -410,6 +427,8 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
             f"  faults      {summary['actor_restarts']} actors replaced{after}, "
             f"{summary['env_faults']} environment slots restarted"
         )
+    if words := won([Result(**each) for each in summary.get("self_play") or ()]):
+        lines.append(f"  self-play   {words}")
     if (evaluation := summary.get("evaluation")) and evaluation["last"]:
         last = EvaluationResult(**evaluation["last"])
         best = EvaluationResult(**evaluation["best"]) if evaluation["best"] else None

@@ -10,11 +10,14 @@ from pathlib import Path
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint
+from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
+from shoal.learner.opponents import OpponentPool
 from shoal.learner.statistics import RunStatistics
 from shoal.policy.actions import Actions
 from shoal.policy.observation import Observation
 from shoal.policy.remap import NameMap, PolicyInterface, Remapping, remap
+from shoal.policy.weights import published_tensors
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +102,15 @@ def restore(origin: Origin, worker: LearnerWorker, statistics: RunStatistics) ->
     """Load the checkpoint into the learner and continue its ledger and, if it is of this run, its statistics.
 
     Steps that were in flight when the checkpoint was saved are lost: they are dropped as ``restart``.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the learner, or holds damaged versions for self-play.
     """
     if origin.checkpoint is None:
         return
     origin.checkpoint.restore(worker.learner)
+    if origin.checkpoint.has_opponents and worker.opponents is not None:
+        _restore_opponents(origin.checkpoint, worker.learner, worker.opponents)
     statistics.policy_version = worker.learner.policy_version
     if origin.same_run and "statistics" in origin.checkpoint.state:
         try:
@@ -115,3 +123,14 @@ def restore(origin: Origin, worker: LearnerWorker, statistics: RunStatistics) ->
     ledger.dropped["restart"] += saved["in_flight"]
     if not ledger.dropped["restart"]:
         del ledger.dropped["restart"]
+
+
+def _restore_opponents(checkpoint: Checkpoint, learner: Learner, pool: OpponentPool) -> None:
+    size = sum(tensor.numel() for tensor in published_tensors(learner.policy).values())
+    try:
+        pool.set_state(checkpoint.load_opponents(), size)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: the versions for self-play do not fit: {error}; resume another checkpoint, or train "
+            "on with self_play.share=0"
+        ) from error

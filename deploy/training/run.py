@@ -39,6 +39,7 @@ from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPl
 from shoal.deploy.training.summary import summarize
 from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.opponents import Result
 from shoal.learner.training_loop import Limits, Saving, train
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def _watch(
         time_is_up_at=asked.time_is_up_at,
         json_lines=config.log.format == "json",
         evaluations=evaluations,
+        opponents=lambda: _results(run) or (),
         quiet=quiet,
         stalled=stall.now,
     )
@@ -193,6 +195,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         updates=run.updates,
         describe=run.describe,
         rollouts=_rollouts(run, workers),
+        opponents=lambda: None if run.learner.opponents is None else run.learner.opponents.get_state(),
         undisturbed=asked.deferred,
     )
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
@@ -228,6 +231,7 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             stopped_by=asked.stopped_by or None,
             limit=run.bottleneck.whole(),
             evaluations=watchers.evaluations,
+            opponents=_results(run),
             about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
         )
         write_json(run.run_dir / "summary.json", summary)
@@ -235,6 +239,11 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             _end_after_failure(callbacks, summary)
     callbacks.ended(summary)
     return summary
+
+
+def _results(run: PreparedRun) -> tuple[Result, ...] | None:
+    """Results against the versions of self-play; None without it."""
+    return None if run.learner.opponents is None else run.learner.opponents.results
 
 
 def _rollouts(run: PreparedRun, workers: WorkerGroup) -> Callable[[], dict[str, Any] | None]:
@@ -290,6 +299,7 @@ def _sources(
         target_env_steps=config.total_env_steps,
         run_dir=run.run_dir,
         evaluations=evaluations,
+        opponents=lambda: _results(run) or (),
         callback_numbers=lambda: callbacks.numbers,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from shoal.actors.pool import Recoveries
@@ -10,6 +12,7 @@ from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.learning import Learning
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
+from shoal.learner.opponents import Result
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import Weights
@@ -28,6 +31,7 @@ def summarize(
     stopped_by: str | None,
     limit: Bottleneck | None,
     evaluations: Evaluations,
+    opponents: Sequence[Result] | None,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The summary of a run that is over.
@@ -41,6 +45,7 @@ def summarize(
         stopped_by: what ended the run before its last step: ``signal``, ``max_seconds``, ``callback``,
             ``ray_lost``, or None.
         limit: the bottleneck over the whole run.
+        opponents: results against the versions of self-play; None without it.
         about: further entries that say which run it was.
     """
     ledger, seconds, lag = trajectory_queue.ledger, statistics.seconds, statistics.policy_lag
@@ -70,6 +75,8 @@ def summarize(
         "env_faults": statistics.env_faults,
         "slots_begun_anew": statistics.slots_begun_anew,
         "episode_metrics": statistics.episode_metrics,
+        "self_play": None if opponents is None else [dataclasses.asdict(result) for result in opponents],
+        "opponent_env_steps": statistics.opponent_env_steps,
         "env_remarks": dict(statistics.remarks),
         "skipped_updates": statistics.skipped_updates,
         "optimizer_steps": statistics.optimizer_steps,

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, ...]] = {
         *("env.id=recall", "actor.num_actors=3", "env.num_envs=2", "learner.batch_size=4", "actor.max_policy_lag=2"),
         "learner.refresh_states=true",
     ),
+    "self-play": ("env.id=pettingzoo:turn_games:Nim", "self_play.share=0.6", "self_play.every_updates=2"),
     "plain": ("env.id=stateful_envs:PlainWalk-v0", "env.wrappers=[stateful_envs:Smoothing]"),
     "saying": ("env.id=stateful_envs:SayingWalk-v0",),
 }

@@ -11,6 +11,7 @@ from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.learning import Interval, Recorded, judge
 from shoal.learner.data_share import PER_ACTOR
 from shoal.learner.ledger import Ledger
+from shoal.learner.opponents import Result
 from shoal.learner.schedules import ScheduledSettings
 from shoal.learner.statistics import RunStatistics, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -72,6 +73,10 @@ def make_sources() -> Sources:
         accelerator_memory=lambda: {"allocated": 7, "reserved": 8, "total": 9},
         finished=lambda: True,
         target_env_steps=1000,
+        opponents=lambda: [
+            Result(policy_version=0, games=9, win_share=0.75, return_difference=0.5),
+            Result(policy_version=50, games=0, win_share=None, return_difference=None),
+        ],
         callback_numbers=lambda: {"success": 0.5},
         failed_readings=Counter(shoal_broken=1),
     )

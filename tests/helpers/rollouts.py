@@ -186,12 +186,13 @@ def small_policy(seed=0):
 TINY_HIDDEN = 4
 
 
-def tiny_policy(core="lstm"):
-    """A policy of ``SMALL`` with a handful of units, sharpened too: for properties that are tried on many cases."""
-    torch.manual_seed(0)
+def tiny_policy(core="lstm", observation=None, actions=("a", "b", "c"), seed=0):
+    """A policy, by default of ``SMALL``, with a handful of units, sharpened too: for properties that are tried on many
+    cases."""
+    torch.manual_seed(seed)
     sizes = {"fc1": 6, "encoded_obs": 5, core_component(core): TINY_HIDDEN, "critic_1": 6, "actor_1": 6}
     components = {name: {"size": size} for name, size in sizes.items()}
-    policy = ComponentPolicy(VectorObservation(3), ["a", "b", "c"], 3, components=components, core=core)
+    policy = ComponentPolicy(observation or VectorObservation(3), actions, 3, components=components, core=core)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(3)
