@@ -158,7 +158,9 @@ def test_trained_agents_are_trained_as_without_opponents(settings: dict[str, Any
         for t in range(steps):
             columns = played.trajectories[t // T].columns
             slot, at = played.trained[t][row], t % T
-            actions, rows, _ = played.duels.log[t]
+            actions, rows, masks = played.duels.log[t]
+            if settings.get("masked"):
+                assert columns["action_mask"][row, at].tolist() == masks[slot].tolist()
             seen = played.duels.log[t - 1][1] if t else None
             assert columns["obs"][row, at].tolist() == (seen.obs if seen else played.duels.first)[slot].tolist()
             is_first = bool(seen.is_first[slot]) if seen else True
@@ -288,6 +290,11 @@ def test_a_worker_goes_on_exactly(settings: dict[str, Any], games: Games, tmp_pa
     state = stop(played, tmp_path)
     again = Played(games, **settings, seed=9)
     assert again.worker.set_state(state) == {}
+    places = state["env"]["places"]
+    for saved, now in zip(places, again.worker.get_state()["env"]["places"], strict=True):
+        for name, part in saved["memory"].items():
+            np.testing.assert_array_equal(now["memory"][name], part)
+    assert any(part.any() for saved in places for part in saved["memory"].values())
     opponents = played.opponents([2, 3])  # of those that play now, some have left the pool
     for version in range(6, 14):
         one, other = played.unroll(version, opponents), again.unroll(version, opponents)
