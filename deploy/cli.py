@@ -297,7 +297,8 @@ def _train(options: argparse.Namespace) -> int:
         _leave(_fail("the run failed", error, place))
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
         return _fail("the run failed", error, place)
-    code = 128 + outcome.interrupted_by if outcome.interrupted_by else 0
+    # A signal after the summary, in the wait for the last scrape, interrupted nothing.
+    code = 128 + outcome.interrupted_by if outcome.interrupted_by and outcome.summary["interrupted_by"] else 0
     return _leave(code) if outcome.ray_lost else code
 
 

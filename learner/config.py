@@ -26,8 +26,8 @@ class RecorderConfig(Section):
     records nothing. They are written when the run ends, whatever ends it but SIGKILL, with a checkpoint at most once a
     minute, and at once where an update is skipped."""
     max_bytes: Annotated[int, Field(ge=1)] = 2**28
-    """Bytes that they take in each learner's memory at most; fewer updates are kept where they are larger. On disk
-    skipped ones may take as much again."""
+    """Bytes that they take in each learner's memory at most, beside the update that is being made; fewer are kept where
+    they are larger. On disk skipped ones may take as much again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,6 +77,11 @@ class StepResult:
     """Hash of the weights after the step."""
 
 
+def not_finite(policy_version: int) -> str:
+    """Why an update whose numbers were finite has failed nevertheless."""
+    return f"the weights of policy version {policy_version} are not finite; they are not published"
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class LearnerWorker:
     """A learner with its queue, assembler, parity check, clock and recorder."""
@@ -171,9 +176,7 @@ class LearnerWorker:
         """
         weights = flatten_weights(self.learner.policy, self.learner.policy_version)
         if not np.isfinite(weights.flat).all():
-            raise NonFiniteUpdate(
-                f"the weights of policy version {weights.policy_version} are not finite; they are not published"
-            )
+            raise NonFiniteUpdate(not_finite(weights.policy_version))
         if self.env_options is not None:
             weights = dataclasses.replace(weights, env_options=self.env_options)
         self.parity_check.remember(weights)

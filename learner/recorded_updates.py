@@ -142,8 +142,8 @@ class RecordedUpdates:
         if not waiting:
             return
         self._written_at = time.monotonic()
-        others = peers({one.attempt for one in waiting}) if any(one.num_learners > 1 for one in waiting) else []
         try:
+            others = peers({one.attempt for one in waiting}) if any(one.num_learners > 1 for one in waiting) else []
             self._directory.mkdir(parents=True, exist_ok=True)
             self._clear_abandoned()
             for one in waiting:
@@ -152,8 +152,10 @@ class RecordedUpdates:
                 if one.outcome != "made":
                     log.error("the %s update is recorded in %s; shoal replay makes it again", one.outcome, path)
             self._clear_old()
-        except (OSError, TypeError) as error:
-            log.error("recorded updates could not be written to %s: %s", self._directory, error)
+        except Exception as error:  # noqa: BLE001  (a GPU raises at every copy once a kernel has failed)
+            log.error(
+                "recorded updates could not be written to %s: %s: %s", self._directory, type(error).__name__, error
+            )
         finally:
             recorder.was_written([one.attempt for one in waiting])
 
@@ -307,7 +309,13 @@ def _problem(document: Any) -> str:
         return f"outcome must be one of {', '.join(get_args(Outcome))}, got {document['outcome']!r}"
     if missing := [name for name in _SHARED if name not in document["shared"]]:
         return f"its state lacks {', '.join(missing)}"
+    if not 1 <= document["num_learners"] <= 2**16 or not document["torch_threads"]:
+        return f"{document['num_learners']} learners with {document['torch_threads']} threads made it"
     ranks = [part.get("rank") if isinstance(part, dict) else None for part in document["parts"]]
+    if not all(type(rank) is int for rank in ranks):
+        return f"its parts must be of learners, got {ranks!r:.80}"
+    if not all(isinstance(part.get("batch"), dict) and "reward" in part["batch"] for part in document["parts"]):
+        return "a part of it has no batch"
     if absent := set(range(document["num_learners"])) - set(ranks):
         return (
             f"it lacks the part of {'learner' if len(absent) == 1 else 'learners'} {', '.join(map(str, absent))}, lost "

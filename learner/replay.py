@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from shoal.learner.checkpoint import make_described_policy
 from shoal.learner.contributions import Contribution
 from shoal.learner.device_choice import check_device, check_precision, make_device_path
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate, UpdateResult
+from shoal.learner.learner_worker import not_finite
 from shoal.learner.recorded_updates import RecordedUpdate, RecordError, machine
 from shoal.learner.recorder import Outcome, copied
 from shoal.policy.weights import flatten_weights
@@ -89,6 +91,8 @@ def replay(recorded: RecordedUpdate) -> Replay:
         except Exception as failed:  # noqa: BLE001  (the user's loss, policy or optimizer may raise any)
             outcome, error = "failed", f"{type(failed).__name__}: {failed}"
         weights = flatten_weights(learners[0].policy, learners[0].policy_version)
+        if outcome == "made" and not np.isfinite(weights.flat).all():
+            outcome, result, error = "failed", None, not_finite(weights.policy_version)
         return Replay(
             recorded=recorded,
             contributions=[one for of_learner in found for one in of_learner],

@@ -160,7 +160,7 @@ class RunStatistics:
         return {
             "episodes": self.all_episodes,
             "returns": list(self.returns),
-            "episode_metrics": {name: list(values) for name, values in self._episode_metrics.items()},
+            "episode_metrics": {name: list(values) for name, values in dict(self._episode_metrics).items()},
             "recent_terms": list(self._terms),
             "first_terms": self.first_terms,
             "wildest_terms": self.wildest_terms,
@@ -247,7 +247,8 @@ class RunStatistics:
         """Record the time of an update that was made just now."""
         self.last_update_timestamp = time.time()
         now = time.monotonic()
-        self.longest_wait = max(self.longest_wait, now - (self._last_update or now))
+        # Forgotten slowly: one stall says nothing about how long updates take.
+        self.longest_wait = max(0.98 * self.longest_wait, now - (self._last_update or now))
         self._last_update = now
 
     @property

@@ -42,7 +42,7 @@ def test_what_is_imported_from_beside_the_environment_is_sent(project: Path) -> 
     config = make_config({"env.id": "sent_env:Env"})
     __import__("sent_env")
     assert own_modules(config) == [project / name for name in ("sent_env.py", "sent_parts", "sent_tools.py")]
-    assert names_of(["/x/sent_env.py", Path("/x/sent_parts"), "s3://x/sent_tools.zip"]) == {
+    assert names_of(["/x/sent_env.py", Path("/x/sent_parts"), "s3://x/sent_tools-1.0-py3-none-any.whl"]) == {
         "sent_env",
         "sent_parts",
         "sent_tools",
@@ -54,4 +54,6 @@ def test_what_is_installed_is_not_sent(env_id: str, project: Path) -> None:
     """Catches gymnasium itself on its way to every node, or whatever else lies in the current directory."""
     __import__("sent_env")
     assert own_modules(make_config({"env.id": env_id})) == []
+    # Its own code goes to the nodes in another way, whatever settings name parts of it.
+    assert own_modules(make_config({"env.id": "shoal.deploy.examples.own_environment:Lamps"})) == []
     assert Path(sysconfig.get_path("purelib")) in Path(sys.modules["gymnasium"].__file__ or "").parents

@@ -19,8 +19,10 @@ import torch
 from rollouts import make_learner, random_batch, small_policy, state_of, tiny_policy
 from shoal import given
 from shoal.deploy.replay.table import lines, to_json
+from shoal.learner import recorded_updates
 from shoal.learner.config import RecorderConfig
 from shoal.learner.learner import Learner, NonFiniteUpdate
+from shoal.learner.learner_worker import not_finite
 from shoal.learner.loss import LossInputs, ppo_loss
 from shoal.learner.plain_file import load_plain, save_plain
 from shoal.learner.recorded_updates import (
@@ -333,6 +335,38 @@ def test_an_update_in_which_the_loss_raises_is_kept(tmp_path: Path, monkeypatch:
         replay(recorded)
 
 
+def test_weights_that_are_not_finite_fail_again(tmp_path: Path) -> None:
+    """Catches a replay that calls an update made which ended the run: only its weights were not finite."""
+    learner = make_learner(
+        tiny_policy(), optimizer="torch.optim:Adam", optimizer_kwargs={"eps": 0.0}, epochs=1, minibatches=1
+    )
+    [batch] = batches(1, learner.policy)
+    recorder = Recorder(RecorderConfig(), keeps_weights=True)
+    recorder.begin(learner, batch)
+    learner.update(batch)
+    assert not np.isfinite(flatten_weights(learner.policy, 0).flat).all()
+    recorder.not_made("failed", f"NonFiniteUpdate: {not_finite(1)}")
+    updates = RecordedUpdates(tmp_path / "recorder", keep=1, about={"run_id": "r", "num_agents": 1})
+    updates.write(learner, recorder, no_peers)
+    again = replay(find_recorded(tmp_path, "1"))
+    assert (again.outcome, again.result, again.error) == ("failed", None, not_finite(1))
+
+
+def test_what_fails_while_updates_are_written_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run without a summary, and with actors that go on, because a broken GPU raises at every copy."""
+
+    def broken(value: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(recorded_updates, "_to_plain", broken)
+    learner = make_learner(tiny_policy())
+    recorded_run(tmp_path, learner, batches(1, learner.policy))
+    assert "could not be written to" in caplog.text
+    assert "RuntimeError: CUDA error" in caplog.text
+
+
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_the_last_few_are_kept_within_the_bytes(tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture) -> None:
     """Catches memory or files that grow with the run, and an update that is larger than allowed and kept all the same,
@@ -466,6 +500,11 @@ def changed(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (changed("parts", {}), "parts must be list"),
         (changed("num_learners", 3), "it lacks the part of learners 1, 2"),
         (changed("shared", {}), "its state lacks policy, optimizer"),
+        (changed("num_learners", 10**12), "1000000000000 learners with 1 threads made it"),
+        (changed("num_learners", 0), "0 learners with 1 threads made it"),
+        (changed("torch_threads", 0), "1 learners with 0 threads made it"),
+        (changed("parts", [{"rank": []}]), "its parts must be of learners"),
+        (changed("parts", [{"rank": 0, "batch": {}}]), "a part of it has no batch"),
         (changed("config", {"epochs": "many"}), "is no recorded update of this version of shoal"),
         (lambda document: {"kind": "rollouts"}, "is no recorded update: another program"),
     ],

@@ -294,7 +294,11 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process
                 "(ray.init); leave the setting out, or call ray.shutdown() before"
             )
         with watched(ADVICE) as watch:
-            yield Cluster(config, watch)
+            try:
+                yield Cluster(config, watch)
+            finally:
+                if watch.lost.is_set():  # Ray would end this process in a minute
+                    leave(watch, owns_process=owns_process)
         return
     configure()
     if config.address != "auto":

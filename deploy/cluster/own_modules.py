@@ -21,7 +21,7 @@ def own_modules(config: Config) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for package in named_packages(config):
-        if (place := _place(package)) is not None:
+        if package != "shoal" and (place := _place(package)) is not None:
             found[package] = place
     beside = {place.parent for place in found.values()}
     for name in [name for name in sys.modules if "." not in name]:
@@ -33,7 +33,7 @@ def own_modules(config: Config) -> list[Path]:
 
 def names_of(py_modules: Iterable[object]) -> set[str]:
     """Names of the modules that ``runtime_env["py_modules"]`` sends already."""
-    return {Path(str(one)).stem for one in py_modules}
+    return {Path(str(one)).name.partition("-")[0].partition(".")[0] for one in py_modules}
 
 
 def _place(name: str) -> Path | None:

@@ -155,7 +155,11 @@ def local(
         options = {"num_cpus": num_cpus, "scheduling_strategy": here}
         with watched("Start Ray again; the same run then goes on from its checkpoint") as watch:
             learner |= options
-            yield RaySession(address=LOOPBACK, actor_options=options, learner_options=learner, watch=watch)
+            try:
+                yield RaySession(address=LOOPBACK, actor_options=options, learner_options=learner, watch=watch)
+            finally:
+                if watch.lost.is_set():  # Ray would end this process in a minute
+                    leave(watch, owns_process=owns_process)
         return
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)

@@ -134,7 +134,8 @@ def run(
             watchers.finished.set()
             if watchers.server:
                 watchers.server.wait_for_scrape(
-                    config.metrics.last_scrape_seconds, lambda: asked.signal_number is not None
+                    config.metrics.last_scrape_seconds,
+                    lambda: asked.signal_number is not None or bool(watch and watch.lost.is_set()),
                 )
         return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
 
@@ -211,10 +212,12 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         completed = True
     finally:
         run.statistics.end()
-        # Whatever ended the run: peer learners still have their parts.
-        run.updates.write(run.learner.learner, run.learner.recorder, workers.learners.recorded)
-        workers.close()
-        run.learner.queue.close()
+        try:
+            # Whatever ended the run: peer learners still have their parts.
+            run.updates.write(run.learner.learner, run.learner.recorder, workers.learners.recorded)
+        finally:
+            workers.close()
+            run.learner.queue.close()
         if completed and asked.stopped_by != "ray_lost":
             # After a failure no episode is played: the environment may be the cause.
             random.after()

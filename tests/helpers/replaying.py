@@ -67,7 +67,7 @@ class ReplayingSetup(WorkerSetup):
 
     folder: Path
 
-    def make_worker(self, actor: int, restart_index: int) -> Any:
+    def make_worker(self, actor: int, restart_index: int, *_: Any) -> Any:
         """Not a RolloutWorker, but what an actor uses of one."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(WorkerSetup)}
         ours, other = WorkerSetup(**plain), WorkerSetup(**plain | {"run_id": "yesterday"})

@@ -41,7 +41,8 @@ def test_faults_come_back_as_from_one_process(mode: str) -> None:
                     rows.final_obs[:] = 0
                 step(env, rows)
                 log += [part.tolist() for part in rows if part is not None]
-            slots = [re.findall(r": slot (\d), step \d+ .*: RuntimeError: 100% lost$", text)[0] for text in env.faults]
+            said = r": slot (\d), step \d+ .*: RuntimeError: 100% lost \(\S+scripted_envs\.py:\d+\)$"
+            slots = [re.findall(said, text)[0] for text in env.faults]
             assert slots == ["0", "1"] * 2
             log += env.faults
         logs.append(log)
@@ -101,7 +102,9 @@ def test_an_environment_that_always_breaks_is_given_up() -> None:
     with environment(how="raises", at=1) as env:
         rows = Rows(env).rows
         env.reset(rows.obs)
-        with pytest.raises(EnvironmentFault, match=r"slot 0.*100% lost \(3 faults in a row, given up\)") as caught:
+        with pytest.raises(
+            EnvironmentFault, match=r"slot 0.*100% lost \(\S+:\d+\) \(3 faults in a row, given up\)"
+        ) as caught:
             step(env, rows, 4)
         assert "in step" in caught.value.__notes__[0]
 

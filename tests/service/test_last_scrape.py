@@ -68,3 +68,20 @@ def test_a_run_says_that_it_is_done(interrupted: bool, tmp_path: Path) -> None:
             time.sleep(0.3)
         assert process.returncode == (143 if interrupted else 0), said.result()
     assert set(seen) == ({"0.0", "told"} if interrupted else {"0.0", "1.0"})
+
+
+def test_a_signal_in_the_wait_for_the_last_scrape_interrupts_nothing(tmp_path: Path) -> None:
+    """Catches a run that is done, and that a launcher starts again because it exited with 143."""
+    settings = ("mode=inline", *SMALL, "total_env_steps=4000", "metrics.port=0", "run_dir=run")
+    process = start_shoal("train", *settings, cwd=tmp_path)
+    assert process.stdout is not None
+    url = next(found[0] for line in process.stdout if (found := re.search(r"http://127\S+/metrics", line)))
+    with process.stdout, ThreadPoolExecutor(1) as reader:
+        said = reader.submit(process.stdout.read)
+        while process.poll() is None and not (tmp_path / "run" / "summary.json").exists():
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=HANG) as answer:
+                answer.read()
+            time.sleep(1.0)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0, said.result()

@@ -151,14 +151,16 @@ NOTEBOOK = """
                         os.kill(pid, signal.SIGKILL)
 
     if __name__ == "__main__":
+        import ray
+
+        if sys.argv.pop(1) == "ours":
+            ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR")
         settings = dict(argument.split("=") for argument in sys.argv[1:])
         settings = {name: int(value) if value.lstrip("-").isdigit() else value for name, value in settings.items()}
         try:
             shoal.train(config=settings, run_dir="run", total_env_steps=10**9, callbacks=[Killer()], progress=False)
         except RuntimeError as error:
             print(type(error).__name__)
-        import ray
-
         assert not ray.is_initialized()
         run = shoal.train(config=settings, run_dir="run", total_env_steps=4000, progress=False)
         assert run.summary["session_env_steps"] < run.summary["env_steps"] >= 4000
@@ -167,12 +169,13 @@ NOTEBOOK = """
 
 
 @pytest.mark.slow
-def test_a_notebook_outlives_its_head_and_trains_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["the run's", "ours"])
+def test_a_notebook_outlives_its_head_and_trains_again(whose: str, tmp_path: Path) -> None:
     """Catches an interpreter that Ray ends a minute after the run, one that is connected to a Ray that is gone, and
     threads that stay."""
     script = tmp_path / "notebook.py"
     script.write_text(textwrap.dedent(NOTEBOOK))
-    command = [sys.executable, str(script), *LAYOUTS["fed"], "mode=local"]
+    command = [sys.executable, str(script), whose, *LAYOUTS["fed"], "mode=local"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == ["RayLost"]
