@@ -453,6 +453,8 @@ class _Place:
             DoesNotFit, WeightsError: it is no such state.
         """
         self.clear()
+        if not isinstance(state, dict):
+            raise DoesNotFit("the description of a version is damaged")
         version, begun, closed = (state.get(name) for name in ("version", "begun", "closed"))
         if version is None:
             return

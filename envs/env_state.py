@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.envs.plain_state import DoesNotFit, NotPlain, Reader, Writer, from_plain, settled, to_plain
+from shoal.envs.plain_state import DoesNotFit, NotPlain, Reader, Writer, from_plain, to_plain
 
 _MADE_ANEW = frozenset(("env", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs", "render_mode"))
 """Attributes that do not change while an environment is played."""
@@ -32,8 +32,14 @@ def get_state(env: Any) -> list[dict[str, Any]]:
                 told = layer.get_state()
             except Exception as error:
                 raise NotPlain(f"{kind.__qualname__}.get_state raised {type(error).__name__}: {error}") from error
-            random = {name: vars(layer)[name] for name in _RANDOM if name in vars(layer)}
-            found.append({"class": _name(kind), "told": to_plain(told), "random": to_plain(random)})
+            try:
+                own = getattr(layer, "__dict__", {})  # an object of another language has none
+                random = to_plain({name: own[name] for name in _RANDOM if name in own})
+                found.append({"class": _name(kind), "told": to_plain(told), "random": random})
+            except NotPlain:
+                raise
+            except Exception as error:  # what other people's objects do when they are looked at
+                raise NotPlain(f"what {kind.__qualname__}.get_state says cannot be read: {error!r}") from error
         elif not hasattr(layer, "__dict__"):
             raise NotPlain(f"{kind.__qualname__} has neither get_state and set_state nor attributes")
         else:
@@ -81,12 +87,17 @@ def set_state(env: Any, state: Any) -> None:
             except Exception as error:
                 what = f"{type(layer).__qualname__}.set_state raised {type(error).__name__}: {error}"
                 raise DoesNotFit(what) from error
-        vars(layer).update(settled(attributes))
+        if attributes:
+            vars(layer).update(attributes)
+    for space, generator in reader.generators:
+        vars(space)["_np_random"] = generator
 
 
 def _layers(env: Any) -> list[Any]:
     found = [env]
     while (inner := getattr(found[-1], "__dict__", {}).get("env")) is not None:
+        if any(inner is layer for layer in found):
+            break  # a way back to an outer one
         found.append(inner)
     return found
 

@@ -269,6 +269,8 @@ class MettaGridEnvironment:
         self._rngs[index] = generator
         if state["ended"]:
             self._terminated[slots] = True
+            self.short_episode[slots] = limit < longest
+            self._beginnings[index] = (now, limit, None)
             self._advance[index] = functools.partial(self._begin, index, longest)
             return
         self._step = now - len(actions)

@@ -278,8 +278,9 @@ def _info_of(infos: dict[str, Any], slot: int) -> dict[str, Any]:
     """One slot's part of the infos of all, as gymnasium's vectors write them: arrays, each with a mask beside it."""
     found: dict[str, Any] = {}
     for key, values in infos.items():
-        mask = infos.get(f"_{key}")
-        if str(key).startswith("_") or (mask is not None and not np.asarray(mask)[slot]):
+        mask: Any = infos.get(f"_{key}")
+        has_mask = np.ndim(mask) == 1 and len(mask) > slot
+        if str(key).startswith("_") or (has_mask and not mask[slot]):
             continue
         if isinstance(values, dict):
             found[key] = _info_of(values, slot)

@@ -10,8 +10,8 @@ exactly, or there is none.
 
 from __future__ import annotations
 
+import bisect
 import collections
-import dataclasses
 import inspect
 import random
 import types
@@ -26,6 +26,8 @@ MOST_BYTES = 16 * 2**20
 MOST_PARTS = 200_000
 """Numbers, texts and containers in one state."""
 _DEEPEST = 100
+_MOST_BITS = 10_000
+"""Of a whole number: JSON takes some more."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 _KIND = "#"
 
@@ -66,12 +68,16 @@ class Writer:
         self._kept: list[Any] = list(layers)
         """Everything that has a number: an id is one as long as its owner lives."""
         self._layers = len(layers)
-        self._arrays: list[np.ndarray] = []
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+        """Addresses of all arrays so far, which do not overlap, in order."""
         self._parts = self._bytes = 0
 
     def write(self, value: Any, where: str, depth: int = 0) -> Any:
         """``value`` as plain data; ``where`` names it in messages."""
         self._count(value, where, depth)
+        if type(value) is int and value.bit_length() > _MOST_BITS:
+            raise NotPlain(f"{where} is a number of {value.bit_length():,} bits")
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, np.generic):
@@ -136,9 +142,13 @@ class Writer:
 
     def _array(self, value: np.ndarray, where: str) -> Any:
         numbers = _numbers(value, where)
-        if any(np.may_share_memory(value, other) for other in self._arrays):
-            raise NotPlain(f"{where} shares its memory with another array")
-        self._arrays.append(value)
+        if value.size:
+            begin, end = np.lib.array_utils.byte_bounds(value)
+            place = bisect.bisect_left(self._begins, begin)
+            if (place and self._ends[place - 1] > begin) or (place < len(self._begins) and self._begins[place] < end):
+                raise NotPlain(f"{where} shares its memory with another array")
+            self._begins.insert(place, begin)
+            self._ends.insert(place, end)
         return numbers
 
     def _space(self, space: gymnasium.Space[Any], where: str) -> dict[str, Any]:
@@ -159,6 +169,8 @@ class Reader:
     def __init__(self, layers: list[Any]) -> None:
         self._found: list[Any] = list(layers)
         self._classes: dict[str, type] = {}
+        self.generators: list[tuple[gymnasium.Space[Any], np.random.Generator | None]] = []
+        """Spaces that were read, and what they are to sample with: set only when everything fits."""
         seen: set[int] = set()
         for layer in layers:
             self._learn(layer, 0, seen)
@@ -246,7 +258,8 @@ class Reader:
             generator = self._read(plain["random"], None, depth + 1)
             if not isinstance(generator, np.random.Generator | None):
                 raise DoesNotFit("expected a space's random generator")
-            return _Sampled(fresh, generator)
+            self.generators.append((fresh, generator))
+            return fresh
         if kind == "random":
             return self._remember(_make_random(from_plain(plain["state"])))
         if kind == "object":
@@ -266,8 +279,7 @@ class Reader:
             raise DoesNotFit(f"a fresh one has no {plain['class']}")
         like = fresh if type(fresh) is kind else kind.__new__(kind)
         made = self._remember(kind.__new__(kind))
-        attributes = self.attributes(plain["attributes"], like)
-        vars(made).update(settled(attributes))
+        vars(made).update(self.attributes(plain["attributes"], like))
         return made
 
     def _remember(self, value: Any) -> Any:
@@ -292,24 +304,6 @@ class Reader:
             self._learn(part, depth + 1, seen)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Sampled:
-    """A space, and the generator that it is to sample with."""
-
-    space: gymnasium.Space[Any]
-    generator: np.random.Generator | None
-
-
-def settled(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as they are set: only now do spaces get their generators, when everything has been read."""
-    values = dict(attributes)
-    for name, value in attributes.items():
-        if isinstance(value, _Sampled):
-            vars(value.space)["_np_random"] = value.generator
-            values[name] = value.space
-    return values
-
-
 def check_kind(value: Any, fresh: Any, where: str) -> None:
     """Raise DoesNotFit where ``value`` can be no later value of what is ``fresh`` now."""
     if isinstance(value, np.ndarray) and isinstance(fresh, np.ndarray):
@@ -331,7 +325,7 @@ def _family(value: Any) -> str:
         return "a number"
     if isinstance(value, list | tuple | collections.deque | np.ndarray):
         return "a sequence"
-    return "a space" if isinstance(value, _Sampled | gymnasium.Space) else f"a {type(value).__qualname__}"
+    return "a space" if isinstance(value, gymnasium.Space) else f"a {type(value).__qualname__}"
 
 
 def read_arrays(state: Any, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -381,8 +375,11 @@ def _may_come(kind: type, name: str) -> bool:
 
 def _is_static(value: Any) -> bool:
     """Whether it is part of the program: a class, a module, a type of numbers, or a function that keeps no state."""
-    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType | np.dtype | np.ufunc):
+    if isinstance(value, type | types.ModuleType | np.dtype | np.ufunc):
         return True
+    if isinstance(value, types.BuiltinFunctionType):
+        # The methods of an object, such as list.append, keep that object.
+        return value.__self__ is None or isinstance(value.__self__, types.ModuleType | type)
     if isinstance(value, types.FunctionType):
         # Those of gymnasium's wrappers enclose constants only.
         return value.__closure__ is None or str(value.__module__).startswith("gymnasium.")

@@ -46,7 +46,7 @@ class TrialKey:
         return anew
 
     def _read(self, info: Any) -> bool:
-        if not isinstance(info, Mapping) or self.key not in info:
+        if not isinstance(info, Mapping) or info.get(self.key) is None:
             return False
         self._missing = -1
         return check_flag(info[self.key], f"info[{self.key!r}]")

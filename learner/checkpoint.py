@@ -176,7 +176,8 @@ class Checkpoint:
 def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
     """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
     saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
-    here = (policy.core_name, dict(policy.core_kwargs))
+    # As a file gives them back: tuples are lists there.
+    here = (policy.core_name, json.loads(json.dumps(dict(policy.core_kwargs))))
     if saved == here:
         return ""
     (name, kwargs), (name_here, kwargs_here) = saved, here

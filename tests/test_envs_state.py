@@ -27,6 +27,7 @@ ENVIRONMENTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mettagrid-together": ("mettagrid/corridor", 8, {"stagger": False}),
     **{name: (name, 3, {}) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0")},
     **{name: (name, 3, {}) for name in ("MountainCarContinuous-v0", "Blackjack-v1", "FrozenLake-v1", TAXI)},
+    "spaces": ("stateful_envs:SpacedWalk", 2, {}),
     "same-step": ("CartPole-v1", 3, {"autoreset_mode": "same_step"}),
     "disabled": ("CartPole-v1", 3, {"autoreset_mode": "disabled"}),
     "native": ("CartPole-v1", 3, {"vectorization": "native"}),
@@ -136,6 +137,64 @@ class _NotLookedAt:
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
         raise RuntimeError("the library is closed")
+
+
+class _Simulator:
+    """Like an object of a compiled library: it says its state, and has no attributes."""
+
+    __slots__ = ("place",)
+
+    def get_state(self) -> Any:
+        return {"place": getattr(self, "place", 0)}
+
+    def set_state(self, state: Any) -> None:
+        self.place = state["place"]
+
+
+class _Endless:
+    __slots__ = ()
+
+    def get_state(self) -> Any:
+        return {"part": _NotLookedAt()}
+
+    def set_state(self, state: Any) -> None:
+        raise AssertionError
+
+
+def test_layers_of_compiled_libraries_say_their_state() -> None:
+    """Catches a checkpoint that ends the run where the inner ``env`` is an object without attributes, what such an
+    object says that cannot be read, and layers that lead in a circle."""
+    played = Played("CartPole-v1", 1, {}, seed=1)
+    played.step(0)
+    env = played.env.first_environment().unwrapped  # type: ignore[attr-defined]
+    env.env = _Simulator()
+    env.env.place = 5
+    state = get_state(env)
+    fresh = Played("CartPole-v1", 1, {}, seed=2).env.first_environment().unwrapped  # type: ignore[attr-defined]
+    fresh.env = _Simulator()
+    set_state(fresh, state)
+    assert fresh.env.place == 5
+    assert fresh.state.tolist() == env.state.tolist()
+    env.env = _Endless()
+    with pytest.raises(NotPlain, match="the library is closed"):
+        get_state(env)
+    env.env = env
+    assert len(get_state(env)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ([].append, "builtin_function_or_method"),
+        (random.Random(3).random, "builtin_function_or_method"),
+        pytest.param(1 << 20_000, "20,001 bits", id="huge"),
+    ],
+)
+def test_what_hides_a_state_is_refused(part: Any, why: str) -> None:
+    """Catches a method that goes on with the list or stream of another environment, and a number that no file takes."""
+    with pytest.raises(NotPlain, match=why):
+        to_plain({"part": part})
+    assert from_plain(to_plain([1 << 5000])) == [1 << 5000]
 
 
 @pytest.mark.parametrize(

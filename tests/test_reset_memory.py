@@ -31,7 +31,8 @@ from shoal.deploy.evaluation.evaluate import PolicyPlayer, Side, blocks
 from shoal.deploy.settings.load import load_config
 from shoal.envs.boundary import DiscreteActions, TrialEnvironment, VectorEnvironment
 from shoal.envs.play import play
-from shoal.envs.trials import EPISODES_WITHOUT_KEY, KEY_MISSING
+from shoal.envs.reports import Reports
+from shoal.envs.trials import EPISODES_WITHOUT_KEY, KEY_MISSING, TrialKey
 from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import forward_pass, log_prob_error
 from shoal.learner.parity_check import TOLERANCE
@@ -518,3 +519,13 @@ def test_a_carried_memory_learns_what_one_of_an_episode_cannot() -> None:
     # 576 pulls at chance: more than 0.6 is five standard errors away.
     assert played(carries_memory=False).mean < 0.6
     assert played(carries_memory=True, zero_memory=True).mean < 0.6
+
+
+def test_a_flag_that_is_none_is_none() -> None:
+    """Catches a fault at the end of every episode of an environment that reports None while nothing has ended."""
+    key = TrialKey("over", "slot 0", Reports())
+    assert not key.begin({"over": None})
+    key.end({"over": None})
+    assert not key.begin({})
+    key.end({"over": True})
+    assert key.begin({"over": None})

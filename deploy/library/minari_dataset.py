@@ -19,7 +19,7 @@ from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluate import MAX_EPISODE_STEPS, checkpoint_side, evaluation_setup
 from shoal.deploy.library.caller import process_state_kept
 from shoal.deploy.library.exporting import CannotExport
-from shoal.envs.boundary import EnvSpec, MaskedEnvironment, StepRows, VectorEnvironment
+from shoal.envs.boundary import EnvSpec, MaskedEnvironment, StepRows, TrialEnvironment, VectorEnvironment
 from shoal.envs.gym import spec_to_make_again
 from shoal.envs.play import play
 from shoal.envs.readers import action_reader, observation_reader, other_keys
@@ -102,7 +102,13 @@ def export_minari(
         with contextlib.closing(_RecordedEnvironment(env, share, max_episode_steps, dataset.add)) as recorded:
             player = side.make_player(env.spec, action_seed)
             try:
-                play(recorded, player, share * env.num_envs, max_episode_steps=max_episode_steps)
+                play(
+                    recorded,
+                    player,
+                    share * env.num_envs,
+                    max_episode_steps=max_episode_steps,
+                    carries_memory=setup.carries_memory,
+                )
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)  # half of a dataset is none
                 raise
@@ -218,6 +224,8 @@ class _RecordedEnvironment:
         self._masked = env if env.spec.num_mask and isinstance(env, MaskedEnvironment) else None
         if self._masked is not None:
             self.action_mask = self._masked.action_mask
+        if isinstance(env, TrialEnvironment):
+            self.begins_anew, self.watch = env.begins_anew, env.watch
         self._left = [share] * env.num_envs
         self._steps: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
         self._waits = [False] * env.num_envs

@@ -105,7 +105,7 @@ def restore_pool(run: PreparedRun, pool: Pool) -> None:
         options = from_plain(run.rollouts["env_options"])
         run.learner.env_options = options if isinstance(options, dict) else None
         _set_streams(_mapping(run.rollouts["random"]))
-    except (DoesNotFit, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (DoesNotFit, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         log.warning("the process' random streams begin anew: their state is damaged: %s", error)
     if not begun:
         log.info("all %d slots go on where they were", slots)

@@ -122,7 +122,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
                 "run_id": origin.run_id,
                 "session": origin.session,
                 "env_id": config.env.id,
-                "num_agents": setup.env.num_agents,
+                "num_agents": setup.env.num_agents if setup.worker.games is None else 1,
             },
         ),
         rollouts=rollouts,

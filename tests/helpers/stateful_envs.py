@@ -49,6 +49,25 @@ class PlainWalk(Walk):
         return np.array([sum(self.places), self.counts[1] + self.board.sum()], np.float32)
 
 
+class SpacedWalk(PlainWalk):
+    """With spaces in its attributes, one of which it samples from, as the games of PettingZoo have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spaces = {"a": gymnasium.spaces.Discrete(7), "more": [gymnasium.spaces.Box(0, 1, (2,), np.float32)]}
+
+    def begin(self, place: float) -> None:
+        """Sample from a stream of its own from now on."""
+        super().begin(place)
+        self.spaces["a"].seed(int(self.np_random.integers(1000)))
+
+    def walk(self, step: float) -> float:
+        """The new place, which a sample moves."""
+        assert self.spaces["a"].n == 7
+        assert self.spaces["more"][0].shape == (2,)
+        return super().walk(step + float(self.spaces["a"].sample()))
+
+
 class Helper:
     """An object of a class of the user's, with a stream that it shares with its owner and a way back to it."""
 

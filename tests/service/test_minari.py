@@ -11,6 +11,7 @@ import pytest
 import shoal
 from echo_envs import CASES, HOWS, even, mask
 from shoal.deploy.cli import main
+from shoal.deploy.evaluation.evaluate import PolicyPlayer
 from shoal.deploy.library.exporting import CannotExport
 
 minari = pytest.importorskip("minari")
@@ -132,3 +133,20 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(CannotExport, match=r"pip install 'shoal\[minari\]'"):
         shoal.export_minari(run, "more-v0")
+
+
+@pytest.mark.parametrize(("mode", "resets"), [("episode", 6), ("never", 2)])
+def test_the_memory_is_carried_as_in_training(
+    mode: str, resets: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a dataset of a policy whose memory was zeroed at every episode, which it never was in training."""
+    run = train(tmp_path, "sync", "informs", **{"actor.reset_memory": mode})
+    seen: list[int] = []
+
+    def spy(self: Any, obs: Any, is_first: Any, *masks: Any, before: Any = PolicyPlayer.__call__) -> Any:
+        seen.append(int(is_first.sum()))
+        return before(self, obs, is_first, *masks)
+
+    monkeypatch.setattr(PolicyPlayer, "__call__", spy)
+    assert shoal.export_minari(run, "echo-v0", episodes=6).episodes == 6
+    assert sum(seen) == resets
