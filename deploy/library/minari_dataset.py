@@ -85,10 +85,9 @@ def export_minari(
     setup = evaluation_setup(checkpoint, num_envs=None, seed=seed)
     setup = dataclasses.replace(setup, num_envs=_slots(setup, episodes))
     side = checkpoint_side(checkpoint, setup, greedy=greedy)
-    with process_state_kept():
+    env_seed, action_seed = np.random.SeedSequence(seed, spawn_key=(_RECORDED,)).spawn(2)
+    with process_state_kept(), contextlib.closing(setup.make_env(env_seed, whole_episodes=True)) as env:
         torch.set_num_threads(1)  # sums of several threads depend on their number
-        env_seed, action_seed = np.random.SeedSequence(seed, spawn_key=(_RECORDED,)).spawn(2)
-        env = setup.make_env(env_seed, whole_episodes=True)
         dataset = _Dataset(
             dataset_id,
             env.spec,
@@ -99,19 +98,17 @@ def export_minari(
             description=f"policy version {checkpoint.policy_version} in {setup.env_id}, {side.manner}, seed {seed}",
         )
         share = -(-episodes // env.num_envs)
-        with contextlib.closing(_RecordedEnvironment(env, share, max_episode_steps, dataset.add)) as recorded:
-            player = side.make_player(env.spec, action_seed)
-            try:
-                play(
-                    recorded,
-                    player,
-                    share * env.num_envs,
-                    max_episode_steps=max_episode_steps,
-                    carries_memory=setup.carries_memory,
-                )
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)  # half of a dataset is none
-                raise
+        try:
+            play(
+                _RecordedEnvironment(env, share, max_episode_steps, dataset.add),
+                side.make_player(env.spec, action_seed),
+                share * env.num_envs,
+                max_episode_steps=max_episode_steps,
+                carries_memory=setup.carries_memory,
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # half of a dataset is none
+            raise
     return MinariDataset(dataset_id, folder, len(dataset.returns), dataset.steps, float(np.mean(dataset.returns)))
 
 
