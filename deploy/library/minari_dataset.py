@@ -73,7 +73,7 @@ def export_minari(
         OSError: the dataset cannot be written.
     """
     try:
-        import minari  # noqa: F401
+        import minari  # noqa: F401  (only asked for here)
         from PIL import Image  # noqa: F401  (Minari's Arrow files need it)
     except ImportError as error:
         raise CannotExport(f"{error.name} is not installed: pip install 'shoal[minari]'") from error
@@ -227,7 +227,6 @@ class _RecordedEnvironment:
         self._steps: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
         self._waits = [False] * env.num_envs
         """The slot's episode was cut; what follows of it is not recorded."""
-        self._before: np.ndarray | None = None
 
     def reset(self, obs: np.ndarray) -> None:
         """Reset the environments; episodes that have not ended are dropped."""
