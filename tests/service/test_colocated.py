@@ -176,7 +176,7 @@ def _newest(tmp_path: Path) -> int:
 def test_a_learner_that_dies_or_hangs_is_replaced(tmp_path: Path, blow: signal.Signals) -> None:
     """A run that ends, or waits for ever, with one of its learners; one that goes on with other weights than the
     survivors; steps that are lost from the books."""
-    process = _start(tmp_path, "actor.unroll_timeout_seconds=5")
+    process = _start(tmp_path, "actor.unroll_timeout_seconds=15")
     wait_for(lambda: _newest(tmp_path) and ups(tmp_path / "run") == 2, process=process)
     at = _newest(tmp_path)
     wait_for(lambda: _newest(tmp_path) > at + 5, process=process)  # together

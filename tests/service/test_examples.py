@@ -55,7 +55,9 @@ def test_an_example_runs(name: str, mode: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert SAYS[name] in done.stdout
     if name == "tune_sweep.py":
-        assert len(list((tmp_path / "run").glob("*_0000?/summary.json"))) == 2
+        # One may have been stopped early, whose process Tune ends at once.
+        assert len(list((tmp_path / "run").glob("*_0000?/config.yaml"))) == 2
+        assert list((tmp_path / "run").glob("*_0000?/summary.json"))
         return
     summary = read_summary(tmp_path / "run")
     assert summary["env_steps"] >= 2000

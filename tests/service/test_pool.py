@@ -227,7 +227,8 @@ def test_an_unroll_under_way_is_lost_and_counted(tmp_path: Path) -> None:
 def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
     """Catches one environment that sleeps for ever and takes its actor, or everybody, with it."""
     setup = make_setup(SCRIPTED, how="hangs", at=30, marker=str(tmp_path / "marker"))
-    run = Run(setup, unroll_timeout_seconds=2.0)
+    # Long enough for the other actor on a busy machine, whose calls take milliseconds.
+    run = Run(setup, unroll_timeout_seconds=15.0)
     run.update_until(lambda trajectory: trajectory.header.restart_index == 1)
     assert run.pool.restarts == {"timeout": 1}
     assert run.pool.recoveries.count == 1
