@@ -14,9 +14,6 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from shoal.actors.worker_setup import WorkerSetup
-
 log = logging.getLogger(__name__)
 
 _RESTART_INDEX_BITS = 16
@@ -62,6 +59,29 @@ class RefusedDeliveries(RuntimeError):
         super().__init__(f"{MOST_REFUSED} deliveries in a row were refused; the last one: {why}")
 
 
+class Worker(Protocol):
+    """What a pool runs: ``actors.rollout.RolloutWorker``, or ``actors.teams.TeamWorker`` for several policies."""
+
+    def rollout(self, weights: Any) -> Any:
+        """One unroll with the weights that the sink gave, as the sink takes it."""
+
+    def get_state(self) -> dict[str, Any]:
+        """All that decides later unrolls, as plain data."""
+
+    def set_state(self, state: Any) -> dict[int, str]:
+        """Go on from ``get_state``; return the slots that begin an episode instead, each with the reason."""
+
+    def close(self) -> None:
+        """Close the environments."""
+
+
+class Setup(Protocol):
+    """Makes the workers of a pool: ``actors.worker_setup.WorkerSetup`` or ``actors.teams.TeamSetup``."""
+
+    def make_worker(self, actor: int, restart_index: int) -> Worker:
+        """The worker of one actor; every (actor, restart index) has random streams of its own."""
+
+
 class TrajectorySink(Protocol):
     """The learner's side of a pool: admits unrolls and takes finished ones."""
 
@@ -71,8 +91,8 @@ class TrajectorySink(Protocol):
         Its unroll is in flight then, until ``deliver`` or ``abandon``.
         """
 
-    def deliver(self, actor: int, payload: np.ndarray) -> str | None:
-        """Hand over a finished unroll's bytes; why it is refused, None where it is taken."""
+    def deliver(self, actor: int, payload: Any) -> str | None:
+        """Hand over a finished unroll, as the worker returned it; why it is refused, None where it is taken."""
 
     def abandon(self, actor: int) -> None:
         """An admitted unroll of this actor will never be delivered."""
@@ -89,7 +109,7 @@ class InlinePool:
 
     def __init__(
         self,
-        setup: WorkerSetup,
+        setup: Setup,
         actors: range,
         sink: TrajectorySink,
         *,
@@ -163,7 +183,7 @@ class InlinePool:
             for slot, why in worker.set_state(state.get(str(actor))).items()
         }
 
-    def _deliver(self, actor: int, payload: np.ndarray) -> None:
+    def _deliver(self, actor: int, payload: Any) -> None:
         why = self._sink.deliver(actor, payload)
         if why is None:
             self._failures[actor] = self._refused[actor] = 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
 from shoal.actors.code import check_same_code
 from shoal.actors.rollout import RolloutWorker
+from shoal.actors.teams import TeamSetup, TeamWorker
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.policy.allocator import keep_freed_memory
-from shoal.policy.weights import Weights
 
 
 class ProcessLocation(NamedTuple):
@@ -37,9 +37,9 @@ class RolloutActor:
     A trajectory is *returned*, not put: the pool then owns it, and it survives this process.
     """
 
-    def __init__(self, setup: WorkerSetup, actor: int, restart_index: int) -> None:
+    def __init__(self, setup: WorkerSetup | TeamSetup, actor: int, restart_index: int) -> None:
         self._setup, self._actor, self._restart_index = setup, actor, restart_index
-        self._worker: RolloutWorker | None = None
+        self._worker: RolloutWorker | TeamWorker | None = None
 
     def process_location(self) -> ProcessLocation:
         """The location of this process."""
@@ -52,7 +52,7 @@ class RolloutActor:
         torch.set_num_threads(self._setup.num_threads)
         self._worker = self._setup.make_worker(self._actor, self._restart_index, ray.get)
 
-    def rollout(self, weights: Weights) -> np.ndarray:
-        """One unroll as Arrow bytes."""
+    def rollout(self, weights: Any) -> np.ndarray | list[np.ndarray]:
+        """One unroll as Arrow bytes: with ``Weights``, or for several policies with a reference to those of each."""
         assert self._worker is not None
         return self._worker.rollout(weights)

@@ -13,6 +13,7 @@ from shoal.actors.config import ActorConfig
 from shoal.actors.pool import MOST_REFUSED, ActorState, Recoveries, RefusedDeliveries, TrajectorySink
 from shoal.actors.ray_actor import RolloutActor
 from shoal.actors.supervisor import ActorSlot, Supervisor
+from shoal.actors.teams import TeamSetup
 from shoal.actors.worker_setup import WorkerSetup
 
 ACTOR_OPTIONS: Mapping[str, Any] = MappingProxyType(
@@ -40,7 +41,7 @@ class RayPool:
 
     def __init__(
         self,
-        setup: WorkerSetup,
+        setup: WorkerSetup | TeamSetup,
         actors: range,
         config: ActorConfig,
         sink: TrajectorySink,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -145,6 +145,17 @@ class RolloutWorker:
             WeightsError: the weights are not those that were published, or older than those it acted with before.
             EnvironmentFault: the environments must be built anew.
         """
+        payload = None
+        for payload in self.unroll(weights):  # noqa: B007  (the last one is the trajectory)
+            pass
+        assert payload is not None
+        return payload
+
+    def unroll(self, weights: Weights) -> Generator[np.ndarray | None, float | None, None]:
+        """``rollout``, a step at a time: None once all groups have acted, and at last the trajectory.
+
+        For workers that share environments (``actors.teams``); it may be sent the seconds for which the others acted.
+        """
         with torch.inference_mode():
             self._load(weights)
             self._begin()
@@ -180,6 +191,8 @@ class RolloutWorker:
                     mark = time.perf_counter()
                     policy_seconds += mark - now
                     self._begin_step(group, t)
+                if others := (yield None):
+                    mark += others
             for group in self._groups:
                 self._end_step(group, self.spec.unroll_length - 1)
         except BaseException:
@@ -196,7 +209,7 @@ class RolloutWorker:
         with torch.inference_mode():
             payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})
         self._pack_seconds = time.perf_counter() - now
-        return payload
+        yield payload
 
     def _begin_step(self, group: _Group, t: int) -> None:
         # A copy where the environment changes it in place: it describes the episodes that this step may end.

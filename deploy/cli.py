@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from shoal.deploy.records.warnings_handler import WarningsHandler
 
@@ -325,14 +325,22 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from shoal.deploy.evaluation.evaluate import Recorder, checkpoint_side, evaluation_setup, opponent, play_sides
+    from shoal.deploy.evaluation.evaluate import (
+        Recorder,
+        checkpoint_side,
+        evaluation_setup,
+        keywords,
+        opponent,
+        play_sides,
+    )
     from shoal.deploy.evaluation.job_process import JobFailed
     from shoal.deploy.evaluation.memory_horizon import HORIZONS, conclusion, horizon_sides, to_record
     from shoal.deploy.evaluation.table import Played, Recorded, lines, recorded, to_json
+    from shoal.deploy.evaluation.teams import evaluate_teams
     from shoal.deploy.records.json_file import write_json
     from shoal.deploy.records.run_dir import MEMORY_HORIZON
     from shoal.envs.boundary import EnvironmentFault
-    from shoal.learner.checkpoint import CheckpointError, find_checkpoint
+    from shoal.learner.checkpoint import CheckpointError, find_saved
     from shoal.policy.remap import NameMap, Remapping
 
     numbers = {
@@ -359,14 +367,16 @@ def _evaluate(options: argparse.Namespace) -> int:
                     NameMap(options.map_feature or (), "--map-feature"),
                     NameMap(options.map_action or (), "--map-action"),
                 )
-            checkpoint = find_checkpoint(options.run)
+            checkpoint = find_saved(options.run)
+            if checkpoint.policies:
+                return evaluate_teams(checkpoint, options)
             setup = evaluation_setup(
                 checkpoint,
                 num_envs=options.num_envs,
                 seed=options.seed,
                 env_id=options.env,
-                env_kwargs=_keywords(options.env_kwargs, "--env-kwargs"),
-                env_options=_keywords(options.env_options, "--env-options"),
+                env_kwargs=keywords(options.env_kwargs, "--env-kwargs"),
+                env_options=keywords(options.env_options, "--env-options"),
                 remapping=remapping,
             )
             own = checkpoint_side(
@@ -559,27 +569,11 @@ def _import(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     script = BENCHMARKS / f"{options.name}.py"
     if not script.is_file():
-        found = (
-            ", ".join(sorted(p.stem for p in BENCHMARKS.glob("*.py") if not p.stem.startswith("_")))
-            or "none: not a checkout"
-        )
+        names = sorted(p.stem for p in BENCHMARKS.glob("*.py") if not p.stem.startswith("_"))
+        found = ", ".join(names) or "none: not a checkout"
         return _refuse([f"benchmark {options.name!r} is unknown; there are: {found}"])
     # In place of this process, so that what ends the command (Ctrl-C, SIGTERM) ends the benchmark and what it started.
     os.execv(sys.executable, [sys.executable, str(script), *options.rest])
-
-
-def _keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
-    """``NAME=VALUE`` entries as keyword arguments; a VALUE that is not JSON is a string."""
-    found: dict[str, Any] = {}
-    for entry in entries:
-        name, equals, text = entry.partition("=")
-        if not name or not equals:
-            raise ValueError(f"{option}: {entry!r} must be of the form NAME=VALUE")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
 
 
 def _fail(what: str, error: Exception, directory: Path) -> int:

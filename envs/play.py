@@ -30,6 +30,8 @@ class Episodes:
     """int64: index of the episode's environment; agents that share an environment share its index."""
     number: np.ndarray
     """int64: index within its environment's episodes, from 0; agents that share an environment share the index."""
+    agent: np.ndarray
+    """int64: index of the agent among those of its environment."""
     returns: np.ndarray
     """float64, undiscounted."""
     lengths: np.ndarray
@@ -83,6 +85,13 @@ class Episodes:
         """Start indices of the groups of episodes that were played together."""
         changes = (np.diff(self.environment) != 0) | (np.diff(self.number) != 0)
         return np.concatenate([[0], np.flatnonzero(changes) + 1])
+
+    def of_agents(self, agents: Sequence[int]) -> Episodes:
+        """Those of some agents alone, by their indices within an environment."""
+        chosen = np.isin(self.agent, list(agents))
+        names = [field.name for field in dataclasses.fields(self) if field.name != "metrics"]
+        metrics = {name: values[chosen] for name, values in self.metrics.items()}
+        return Episodes(metrics=metrics, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def join(parts: Sequence[Episodes]) -> Episodes:
@@ -166,15 +175,26 @@ def play(
             tally.restart()
     complete = min(map(len, finished))
     found = [
-        (environment, number, one.returned, one.length, one.terminated, one.start, one.since_reset, one.is_cut)
+        (
+            environment,
+            number,
+            one.agent,
+            one.returned,
+            one.length,
+            one.terminated,
+            one.start,
+            one.since_reset,
+            one.is_cut,
+        )
         for environment, played in enumerate(finished)
         for number, together in enumerate(played[:complete])
         for one in together
     ]
-    columns = zip(*found, strict=True) if found else ((),) * 8
+    columns = zip(*found, strict=True) if found else ((),) * 9
     dtypes: dict[str, Any] = {
         "environment": np.int64,
         "number": np.int64,
+        "agent": np.int64,
         "returns": np.float64,
         "lengths": np.int64,
         "terminated": np.bool_,
@@ -196,6 +216,7 @@ def play(
 class _Ended(NamedTuple):
     """One agent's episode."""
 
+    agent: int
     returned: float
     length: int
     terminated: bool
@@ -292,6 +313,7 @@ class _Tally:
         returned, length = float(self._return[slot]), int(self._length[slot])
         self.ended[environment].append(
             _Ended(
+                slot % self._agents,
                 returned,
                 length,
                 terminated,

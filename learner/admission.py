@@ -127,12 +127,19 @@ class Admission:
                 trained_until = now + PATIENCE * self._durations[actor].usual
             else:
                 continue  # it is another one's turn; with fewer unrolls ahead this one may be in time
-            del self._waiting[actor]
-            self._passed_over.pop(actor, None)
-            self._admitted[actor] += 1
-            self._under_way[actor] = Unroll(self._serial(), policy_version, now, trained_until)
+            self._begin(actor, Unroll(self._serial(), policy_version, now, trained_until))
             return actor
         return None
+
+    def begin(self, actor: int, policy_version: int) -> None:
+        """An unroll of ``actor`` starts with ``policy_version``, because another admission decided so."""
+        self._begin(actor, Unroll(self._serial(), policy_version, self._clock(), None))
+
+    def _begin(self, actor: int, unroll: Unroll) -> None:
+        self._waiting.pop(actor, None)
+        self._passed_over.pop(actor, None)
+        self._admitted[actor] += 1
+        self._under_way[actor] = unroll
 
     def came_back(self, actor: int) -> Unroll | None:
         """The unroll of ``actor`` that was delivered; None where none was under way."""

@@ -7,28 +7,31 @@
 ``<policy_version>/rollouts.npz``  environments, memory and waiting unrolls of a run in one process
 ``<policy_version>/opponents.npz``  the versions that self-play games are played against
 ``<policy_version>/manifest.json``  size and sha256 of each of these
+
+Where a run trains several policies, ``<policy_version>/<policy>/`` has all of these for each. Beside them is a
+``state.json`` of what belongs to the run, and a ``manifest.json`` with size and sha256 of that and of their manifests.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping
-from io import BufferedReader
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from shoal.learner.config import ADAM
+from shoal.learner.checked_files import fingerprint, read_json, sync
+from shoal.learner.config import ADAM, POLICY_NAME
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
 from shoal.learner.plain_file import load_plain, save_plain
@@ -52,9 +55,9 @@ _NORMALIZATION = {
 }
 """Settings by their names in a policy's description."""
 
+_MANIFEST = "manifest.json"
+_NAME = re.compile(POLICY_NAME)
 _INCOMPLETE, _REPLACED = ".incomplete-", ".replaced-"
-MOST_JSON_BYTES = 64 * 2**20
-"""Size from which on a ``state.json`` or a manifest is not read: one of ours has a few thousand."""
 
 
 class CheckpointError(ValueError):
@@ -71,6 +74,8 @@ class Checkpoint:
     """Whether ``load_rollouts`` has something to load."""
     has_opponents: bool = False
     """Whether ``load_opponents`` has something to load."""
+    policies: Mapping[str, Checkpoint] = dataclasses.field(default_factory=dict)
+    """Those of a run of several policies by name; nothing else of this one can be loaded then."""
 
     @property
     def policy_version(self) -> int:
@@ -276,64 +281,56 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; earlier checkpoints are untouched.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         version = weights.policy_version if weights else learner.policy_version
-        parameters, optimizer = learner.policy.state_dict(), learner.optimizer.state_dict()
-        if weights:
-            parameters = {**parameters, **named_weights(learner.policy, weights)}
-            optimizer = {**optimizer, "state": {}}
+
+        def write(directory: Path, common: Mapping[str, Any]) -> None:
+            document = {**common, "policy_version": version, "policy": describe_policy(learner.policy), **state}
+            _write(directory, learner, document, weights, rollouts=rollouts, opponents=opponents)
+
+        return self._save(version, write)
+
+    def save_policies(
+        self, policies: Mapping[str, tuple[Learner, Mapping[str, Any]]], state: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint of several policies, each a learner with its state, and of the run's ``state``.
+
+        It has the highest version of them, and is visible only once complete.
+
+        Raises:
+            OSError: it could not be written; earlier checkpoints are untouched.
+        """
+        version = max(learner.policy_version for learner, _ in policies.values())
+
+        def write(directory: Path, common: Mapping[str, Any]) -> None:
+            for name, (learner, own) in policies.items():
+                (directory / name).mkdir()
+                described = {"policy_version": learner.policy_version, "policy": describe_policy(learner.policy)}
+                _write(directory / name, learner, {**common, **described, **own})
+            document = {**common, "policy_version": version, "policies": list(policies), **state}
+            (directory / _FILES[3]).write_text(json.dumps(document, indent=1))
+            _write_manifest(directory, [_FILES[3], *(f"{name}/{_MANIFEST}" for name in policies)])
+
+        return self._save(version, write)
+
+    def _save(self, version: int, write: Callable[[Path, Mapping[str, Any]], None]) -> Path:
+        """Have ``write`` fill a directory, with what all states have in common, and give it the name of ``version``."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         final = self.directory / f"{version:09d}"
         self.clear_abandoned()
-        document = {
+        common = {
             "format_version": FORMAT_VERSION,
-            "policy_version": version,
-            "policy": describe_policy(learner.policy),
             "saved": 1 + max((_saved(path) or 0 for path in self._complete()), default=0),
-            **state,
         }
         temporary = self.directory / f"{_INCOMPLETE}{uuid.uuid4().hex}"
         temporary.mkdir()
         try:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
-            kept = {name: value.cpu().contiguous() for name, value in learner.regularizer.state_dict().items()}
-            training = {
-                "optimizer": optimizer,
-                "random": learner.random_state(),
-                "statistics": learner.statistics.state_dict(),
-                "learning_rate_factor": learner.kl_adaptation.factor,
-            }
-            if learner.refreshed is not None and weights is None:
-                training["start_states"] = learner.refreshed.state_dict()
-            try:
-                (temporary / _FILES[3]).write_text(json.dumps(document, indent=1))
-                save_file(tensors, temporary / _FILES[0])
-                save_file(kept, temporary / _FILES[1])
-                torch.save(training, temporary / _FILES[2])
-                further = {
-                    name: value
-                    for name, value in zip(_OPTIONAL, (rollouts, opponents), strict=True)
-                    if value is not None
-                }
-                for name, value in further.items():
-                    save_plain(temporary / name, value)
-            except (SafetensorError, RuntimeError) as error:
-                # That is what safetensors and torch make of a full disk.
-                raise OSError(f"{temporary}: {type(error).__name__}: {error}") from error
-            # safetensors gives its files to their owner alone, whatever the umask says.
-            mode = stat.S_IMODE((temporary / _FILES[3]).stat().st_mode)
-            names = (*_FILES, *further)
-            for name in names:
-                (temporary / name).chmod(mode)
-            manifest = {name: _fingerprint(temporary / name) for name in names}
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+            write(temporary, common)
             replaced = self.directory / (_REPLACED + final.name)
             if final.exists():  # the same version again: a run that stopped right after saving
                 shutil.rmtree(replaced, ignore_errors=True)
                 os.rename(final, replaced)
             os.rename(temporary, final)
-            _sync(self.directory)
+            sync(self.directory)
             shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -408,13 +405,70 @@ class Checkpoints:
         )
 
 
+def _write(
+    directory: Path,
+    learner: Learner,
+    document: Mapping[str, Any],
+    weights: Weights | None = None,
+    *,
+    rollouts: Mapping[str, Any] | None = None,
+    opponents: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the files of one policy, with ``document`` as its state.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    parameters, optimizer = learner.policy.state_dict(), learner.optimizer.state_dict()
+    if weights:
+        parameters = {**parameters, **named_weights(learner.policy, weights)}
+        optimizer = {**optimizer, "state": {}}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in parameters.items()}
+    kept = {name: value.cpu().contiguous() for name, value in learner.regularizer.state_dict().items()}
+    training = {
+        "optimizer": optimizer,
+        "random": learner.random_state(),
+        "statistics": learner.statistics.state_dict(),
+        "learning_rate_factor": learner.kl_adaptation.factor,
+    }
+    if learner.refreshed is not None and weights is None:
+        training["start_states"] = learner.refreshed.state_dict()
+    try:
+        (directory / _FILES[3]).write_text(json.dumps(document, indent=1))
+        save_file(tensors, directory / _FILES[0])
+        save_file(kept, directory / _FILES[1])
+        torch.save(training, directory / _FILES[2])
+        further = {
+            name: value for name, value in zip(_OPTIONAL, (rollouts, opponents), strict=True) if value is not None
+        }
+        for name, value in further.items():
+            save_plain(directory / name, value)
+    except (SafetensorError, RuntimeError) as error:
+        # That is what safetensors and torch make of a full disk.
+        raise OSError(f"{directory}: {type(error).__name__}: {error}") from error
+    # safetensors gives its files to their owner alone, whatever the umask says.
+    mode = stat.S_IMODE((directory / _FILES[3]).stat().st_mode)
+    names = (*_FILES, *further)
+    for name in names:
+        (directory / name).chmod(mode)
+    _write_manifest(directory, names)
+
+
+def _write_manifest(directory: Path, names: Iterable[str]) -> None:
+    """Write size and sha256 of these files, after which the directory is complete on disk."""
+    manifest = {name: fingerprint(directory / name) for name in names}
+    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*directory.iterdir(), directory):
+        sync(path)
+
+
 def _saved(path: Path) -> int | None:
     """The place of a checkpoint in the order of saving, from 1; 0 for one of an earlier version of shoal.
 
     None where its state cannot be read.
     """
     try:
-        saved = _read_json(path / "state.json").get("saved", 0)
+        saved = read_json(path / "state.json").get("saved", 0)
     except (OSError, ValueError):
         return None
     return int(saved) if _is_count(saved) else None
@@ -427,26 +481,31 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: a file is missing or changed, or the format is not this one.
     """
     try:
-        manifest = _read_json(path / "manifest.json")
-        for name in (*_FILES, *(name for name in _OPTIONAL if name in manifest)):
-            actual = _fingerprint(path / name)
+        manifest = read_json(path / _MANIFEST)
+        several = [name for name in manifest if _NAME.fullmatch(name.removesuffix(f"/{_MANIFEST}")) and "/" in name]
+        files = (_FILES[3], *several) if several else (*_FILES, *(name for name in _OPTIONAL if name in manifest))
+        for name in files:
+            actual = fingerprint(path / name)
             if actual != manifest.get(name):
                 raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
-        state = _read_json(path / "state.json")
+        state = read_json(path / "state.json")
     except (OSError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no complete checkpoint: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
-    if problem := _problem(state):
+    policies = {name.partition("/")[0]: load_checkpoint(path / name.partition("/")[0]) for name in several}
+    if problem := _problem(state, list(policies)):
         raise CheckpointError(f"{path / 'state.json'}: {problem}")
-    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
+    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest, policies)
 
 
-def _problem(state: Mapping[str, Any]) -> str | None:
-    """Why no run can have saved this state; None if one can have."""
-    if not isinstance(state.get("policy"), dict):
+def _problem(state: Mapping[str, Any], policies: Sequence[str]) -> str | None:
+    """Why no run can have saved this state beside these ``policies``; None if one can have."""
+    if policies and state.get("policies") != list(policies):
+        return f"policies must be {list(policies)}, which are beside it, got {state.get('policies')!r}"
+    if not policies and not isinstance(state.get("policy"), dict):
         return f"policy must be a mapping, got {state.get('policy')!r}"
     for name in ("policy_version", "session"):
         if name in state and not _is_count(state[name]):
@@ -474,6 +533,21 @@ def _is_count(number: Any) -> bool:
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
+    """``find_saved`` of one policy.
+
+    Raises:
+        CheckpointError: there is no checkpoint, none verifies, or it holds several policies.
+    """
+    checkpoint = find_saved(path)
+    if checkpoint.policies:
+        first = checkpoint.path / next(iter(checkpoint.policies))
+        raise CheckpointError(
+            f"{path} holds several policies, {', '.join(checkpoint.policies)}; name the folder of one, such as {first}"
+        )
+    return checkpoint
+
+
+def find_saved(path: Path) -> Checkpoint:
     """The checkpoint at ``path``, which is a checkpoint, a run directory or a run's ``checkpoints`` directory.
 
     Raises:
@@ -492,49 +566,3 @@ def find_checkpoint(path: Path) -> Checkpoint:
             why = "the run has saved none yet: that happens every checkpoint.every_updates updates and at its end"
         raise CheckpointError(f"no checkpoint in {path}: {why}")
     return checkpoint
-
-
-def _open(path: Path) -> BufferedReader:
-    """Open a regular file for reading. A pipe or a device might never end, or never begin.
-
-    Raises:
-        OSError: it is something else, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path} is no regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        OSError: it is no regular file, or cannot be read.
-        ValueError: it holds something else, or is too large to be one of ours.
-    """
-    with _open(path) as file:
-        data = file.read(MOST_JSON_BYTES + 1)
-    if len(data) > MOST_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MOST_JSON_BYTES:,} bytes")
-    try:
-        found = json.loads(data)
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(found).__name__}")
-    return found
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with _open(path) as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

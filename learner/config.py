@@ -15,6 +15,8 @@ from shoal.section import Section
 
 ADAM = "adam"
 PPO, IMPALA = "ppo", "impala"
+POLICY_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+"""Names of policies are those of folders, and values of a label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,3 +163,11 @@ class SelfPlayConfig(Section):
     versions_at_once: Annotated[int, Field(ge=2, le=16)] = 2
     """Versions that an actor plays at a time, each in one call of the network for all its agents. Each begins its part
     of the games and then makes room for another one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeamConfig(Section):
+    """One of several policies that are trained in the same games."""
+
+    agents: Annotated[list[str], Field(min_length=1)]
+    """Patterns of the names of the agents that it plays, such as adversary_* (*, ? and [..] as in file names)."""

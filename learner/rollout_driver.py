@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from shoal.learner.policy_queues import PolicyQueues
 from shoal.learner.trajectory_queue import TrajectoryQueue
 
 
@@ -15,7 +16,7 @@ class RolloutDriver(threading.Thread):
     Ends with ``stop``; an error of the pool ends it, too, and is raised by ``TrajectoryQueue.next_batch``.
     """
 
-    def __init__(self, pump: Callable[[float], None], queue: TrajectoryQueue) -> None:
+    def __init__(self, pump: Callable[[float], None], queue: TrajectoryQueue | PolicyQueues) -> None:
         super().__init__(name="rollout-driver", daemon=True)
         self._pump, self._queue, self._stopped = pump, queue, threading.Event()
 

@@ -6,14 +6,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from shoal.learner.activations import ActivationSampler
-from shoal.learner.checkpoint import CheckpointError, Checkpoints
-from shoal.learner.learner_worker import LearnerWorker, Lost, Skipped, StepResult
+from shoal.learner.checkpoint import CheckpointError
+from shoal.learner.learner_worker import Lost, Skipped, StepResult, Trained
 from shoal.learner.learners import Learners
 from shoal.learner.recorded_updates import RecordedUpdates
 from shoal.learner.statistics import RunStatistics
@@ -34,17 +34,20 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Saving:
-    """The checkpoints of a run and the state that they hold beside the learner, and its recorded updates."""
+class TrainedPolicy:
+    """A policy of the run: who trains it, and what is counted and recorded of that."""
 
-    checkpoints: Checkpoints
+    learners: Learners
+    statistics: RunStatistics
     updates: RecordedUpdates
-    describe: Callable[[], Mapping[str, Any]]
-    """Returns the run's state beside the weights."""
-    rollouts: Callable[[], Mapping[str, Any] | None] = lambda: None
-    """Returns the acting side's state, between two updates; None where it is not this process's."""
-    opponents: Callable[[], Mapping[str, Any] | None] = lambda: None
-    """Returns the versions that self-play games are played against; None without self-play."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """The checkpoints of a run."""
+
+    write: Callable[[], Path]
+    """Writes one of all policies, between two updates; raises OSError or CheckpointError."""
     undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
 
@@ -72,39 +75,97 @@ class ObserverFailed(Exception):
 
 
 def train(
-    learners: Learners,
-    statistics: RunStatistics,
+    policies: Sequence[TrainedPolicy],
     saving: Saving,
     limits: Limits,
     stop: threading.Event,
     observer: Observer,
-) -> Weights:
-    """Update the policy until ``total_env_steps`` or ``stop``; return the last published weights.
+) -> list[Weights]:
+    """Update the policies until ``total_env_steps`` of all or ``stop``; return the last published weights of each.
+
+    Where there are several, each has one update after the other, with the unrolls of the same games.
 
     consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the queue, ``stop``
-    produces: a new policy version every update
+    produces: a new version of every policy, again and again
 
     Raises:
-        NonFiniteUpdate: ``max_skipped_updates`` updates in a row were skipped.
+        NonFiniteUpdate: ``max_skipped_updates`` updates of a policy in a row were skipped.
         CheckpointError, OSError: the last checkpoint could not be written.
         RuntimeError: the pool ended before the loop did.
         ObserverFailed: ``observer`` raised it; the last update is saved.
     """
-    worker = learners.worker
-    learner, ledger = worker.learner, worker.queue.ledger
-    weights = worker.publish()  # actors cannot start without weights
-    statistics.published_bytes += weights.flat.nbytes
-    activations = ActivationSampler(learner.policy)
-    skipped_in_a_row = 0
+    trained = [_Training(policy) for policy in policies]  # actors cannot start without weights
     saved_version = -1
     failure: ObserverFailed | None = None
-    while ledger.trained < limits.total_env_steps and not stop.is_set():
+    while sum(each.env_steps for each in trained) < limits.total_env_steps and not stop.is_set():
+        results = _update_all(trained, stop)
+        made = [result for result in results if result is not None and isinstance(result.outcome, Trained)]
+        try:
+            for result in made:
+                observer.updated(result)
+        except ObserverFailed as error:
+            failure = error
+            break
+        if None in results:
+            break
+        version = _version(policies)
+        due = made and limits.checkpoint_every and version % limits.checkpoint_every == 0
+        if due and version != saved_version:
+            saved_version = _save(saving, policies, observer, required=False)
+            for each in trained:
+                each.write_if_due()
+    if saved_version != _version(policies):
+        _save(saving, policies, observer, required=True)
+    if failure:
+        raise failure
+    return [each.weights for each in trained]
+
+
+def _update_all(trained: Sequence[_Training], stop: threading.Event) -> list[StepResult | None]:
+    """One update of every policy; None, as the last, where ``stop`` was set while waiting for its batch."""
+    results: list[StepResult | None] = []
+    for each in trained:
+        results.append(each.step(stop))
+        if results[-1] is None:
+            break
+    return results
+
+
+def _version(policies: Sequence[TrainedPolicy]) -> int:
+    """The highest version of the policies: skipped updates may have left some behind."""
+    return max(policy.learners.worker.learner.policy_version for policy in policies)
+
+
+class _Training:
+    """One policy in the loop."""
+
+    def __init__(self, policy: TrainedPolicy) -> None:
+        self._policy = policy
+        worker = policy.learners.worker
+        self.weights = worker.publish()
+        policy.statistics.published_bytes += self.weights.flat.nbytes
+        self._activations = ActivationSampler(worker.learner.policy)
+        self._skipped_in_a_row = 0
+
+    @property
+    def env_steps(self) -> int:
+        """Trained environment steps in the whole run."""
+        return self._policy.learners.worker.queue.ledger.trained
+
+    def step(self, stop: threading.Event) -> StepResult | None:
+        """One update and what follows from its result; None where ``stop`` was set before it.
+
+        Raises:
+            NonFiniteUpdate: too many updates in a row were skipped.
+        """
+        learners, statistics = self._policy.learners, self._policy.statistics
+        worker, learner = learners.worker, learners.worker.learner
         result = learners.step(stop)
         if result is None:
-            break
+            return None
         assert worker.weights is not None
-        weights = worker.weights
-        statistics.published_bytes += weights.flat.nbytes
+        self.weights = worker.weights
+        statistics.published_bytes += self.weights.flat.nbytes
         for fault in statistics.add_reports(result.reports):
             log.warning("%s", fault)
         statistics.add_log_prob_errors(result.log_prob_errors)
@@ -112,59 +173,50 @@ def train(
         if isinstance(outcome, Lost):
             steps = f"{result.ledger.sampled:,}"
             log.warning("%s; its %s steps are dropped and training goes on", outcome.error, steps)
-            continue
-        if isinstance(outcome, Skipped):
-            skipped_in_a_row += 1
+        elif isinstance(outcome, Skipped):
+            self._skipped_in_a_row += 1
             statistics.skipped_updates += 1
             log.error("an update was skipped: %s", outcome.error)
-            saving.updates.write(learner, worker.recorder, learners.recorded)
-            if skipped_in_a_row >= learner.config.max_skipped_updates:
+            self._policy.updates.write(learner, worker.recorder, learners.recorded)
+            if self._skipped_in_a_row >= learner.config.max_skipped_updates:
                 raise outcome.error
-            continue
-        skipped_in_a_row = 0
-        statistics.add_update(learner.policy_version, outcome)
-        every = learner.config.weight_metrics_every
-        if every and (statistics.updates - 1) % every == 0:
-            # Meanwhile the actors act with the new version.
-            assert worker.batch is not None
-            with worker.clock.time("weight_metrics"):
-                statistics.weights = measure_weights(learner.regularizer, activations.sample(worker.batch))
-        try:
-            observer.updated(result)
-        except ObserverFailed as error:
-            failure = error
-            break
-        if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
-            saved_version = _save(saving, worker, statistics, observer, required=False)
-            if saving.updates.is_due:
-                with worker.clock.time("checkpoint"):
-                    saving.updates.write(learner, worker.recorder, learners.recorded)
-    if saved_version != learner.policy_version:
-        _save(saving, worker, statistics, observer, required=True)
-    if failure:
-        raise failure
-    return weights
+        else:
+            self._skipped_in_a_row = 0
+            statistics.add_update(learner.policy_version, outcome)
+            every = learner.config.weight_metrics_every
+            if every and (statistics.updates - 1) % every == 0:
+                # Meanwhile the actors act with the new version.
+                assert worker.batch is not None
+                with worker.clock.time("weight_metrics"):
+                    sampled = self._activations.sample(worker.batch)
+                    statistics.weights = measure_weights(learner.regularizer, sampled)
+        return result
+
+    def write_if_due(self) -> None:
+        """Write the recorded updates, with a checkpoint, if that is due."""
+        worker, updates = self._policy.learners.worker, self._policy.updates
+        if updates.is_due:
+            with worker.clock.time("checkpoint"):
+                updates.write(worker.learner, worker.recorder, self._policy.learners.recorded)
 
 
-def _save(
-    saving: Saving, worker: LearnerWorker, statistics: RunStatistics, observer: Observer, *, required: bool
-) -> int:
+def _save(saving: Saving, policies: Sequence[TrainedPolicy], observer: Observer, *, required: bool) -> int:
     """Save a checkpoint and return its version.
 
     A failure is counted, and -1 returned; where the checkpoint is ``required``, it is raised.
     """
-    learner = worker.learner
-    with worker.clock.time("checkpoint"), saving.undisturbed():
+    version = _version(policies)
+    with policies[0].learners.worker.clock.time("checkpoint"), saving.undisturbed():
         try:
-            path = saving.checkpoints.save(
-                learner, saving.describe(), rollouts=saving.rollouts(), opponents=saving.opponents()
-            )
+            path = saving.write()
         except (OSError, CheckpointError) as error:
             if required:
                 raise
-            statistics.failed_checkpoints += 1
-            log.error("checkpoint %d could not be written, training goes on: %s", learner.policy_version, error)
+            for policy in policies:
+                policy.statistics.failed_checkpoints += 1
+            log.error("checkpoint %d could not be written, training goes on: %s", version, error)
             return -1
-    statistics.last_checkpoint_timestamp = time.time()
+    for policy in policies:
+        policy.statistics.last_checkpoint_timestamp = time.time()
     observer.saved(path)
-    return learner.policy_version
+    return version

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-from shoal.learner.admission import Admission
+from shoal.learner.admission import Admission, Unroll
 from shoal.learner.ledger import Ledger
 from shoal.learner.mailbox import Mailbox, Place
 from shoal.learner.statistics import TrajectoryReport
@@ -41,6 +41,8 @@ class TrajectoryQueue:
         max_policy_lag: versions that may pass between acting and training.
         ledger: the step accounting, kept here.
         clock: seconds from any origin; it stands still where one thread acts and learns in turn (``Admission``).
+        drops_stale: drop what came too late for ``max_policy_lag``. Not where one of several policies is trained
+            (``learner.policy_queues``): all of them train the unrolls of the same games.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class TrajectoryQueue:
         max_policy_lag: int,
         ledger: Ledger,
         clock: Callable[[], float] = time.monotonic,
+        drops_stale: bool = True,
     ) -> None:
         self._spec, self._run_id = spec, run_id
-        self._num_envs, self._batch_size = num_envs, batch_size
+        self._num_envs, self._batch_size, self._drops_stale = num_envs, batch_size, drops_stale
         self._admission = Admission(
             num_actors=num_actors,
             num_envs=num_envs,
@@ -89,11 +92,49 @@ class TrajectoryQueue:
                 return None
             return actor, self._weights.newest
 
+    def follow(self, actor: int) -> Any:
+        """The newest weights for an unroll of ``actor`` that another queue admitted; it is under way here, too."""
+        with self._changed:
+            self._admission.begin(actor, self._weights.policy_version)
+            return self._weights.newest
+
     def deliver(self, actor: int, payload: np.ndarray) -> str | None:
         """Check and count one unroll (uint8) of ``actor``; None where it is taken.
 
         One that is malformed, of another run or a duplicate is refused: the answer says why.
         """
+        unroll = self._came_back(actor)
+        if isinstance(unroll, str):
+            return unroll
+        try:
+            trajectory = self.read(payload)
+        except TrajectoryError as error:
+            return self._refuse(actor, "malformed", f"{error}")
+        return self._put(actor, unroll, trajectory)
+
+    def read(self, payload: np.ndarray) -> Trajectory:
+        """Check an unroll (uint8) that came back, and count nothing.
+
+        Raises:
+            TrajectoryError: it is malformed or of another run.
+        """
+        trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
+        if trajectory.num_slots != self._num_envs:
+            raise TrajectoryError(f"expected {self._num_envs} slots, got {trajectory.num_slots}")
+        return trajectory
+
+    def take(self, actor: int, trajectory: Trajectory) -> str | None:
+        """``deliver`` for what ``read`` has checked."""
+        unroll = self._came_back(actor)
+        return unroll if isinstance(unroll, str) else self._put(actor, unroll, trajectory)
+
+    def refuse(self, actor: int, why: str) -> None:
+        """What ``actor`` delivered is refused as malformed, here or at a queue that its unroll is shared with."""
+        if not isinstance(self._came_back(actor), str):
+            self._refuse(actor, "malformed", why)
+
+    def _came_back(self, actor: int) -> Unroll | str:
+        """The unroll of ``actor`` that is under way no more; why it is refused, where none was."""
         with self._changed:
             unroll = self._admission.came_back(actor)
         if unroll is None:
@@ -101,18 +142,14 @@ class TrajectoryQueue:
             log.warning("a delivery was refused: %s", why)
             self.refused["malformed"] += 1
             return why
-        try:
-            trajectory = from_bytes(self._spec, payload, run_id=self._run_id, max_slots=self._num_envs)
-            if trajectory.num_slots != self._num_envs:
-                raise TrajectoryError(f"expected {self._num_envs} slots, got {trajectory.num_slots}")
-        except TrajectoryError as error:
-            log.warning("a delivery was refused: %s", error)
-            self._refuse(actor, "malformed")
-            return str(error)
+        return unroll
+
+    def _put(self, actor: int, unroll: Unroll, trajectory: Trajectory) -> str | None:
         header = trajectory.header
         with self._changed:
             if self._mailbox.is_duplicate(header):
-                self._refuse(actor, "duplicate")
+                self._admission.refused(actor)
+                self.refused["duplicate"] += 1
                 return f"actor {actor} delivered unroll {header.sequence} again, or after a later one"
             steps = trajectory.env_steps
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
@@ -121,6 +158,13 @@ class TrajectoryQueue:
             self._mailbox.put(self._admission.place(unroll, self._weights.policy_version), trajectory)
             self._changed.notify_all()
         return None
+
+    def _refuse(self, actor: int, reason: str, why: str) -> str:
+        log.warning("a delivery was refused: %s", why)
+        with self._changed:
+            self._admission.refused(actor)
+            self.refused[reason] += 1
+        return why
 
     def abandon(self, actor: int) -> None:
         """The admitted unroll of ``actor`` will never be delivered; its successor may make one instead."""
@@ -158,7 +202,8 @@ class TrajectoryQueue:
             with self._changed:
                 if self._failure is not None:
                     raise RuntimeError(f"the rollout pool ended: {self._failure}") from self._failure
-                self._drop(self._mailbox.take_stale(self._weights.policy_version), "stale")
+                if self._drops_stale:
+                    self._drop(self._mailbox.take_stale(self._weights.policy_version), "stale")
                 if len(self._mailbox) >= count:
                     batch = self._mailbox.take(count)
                     self._admission.update_began()
@@ -279,11 +324,6 @@ class TrajectoryQueue:
     def queued_bytes(self) -> int:
         """Bytes of the trajectories that wait for their update."""
         return self._mailbox.num_bytes
-
-    def _refuse(self, actor: int, reason: str) -> None:
-        with self._changed:
-            self._admission.refused(actor)
-            self.refused[reason] += 1
 
     def _drop(self, trajectories: list[Trajectory], reason: str) -> None:
         if trajectories:

@@ -36,7 +36,8 @@ def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str],
             problems += str(error).splitlines()
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
-        lines += _layout(config, machine, measure=measure and not problems)
+        # What is measured is an update of one policy.
+        lines += _layout(config, machine, measure=measure and not problems and not config.policies)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
 
@@ -70,6 +71,8 @@ def _environment(config: Config) -> list[str]:
     from shoal.policy.token_convolution import available
 
     try:
+        if config.policies:
+            return _teams(config)
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     except Exception:  # noqa: BLE001  (other people's code raises anything; among the problems)
         return []
@@ -85,6 +88,22 @@ def _environment(config: Config) -> list[str]:
         f"  acts           {actions}",
         *agents,
     ]
+
+
+def _teams(config: Config) -> list[str]:
+    """Lines about what the agents of several policies read and do."""
+    from shoal.deploy.placement.setups import team_shares
+    from shoal.envs.reading import reading
+
+    lines = [f"environment {config.env.id}"]
+    for name, own in team_shares(config, None).items():
+        observations, actions = reading(own.spec)
+        lines += [
+            f"  policy         {name}, {own.spec.num_agents} agents in each environment",
+            f"  reads          {observations}",
+            f"  acts           {actions}",
+        ]
+    return lines
 
 
 def _accelerator(config: Config) -> bool:

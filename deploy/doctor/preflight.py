@@ -24,17 +24,18 @@ MOST_SOCKET_PATH_BYTES = 107
 
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
-    spec, problems = _environment(config)
     layout, found = _layout(config)
+    specs, problems = _teams(config, layout) if config.policies else _environment(config)
     problems += found
-    if spec is not None and not problems and config.learner.loss not in (PPO, IMPALA):
+    if specs and not problems and config.learner.loss not in (PPO, IMPALA):
         from shoal.deploy.doctor.trial_update import check_loss
 
-        problems += [f"learner.loss: {problem}"] if (problem := check_loss(config, spec)) else []
-    if spec is not None and not found:
+        wrong = filter(None, (check_loss(config, spec) for spec in specs))
+        problems += [f"learner.loss: {problem}" for problem in dict.fromkeys(wrong)]
+    if len(specs) == 1 and not found:
         from shoal.deploy.placement.memory import check_memory
 
-        problems += check_memory(config, spec, layout)
+        problems += check_memory(config, specs[0], layout)
     return [
         *problems,
         *_metrics(config),
@@ -46,7 +47,22 @@ def check(config: Config, run_dir: Path) -> list[str]:
     ]
 
 
-def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
+def _teams(config: Config, layout: Layout | None) -> tuple[list[EnvSpec], list[str]]:
+    """The specs of several policies' agents, and what is wrong with agents, slots, batches or the policies' class."""
+    from shoal.deploy.placement.setups import team_shares
+    from shoal.envs.raised import raised
+
+    try:
+        specs = [own.spec for own in team_shares(config, layout).values()]
+    except Exception as error:  # noqa: BLE001  (as in _environment)
+        if isinstance(error, ValueError) and str(error):
+            known = str(error).startswith(("policies", "env.", "learner."))
+            return [], str(error).splitlines() if known else [f"env.id: {error}"]
+        return [], [f"env.id: {config.env.id}: {raised(error)}"]
+    return specs, list(dict.fromkeys(problem for spec in specs for problem in _own_policy(config, spec)))
+
+
+def _environment(config: Config) -> tuple[list[EnvSpec], list[str]]:
     from shoal.deploy.placement.setups import games_of
     from shoal.envs.raised import raised
     from shoal.envs.registry import make_env_spec
@@ -55,26 +71,27 @@ def _environment(config: Config) -> tuple[EnvSpec | None, list[str]]:
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) if isinstance(error, ValueError) and str(error) else f"{config.env.id}: {raised(error)}"
-        return None, [f"env.id: {text}"]
+        return [], [f"env.id: {text}"]
     if config.env.num_envs % spec.num_agents:
-        return None, [
+        return [], [
             f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
         ]
     try:
         games_of(config, spec)
     except ValueError as error:
-        return None, [str(error)]
+        return [], [str(error)]
     if reset_key(config.actor.reset_memory) is not None and spec.spaces is None:
         from shoal.actors.worker_setup import no_infos
 
-        return None, [f"actor.reset_memory: {no_infos(config.env.id, config.actor.reset_memory)}"]
-    policy = config.policy
-    ours = policy.kind in OWN_KINDS and policy.core in OWN_CORES and not policy.core_kwargs
-    return spec, [] if ours else _policy(config, spec)
+        return [], [f"actor.reset_memory: {no_infos(config.env.id, config.actor.reset_memory)}"]
+    return [spec], _own_policy(config, spec)
 
 
-def _policy(config: Config, spec: EnvSpec) -> list[str]:
+def _own_policy(config: Config, spec: EnvSpec) -> list[str]:
     """What is wrong with a policy class or a core of the user's, found by making one and trying it."""
+    policy = config.policy
+    if policy.kind in OWN_KINDS and policy.core in OWN_CORES and not policy.core_kwargs:
+        return []
     import torch
     from shoal.deploy.placement.setups import make_worker_setup
     from shoal.envs.raised import raised
@@ -83,9 +100,9 @@ def _policy(config: Config, spec: EnvSpec) -> list[str]:
 
     try:
         with torch.random.fork_rng(devices=()):
-            policy = make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization)
-            check_core(policy.core, policy.core_name)
-            check_policy(policy)
+            made = make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization)
+            check_core(made.core, made.core_name)
+            check_policy(made)
     except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
         text = str(error) if isinstance(error, ValueError) else raised(error)
         if text.startswith("core "):
@@ -189,7 +206,7 @@ def _ray(config: Config) -> list[str]:
 
 
 def _resume(config: Config, run_dir: Path) -> list[str]:
-    from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_checkpoint
+    from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_saved
 
     try:
         newest = Checkpoints(run_dir / "checkpoints").latest()
@@ -199,7 +216,7 @@ def _resume(config: Config, run_dir: Path) -> list[str]:
             return [
                 f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"
             ]
-        chosen = find_checkpoint(Path(config.resume))
+        chosen = find_saved(Path(config.resume))
     except (CheckpointError, OSError) as error:
         return [f"resume: {error}"]
     if newest is not None and newest.policy_version > chosen.policy_version:

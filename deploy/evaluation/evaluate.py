@@ -7,19 +7,21 @@ numbers do not depend on which process plays which.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 from shoal.actors.config import EPISODE, reset_key
+from shoal.actors.teams import TeamSetup
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, no_infos, observation_of
 from shoal.deploy.evaluation.job_process import run_jobs
 from shoal.deploy.monitoring.intervals import Difference, difference
-from shoal.envs.boundary import EnvSpec
+from shoal.envs.boundary import EnvSpec, VectorEnvironment
 from shoal.envs.config import AdapterOptions, EnvConfig, split_options
 from shoal.envs.play import Episodes, Player, join, play
 from shoal.envs.raised import raised
@@ -122,6 +124,13 @@ class Side:
             return f"{manner}, memory zeroed at every step"
         return f"{manner}, memory of {horizon_label(self.memory_horizon)}"
 
+    def make(
+        self, env_seed: np.random.SeedSequence, action_seed: np.random.SeedSequence
+    ) -> tuple[VectorEnvironment, Player]:
+        """The environments of one block, and their player."""
+        env = self.setup.make_env(env_seed, whole_episodes=True)
+        return env, self.make_player(env.spec, action_seed)
+
     def make_player(self, spec: EnvSpec, seed: np.random.SeedSequence) -> Player:
         """The player of one vector environment."""
         if self.weights is None:
@@ -143,11 +152,24 @@ def horizon_label(steps: int) -> str:
     return "the last step" if steps == 1 else f"the last {steps} steps"
 
 
+class Playing(Protocol):
+    """Who plays a block: a ``Side``, or several policies together (``deploy.evaluation.teams``)."""
+
+    @property
+    def setup(self) -> WorkerSetup | TeamSetup:
+        """Makes the environments; its ``seed`` determines them and the actions."""
+
+    def make(
+        self, env_seed: np.random.SeedSequence, action_seed: np.random.SeedSequence
+    ) -> tuple[VectorEnvironment, Player]:
+        """The environments of one block, and their player."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
     """A job: the episodes of some environments, ``rounds`` of every slot."""
 
-    side: Side
+    side: Playing
     index: int
     rounds: int
     max_episode_steps: int = MAX_EPISODE_STEPS
@@ -161,10 +183,9 @@ class Block:
         # Sums of several threads depend on their number.
         torch.set_num_threads(1)
         setup = self.side.setup
-        env_seed, action_seed = _seeds(setup, self.index)
-        env = setup.make_env(env_seed, whole_episodes=True)
+        env_seed, action_seed = seeds(setup, self.index)
+        env, player = self.side.make(env_seed, action_seed)
         try:
-            player = self.side.make_player(env.spec, action_seed)
             return play(
                 env,
                 player,
@@ -176,7 +197,7 @@ class Block:
             env.close()
 
 
-def _seeds(setup: WorkerSetup, key: int) -> list[np.random.SeedSequence]:
+def seeds(setup: WorkerSetup | TeamSetup, key: int) -> list[np.random.SeedSequence]:
     """Seeds of the environments and of the actions."""
     return np.random.SeedSequence(setup.seed, spawn_key=(key,)).spawn(2)
 
@@ -206,7 +227,7 @@ def evaluation_setup(
         ValueError: the environment cannot be made, does not take so many slots, or has other features or actions
             (``policy.remap``).
     """
-    _check_saved_by_run(checkpoint)
+    check_saved_by_run(checkpoint)
     state = checkpoint.state
     config = state["config"]
     if remapping is None:
@@ -217,17 +238,12 @@ def evaluation_setup(
     if env_id not in (None, state["env_id"]) and trained_options.vectorization == "native":
         # That vector is the other environment's own.
         trained_options = dataclasses.replace(trained_options, vectorization="sync")
-    try:
-        env = EnvConfig(
-            id=env_id or state["env_id"],
-            num_envs=num_envs or config["env"]["num_envs"],
-            kwargs={**({} if env_id else trained_kwargs), **(env_kwargs or {})},
-            **{**dataclasses.asdict(trained_options), **(env_options or {})},
-        )
-    except ValidationError as error:
-        raise ValueError(
-            "\n".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
-        ) from error
+    env = env_config(
+        id=env_id or state["env_id"],
+        num_envs=num_envs or config["env"]["num_envs"],
+        kwargs={**({} if env_id else trained_kwargs), **(env_kwargs or {})},
+        **{**dataclasses.asdict(trained_options), **(env_options or {})},
+    )
     try:
         spec = make_env_spec(env.id, env.options, **env.kwargs)
     except ValueError:
@@ -242,6 +258,20 @@ def evaluation_setup(
     if reset_key(reset_memory) is not None and spec.spaces is None:
         raise ValueError(no_infos(env.id, reset_memory))
     return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
+
+
+def env_config(**settings: Any) -> EnvConfig:
+    """The settings of an environment.
+
+    Raises:
+        ValueError: with a line for every problem.
+    """
+    try:
+        return EnvConfig(**settings)
+    except ValidationError as error:
+        raise ValueError(
+            "\n".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
+        ) from error
 
 
 def fitted_setup(
@@ -295,7 +325,7 @@ def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOp
     return own, options
 
 
-def _check_saved_by_run(checkpoint: Checkpoint) -> None:
+def check_saved_by_run(checkpoint: Checkpoint) -> None:
     """Check what an evaluation reads beside the weights.
 
     Raises:
@@ -405,7 +435,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
         raise ValueError(f"--vs {word}: {error}") from error
 
 
-def blocks(side: Side, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS) -> list[Block]:
+def blocks(side: Playing, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS) -> list[Block]:
     """Jobs that play at least ``episodes`` of a side, as many in every slot of a block; one job where the memory is
     carried across the episodes of a slot."""
     rounds = -(-episodes // side.setup.num_envs)
@@ -416,7 +446,7 @@ def blocks(side: Side, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS
 
 
 def play_sides(
-    sides: Sequence[Side],
+    sides: Sequence[Playing],
     episodes: int,
     processes: int | None = None,
     *,
@@ -454,6 +484,24 @@ def compare(a: Episodes, b: Episodes) -> Difference:
     return difference(a.by_environment(a.returns), b.by_environment(b.returns), paired=bool(np.array_equal(*starts)))
 
 
+def keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
+    """``NAME=VALUE`` entries of a command's ``option`` as keyword arguments; a VALUE that is not JSON is a string.
+
+    Raises:
+        ValueError: an entry has another form.
+    """
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not name or not equals:
+            raise ValueError(f"{option}: {entry!r} must be of the form NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
 class Recorder:
     """Records whole episodes of one environment: ``kind`` is ``video`` or ``replay``."""
 
@@ -464,7 +512,7 @@ class Recorder:
             CannotRecord: it leaves nothing of this kind to look at, or the directory or a package is missing.
         """
         setup = side.setup
-        env_seed, self._action_seed = _seeds(setup, _RECORDED)
+        env_seed, self._action_seed = seeds(setup, _RECORDED)
         version = side.weights.policy_version if side.weights else 0
         make = {"video": film, "replay": replay}[kind]
         stem = f"version-{version:09d}-episode"

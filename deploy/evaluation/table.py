@@ -11,6 +11,7 @@ import numpy as np
 from shoal.deploy.evaluation.evaluate import Side, compare, trained_arguments
 from shoal.deploy.monitoring.intervals import Difference, confidence_interval
 from shoal.envs.play import Episodes
+from shoal.learner.checkpoint import Checkpoint
 
 
 class Played(NamedTuple):
@@ -117,6 +118,50 @@ def to_json(own: Played, others: Sequence[Played], recordings: Sequence[Recorded
         "training_mean_return": checkpoint.state["mean_return"],
         "versus": versus,
         "recordings": [{"file": str(one.file), "return": one.returned, "length": one.length} for one in recordings],
+    }
+
+
+def policies_lines(policies: Mapping[str, Played]) -> list[str]:
+    """The table of several policies that played together, as lines of text."""
+    first = next(iter(policies.values()))
+    games = len(first.episodes.starts())
+    said = [
+        f"{first.side.setup.env_id}, {len(policies)} policies, actions {first.side.manner}",
+        f"  games     {games}, each with episodes of all agents, seed {first.side.setup.seed}",
+        "",
+        *_columns(
+            ["", "return", "95% of the mean", "lowest", "median", "highest", "steps", "terminated"],
+            [_row(played) for played in policies.values()],
+        ),
+        "",
+    ]
+    for name, (side, episodes) in policies.items():
+        assert side.checkpoint is not None
+        trained = side.checkpoint.state["mean_return"]
+        was = "no episode ended in training" if trained is None else f"training {trained:.3f} over its last episodes"
+        said.append(f"  {name}  policy version {side.checkpoint.policy_version}, {was}")
+        if cut := int(episodes.cut.sum()):
+            said.append(f"  {name}  {cut} of {episodes.episodes} episodes cut (--max-episode-steps)")
+    return said
+
+
+def policies_to_json(checkpoint: Checkpoint, policies: Mapping[str, Played]) -> dict[str, Any]:
+    """One object of plain data for several policies that played together."""
+    first = next(iter(policies.values())).side
+    found = {}
+    for name, played in policies.items():
+        assert played.side.checkpoint is not None
+        found[name] = {
+            "policy_version": played.side.checkpoint.policy_version,
+            "training_mean_return": played.side.checkpoint.state["mean_return"],
+            **_numbers(played),
+        }
+    return {
+        "checkpoint": str(checkpoint.path),
+        "policy_version": checkpoint.policy_version,
+        "env_id": first.setup.env_id,
+        "seed": first.setup.seed,
+        "policies": found,
     }
 
 

@@ -388,22 +388,28 @@ INFO: Mapping[str, tuple[str, Callable[[Sources], Mapping[str, str]]]] = {
 class RunCollector(Collector):
     """Reads the catalogue at every scrape; an entry that fails is left out of the page."""
 
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sources | Mapping[str, Sources]) -> None:
+        self._by_policy = {"": sources} if isinstance(sources, Sources) else dict(sources)
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family for each entry that can be read."""
         for entry in CATALOGUE:
-            try:
-                yield _family(entry, entry.read(self._sources))
-            except Exception:
-                self._sources.failed_readings[entry.name] += 1
-                if self._sources.failed_readings[entry.name] == 1:
-                    log.exception("metric %s cannot be read", entry.name)
+            values = {}
+            for policy, sources in self._by_policy.items():
+                try:
+                    values[policy] = _checked(entry, entry.read(sources))
+                except Exception:
+                    sources.failed_readings[entry.name] += 1
+                    if sources.failed_readings[entry.name] == 1:
+                        log.exception("metric %s cannot be read", entry.name)
+            if values:
+                yield _family(entry, values)
         for name, (help, read) in INFO.items():
-            words = read(self._sources)
-            info = GaugeMetricFamily(name, help, labels=list(words))
-            info.add_metric(list(words.values()), 1)
+            told = {policy: read(sources) for policy, sources in self._by_policy.items()}
+            labels = list(next(iter(told.values())))
+            info = GaugeMetricFamily(name, help, labels=[*_policy_label(told), *labels])
+            for policy, words in told.items():
+                info.add_metric([*_policy_value(policy), *words.values()], 1)
             yield info
 
     def describe(self) -> list[Metric]:
@@ -411,18 +417,38 @@ class RunCollector(Collector):
         return []
 
 
-def _family(entry: CatalogueEntry, value: Any) -> Metric:
+def _checked(entry: CatalogueEntry, value: Any) -> Any:
+    """What was read, as numbers: an entry that is none fails before it is in a family."""
     if isinstance(value, Histogram):
-        histogram = HistogramMetricFamily(entry.name, entry.help)
-        bounds = (*(str(float(bound)) for bound in value.bounds), "+Inf")
-        histogram.add_metric([], list(zip(bounds, accumulate(value.counts), strict=True)), value.sum)
+        return value
+    # dict: a copy, because the training loop may add a label meanwhile.
+    return {label: float(number) for label, number in dict(value).items()} if entry.label else float(value)
+
+
+def _family(entry: CatalogueEntry, values: Mapping[str, Any]) -> Metric:
+    """One metric with its value of every policy; without the label where there is one policy, whose name is ""."""
+    labels = [*_policy_label(values), *([entry.label] if entry.label else [])]
+    if entry.kind == "histogram":
+        histogram = HistogramMetricFamily(entry.name, entry.help, labels=labels)
+        for policy, value in values.items():
+            bounds = (*(str(float(bound)) for bound in value.bounds), "+Inf")
+            buckets = list(zip(bounds, accumulate(value.counts), strict=True))
+            histogram.add_metric(_policy_value(policy), buckets, value.sum)
         return histogram
     cls = CounterMetricFamily if entry.kind == "counter" else GaugeMetricFamily
-    family = cls(entry.name, entry.help, labels=[entry.label] if entry.label else [])
-    # dict: a copy, because the training loop may add a label meanwhile.
-    for labels, number in [([label], n) for label, n in dict(value).items()] if entry.label else [([], value)]:
-        family.add_metric(labels, number)
+    family = cls(entry.name, entry.help, labels=labels)
+    for policy, value in values.items():
+        for own, number in [([label], n) for label, n in value.items()] if entry.label else [([], value)]:
+            family.add_metric([*_policy_value(policy), *own], number)
     return family
+
+
+def _policy_label(by_policy: Mapping[str, Any]) -> list[str]:
+    return [] if "" in by_policy else ["policy"]
+
+
+def _policy_value(policy: str) -> list[str]:
+    return [policy] if policy else []
 
 
 def _bottleneck(sources: Sources) -> dict[str, int]:
@@ -468,8 +494,11 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def make_registry(sources: Sources) -> CollectorRegistry:
-    """Return a registry of the catalogue and of Python's own metrics of this process."""
+def make_registry(sources: Sources | Mapping[str, Sources]) -> CollectorRegistry:
+    """Return a registry of the catalogue and of Python's own metrics of this process.
+
+    Where ``sources`` are those of several policies by name, every metric of the catalogue has the label ``policy``.
+    """
     registry = CollectorRegistry()
     registry.register(RunCollector(sources))
     ProcessCollector(registry=registry)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from shoal.deploy.monitoring.access import Access, AccessFiles, exposed
@@ -30,7 +30,7 @@ def access_files(config: MetricsConfig) -> AccessFiles | None:
 
 @contextlib.contextmanager
 def served(
-    config: MetricsConfig, sources: Sources, readiness: Readiness, *, run: str
+    config: MetricsConfig, sources: Sources | Mapping[str, Sources], readiness: Readiness, *, run: str
 ) -> Iterator[MetricsServer | None]:
     """Serve the metrics while the block runs; yield None if ``metrics.port`` is -1.
 

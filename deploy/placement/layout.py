@@ -127,6 +127,8 @@ def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "
         return config.placement, f"placement={config.placement}"
     if config.self_play.share and config.learner.num_learners == "auto":
         return "disaggregated", "self-play has one learner"
+    if config.policies and config.learner.num_learners == "auto":
+        return "disaggregated", "every policy has one learner"
     if config.learner.num_learners != "auto":
         acting = config.learner.num_learners > 1 and not machine.accelerator
         return "colocated" if acting else "disaggregated", f"learner.num_learners={config.learner.num_learners}"
@@ -232,7 +234,9 @@ def _disaggregated(config: Config, machine: Machine, why: str) -> Layout:
         # So many that all actors may be under way within the lag.
         own = actors // learners
         unrolls = -(-own // actor.max_policy_lag) if actor.max_policy_lag else own
-        batch = learners * _smallest_batch(unrolls * envs, multiple_of=learner.minibatches)
+        # Of several policies each divides the rows of its own agents, as many in every unroll.
+        divided = learner.minibatches * (envs if config.policies else 1)
+        batch = learners * _smallest_batch(unrolls * envs, multiple_of=divided)
     else:
         batch = learner.batch_size
         if learners > 1 and (problem := _share_problem(batch, learners, envs, learner.minibatches)):

@@ -57,6 +57,8 @@ class LearnerSetup:
     """None without self-play."""
     in_turn: bool = False
     """One thread acts and learns in turn, so that results must not depend on how long anything takes."""
+    shares_games: bool = False
+    """Other policies are trained in the same games (``learner.policy_queues``)."""
     rollout_processes: RolloutProcesses | None = None
     """The rollout processes that feed a peer learner; None for workers in its own process."""
 
@@ -89,7 +91,9 @@ class LearnerSetup:
                 batch_size=share.batch_size,
                 max_policy_lag=self.max_policy_lag,
                 ledger=Ledger(),
-                clock=_standing_still if self.in_turn else time.monotonic,
+                # Whose unrolls are late is not asked where several policies have to train the same ones.
+                clock=_standing_still if self.in_turn or self.shares_games else time.monotonic,
+                drops_stale=not self.shares_games,
             ),
             assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from shoal.actors.code import this_code
 from shoal.actors.config import EPISODE
 from shoal.actors.self_play import Games, divide_games
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
-from shoal.deploy.placement.layout import Layout
+from shoal.deploy.placement.layout import Layout, Share
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
+from shoal.envs.teams import make_team_specs
 from shoal.policy.graph import components_to_json
 from shoal.policy.remap import PolicyInterface
 
@@ -96,3 +99,68 @@ def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec
         in_turn=config.mode == "inline",
         recorder=config.recorder,
     )
+
+
+def patterns_of(config: Config) -> dict[str, tuple[str, ...]]:
+    """The patterns of every policy's agents, where there are several."""
+    return {name: tuple(team.agents) for name, team in config.policies.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TeamShare:
+    """One of several policies: its part of every game."""
+
+    number: int
+    """Its place among the policies."""
+    spec: EnvSpec
+    num_slots: int
+    """Slots of its agents in one actor."""
+    share: float
+    """Of all slots."""
+
+    def setup(self, config: Config, layout: Layout, worker: WorkerSetup) -> LearnerSetup:
+        """The setup of its learner, and of the rollout workers on its own slots."""
+        own = dataclasses.replace(worker, num_envs=self.num_slots)
+        return dataclasses.replace(
+            make_learner_setup(config, layout, own, self.spec),
+            shares_games=True,
+            # Policies of equal shapes begin with weights of their own.
+            seed=(config.seed + self.number) % 2**63,
+            total_env_steps=max(1, round(config.total_env_steps * self.share)),
+        )
+
+    def part(self, config: Config, layout: Layout) -> Share:
+        """Its part of the run's only process."""
+        whole = layout.whole()
+        unrolls = whole.batch_size // config.env.num_envs
+        return dataclasses.replace(whole, batch_size=unrolls * self.num_slots)
+
+
+def team_shares(config: Config, layout: Layout | None) -> dict[str, TeamShare]:
+    """Every policy of ``config.policies`` with its part of the games; ``layout`` None leaves the batches unchecked.
+
+    Raises:
+        ValueError: agents and policies do not fit each other, or slots and batches do not fit the agents.
+    """
+    env = config.env
+    found = make_team_specs(env.id, env.options, env.kwargs, patterns_of(config))
+    num_agents = sum(len(group.agents) for group in found.values())
+    if env.num_envs % num_agents:
+        raise ValueError(f"env.num_envs: {env.num_envs} must be a multiple of the {num_agents} agents of {env.id}")
+    games = env.num_envs // num_agents
+    shares = {
+        name: TeamShare(
+            number=number,
+            spec=group.spec,
+            num_slots=games * len(group.agents),
+            share=len(group.agents) / num_agents,
+        )
+        for number, (name, group) in enumerate(found.items())
+    }
+    for name, own in shares.items() if layout else ():
+        if (batch := own.part(config, layout).batch_size) % config.learner.minibatches:
+            raise ValueError(
+                f"learner.minibatches: {config.learner.minibatches} do not divide the {batch} segments that {name} has "
+                f"of each batch; learner.batch_size={config.learner.minibatches * env.num_envs} would do"
+            )
+    return shares

@@ -18,7 +18,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
     """Write the page of the runs in ``paths``; return its path.
 
     Args:
-        paths: run directories.
+        paths: run directories; one of several policies is compared with itself, policy by policy.
         out: the file; None is ``report.html`` in the run directory, or in the current directory for several runs.
 
     Raises:
@@ -30,12 +30,16 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
             f"report: {' and '.join(missing)} must be installed: pip install 'shoal[report]' "
             "(in a checkout: .venv/bin/pip install -e '.[report]')"
         )
+    from shoal.deploy.records.run_dir import POLICIES
     from shoal.deploy.report.one_run import page_of_run
     from shoal.deploy.report.page import render
     from shoal.deploy.report.recorded_run import read_run
     from shoal.deploy.report.several_runs import page_of_runs
 
     runs, problems = [], []
+    default = paths[0] / FILE if len(paths) == 1 else Path(FILE)
+    # A run of several policies is read as one of each.
+    paths = [each for path in paths for each in (sorted((path / POLICIES).glob("*/")) or [path])]
     for index, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:index]]:
             problems.append(f"{path}: is named twice; name every run once")
@@ -44,7 +48,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
             runs.append(read_run(path))
         except ValueError as error:
             problems.append(str(error))
-    out = out or (runs[0].path / FILE if len(paths) == 1 and runs else Path(FILE))
+    out = out or default
     problems += _check(out)
     if problems:
         raise CannotReport("\n".join(problems))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from shoal.deploy.records.run_dir import MEMORY_HORIZON
+from shoal.deploy.records.run_dir import MEMORY_HORIZON, POLICIES
 from shoal.deploy.report.log import Complaints, read_log
 from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
 
@@ -98,6 +98,10 @@ def read_run(path: Path) -> RecordedRun:
     try:
         metrics = read_metrics(metrics_file)
         config_text = _text(path / "config.yaml")
+        config = _config(config_text)
+        if path.absolute().parent.name == POLICIES:
+            # The policies of a run have its settings in common.
+            config["trained_policy"] = path.absolute().name
         summary = _summary(path / "summary.json", metrics)
         failure = _failure(path)
         complaints = read_log(path / "run.log")
@@ -108,7 +112,7 @@ def read_run(path: Path) -> RecordedRun:
     return RecordedRun(
         path=path,
         metrics=metrics,
-        config=_config(config_text),
+        config=config,
         config_text=config_text,
         summary=summary,
         evaluations=evaluations,

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from shoal.actors.config import EPISODE
 from shoal.deploy.settings.sections import Config
 from shoal.policy.graph import components_to_json
 
@@ -164,12 +165,59 @@ def _cross_checks(config: Config) -> list[str]:
             "self_play.share: games against versions of the policy are played in mode=inline and mode=local; choose "
             "one of these, or self_play.share=0"
         )
+    problems += _policies(config)
     if config.evaluation.every_env_steps > config.total_env_steps:
         problems.append(
             f"evaluation.every_env_steps: {config.evaluation.every_env_steps} is more than total_env_steps="
             f"{config.total_env_steps}: none would ever be made"
         )
     return problems
+
+
+def _policies(config: Config) -> list[str]:
+    """Settings that do not work with several policies."""
+    if not config.policies:
+        return []
+    if len(config.policies) == 1:
+        (name,) = config.policies
+        return [f"policies: {name} alone is one policy for all agents, as without policies; leave it out, or name two"]
+    # Each with what it is, and what it should be.
+    refused = {
+        "mode": (config.mode == "cluster", "is for one policy; choose mode=inline or mode=local"),
+        "learner.num_learners": (
+            config.learner.num_learners not in ("auto", 1),
+            "is more than the one learner that every policy has; leave it out",
+        ),
+        "placement": (
+            config.placement == "colocated",
+            "would have learners act; several policies are fed by actors of their own: choose placement=disaggregated",
+        ),
+        "actor.reset_memory": (
+            config.actor.reset_memory != EPISODE,
+            "carries the memory across games, which works with one policy; leave it out",
+        ),
+        "self_play.share": (bool(config.self_play.share), "is for one policy that plays all agents; leave one out"),
+        "evaluation.every_env_steps": (
+            bool(config.evaluation.every_env_steps),
+            "evaluates one policy during training; leave it out, and use shoal evaluate RUN",
+        ),
+        "callbacks": (bool(config.callbacks), "are told of one policy; leave them out"),
+        "policy.map_features": (bool(config.policy.map_features), "is for the names of one policy; leave it out"),
+        "policy.map_actions": (bool(config.policy.map_actions), "is for the names of one policy; leave it out"),
+    }
+    return [
+        f"{name}: does not work with policies={', '.join(config.policies)}: {_said(config, name)} {why}"
+        for name, (given, why) in refused.items()
+        if given
+    ]
+
+
+def _said(config: Config, path: str) -> str:
+    """A setting with its value, in words."""
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return f"{path.split('.')[-1]}={value}" if isinstance(value, int | float | str) else path.split(".")[-1]
 
 
 class _Loader(yaml.SafeLoader):

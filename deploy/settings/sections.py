@@ -6,14 +6,16 @@ Importing this module imports neither torch nor Ray.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
-from shoal.learner.config import LearnerConfig, RecorderConfig, SelfPlayConfig
+from shoal.learner.config import POLICY_NAME, LearnerConfig, RecorderConfig, SelfPlayConfig, TeamConfig
 from shoal.policy.config import PolicyConfig
 from shoal.section import LONGEST_SECONDS, Seconds, Section
 
@@ -152,6 +154,14 @@ class CallbackConfig(Section):
     """Arguments for it."""
 
 
+def _policy_name(value: str) -> str:
+    if not re.fullmatch(POLICY_NAME, value):
+        raise ValueError(
+            "a policy's name is that of a folder and of a label: a letter, then at most 31 letters, digits, _ and -"
+        )
+    return value
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Section):
     """One run."""
@@ -180,6 +190,11 @@ class Config(Section):
     actor: ActorConfig = dataclasses.field(default_factory=ActorConfig)
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
     self_play: SelfPlayConfig = dataclasses.field(default_factory=SelfPlayConfig)
+    policies: Mapping[Annotated[str, AfterValidator(_policy_name)], TeamConfig] = dataclasses.field(
+        default_factory=dict
+    )
+    """Several policies by name, each with ``agents`` of a PettingZoo environment: every agent belongs to one. Empty
+    trains one policy that plays all agents. With one learner, in mode=inline and mode=local."""
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

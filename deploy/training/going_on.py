@@ -95,7 +95,7 @@ def restore_pool(run: PreparedRun, pool: Pool) -> None:
     """
     if run.origin.checkpoint is None:
         return
-    slots = run.layout.num_actors * run.config.env.num_envs
+    slots = run.layout.num_actors * run.setup.worker.num_envs
     if run.rollouts is None or not isinstance(pool, InlinePool):
         run.statistics.slots_begun_anew = slots
         return

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from shoal.actors.worker_setup import actions_of, observation_of
+from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
 from shoal.deploy.monitoring.learning import LearningMonitor
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
+from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup, team_shares
 from shoal.deploy.placement.versions import versions
+from shoal.deploy.records.run_dir import POLICIES
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.going_on import find_rollouts, restore_queue
 from shoal.deploy.training.resume import Origin, find_origin, match_names, restore
+from shoal.envs.boundary import EnvSpec
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.device_choice import make_device_path
@@ -58,6 +60,8 @@ class PreparedRun:
     updates: RecordedUpdates
     rollouts: Mapping[str, Any] | None
     """The acting side's state that a run in one process goes on from (``deploy.training.going_on``)."""
+    policy: str = ""
+    """The policy's name where several are trained, with ``run_dir`` a folder of the run's; else empty."""
 
     def describe(self) -> dict[str, Any]:
         """The run's state beside the weights, for checkpoints; from any thread."""
@@ -76,8 +80,11 @@ class PreparedRun:
         }
 
 
-def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedRun:
+def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[PreparedRun, ...]:
     """Build a run; ``cluster`` is connected already, because its free resources decide the layout.
+
+    Where several policies are trained (``config.policies``), one for each of them: a run of one policy each, but for
+    what they share: settings, machine, layout, origin and checkpoints.
 
     Raises:
         ValueError: settings, checkpoint and environment do not fit each other.
@@ -91,42 +98,64 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> PreparedR
         torch.cuda.set_device(layout.num_learners - 1)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     origin = find_origin(config, checkpoints)
-    setup = _setup(config, layout, origin)
+
+    def build(setup: LearnerSetup, share: Share, origin: Origin, run_dir: Path, policy: str = "") -> PreparedRun:
+        learner = setup.make_learner_worker(share)
+        statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
+        restore(origin, learner, statistics)
+        rollouts = None if policy else find_rollouts(config, origin)
+        if rollouts is not None:
+            restore_queue(rollouts, origin, learner)
+        return PreparedRun(
+            config=config,
+            run_dir=run_dir,
+            cluster=cluster,
+            machine=machine,
+            layout=layout,
+            origin=origin,
+            setup=setup,
+            share=share,
+            learner=learner,
+            statistics=statistics,
+            bottleneck=_bottleneck(config, layout, statistics),
+            learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
+            before=learner.queue.snapshot(),
+            checkpoints=checkpoints,
+            updates=RecordedUpdates(
+                run_dir / FOLDER,
+                keep=config.recorder.keep_updates,
+                about={
+                    "run_id": origin.run_id,
+                    "session": origin.session,
+                    "env_id": config.env.id,
+                    "num_agents": setup.env.num_agents if setup.worker.games is None else 1,
+                },
+            ),
+            rollouts=rollouts,
+            policy=policy,
+        )
+
+    if config.policies:
+        runs = []
+        for name, own in team_shares(config, layout).items():
+            from_ = origin.of(name)
+            setup = own.setup(config, layout, _worker_setup(config, from_, own.spec))
+            runs.append(build(setup, own.part(config, layout), from_, run_dir / POLICIES / name, name))
+        return tuple(runs)
+    spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+    setup = make_learner_setup(config, layout, _worker_setup(config, origin, spec), spec)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
-    share = layout.whole() if in_one_process else layout.share(0)
-    learner = setup.make_learner_worker(share)
-    statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
-    restore(origin, learner, statistics)
-    rollouts = find_rollouts(config, origin)
-    if rollouts is not None:
-        restore_queue(rollouts, origin, learner)
-    return PreparedRun(
-        config=config,
-        run_dir=run_dir,
-        cluster=cluster,
-        machine=machine,
-        layout=layout,
-        origin=origin,
-        setup=setup,
-        share=share,
-        learner=learner,
-        statistics=statistics,
-        bottleneck=_bottleneck(config, layout, statistics),
-        learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
-        before=learner.queue.snapshot(),
-        checkpoints=checkpoints,
-        updates=RecordedUpdates(
-            run_dir / FOLDER,
-            keep=config.recorder.keep_updates,
-            about={
-                "run_id": origin.run_id,
-                "session": origin.session,
-                "env_id": config.env.id,
-                "num_agents": setup.env.num_agents if setup.worker.games is None else 1,
-            },
-        ),
-        rollouts=rollouts,
-    )
+    return (build(setup, layout.whole() if in_one_process else layout.share(0), origin, run_dir),)
+
+
+def describe_together(runs: Sequence[PreparedRun]) -> dict[str, Any]:
+    """What belongs to a run of several policies and to none of them, for checkpoints."""
+    described = runs[0].describe()
+    shared = ("run_id", "session", "env_id", "env_kwargs", "env_options", "config", "versions")
+    ledger = Ledger()
+    for run in runs:
+        ledger.add(run.learner.queue.snapshot())
+    return {name: described[name] for name in shared} | {"ledger": ledger.to_json()}
 
 
 def _machine(config: Config, cluster: Cluster | None) -> Machine:
@@ -136,11 +165,9 @@ def _machine(config: Config, cluster: Cluster | None) -> Machine:
     return cluster.machine(config, machine) if cluster else machine
 
 
-def _setup(config: Config, layout: Layout, origin: Origin) -> LearnerSetup:
-    spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+def _worker_setup(config: Config, origin: Origin, spec: EnvSpec) -> WorkerSetup:
     interface = match_names(config, origin, observation_of(spec), actions_of(spec))
-    worker = make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
-    return make_learner_setup(config, layout, worker, spec)
+    return make_worker_setup(config, spec, run_id=origin.run_id, session=origin.session, interface=interface)
 
 
 def _learning(
@@ -151,7 +178,7 @@ def _learning(
         max_entropy=actions.max_entropy,
         action_dimensions=len(actions.flat_names),
         num_agents=setup.env.num_agents,
-        num_slots=layout.num_actors * config.env.num_envs,
+        num_slots=layout.num_actors * setup.worker.num_envs,
         normalized=config.learner.normalize_advantage,
         expect_after=config.log.expect_learning_after,
     )

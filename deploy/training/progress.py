@@ -55,7 +55,8 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
     count = sum(p.numel() for p in learner.policy.parameters())
     start = f", continuing from policy version {learner.policy_version}" if run.origin.session else ""
     name = {"fast": "Fast", "component": "ComponentPolicy"}.get(config.policy.kind, config.policy.kind)
-    learners = f"{learner.path.describe()}, {layout.batch_size} segments per update"
+    segments = run.share.batch_size if run.policy else layout.batch_size
+    learners = f"{learner.path.describe()}, {segments} segments per update"
     if layout.num_learners > 1:
         role = "which also act" if layout.placement == "colocated" else "each fed by its own actors"
         where = "in one process" if config.mode == "inline" else role
@@ -63,7 +64,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
     elif layout.placement == "disaggregated" and learner.path.device.type == "cpu":
         learners += f", gradient threads: {layout.num_threads}"
     observations, actions = reading(run.setup.env)
-    slots, steps = config.env.num_envs, config.actor.unroll_length
+    slots, steps = run.setup.worker.num_envs, config.actor.unroll_length
     sent = ", ".join(place.name for place in run.cluster.sent) if run.cluster else ""
     return "\n".join(
         [
@@ -141,7 +142,8 @@ class Progress:
     """Prints the run's state once a second from a thread of its own; the training loop does no work for it.
 
     ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object; with ``quiet``
-    nothing is printed. ``stalled`` returns why updates are missing, which is logged.
+    nothing is printed. ``stalled`` returns why updates are missing, which is logged. ``policy`` is the name of one of
+    several, each of which has plain lines that begin with it.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Progress:
         opponents: Callable[[], Sequence[Result]] = tuple,
         quiet: bool = False,
         stalled: Callable[[], str | None] = lambda: None,
+        policy: str = "",
     ) -> None:
         self._statistics, self._trajectory_queue, self._pool, self._total = (
             statistics,
@@ -169,6 +172,7 @@ class Progress:
         self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
         self._stalled, self._said_stalled = stalled, False
+        self._policy = policy
         self._monitor = monitor
         self._bottleneck: Bottleneck | None = None
         self._reported_stage = ""
@@ -200,7 +204,7 @@ class Progress:
                 transient=False,
                 redirect_stderr=True,
             )
-            if self._console.is_terminal and not json_lines and not quiet
+            if self._console.is_terminal and not json_lines and not quiet and not policy
             else None
         )
         self._thread = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
@@ -211,6 +215,8 @@ class Progress:
 
     def _print(self, text: str, kind: str, fields: Mapping[str, Any]) -> None:
         """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``."""
+        if self._policy:
+            text, fields = f"{self._policy}: {text}", {"policy": self._policy, **fields}
         self._console.print(event(kind, fields) if self._json_lines else text, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
@@ -373,7 +379,9 @@ class Progress:
 
     def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
         """Print what was learned, the step accounting, and where the run lies."""
-        self._print("\n" + "\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
+        if not self._json_lines:
+            self._console.print()
+        self._print("\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
 
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
@@ -393,7 +401,8 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int)
     elif summary["interrupted_by"]:
         ended = "Interrupted; saved."
     elif summary["ledger"]["trained"] < total_env_steps:
-        ended = _ENDED[summary["stopped_by"]]
+        # One of several policies may end with fewer: the run ends with the steps of all.
+        ended = _ENDED.get(summary["stopped_by"], ended)
     mean, random = summary["mean_return"], summary["random_return"]
     if mean is None:
         learned = "no episode ended"

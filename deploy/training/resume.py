@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
-from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.opponents import OpponentPool
@@ -36,6 +36,12 @@ class Origin:
     same_run: bool = False
     """Whether the checkpoint is of this very run."""
 
+    def of(self, policy: str) -> Origin:
+        """That of one of several policies."""
+        if self.checkpoint is None:
+            return self
+        return dataclasses.replace(self, checkpoint=self.checkpoint.policies[policy])
+
 
 def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     """The checkpoint that ``config.resume`` asks for, or a fresh run.
@@ -49,12 +55,13 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     if config.resume == "auto":
         checkpoint = checkpoints.latest()
     elif config.resume != "never":
-        checkpoint = find_checkpoint(Path(config.resume))
+        checkpoint = find_saved(Path(config.resume))
     if checkpoint is None:
         return Origin(checkpoint=None, run_id=uuid.uuid4().hex, session=0)
     state = checkpoint.state
     if missing := [name for name in _NEEDED if name not in state]:
         raise CheckpointError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(missing)}")
+    _check_policies(config, checkpoint)
     run_dir = checkpoints.directory.parent.resolve()
     same = checkpoint.path.resolve().is_relative_to(run_dir)
     run_id = state["run_id"] if same else uuid.uuid4().hex
@@ -62,6 +69,20 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     log.info("resumed from %s of %s, session %d", checkpoint.path, of, 1 + state["session"])
     _warn_of_changed_start(config, state["config"])
     return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same)
+
+
+def _check_policies(config: Config, checkpoint: Checkpoint) -> None:
+    """Check that the checkpoint holds the policies that the settings name.
+
+    Raises:
+        CheckpointError: it holds others, or one where there should be several.
+    """
+    named, held = list(config.policies), list(checkpoint.policies)
+    if sorted(named) == sorted(held):
+        return
+    of = f"the policies {', '.join(held)}" if held else "one policy for all agents"
+    wanted = f"policies names {', '.join(named)}" if named else "policies names none"
+    raise CheckpointError(f"{checkpoint.path} holds {of}, and {wanted}; name the same ones, or set another run_dir")
 
 
 def _warn_of_changed_start(config: Config, saved: object) -> None:

@@ -33,14 +33,15 @@ from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks
 from shoal.deploy.training.going_on import get_rollouts, restore_pool
 from shoal.deploy.training.interruption import Interruption, interruption
-from shoal.deploy.training.prepared_run import PreparedRun, prepare
+from shoal.deploy.training.prepared_run import PreparedRun, describe_together, prepare
 from shoal.deploy.training.progress import Progress, headline
 from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPlayer
-from shoal.deploy.training.summary import summarize
+from shoal.deploy.training.summary import summarize, together
 from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.opponents import Result
-from shoal.learner.training_loop import Limits, Saving, train
+from shoal.learner.training_loop import Limits, Saving, TrainedPolicy, train
+from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,9 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Watchers:
-    """The parts that observe a run and take no part in it."""
+    """The parts that observe a run and take no part in it; of several policies each has its own."""
 
-    progress: Progress
+    progress: tuple[Progress, ...]
     evaluations: Evaluations
     callbacks: Callbacks
     server: MetricsServer | None
@@ -105,29 +106,35 @@ def run(
             cluster = stack.enter_context(connect(config.cluster, own_modules(config), owns_process=owns_process))
         try:
             called = make_callbacks(config.callbacks, callbacks)
+            if config.policies and called:
+                raise ValueError("callbacks: are told of one policy; with policies train without them")
             prepared = prepare(config, run_dir, cluster)
-            sinks = make_sinks(config.log, run_dir, prepared.origin.run_id, to_dict(config))
+            sinks = [_sinks(each) for each in prepared]
         except ValueError as error:
             raise CannotStart(str(error)) from error
         # Written only now: where the run cannot be continued, the directory stays as it was.
-        (run_dir / "config.yaml").write_text(to_yaml(config))
-        # That of an earlier session would be taken for the end of this one, if it is killed.
-        (run_dir / "summary.json").unlink(missing_ok=True)
+        for directory in dict.fromkeys((run_dir, *(each.run_dir for each in prepared))):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "config.yaml").write_text(to_yaml(config))
+            # That of an earlier session would be taken for the end of this one, if it is killed.
+            (directory / "summary.json").unlink(missing_ok=True)
         workers = stack.enter_context(start_workers(prepared, owns_process=owns_process))
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
-        stack.callback(prepared.learner.learner.close)
+        for each in prepared:
+            stack.callback(each.learner.learner.close)
         if watch := workers.watch:
             # What is lost after training stopped nothing.
-            watch.tell(lambda: None if prepared.statistics.ended else asked.stop("ray_lost"))
+            watch.tell(lambda: None if prepared[0].statistics.ended else asked.stop("ray_lost"))
         try:
-            summary = _train(prepared, workers, asked, watchers)
+            summary = _train(prepared, workers, asked, watchers, run_dir)
         except Exception as error:
             if watch and watch.lost.is_set():
                 raise RayLost(f"{watch.why}; and then {type(error).__name__}: {error}") from error
             raise
-        watchers.progress.summary(summary, as_given)
+        for each, progress in zip(prepared, watchers.progress, strict=True):
+            progress.summary(summary["policies"][each.policy] if each.policy else summary, as_given)
         if watch and asked.stopped_by == "ray_lost":
             raise RayLost(f"{watch.why}; policy version {summary['policy_version']} is saved")
         if asked.signal_number is None:
@@ -140,108 +147,175 @@ def run(
         return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
 
 
+def _sinks(run: PreparedRun) -> list[Sink]:
+    """The trackers of a run, or of one of its policies."""
+    config, run_id = run.config, run.origin.run_id
+    return make_sinks(config.log, run.run_dir, f"{run_id}-{run.policy}" if run.policy else run_id, to_dict(config))
+
+
 def _watch(
-    run: PreparedRun,
+    runs: Sequence[PreparedRun],
     workers: WorkerGroup,
     asked: Interruption,
-    sinks: list[Sink],
+    sinks: Sequence[list[Sink]],
     called: list[Callback],
     stack: contextlib.ExitStack,
     *,
     quiet: bool,
 ) -> Watchers:
     """Serve the metrics, print the headline, and begin the history, which ends with ``stack``."""
-    config, evaluations = run.config, Evaluations(run.run_dir / "evaluation.jsonl")
-    callbacks = Callbacks(called, run, evaluations, lambda: asked.stop("callback"))
-    stall = Stall(statistics=run.statistics, states=lambda: workers.states)
-    progress = Progress(
-        run.statistics,
-        run.learner.queue,
-        workers,
-        run.bottleneck,
-        run.learning,
-        total_env_steps=config.total_env_steps,
-        time_is_up_at=asked.time_is_up_at,
-        json_lines=config.log.format == "json",
-        evaluations=evaluations,
-        opponents=lambda: _results(run) or (),
-        quiet=quiet,
-        stalled=stall.now,
-    )
+    first, config = runs[0], runs[0].config
     finished = threading.Event()
-    sources = _sources(run, workers, evaluations, callbacks, progress, finished)
+    sources: dict[str, Sources] = {}
+    shown: list[Progress] = []
+    # The policies are updated in turn: what keeps one from it keeps all.
+    stall = Stall(statistics=first.statistics, states=lambda: workers.states)
+    evaluations = Evaluations(first.run_dir / "evaluation.jsonl")
+    callbacks = Callbacks(called, first, evaluations, lambda: asked.stop("callback"))
+    for run in runs:
+        progress = Progress(
+            run.statistics,
+            run.learner.queue,
+            workers,
+            run.bottleneck,
+            run.learning,
+            total_env_steps=run.setup.total_env_steps,
+            time_is_up_at=asked.time_is_up_at,
+            json_lines=config.log.format == "json",
+            evaluations=evaluations,
+            opponents=functools.partial(_opponents, run),
+            quiet=quiet,
+            stalled=stall.now if run is first else lambda: None,
+            policy=run.policy,
+        )
+        sources[run.policy] = _sources(run, workers, evaluations, callbacks, progress, finished)
+        shown.append(progress)
     ready = Readiness(
-        statistics=run.statistics,
+        statistics=first.statistics,
         actors_alive=lambda: workers.num_alive,
         stopping=asked.requested.is_set,
         max_update_age_seconds=config.metrics.max_update_age_seconds,
         stalled=stall.now,
     )
-    server = stack.enter_context(served(config.metrics, sources, ready, run=run.run_dir.name))
-    progress.say(headline(run, server.url if server else None))
-    history = MetricsHistory(
-        sources, run.run_dir, session=run.origin.session, every_seconds=config.log.every_seconds, sinks=sinks
-    )
-    stack.callback(history.close)
-    return Watchers(progress, evaluations, callbacks, server, finished)
+    name = first.run_dir.name if not first.policy else first.run_dir.parent.parent.name
+    server = stack.enter_context(served(config.metrics, sources, ready, run=name))
+    for run, progress, own in zip(runs, shown, sinks, strict=True):
+        progress.say(headline(run, server.url if server else None))
+        history = MetricsHistory(
+            sources[run.policy],
+            run.run_dir,
+            session=run.origin.session,
+            every_seconds=config.log.every_seconds,
+            sinks=own,
+        )
+        stack.callback(history.close)
+    return Watchers(tuple(shown), evaluations, callbacks, server, finished)
 
 
-def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers: Watchers) -> dict[str, Any]:
+def _train(
+    runs: Sequence[PreparedRun], workers: WorkerGroup, asked: Interruption, watchers: Watchers, run_dir: Path
+) -> dict[str, Any]:
     """Train, then end everything in the order in which data flows, and write the summary."""
-    weights, completed = None, False
-    random = _random_player(run, workers)
+    run = runs[0]
+    weights: list[Weights] | None = None
+    completed = False
+    random = None if run.policy else _random_player(run, workers)
     callbacks = watchers.callbacks
-    saving = Saving(
-        checkpoints=run.checkpoints,
-        updates=run.updates,
-        describe=run.describe,
-        rollouts=_rollouts(run, workers),
-        opponents=lambda: None if run.learner.opponents is None else run.learner.opponents.get_state(),
-        undisturbed=asked.deferred,
-    )
+    policies = [
+        TrainedPolicy(learners=learners, statistics=each.statistics, updates=each.updates)
+        for each, learners in zip(runs, workers.learners, strict=True)
+    ]
+    saving = Saving(write=_checkpoint_writer(runs, workers), undisturbed=asked.deferred)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
-        with watchers.progress, _evaluator(run, watchers.evaluations):
+        with contextlib.ExitStack() as watched:
+            for progress in watchers.progress:
+                watched.enter_context(progress)
+            watched.enter_context(_evaluator(run, watchers.evaluations))
             callbacks.started()
             if workers.driver:
                 workers.driver.start()
-            random.before(asked.requested)
-            restore_pool(run, workers.pool)
-            run.statistics.begin()
-            weights = train(workers.learners, run.statistics, saving, limits, asked.requested, callbacks)
+            if random:
+                random.before(asked.requested)
+            for each in runs:
+                restore_pool(each, workers.pool)
+                each.statistics.begin()
+            weights = train(policies, saving, limits, asked.requested, callbacks)
         completed = True
     finally:
-        run.statistics.end()
+        for each in runs:
+            each.statistics.end()
         try:
             # Whatever ended the run: peer learners still have their parts.
-            run.updates.write(run.learner.learner, run.learner.recorder, workers.learners.recorded)
+            for each, learners in zip(runs, workers.learners, strict=True):
+                each.updates.write(each.learner.learner, each.learner.recorder, learners.recorded)
         finally:
             workers.close()
-            run.learner.queue.close()
-        if completed and asked.stopped_by != "ray_lost":
-            # After a failure no episode is played: the environment may be the cause.
-            random.after()
-        random.close()
-        summary = summarize(
-            run.statistics,
-            run.learner.queue,
-            actor_restarts=sum(workers.restarts.values()),
-            recoveries=workers.recoveries,
-            weights=weights,
-            trained_before=run.before.trained,
-            learning=run.learning.now(watchers.progress.share_done),
-            interrupted_by=asked.signal_number,
-            stopped_by=asked.stopped_by or None,
-            limit=run.bottleneck.whole(),
-            evaluations=watchers.evaluations,
-            opponents=_results(run),
-            about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
-        )
-        write_json(run.run_dir / "summary.json", summary)
+            for each in runs:
+                each.learner.queue.close()
+        if random:
+            if completed and asked.stopped_by != "ray_lost":
+                # After a failure no episode is played: the environment may be the cause.
+                random.after()
+            random.close()
+        summaries = {
+            each.policy: _summarize(each, workers, asked, watchers, progress, weights[number] if weights else None)
+            for number, (each, progress) in enumerate(zip(runs, watchers.progress, strict=True))
+        }
+        for each in runs:
+            write_json(each.run_dir / "summary.json", summaries[each.policy])
+        summary = summaries[""] if not run.policy else together(summaries)
+        write_json(run_dir / "summary.json", summary)
         if not completed:
             _end_after_failure(callbacks, summary)
     callbacks.ended(summary)
     return summary
+
+
+def _summarize(
+    run: PreparedRun,
+    workers: WorkerGroup,
+    asked: Interruption,
+    watchers: Watchers,
+    progress: Progress,
+    weights: Weights | None,
+) -> dict[str, Any]:
+    about = {"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind}
+    return summarize(
+        run.statistics,
+        run.learner.queue,
+        actor_restarts=sum(workers.restarts.values()),
+        recoveries=workers.recoveries,
+        weights=weights,
+        trained_before=run.before.trained,
+        learning=run.learning.now(progress.share_done),
+        interrupted_by=asked.signal_number,
+        stopped_by=asked.stopped_by or None,
+        limit=run.bottleneck.whole(),
+        evaluations=watchers.evaluations,
+        opponents=_results(run),
+        about=about | ({"policy": run.policy} if run.policy else {}),
+    )
+
+
+def _checkpoint_writer(runs: Sequence[PreparedRun], workers: WorkerGroup) -> Callable[[], Path]:
+    """What writes a checkpoint of the whole run."""
+    run = runs[0]
+    if run.policy:
+        return lambda: run.checkpoints.save_policies(
+            {each.policy: (each.learner.learner, each.describe()) for each in runs}, describe_together(runs)
+        )
+    rollouts, opponents = _rollouts(run, workers), run.learner.opponents
+    return lambda: run.checkpoints.save(
+        run.learner.learner,
+        run.describe(),
+        rollouts=rollouts(),
+        opponents=None if opponents is None else opponents.get_state(),
+    )
+
+
+def _opponents(run: PreparedRun) -> Sequence[Result]:
+    return _results(run) or ()
 
 
 def _results(run: PreparedRun) -> tuple[Result, ...] | None:
@@ -288,21 +362,22 @@ def _sources(
             "mode": config.mode,
             "placement": run.layout.placement,
             "env_id": config.env.id,
-            "policy": config.policy.kind,
+            # The label ``policy`` is the name of one of several.
+            "policy_kind" if run.policy else "policy": config.policy.kind,
             "device": path.device.type,
             "session": str(run.origin.session),
         },
         actor_states=lambda: workers.states,
         recoveries=lambda: workers.recoveries.count,
         recovery_seconds=lambda: workers.recoveries.seconds,
-        lags=workers.lags,
-        late_unrolls=workers.late_unrolls,
+        lags=run.learner.queue.lags if run.policy else workers.lags,
+        late_unrolls=run.learner.queue.late if run.policy else workers.late_unrolls,
         accelerator_memory=path.memory_bytes,
         finished=finished.is_set,
-        target_env_steps=config.total_env_steps,
+        target_env_steps=run.setup.total_env_steps,
         run_dir=run.run_dir,
         evaluations=evaluations,
-        opponents=lambda: _results(run) or (),
+        opponents=functools.partial(_opponents, run),
         callback_numbers=lambda: callbacks.numbers,
     )
 

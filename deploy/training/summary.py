@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.actors.pool import Recoveries
@@ -92,6 +92,21 @@ def summarize(
         "stopped_by": stopped_by,
         "interrupted_by": signal.Signals(interrupted_by).name if interrupted_by else None,
         "versions": versions(),
+    }
+
+
+def together(policies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The summary of a run of several policies, from those of each by name."""
+    first, *_ = all_ = list(policies.values())
+    steps = ("env_steps", "session_env_steps", "env_steps_per_second")
+    same = ("env_id", "seed", "policy_kind", "wall_seconds", "stopped_by", "interrupted_by", "versions")
+    return {
+        **{name: first[name] for name in same},
+        **{name: sum(each[name] for each in all_) for name in steps},
+        "policy_version": max(each["policy_version"] for each in all_),
+        "books_balance": all(each["books_balance"] for each in all_),
+        "actor_restarts": first["actor_restarts"],
+        "policies": dict(policies),
     }
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, get_args
 
-from shoal.actors.pool import ActorState, Recoveries
+from shoal.actors.pool import ActorState, InlinePool, Recoveries
 from shoal.actors.ray_watch import RayWatch
+from shoal.actors.teams import TeamSetup
+from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluator import Jobs
 from shoal.deploy.placement.learner_setup import RolloutProcesses
+from shoal.deploy.placement.setups import patterns_of
 from shoal.deploy.training.prepared_run import PreparedRun
 from shoal.learner.learners import Learners, OneLearner, SeveralLearners
 from shoal.learner.ledger import Ledger
+from shoal.learner.policy_queues import PolicyQueues
 from shoal.learner.rollout_driver import RolloutDriver
+from shoal.learner.trajectory_queue import TrajectoryQueue
 
 if TYPE_CHECKING:  # Ray is imported where it is used
     from shoal.deploy.cluster.ray_peers import RayPeers
@@ -53,8 +58,8 @@ class WorkerGroup:
     """The rollout workers that feed the run's own learner, and the peer learners with theirs."""
 
     pool: Pool
-    learners: Learners
-    """The learners behind the one call that the training loop makes."""
+    learners: tuple[Learners, ...]
+    """The learners of every policy, behind the one call that the training loop makes."""
     driver: RolloutDriver | None = None
     """Pumps the pool where the learner does not drive it itself."""
     peers: RayPeers | None = None
@@ -90,11 +95,11 @@ class WorkerGroup:
 
     def lags(self) -> list[int]:
         """Policy lag of every unroll under way: the versions made since it began."""
-        return [*self.learners.worker.queue.lags(), *(self.peers.lags if self.peers else ())]
+        return [*self.learners[0].worker.queue.lags(), *(self.peers.lags if self.peers else ())]
 
     def late_unrolls(self) -> int:
         """Unrolls under way that will be too old to be trained when they come back."""
-        return self.learners.worker.queue.late() + (self.peers.late_unrolls if self.peers else 0)
+        return self.learners[0].worker.queue.late() + (self.peers.late_unrolls if self.peers else 0)
 
     def close(self) -> None:
         """End the driver, then the peers, then the pool: nothing pumps a pool that is closed.
@@ -112,49 +117,75 @@ class WorkerGroup:
 
 
 @contextlib.contextmanager
-def start_workers(run: PreparedRun, *, owns_process: bool = True) -> Iterator[WorkerGroup]:
+def start_workers(runs: Sequence[PreparedRun], *, owns_process: bool = True) -> Iterator[WorkerGroup]:
     """The worker group of a run, and Ray where it needs it, for the length of the block.
 
-    ``owns_process``: this process ends with the run.
+    ``runs``: one, or one for each of several policies, whose workers play in the same games. ``owns_process``: this
+    process ends with the run.
     """
+    run = runs[0]
     fed = run.layout.placement == "disaggregated"
     if run.config.mode == "inline" or (run.layout.num_learners == 1 and not fed):
-        pool = run.setup.make_pool(run.share, run.learner.queue)
-        yield WorkerGroup(pool, OneLearner(worker=run.learner, drive=pool.pump))
+        pool = _inline_pool(runs)
+        yield WorkerGroup(pool, tuple(OneLearner(worker=each.learner, drive=pool.pump) for each in runs))
         return
-    with _ray(run, owns_process=owns_process) as ray:
+    with _ray(runs, owns_process=owns_process) as ray:
         peers = _peers(run, ray) if run.layout.num_learners > 1 else None
         if not fed:
-            pool = run.setup.make_pool(run.share, run.learner.queue)
+            pool = _inline_pool(runs)
             assert peers is not None
             several = SeveralLearners(worker=run.learner, drive=pool.pump, peers=peers)
-            yield WorkerGroup(pool, several, peers=peers, watch=ray.watch)
+            yield WorkerGroup(pool, (several,), peers=peers, watch=ray.watch)
             return
         from shoal.actors.ray_pool import RayPool
         from shoal.deploy.evaluation.ray_jobs import RayJobs
 
-        run.learner.publish_to = ray.put
-        actors = RayPool(run.setup.worker, run.share.actors, run.config.actor, run.learner.queue, ray.actor_options)
-        learners: Learners = OneLearner(worker=run.learner, drive=None)
+        for each in runs:
+            each.learner.publish_to = ray.put
+        sink = _sink(runs)
+        actors = RayPool(_setup(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
+        learners: tuple[Learners, ...] = tuple(OneLearner(worker=each.learner, drive=None) for each in runs)
         if peers:
-            learners = SeveralLearners(worker=run.learner, drive=None, peers=peers)
+            learners = (SeveralLearners(worker=run.learner, drive=None, peers=peers),)
         yield WorkerGroup(
             actors,
             learners,
-            driver=RolloutDriver(ray.watch.pump(actors.pump), run.learner.queue),
+            driver=RolloutDriver(ray.watch.pump(actors.pump), sink),
             peers=peers,
             elsewhere=RayJobs(ray.actor_options, ray.watch),
             watch=ray.watch,
         )
 
 
-def _ray(run: PreparedRun, *, owns_process: bool) -> contextlib.AbstractContextManager[RaySession]:
+def _setup(runs: Sequence[PreparedRun]) -> WorkerSetup | TeamSetup:
+    if len(runs) == 1:
+        return runs[0].setup.worker
+    return TeamSetup(agents=patterns_of(runs[0].config), setups={run.policy: run.setup.worker for run in runs})
+
+
+def _sink(runs: Sequence[PreparedRun]) -> TrajectoryQueue | PolicyQueues:
+    queues = [run.learner.queue for run in runs]
+    return queues[0] if len(queues) == 1 else PolicyQueues(queues)
+
+
+def _inline_pool(runs: Sequence[PreparedRun]) -> InlinePool:
+    run = runs[0]
+    return InlinePool(
+        _setup(runs), run.share.actors, _sink(runs), max_consecutive_failures=run.setup.max_consecutive_failures
+    )
+
+
+def _ray(runs: Sequence[PreparedRun], *, owns_process: bool) -> contextlib.AbstractContextManager[RaySession]:
     from shoal.deploy.cluster import ray_session
 
+    run = runs[0]
     if run.cluster:
         return contextlib.nullcontext(run.cluster.session(run.machine))
-    arrays = run.learner.assembler.arrays.values()
-    unroll = sum(array.nbytes for array in arrays) / run.share.batch_size * run.config.env.num_envs
+    unroll = sum(
+        array.nbytes / each.share.batch_size * each.setup.worker.num_envs
+        for each in runs
+        for array in each.learner.assembler.arrays.values()
+    )
     return ray_session.local(
         num_actors=run.layout.num_actors if run.layout.placement == "disaggregated" else 0,
         num_learners=run.layout.num_learners - 1,

@@ -127,7 +127,7 @@ def test_what_memory_is_for_in_a_sentence(returns: tuple[int, ...], words: str) 
         number = np.arange(40)
         flags = np.zeros(40, bool)
         episodes = Episodes(
-            number, zeros, mean + 0.1 * noise, zeros + 1, flags, number.astype(np.uint32), zeros, flags, {}
+            number, zeros, zeros, mean + 0.1 * noise, zeros + 1, flags, number.astype(np.uint32), zeros, flags, {}
         )
         return Played(side, episodes)
 

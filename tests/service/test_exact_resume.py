@@ -13,7 +13,8 @@ import kills
 import numpy as np
 import pytest
 from shoal.deploy.cli import BENCHMARKS, main
-from shoal.learner.checkpoint import _fingerprint, find_checkpoint
+from shoal.learner.checked_files import fingerprint
+from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.plain_file import load_plain, save_plain
 
 
@@ -113,7 +114,7 @@ def test_a_damaged_state_costs_what_it_is_of(
         damage(rollouts)
         save_plain(file, rollouts)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: _fingerprint(file)}))
+    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: fingerprint(file)}))
     summary = play(run, 200, "env.id=CartPole-v1")
     assert summary["slots_begun_anew"] == begun
     assert summary["books_balance"]

@@ -26,6 +26,7 @@ SAYS = {
     "own_loss.py": "with reward prediction:",
     "own_policy.py": "Narrow with",
     "curriculum.py": "reached a delay of",
+    "policies.py": "hiders: return",
     "self_play.py": "the right move in",
     "tune_sweep.py": "best of 2: a return of",
 }

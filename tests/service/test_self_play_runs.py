@@ -13,7 +13,8 @@ from service import read_summary
 from shoal.deploy.cli import main
 from shoal.deploy.placement.layout import Machine, choose_layout
 from shoal.deploy.settings.load import load_config
-from shoal.learner.checkpoint import _fingerprint, find_checkpoint
+from shoal.learner.checked_files import fingerprint
+from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.plain_file import load_plain, save_plain
 from turn_games import Nim
 
@@ -105,7 +106,7 @@ def test_a_pool_that_does_not_fit_is_said(tmp_path: Path, capsys: pytest.Capture
     pool["members"][0]["weights"] = pool["members"][0]["weights"][::-1].copy()
     save_plain(file, pool)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: _fingerprint(file)}))
+    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: fingerprint(file)}))
     arguments = ["train", *SMALL, f"run_dir={run}", "mode=inline", "total_env_steps=600"]
     capsys.readouterr()
     assert main([*arguments, "self_play.share=1"]) == 2

@@ -1,0 +1,217 @@
+"""Playing episodes with several policies, each of which plays its own agents of the same games."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from shoal.actors.teams import TeamSetup
+from shoal.deploy.evaluation.evaluate import (
+    Side,
+    check_saved_by_run,
+    checkpoint_side,
+    env_config,
+    fitted_setup,
+    keywords,
+    play_sides,
+    trained_arguments,
+)
+from shoal.deploy.evaluation.job_process import JobFailed
+from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
+from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, VectorSpace
+from shoal.envs.play import Episodes, Player
+from shoal.envs.raised import raised
+from shoal.envs.teams import TeamsEnvironment, make_team_specs
+from shoal.learner.checkpoint import Checkpoint, CheckpointError
+
+
+class AllAgents:
+    """The agents of all policies as one ``VectorEnvironment`` for ``envs.play``, which asks ``act`` for their actions.
+
+    A row of ``obs`` is what its agent sees, flat, with zeros behind it; what is given to ``step`` means nothing.
+    """
+
+    def __init__(self, teams: TeamsEnvironment, players: Sequence[Player]) -> None:
+        self._games, self._players = teams.games, players
+        groups = self._games.groups
+        self.num_envs = self._games.num_slots
+        widest = max(group.obs[0].size for group in groups)
+        self.spec = EnvSpec(
+            env_id=groups[0].spec.env_id,
+            observation=VectorSpace(size=widest),
+            actions=DiscreteActions(names=(("",),)),
+            num_agents=sum(group.spec.num_agents for group in groups),
+        )
+        self.short_episode = np.zeros(self.num_envs, np.bool_)
+        self._actions: list[np.ndarray] = []
+
+    @property
+    def faults(self) -> list[str]:
+        """Messages of the games."""
+        return self._games.faults
+
+    @faults.setter
+    def faults(self, messages: list[str]) -> None:
+        self._games.faults = messages
+
+    def reset(self, obs: np.ndarray) -> None:
+        """Begin an episode in every slot."""
+        self._games.reset()
+        self._show(obs)
+
+    def act(self, obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Choose the actions of every policy's agents."""
+        self._actions = [
+            player(group.obs, is_first[group.slots], *((group.action_mask,) if group.spec.num_mask else ()))
+            for player, group in zip(self._players, self._games.groups, strict=True)
+        ]
+        return np.zeros(self.num_envs, np.int64)
+
+    def step(self, action: np.ndarray, rows: StepRows) -> None:
+        """Step the games with the actions that ``act`` has chosen."""
+        self._games.step(self._actions)
+        self._games.flags.copy_to(rows, slice(None))
+        self._show(rows.obs)
+
+    def _show(self, obs: np.ndarray) -> None:
+        obs.fill(0)
+        for group in self._games.groups:
+            flat = group.obs.reshape(len(group.slots), -1)
+            obs[group.slots, : flat.shape[1]] = flat
+
+    def close(self) -> None:
+        """Close the games."""
+        self._games.close()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TeamsSide:
+    """Several policies and their way of playing; plain data that crosses to other processes."""
+
+    setup: TeamSetup
+    sides: Mapping[str, Side]
+    """By policy; each with its own setup, weights and checkpoint."""
+    agents: Mapping[str, tuple[int, ...]]
+    """The indices of every policy's agents among those of a game."""
+
+    def make(self, env_seed: np.random.SeedSequence, action_seed: np.random.SeedSequence) -> tuple[AllAgents, Player]:
+        """The games of one block, and the player of all agents."""
+        whole = self.setup.make_env(env_seed, whole_episodes=True)
+        seeds = action_seed.spawn(len(self.sides))
+        players = [
+            side.make_player(whole.teams[name].spec, seed)
+            for (name, side), seed in zip(self.sides.items(), seeds, strict=True)
+        ]
+        env = AllAgents(whole, players)
+        return env, env.act
+
+    def by_policy(self, played: Episodes) -> dict[str, Played]:
+        """The episodes of every policy's agents."""
+        return {name: Played(side, played.of_agents(self.agents[name])) for name, side in self.sides.items()}
+
+
+def teams_side(
+    checkpoint: Checkpoint,
+    *,
+    num_envs: int | None,
+    seed: int,
+    greedy: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
+    env_options: Mapping[str, Any] | None = None,
+) -> TeamsSide:
+    """The policies of a checkpoint, in the environment that they were trained in.
+
+    Args:
+        checkpoint: one of several policies.
+        num_envs: slots of all agents; None takes as many as in training.
+        seed: of environments and actions.
+        greedy: take the most probable actions instead of sampling.
+        env_kwargs: arguments of the environment, added to those of training.
+        env_options: fields of ``AdapterOptions`` that differ from training.
+
+    Raises:
+        ValueError: no run saved it, the environment cannot be made, or does not fit policies or slots.
+    """
+    for each in checkpoint.policies.values():
+        check_saved_by_run(each)
+    first = next(iter(checkpoint.policies.values()))
+    config = first.state["config"]
+    kwargs, options = trained_arguments(first)
+    env = env_config(
+        id=first.state["env_id"],
+        num_envs=num_envs or config["env"]["num_envs"],
+        kwargs={**kwargs, **(env_kwargs or {})},
+        **{**dataclasses.asdict(options), **(env_options or {})},
+    )
+    try:
+        patterns = {name: tuple(team["agents"]) for name, team in config["policies"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its config does not say which agents are whose") from error
+    if patterns.keys() != checkpoint.policies.keys():
+        raise CheckpointError(f"{checkpoint.path}: its config names other policies than it holds")
+    try:
+        specs = make_team_specs(env.id, env.options, env.kwargs, patterns)
+    except ValueError:
+        raise
+    except Exception as error:  # other people's code: it raises anything
+        raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
+    num_agents = sum(len(group.agents) for group in specs.values())
+    if env.num_envs % num_agents:
+        raise ValueError(f"--num-envs: {env.num_envs} slots must be a multiple of the {num_agents} agents of {env.id}")
+    games = env.num_envs // num_agents
+    sides = {}
+    for name, group in specs.items():
+        own = checkpoint.policies[name]
+        fitted = fitted_setup(own, env, group.spec, seed=seed)
+        setup = dataclasses.replace(fitted, num_envs=games * len(group.agents))
+        sides[name] = checkpoint_side(own, setup, label=name, greedy=greedy)
+    setups = {name: side.setup for name, side in sides.items()}
+    return TeamsSide(
+        setup=TeamSetup(agents=patterns, setups=setups),
+        sides=sides,
+        agents={name: group.indices for name, group in specs.items()},
+    )
+
+
+def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
+    """``shoal evaluate`` for a checkpoint of several policies: prints the returns of each; the exit code.
+
+    Raises:
+        ValueError: an option that is for one policy, or as ``teams_side``.
+    """
+    for name, given in {
+        "--env": options.env,
+        "--vs": options.vs,
+        "--memory-horizon": options.memory_horizon is not None,
+        "--zero-memory": options.zero_memory,
+        "--video": options.video,
+        "--replay": options.replay,
+        "--map-feature": options.map_feature is not None,
+        "--map-action": options.map_action is not None,
+    }.items():
+        if given:
+            raise ValueError(
+                f"{name}: is for one policy, and {options.run} has several, {', '.join(checkpoint.policies)}, which "
+                "play together; leave it out"
+            )
+    side = teams_side(
+        checkpoint,
+        num_envs=options.num_envs,
+        seed=options.seed,
+        greedy=options.greedy,
+        env_kwargs=keywords(options.env_kwargs, "--env-kwargs"),
+        env_options=keywords(options.env_options, "--env-options"),
+    )
+    try:
+        (played,) = play_sides([side], options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
+    except (EnvironmentFault, JobFailed, OSError) as error:
+        print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
+        return 1
+    found = side.by_policy(played)
+    print(json.dumps(policies_to_json(checkpoint, found)) if options.json else "\n".join(policies_lines(found)))
+    return 0

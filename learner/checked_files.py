@@ -1,0 +1,62 @@
+"""Reading and syncing the files of checkpoints, which others may have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+MOST_JSON_BYTES = 64 * 2**20
+"""Size from which on a ``state.json`` or a manifest is not read: one of ours has a few thousand."""
+
+
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file for reading. A pipe or a device might never end, or never begin.
+
+    Raises:
+        OSError: it is something else, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it holds something else, or is too large to be one of ours.
+    """
+    with _open(path) as file:
+        data = file.read(MOST_JSON_BYTES + 1)
+    if len(data) > MOST_JSON_BYTES:
+        raise ValueError(f"{path} has more than {MOST_JSON_BYTES:,} bytes")
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(found).__name__}")
+    return found
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a regular file."""
+    with _open(path) as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def sync(path: Path) -> None:
+    """Have a file or directory on the disk before anything else is done."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

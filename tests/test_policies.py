@@ -1,0 +1,360 @@
+"""Several policies in the same games: whose agents are whose, what each sees and ships, and what all share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from metric_sources import make_sources
+from prometheus_client import CollectorRegistry, generate_latest
+from scripted_vectors import Rows
+from shoal.actors.pool import InlinePool
+from shoal.actors.teams import TeamSetup
+from shoal.deploy.monitoring.catalogue import RunCollector
+from shoal.deploy.placement.layout import Machine, choose_layout
+from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.deploy.placement.setups import make_worker_setup, patterns_of, team_shares
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
+from shoal.envs.boundary import VectorSpace
+from shoal.envs.config import AdapterOptions
+from shoal.envs.registry import make_env_spec
+from shoal.envs.teams import Team, TeamsEnvironment, divide_agents
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint, find_saved
+from shoal.learner.learner_worker import LearnerWorker
+from shoal.learner.policy_queues import PolicyQueues
+from shoal.policy.weights import flatten_weights
+from team_games import CODES, HUNTERS, RUNNERS
+
+ID = "pettingzoo:team_games:teams"
+PATTERNS = {"hunters": ("hunter_*",), "runners": ("runner_*",)}
+POLICIES = (f"env.id={ID}", "policies.hunters.agents=[hunter_*]", "policies.runners.agents=[runner_*]")
+SMALL = (
+    *(*POLICIES, "env.num_envs=12", "actor.unroll_length=6", "learner.minibatches=2", "mode=inline"),
+    *(
+        "policy.kind=component",
+        "policy.components={lstm: {size: 16}}",
+        "metrics.port=-1",
+        "evaluation.random_seconds=0",
+    ),
+)
+
+
+def configured(*settings: str) -> Config:
+    config, problems = load_config([], [*SMALL, *settings])
+    assert not problems
+    return config
+
+
+def make_teams(slots: int = 6, **kwargs: Any) -> TeamsEnvironment:
+    return TeamsEnvironment(ID, slots, 0, AdapterOptions(), False, kwargs, PATTERNS)
+
+
+class Setups:
+    """The learners of both policies and their common setup, as a run makes them."""
+
+    def __init__(self, *settings: str) -> None:
+        config = configured(*settings)
+        layout = choose_layout(config, Machine(cores=2, accelerator=False))
+        shares = team_shares(config, layout)
+        self.setups: dict[str, LearnerSetup] = {
+            name: own.setup(config, layout, make_worker_setup(config, own.spec, run_id="a-run"))
+            for name, own in shares.items()
+        }
+        self.workers: dict[str, LearnerWorker] = {
+            name: setup.make_learner_worker(shares[name].part(config, layout)) for name, setup in self.setups.items()
+        }
+        self.team = TeamSetup(
+            agents=patterns_of(config), setups={name: setup.worker for name, setup in self.setups.items()}
+        )
+        self.queues = PolicyQueues([worker.queue for worker in self.workers.values()])
+
+    def weights(self) -> list[Any]:
+        return [flatten_weights(worker.learner.policy, 0) for worker in self.workers.values()]
+
+    def rollouts(self, count: int) -> list[list[np.ndarray]]:
+        """Unrolls of one actor, with copies of what it ships."""
+        worker = self.team.make_worker(0, 0)
+        found = [[part.copy() for part in worker.rollout(self.weights())] for _ in range(count)]
+        worker.close()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        ({"hunters": ["hunter_*"], "runners": ["runner_0"]}, "runner_1 of pettingzoo:x belongs to no policy"),
+        (
+            {"hunters": ["*_0"], "runners": ["runner_*"]},
+            "agent runner_0 of pettingzoo:x belongs to hunters and",
+        ),
+        ({"all": ["*"], "none": ["swimmer_*"]}, "policies.none.agents: no agent of pettingzoo:x is named swimmer_*"),
+    ],
+)
+def test_every_agent_belongs_to_one_policy(patterns: dict[str, list[str]], words: str) -> None:
+    """Catches agents that nobody trains, that two policies train, and a policy without agents, found out too late."""
+    with pytest.raises(ValueError) as error:
+        divide_agents(patterns, "pettingzoo:x", (*HUNTERS, *RUNNERS))
+    assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_agents_are_found_by_their_names() -> None:
+    """Catches agents given out by their place in the game, and names read as regular expressions."""
+    agents = ("b_1", "a", "b.1", "b_2")
+    found = divide_agents({"x": ["b_?"], "y": ["a", "b.1"]}, "pettingzoo:x", agents)
+    assert found == {"x": (0, 3), "y": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["mode=cluster"], "mode: does not work with policies=hunters, runners: mode=cluster is for one policy"),
+        (["learner.num_learners=2"], "learner.num_learners: does not work with policies"),
+        (["placement=colocated"], "placement: does not work with policies"),
+        (["actor.reset_memory=never"], "actor.reset_memory: does not work with policies"),
+        (["self_play.share=0.5"], "self_play.share: does not work with policies"),
+        (["evaluation.every_env_steps=5"], "evaluation.every_env_steps: does not work with policies"),
+        (["callbacks=[a:B]"], "callbacks: does not work with policies"),
+        (["policy.map_actions=[a=b]"], "policy.map_actions: does not work with policies"),
+        (["policies.hunters.agents=[]"], "policies.hunters.agents: "),
+        (["policies={a/b: {agents: [x]}, c: {agents: [y]}}"], "policies.a/b: "),
+    ],
+)
+def test_what_does_not_work_with_policies_is_refused(settings: list[str], words: str) -> None:
+    """Catches settings that are read by one of several policies, or by none, and runs that fail in the middle."""
+    _, problems = load_config([], [*POLICIES, *settings])
+    assert [problem for problem in problems if problem.startswith(words)], problems
+
+
+def test_one_policy_needs_no_policies() -> None:
+    """Catches a run of several policies that has one, with its files and metrics in other places."""
+    _, problems = load_config([], [f"env.id={ID}", "policies.all.agents=['*']"])
+    assert [problem for problem in problems if "policies: all alone is one policy for all agents" in problem]
+
+
+def test_spaces_that_differ_are_refused_with_what_to_set() -> None:
+    """Catches a sentence that does not lead to policies, and agents of one policy that need different networks."""
+    with pytest.raises(ValueError, match=r"need the same observation_space; .* of their own \(policies\)"):
+        make_env_spec(ID, AdapterOptions())
+    with pytest.raises(ValueError, match="the agents of policy 'all' share it and need the same"):
+        TeamsEnvironment(ID, 6, 0, AdapterOptions(), False, {}, {"all": ["hunter_0", "runner_0"], "r": ["runner_1"]})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_team_has_the_rows_of_its_own_agents(masked: bool) -> None:
+    """Catches rows in the wrong team or order, actions given to other agents, and a game stepped once per team: with
+    the right actions every agent is rewarded, at every step that it is in the game."""
+    whole = make_teams(6, masked=masked)
+    teams = list(whole.teams.values())
+    assert [(team.num_envs, team.spec.num_agents) for team in teams] == [(2, 1), (4, 2)]
+    assert [team.spec.observation for team in teams] == [VectorSpace(size=3), VectorSpace(size=6)]
+    rows = [Rows(team).rows for team in teams]
+    for team, own in zip(teams, rows, strict=True):
+        team.reset(own.obs)
+        own.is_first[:] = True
+    lengths = np.zeros(4, int)
+    for step in range(20):
+        for team, own, code in zip(teams, rows, CODES.values(), strict=True):
+            if masked:
+                shown = own.obs[:, :code].argmax(1)
+                playing = own.obs.any(1)
+                assert not team.action_mask[np.flatnonzero(playing), (shown[playing] + 1) % code].any()
+            team.step_begin(own.obs[:, :code].argmax(1))
+        for team, own in zip(teams, rows, strict=True):
+            team.step_end(own)
+        assert whole.steps == step + 1
+        for own in rows:
+            np.testing.assert_array_equal(own.reward, ~own.is_first)
+        lengths += ~rows[1].is_first
+    whole.close()
+    assert whole.games.faults == []
+    # Runner 0 leaves in the middle: of 20 steps two games and the beginning of a third.
+    assert lengths.tolist() == [10, 18, 10, 18]
+
+
+@pytest.mark.parametrize("masks", ["obs", "info"])
+def test_policies_take_turns_by_their_masks(masks: str) -> None:
+    """Catches masks of the other policy's agent, and the action of one who waits that reaches the game."""
+    patterns = {"one": ["first"], "two": ["second"]}
+    whole = TeamsEnvironment("pettingzoo:turn_games:Nim", 2, 0, AdapterOptions(), False, {"masks": masks}, patterns)
+    teams = list(whole.teams.values())
+    rows = [Rows(team).rows for team in teams]
+    for team, own in zip(teams, rows, strict=True):
+        team.reset(own.obs)
+    legal, waits = [[1, 1, 1]], [[1, 0, 0]]
+    assert [team.action_mask.tolist() for team in teams] == [legal, waits]
+    # Of five stones: three, then the last two, which win.
+    for actions, told in (((2, 2), [waits, [[1, 1, 0]]]), ((0, 1), None)):
+        for team, action in zip(teams, actions, strict=True):
+            team.step_begin(np.array([action]))
+        for team, own in zip(teams, rows, strict=True):
+            team.step_end(own)
+        assert told is None or [team.action_mask.tolist() for team in teams] == told
+    assert [own.reward.tolist() for own in rows] == [[-1], [1]]
+    assert all(own.terminated.all() for own in rows)
+    whole.close()
+
+
+def test_games_are_not_stepped_before_all_have_acted() -> None:
+    """Catches a team whose agents act twice, or with the actions of the step before."""
+    whole = make_teams(3)
+    hunters, runners = whole.teams.values()
+    rows = Rows(hunters).rows
+    hunters.reset(rows.obs)
+    hunters.step_begin(np.zeros(1, np.int64))
+    with pytest.raises(RuntimeError, match="before every team had acted"):
+        hunters.step_end(rows)
+    assert isinstance(runners, Team)
+    whole.close()
+
+
+def test_one_unroll_has_a_trajectory_for_every_policy() -> None:
+    """Catches trajectories with rows of another policy's agents, of another length, or with another version; and steps
+    that are counted twice, or not at all."""
+    made = Setups()
+    unrolls = made.rollouts(3)
+    for number, parts in enumerate(unrolls):
+        for worker, part in zip(made.workers.values(), parts, strict=True):
+            assert worker.queue.read(part).header.sequence == number
+        assert len(parts) == 2
+    sizes = [worker.queue.read(part).env_steps for worker, part in zip(made.workers.values(), unrolls[0], strict=True)]
+    # Six steps of games of eight: four hunters for six, and of eight runners four for six and four for four.
+    assert sizes == [24, 40]
+
+
+def test_no_policy_reads_what_another_sees() -> None:
+    """Catches observations, random streams and memories that cross from one team to the other: with the runners'
+    observations changed, the hunters' trajectories are the same to the bit."""
+    plain, poisoned = (
+        Setups(f"env.kwargs={json.dumps(kwargs)}").rollouts(4)
+        for kwargs in ({"poison": 0.0}, {"poisoned": "runner", "poison": 7.0})
+    )
+    made = Setups()
+    hunters, runners = (worker.queue for worker in made.workers.values())
+    for one, other in zip(plain, poisoned, strict=True):
+        ours, theirs = hunters.read(one[0]), hunters.read(other[0])
+        for name, column in ours.columns.items():
+            np.testing.assert_array_equal(column, theirs.columns[name], err_msg=name)
+        assert not np.array_equal(runners.read(one[1]).columns["obs"], runners.read(other[1]).columns["obs"])
+
+
+def test_a_delivery_is_taken_by_all_queues_or_by_none() -> None:
+    """Catches queues that have different unrolls, so that one waits for ever while the other is full; an actor admitted
+    by one alone; and steps of a refused delivery that are counted."""
+    made = Setups()
+    queues = [worker.queue for worker in made.workers.values()]
+    assert made.queues.admit([0]) is None, "no weights yet"
+    for worker in made.workers.values():
+        worker.publish()
+    actor = made.team.make_worker(0, 0)
+    admitted = made.queues.admit([0])
+    assert admitted is not None
+    parts = actor.rollout(admitted[1])
+    broken = parts[1].copy()
+    broken[len(broken) // 2] ^= 1
+    assert made.queues.deliver(0, [parts[0], broken])
+    assert [queue.ledger.sampled for queue in queues] == [0, 0]
+    assert [queue.lags() for queue in queues] == [[], []]
+    assert made.queues.admit([0]) is not None
+    made.queues.abandon(0)
+    assert [queue.lost_unrolls for queue in queues] == [1, 1]
+    assert made.queues.admit([0]) is not None
+    assert made.queues.deliver(0, parts) is None
+    assert made.queues.deliver(0, parts), "a duplicate, to which nobody was admitted"
+    assert [queue.ledger.sampled for queue in queues] == [24, 40]
+    assert [queue.imbalance() for queue in queues] == [0, 0]
+    actor.close()
+
+
+def test_unrolls_of_all_policies_are_replaced_with_their_actor() -> None:
+    """Catches a fault of the games that leaves one policy waiting for its unroll."""
+    made = Setups('env.kwargs={"fails_at": 9}')
+    for worker in made.workers.values():
+        worker.publish()
+    pool = InlinePool(made.team, range(1), made.queues, max_consecutive_failures=5)
+    for _ in range(4):
+        pool.pump(0.0)
+    pool.close()
+    taken = [worker.queue.queued_segments for worker in made.workers.values()]
+    assert taken[0] > 0
+    assert taken[1] == 2 * taken[0]
+    assert all(worker.queue.imbalance() == 0 for worker in made.workers.values())
+
+
+def save(made: Setups, directory: Path, version: int = 3) -> Path:
+    for worker in made.workers.values():
+        worker.learner.policy_version = version
+    policies = {name: (worker.learner, {"mark": name}) for name, worker in made.workers.items()}
+    return Checkpoints(directory).save_policies(policies, {"run_id": "a-run"})
+
+
+def test_a_checkpoint_has_the_policies_of_a_run_each_for_itself(tmp_path: Path) -> None:
+    """Catches weights under another policy's name, a policy that cannot be found alone, and one taken for the run."""
+    made = Setups()
+    path = save(made, tmp_path / "checkpoints")
+    found = find_saved(tmp_path)
+    assert list(found.policies) == ["hunters", "runners"]
+    assert found.policy_version == 3
+    for name, worker in made.workers.items():
+        own = find_checkpoint(path / name)
+        assert own.state["mark"] == name
+        for key, value in worker.learner.policy.state_dict().items():
+            np.testing.assert_array_equal(own.load_weights()[key].numpy(), value.numpy())
+    with pytest.raises(
+        CheckpointError, match=f"several policies, hunters, runners; name the folder of one, such as {path}"
+    ):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["weights", "gone", "swapped", "renamed"])
+def test_a_checkpoint_with_one_damaged_policy_is_none(tmp_path: Path, how: str) -> None:
+    """Catches a checkpoint of which one policy is new and the other damaged, missing, or that of another time."""
+    made = Setups()
+    before = save(made, tmp_path, version=2)
+    path = save(made, tmp_path, version=3)
+    match how:
+        case "weights":
+            file = path / "runners" / "weights.safetensors"
+            file.write_bytes(file.read_bytes()[:-1] + b"x")
+        case "gone":
+            (path / "runners" / "manifest.json").unlink()
+        case "swapped":
+            for file in (before / "runners").iterdir():
+                (path / "runners" / file.name).write_bytes(file.read_bytes())
+        case "renamed":
+            state = json.loads((path / "state.json").read_text())
+            (path / "state.json").write_text(json.dumps(state | {"policies": ["hunters", "others"]}))
+    latest = Checkpoints(tmp_path).latest()
+    assert isinstance(latest, Checkpoint)
+    assert latest.path == before
+    assert list(latest.policies) == ["hunters", "runners"]
+
+
+def test_metrics_have_the_policy_as_a_label() -> None:
+    """Catches metrics of one policy that are told of both, series of the same name twice, and a label where there is
+    one policy."""
+    found = [make_sources(), make_sources()]
+    found[1].trajectory_queue.ledger.trained += 7
+    found[1].trajectory_queue.ledger.sampled += 7
+    page = generate_latest(registry_of(dict(zip(PATTERNS, found, strict=True)))).decode()
+    lines = [line for line in page.splitlines() if not line.startswith("#")]
+    assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
+    assert all('policy="hunters"' in line or 'policy="runners"' in line for line in lines)
+    hunters, runners = ([line for line in lines if f'policy="{name}"' in line] for name in PATTERNS)
+    assert [line.replace("runners", "hunters").rpartition(" ")[0] for line in runners] == [
+        line.rpartition(" ")[0] for line in hunters
+    ]
+    trained = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("shoal_trained_env_steps_total{")]
+    assert trained == [60.0, 67.0]
+    alone = generate_latest(registry_of(found[0])).decode()
+    assert 'policy="' not in alone
+
+
+def registry_of(sources: Any) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(RunCollector(sources))
+    return registry
