@@ -369,7 +369,10 @@ def _evaluate(options: argparse.Namespace) -> int:
                 )
             checkpoint = find_saved(options.run)
             if checkpoint.policies:
-                return evaluate_teams(checkpoint, options)
+                told = evaluate_teams(checkpoint, options)
+                stack.close()  # from here on standard output has the answer
+                print(told)
+                return 0
             setup = evaluation_setup(
                 checkpoint,
                 num_envs=options.num_envs,
@@ -388,6 +391,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
         except (CheckpointError, ValueError) as error:
             return _refuse([str(error)])
+        except (EnvironmentFault, JobFailed, OSError) as error:
+            print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
+            return EXIT_FAILED
         sides, recorders = [own], []
         asked = options.memory_horizon
         try:

@@ -296,7 +296,7 @@ def _make_first(
         # Only choices have masks, which the answer tells of.
         answer = first_answer(env, next((space for space in actions if choices(space)), actions[0]), seed)
         infos = answer[1] if answer and isinstance(answer[1], Mapping) else {}
-        declared = {}
+        declared: dict[str, tuple[tuple[int, ...], Declared]] = {}
         for name, indices in groups.items():
             members = [agents[index] for index in indices]
             # The first agent may join later.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,11 +20,11 @@ from shoal.deploy.evaluation.evaluate import (
     play_sides,
     trained_arguments,
 )
-from shoal.deploy.evaluation.job_process import JobFailed
 from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
-from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, VectorSpace
+from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
 from shoal.envs.play import Episodes, Player
 from shoal.envs.raised import raised
+from shoal.envs.reports import Reports
 from shoal.envs.teams import TeamsEnvironment, make_team_specs
 from shoal.learner.checkpoint import Checkpoint, CheckpointError
 
@@ -48,6 +47,7 @@ class AllAgents:
             num_agents=sum(group.spec.num_agents for group in groups),
         )
         self.short_episode = np.zeros(self.num_envs, np.bool_)
+        self.reports = Reports()
         self._actions: list[np.ndarray] = []
 
     @property
@@ -77,6 +77,11 @@ class AllAgents:
         self._games.step(self._actions)
         self._games.flags.copy_to(rows, slice(None))
         self._show(rows.obs)
+        for group in self._games.groups:
+            if group.reports:
+                told = group.reports.take()
+                episodes = [(int(group.slots[row]), numbers) for row, numbers in told.episodes]
+                self.reports.add(Reports(told.counts, told.examples, episodes), 0)
 
     def _show(self, obs: np.ndarray) -> None:
         obs.fill(0)
@@ -164,7 +169,7 @@ def teams_side(
     if env.num_envs % num_agents:
         raise ValueError(f"--num-envs: {env.num_envs} slots must be a multiple of the {num_agents} agents of {env.id}")
     games = env.num_envs // num_agents
-    sides = {}
+    sides: dict[str, Side] = {}
     for name, group in specs.items():
         own = checkpoint.policies[name]
         fitted = fitted_setup(own, env, group.spec, seed=seed)
@@ -178,11 +183,13 @@ def teams_side(
     )
 
 
-def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
-    """``shoal evaluate`` for a checkpoint of several policies: prints the returns of each; the exit code.
+def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
+    """``shoal evaluate`` for a checkpoint of several policies: the returns of each, as it prints them.
 
     Raises:
         ValueError: an option that is for one policy, or as ``teams_side``.
+        EnvironmentFault: the games are beyond repair.
+        JobFailed: the same in another process, or that process ended.
     """
     for name, given in {
         "--env": options.env,
@@ -207,11 +214,6 @@ def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
         env_kwargs=keywords(options.env_kwargs, "--env-kwargs"),
         env_options=keywords(options.env_options, "--env-options"),
     )
-    try:
-        (played,) = play_sides([side], options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
-    except (EnvironmentFault, JobFailed, OSError) as error:
-        print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
-        return 1
+    (played,) = play_sides([side], options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
     found = side.by_policy(played)
-    print(json.dumps(policies_to_json(checkpoint, found)) if options.json else "\n".join(policies_lines(found)))
-    return 0
+    return json.dumps(policies_to_json(checkpoint, found)) if options.json else "\n".join(policies_lines(found))

@@ -157,8 +157,8 @@ def team_shares(config: Config, layout: Layout | None) -> dict[str, TeamShare]:
         )
         for number, (name, group) in enumerate(found.items())
     }
-    for name, own in shares.items() if layout else ():
-        if (batch := own.part(config, layout).batch_size) % config.learner.minibatches:
+    for name, own in shares.items():
+        if layout is not None and (batch := own.part(config, layout).batch_size) % config.learner.minibatches:
             raise ValueError(
                 f"learner.minibatches: {config.learner.minibatches} do not divide the {batch} segments that {name} has "
                 f"of each batch; learner.batch_size={config.learner.minibatches * env.num_envs} would do"

@@ -173,7 +173,7 @@ class Config(Section):
     """``colocated``: every learner also acts on slots of its own, one process per core. ``disaggregated``: rollout
     processes feed the learner, or each of learner.num_learners. ``auto``: disaggregated where the learner has an
     accelerator, in a cluster, where actor.num_actors or learner.num_threads is set, where environments run in
-    processes of their own, with self-play, or where minibatches are small; else colocated."""
+    processes of their own, with self-play or several policies, or where minibatches are small; else colocated."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """Everything random in the run follows from it."""
     run_dir: str = ""

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import shoal
 import torch
-from service import read_summary
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint, find_saved
 from team_games import RUNNERS, best_return
@@ -20,14 +19,22 @@ SMALL = (
     *(f"env.id={ID}", "policies.hunters.agents=[hunter_*]", "policies.runners.agents=[runner_*]", "env.num_envs=12"),
     *("actor.unroll_length=8", "learner.minibatches=2", "metrics.port=-1", "policy.kind=component"),
     *("policy.components={lstm: {size: 16}, critic_1: {size: 32}}", "checkpoint.every_updates=2"),
+    "learner.epochs=1",
 )
 NAMES = ["hunters", "runners"]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    assert list(summary["policies"]) == NAMES
+    assert summary["books_balance"]
+    return summary
 
 
 def play(run: Path, steps: int, *settings: str) -> dict[str, Any]:
     """A session up to so many steps; its summary."""
     assert main(["train", *SMALL, "mode=inline", f"run_dir={run}", *settings, f"total_env_steps={steps}"]) == 0
-    return read_summary(run)
+    return summary_of(run)
 
 
 def weights_of(run: Path, policy: str) -> dict[str, torch.Tensor]:
@@ -44,17 +51,17 @@ def test_each_policy_learns_from_its_own_agents_alone(tmp_path: Path) -> None:
     runs = {}
     for name, kwargs in (("plain", {}), ("poisoned", {"poisoned": "runner", "poison": 7.0})):
         runs[name] = tmp_path / name
-        play(runs[name], 1500, f"env.kwargs={json.dumps(kwargs)}")
+        play(runs[name], 800, f"env.kwargs={json.dumps(kwargs)}")
     assert is_same(weights_of(runs["plain"], "hunters"), weights_of(runs["poisoned"], "hunters"))
     assert not is_same(weights_of(runs["plain"], "runners"), weights_of(runs["poisoned"], "runners"))
 
 
 def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches books that are one for both, a policy that begins anew, steps that are counted for the wrong one, and
-    evaluation of one policy with the agents of the other."""
+    """Catches books that are one for both, a policy that begins anew or under another name, steps that are counted for
+    the wrong one, and evaluation of one policy with the agents of the other."""
     run = tmp_path / "run"
-    first = play(run, 1000)
-    second = play(run, 2000)
+    first = play(run, 500)
+    second = play(run, 1000)
     for name in NAMES:
         one, other = first["policies"][name], second["policies"][name]
         for summary in (one, other):
@@ -65,7 +72,7 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
         assert other["env_steps"] == one["env_steps"] + other["session_env_steps"]
         assert json.loads((run / "policies" / name / "summary.json").read_text()) == other
         assert (run / "policies" / name / "metrics.jsonl").exists()
-    assert second["env_steps"] == sum(second["policies"][name]["env_steps"] for name in NAMES) >= 2000
+    assert second["env_steps"] == sum(second["policies"][name]["env_steps"] for name in NAMES) >= 1000
     hunters, runners = (second["policies"][name]["env_steps"] for name in NAMES)
     # One hunter for eight steps, and runners for eight and for four.
     assert hunters < runners < 2 * hunters
@@ -79,27 +86,21 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     assert main(["evaluate", str(run), "--vs", "random"]) == 2
     assert "--vs: is for one policy" in capsys.readouterr().err
     assert main(["train", *SMALL, "mode=inline", f"run_dir={run}", "policies.others.agents=[x]"]) == 2
-    assert "others: no agent" in capsys.readouterr().err
-    policy = shoal.load_policy(find_saved(run).path / "hunters")
-    assert policy.act(np.eye(3, dtype=np.float32)[0], is_first=True) in range(3)
-
-
-def test_other_policies_than_those_of_the_checkpoint_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Catches a run that goes on with fresh weights under another name, or with one policy of two."""
-    run = tmp_path / "run"
-    play(run, 200)
+    assert "policies.others.agents: no agent of" in capsys.readouterr().err
     renamed = [word.replace("policies.hunters", "policies.seekers") for word in SMALL]
     assert main(["train", *renamed, "mode=inline", f"run_dir={run}"]) == 2
     assert "holds the policies hunters, runners, and policies names seekers, runners" in capsys.readouterr().err
+    policy = shoal.load_policy(find_saved(run).path / "hunters")
+    assert policy.act(np.eye(3, dtype=np.float32)[0], is_first=True) in range(3)
 
 
 @pytest.mark.slow
 def test_both_policies_find_their_best_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches updates that teach one policy alone, or with the rewards of the other."""
     run = tmp_path / "run"
-    play(run, 40_000, "env.num_envs=24", "seed=1")
+    play(
+        run, 12_000, "env.num_envs=24", "seed=1", "learner.epochs=4", "learner.learning_rate=0.003", "learner.gamma=0.5"
+    )
     capsys.readouterr()
     assert main(["evaluate", str(run), "--episodes", "96", "--greedy", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["policies"]
@@ -113,7 +114,7 @@ def test_actors_in_other_processes_feed_both_policies(tmp_path: Path) -> None:
     """Catches weights of one policy that never reach the actors, and trajectories that reach one learner alone."""
     run = tmp_path / "run"
     assert main(["train", *SMALL, "mode=local", "actor.num_actors=2", f"run_dir={run}", "total_env_steps=3000"]) == 0
-    summary = read_summary(run)
+    summary = summary_of(run)
     for name in NAMES:
         own = summary["policies"][name]
         assert own["books_balance"]
