@@ -47,10 +47,10 @@ def divide_agents(patterns: Patterns, env_id: str, agents: Sequence[Any]) -> dic
                 f"policies: agent {name} of {env_id} belongs to {' and '.join(own)}; every agent belongs to one "
                 "policy, so narrow their agents"
             )
-    for policy, own in patterns.items():
+    for policy, wanted in patterns.items():
         if not any(policy in found for found in owners):
             problems.append(
-                f"policies.{policy}.agents: no agent of {env_id} is named {' or '.join(own)}; its agents are "
+                f"policies.{policy}.agents: no agent of {env_id} is named {' or '.join(wanted)}; its agents are "
                 f"{_list(names)}"
             )
     if problems:
