@@ -398,6 +398,39 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
     assert "do not fit, there is room for 0" in answer
 
 
+def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a wait that never ends or ends too early, that says nothing, that Ctrl-C does not end, or in vain."""
+    nodes.have(2)
+    four = "actor.num_actors=4"
+    first = nodes.start(tmp_path, four)
+    come_up(tmp_path, first, 4)
+    patient = (four, "cluster.wait_seconds=600", "run_dir=second")
+
+    def waiting(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "waiting for other runs" in line)
+        assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 4 actors of 1 CPU do not fit" in line
+        assert "there is room for 0" in line
+
+    given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
+    nodes.runs.append(given_up)
+    waiting(given_up)
+    end(given_up)
+    assert not (tmp_path / "second" / "config.yaml").exists()
+    second = start_shoal("train", *settings(nodes, *patient, "total_env_steps=2000"), cwd=tmp_path)
+    nodes.runs.append(second)
+    waiting(second)
+    assert first.poll() is None
+    end(first)
+    output, _ = second.communicate(timeout=200)
+    assert second.returncode == 0, output
+    assert read_summary(tmp_path / "second")["env_steps"] >= 2000
+    # Nobody's end would make room for five.
+    (tmp_path / "empty").mkdir()
+    five = (f"cluster.address={nodes.address}", "actor.num_actors=5", patient[1])
+    assert "5 actors of 1 CPU do not fit" in refused(*five, cwd=tmp_path / "empty")
+
+
 def test_time_is_up_although_no_actor_ever_came(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a run with a time limit that waits for its first batch for ever, and holds its place on the cluster."""
     nodes.have(2)
