@@ -10,13 +10,14 @@ import signal
 import sys
 import sysconfig
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.ray_watch import RayWatch
+from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
@@ -140,12 +141,22 @@ def leave(watch: RayWatch, *, owns_process: bool) -> None:
 
 @contextlib.contextmanager
 def local(
-    *, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool, owns_process: bool
+    *,
+    num_actors: int,
+    num_learners: int,
+    unroll_bytes: int,
+    accelerator: bool,
+    owns_process: bool,
+    gone: Callable[[str], object],
 ) -> Iterator[RaySession]:
     """Ray on this machine, for rollout actors and peer learners.
 
     A Ray that this process has started or joined already is used, and left running; otherwise one of our own.
-    ``owns_process``: this process ends with the run.
+    ``owns_process``: this process ends with the run. ``gone``: called where Ray ends while it is started
+    (``ray_start``).
+
+    Raises:
+        RayLost: it ended while it was started.
     """
     learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
     if ray.is_initialized():
@@ -164,7 +175,7 @@ def local(
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
-    with _search_path():
+    with _search_path(), start_watched(gone):
         ray.init(
             address="local",
             # Processes are counted here, whatever the number of cores: there may be more of them.

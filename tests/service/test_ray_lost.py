@@ -104,6 +104,26 @@ def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, pr
     goes_on(tmp_path, lost, *settings)
 
 
+@pytest.mark.parametrize(
+    ("program", "missing"), [("/gcs_server", r"head \(GCS\)"), ("/raylet", "raylet of this machine")]
+)
+def test_a_run_whose_ray_dies_while_it_starts_says_so(tmp_path: Path, program: str, missing: str) -> None:
+    """Catches half a minute of nothing and then Ray's own words, or an end by Ray itself without a summary."""
+    process = start_shoal("train", *LAYOUTS["fed"], "mode=local", *ENDLESS, cwd=tmp_path)
+
+    def found() -> list[int]:
+        return [pid for pid, title in descendants(process.pid).items() if title.split(" ")[0].endswith(program)]
+
+    wait_for(lambda: bool(found()), process=process)
+    os.kill(found()[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert re.search(rf"Ray is lost: .*{missing}", output), output
+    summary = read_summary(tmp_path / "run")
+    assert (summary["stopped_by"], summary["session_updates"], summary["env_steps"]) == ("ray_lost", 0, 0)
+    assert summary["books_balance"]
+
+
 @contextlib.contextmanager
 def two_nodes() -> Iterator[Any]:
     """A head without CPUs, where the learner is, and a node for the actors."""
