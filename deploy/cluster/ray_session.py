@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.ray_watch import RayWatch
+from shoal.deploy.cluster.ray_debris import claimed, remove_debris
 from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
 
@@ -119,6 +120,20 @@ def _ended_with_the_block() -> Iterator[None]:
             os.close(process)
 
 
+@contextlib.contextmanager
+def _without_debris() -> Iterator[None]:
+    """Hold the directory of the Ray that this process started, and remove those of runs that are gone."""
+    from ray._private.worker import global_worker
+
+    session = Path(global_worker.node.get_session_dir_path())
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a full disk: no later run removes it
+            stack.enter_context(claimed(session))
+        for removed in remove_debris(session.parent):
+            log.info("removed what a run that is gone left of its Ray: %s", removed)
+        yield
+
+
 def leave(watch: RayWatch, *, owns_process: bool) -> None:
     """Watch no more, disconnect from Ray, and end what ``ray.init`` started.
 
@@ -187,7 +202,7 @@ def local(
             logging_level=logging.ERROR,
         )
     advice = "The same command starts Ray anew and goes on from the checkpoint"
-    with _ended_with_the_block(), watched(advice) as watch:
+    with _ended_with_the_block(), _without_debris(), watched(advice) as watch:
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:
