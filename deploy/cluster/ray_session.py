@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from shoal.actors.ray_watch import RayWatch
+from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayWatch
 from shoal.deploy.cluster.ray_debris import claimed, remove_debris
 from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
@@ -25,6 +25,8 @@ SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = "/dev/shm"
+TOLERANCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""The variable by which Ray in this process takes another time than ``ray_watch.TOLERANCE_SECONDS``."""
 LEAVE_SECONDS = 15.0
 """How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
 
@@ -90,7 +92,9 @@ def watched(advice: str) -> Iterator[RayWatch]:
 
     # A Ray client (ray://) has no node of its own.
     raylet = global_worker.node.raylet_socket_name if global_worker.node else ""
-    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice)
+    given = os.environ.get(TOLERANCE, "")
+    seconds = float(given) if given.isdecimal() else TOLERANCE_SECONDS
+    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice, seconds)
     try:
         yield watch
     finally:

@@ -225,6 +225,8 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         opponents=lambda: None if run.learner.opponents is None else run.learner.opponents.get_state(),
         undisturbed=asked.deferred,
     )
+    if workers.watch:
+        workers.watch.warn(saving.asked.set)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with watchers.progress, _evaluator(run, watchers.evaluations):
