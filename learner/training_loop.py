@@ -47,6 +47,8 @@ class Saving:
     """Returns the versions that self-play games are played against; None without self-play."""
     undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
+    asked: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set where a checkpoint is wanted after the update that is under way, whichever it is."""
 
 
 class Observer(Protocol):
@@ -134,7 +136,9 @@ def train(
         except ObserverFailed as error:
             failure = error
             break
-        if limits.checkpoint_every and learner.policy_version % limits.checkpoint_every == 0:
+        every = limits.checkpoint_every
+        if saving.asked.is_set() or (every and learner.policy_version % every == 0):
+            saving.asked.clear()
             saved_version = _save(saving, worker, statistics, observer, required=False)
             if saving.updates.is_due:
                 with worker.clock.time("checkpoint"):

@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.actors.pool import InlinePool
+from shoal.actors.pool import InlinePool, Recoveries
 from shoal.actors.ray_watch import RayLost
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
@@ -41,6 +42,7 @@ from shoal.deploy.training.worker_group import WorkerGroup, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.opponents import Result
 from shoal.learner.training_loop import Limits, Saving, train
+from shoal.policy.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ def run(
         (run_dir / "config.yaml").write_text(to_yaml(config))
         # That of an earlier session would be taken for the end of this one, if it is killed.
         (run_dir / "summary.json").unlink(missing_ok=True)
-        workers = stack.enter_context(start_workers(prepared, owns_process=owns_process))
+        workers = _start(prepared, stack, owns_process=owns_process)
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
@@ -138,6 +140,30 @@ def run(
                     lambda: asked.signal_number is not None or bool(watch and watch.lost.is_set()),
                 )
         return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
+
+
+def _start(run: PreparedRun, stack: contextlib.ExitStack, *, owns_process: bool) -> WorkerGroup:
+    """Start the workers, which end with ``stack``.
+
+    Raises:
+        RayLost: Ray ended meanwhile; the summary says so.
+    """
+
+    def lost() -> None:
+        evaluations = Evaluations(run.run_dir / "evaluation.jsonl")
+        write_json(run.run_dir / "summary.json", _summary(run, evaluations, stopped_by="ray_lost"))
+
+    def gone(why: str) -> None:
+        log.error("%s", why)
+        lost()
+        if owns_process:
+            os._exit(1)  # Ray, whose start does not end, would end it in a minute
+
+    try:
+        return stack.enter_context(start_workers(run, owns_process=owns_process, gone=gone))
+    except RayLost:
+        lost()
+        raise
 
 
 def _watch(
@@ -199,6 +225,8 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
         opponents=lambda: None if run.learner.opponents is None else run.learner.opponents.get_state(),
         undisturbed=asked.deferred,
     )
+    if workers.watch:
+        workers.watch.warn(saving.asked.set)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with watchers.progress, _evaluator(run, watchers.evaluations):
@@ -222,26 +250,48 @@ def _train(run: PreparedRun, workers: WorkerGroup, asked: Interruption, watchers
             # After a failure no episode is played: the environment may be the cause.
             random.after()
         random.close()
-        summary = summarize(
-            run.statistics,
-            run.learner.queue,
-            actor_restarts=sum(workers.restarts.values()),
-            recoveries=workers.recoveries,
+        summary = _summary(
+            run,
+            watchers.evaluations,
+            workers=workers,
             weights=weights,
-            trained_before=run.before.trained,
-            learning=run.learning.now(watchers.progress.share_done),
+            share_done=watchers.progress.share_done,
             interrupted_by=asked.signal_number,
             stopped_by=asked.stopped_by or None,
-            limit=run.bottleneck.whole(),
-            evaluations=watchers.evaluations,
-            opponents=_results(run),
-            about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
         )
         write_json(run.run_dir / "summary.json", summary)
         if not completed:
             _end_after_failure(callbacks, summary)
     callbacks.ended(summary)
     return summary
+
+
+def _summary(
+    run: PreparedRun,
+    evaluations: Evaluations,
+    *,
+    workers: WorkerGroup | None = None,
+    weights: Weights | None = None,
+    share_done: float = 0.0,
+    interrupted_by: int | None = None,
+    stopped_by: str | None = None,
+) -> dict[str, Any]:
+    """The summary of a run that is over; without ``workers`` of one that never began to train."""
+    return summarize(
+        run.statistics,
+        run.learner.queue,
+        actor_restarts=sum(workers.restarts.values()) if workers else 0,
+        recoveries=workers.recoveries if workers else Recoveries(),
+        weights=weights,
+        trained_before=run.before.trained,
+        learning=run.learning.now(share_done),
+        interrupted_by=interrupted_by,
+        stopped_by=stopped_by,
+        limit=run.bottleneck.whole(),
+        evaluations=evaluations,
+        opponents=_results(run),
+        about={"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind},
+    )
 
 
 def _results(run: PreparedRun) -> tuple[Result, ...] | None:

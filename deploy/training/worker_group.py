@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, get_args
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args
 
 from shoal.actors.pool import ActorState, Recoveries
-from shoal.actors.ray_watch import RayWatch
+from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.evaluation.evaluator import Jobs
 from shoal.deploy.placement.learner_setup import RolloutProcesses
 from shoal.deploy.training.prepared_run import PreparedRun
@@ -20,6 +20,9 @@ from shoal.learner.rollout_driver import RolloutDriver
 if TYPE_CHECKING:  # Ray is imported where it is used
     from shoal.deploy.cluster.ray_peers import RayPeers
     from shoal.deploy.cluster.ray_session import RaySession
+
+
+Made = TypeVar("Made")
 
 
 class Pool(Protocol):
@@ -112,18 +115,24 @@ class WorkerGroup:
 
 
 @contextlib.contextmanager
-def start_workers(run: PreparedRun, *, owns_process: bool = True) -> Iterator[WorkerGroup]:
+def start_workers(
+    run: PreparedRun, *, owns_process: bool = True, gone: Callable[[str], object] = lambda why: None
+) -> Iterator[WorkerGroup]:
     """The worker group of a run, and Ray where it needs it, for the length of the block.
 
-    ``owns_process``: this process ends with the run.
+    ``owns_process``: this process ends with the run. ``gone`` is called with the reason, from another thread, where Ray
+    ends while it is started and its own start does not end.
+
+    Raises:
+        RayLost: Ray ended before the workers were started.
     """
     fed = run.layout.placement == "disaggregated"
     if run.config.mode == "inline" or (run.layout.num_learners == 1 and not fed):
         pool = run.setup.make_pool(run.share, run.learner.queue)
         yield WorkerGroup(pool, OneLearner(worker=run.learner, drive=pool.pump))
         return
-    with _ray(run, owns_process=owns_process) as ray:
-        peers = _peers(run, ray) if run.layout.num_learners > 1 else None
+    with _ray(run, owns_process=owns_process, gone=gone) as ray:
+        peers = _made(ray, _peers, run, ray) if run.layout.num_learners > 1 else None
         if not fed:
             pool = run.setup.make_pool(run.share, run.learner.queue)
             assert peers is not None
@@ -134,7 +143,8 @@ def start_workers(run: PreparedRun, *, owns_process: bool = True) -> Iterator[Wo
         from shoal.deploy.evaluation.ray_jobs import RayJobs
 
         run.learner.publish_to = ray.put
-        actors = RayPool(run.setup.worker, run.share.actors, run.config.actor, run.learner.queue, ray.actor_options)
+        config, queue = run.config.actor, run.learner.queue
+        actors = _made(ray, RayPool, run.setup.worker, run.share.actors, config, queue, ray.actor_options)
         learners: Learners = OneLearner(worker=run.learner, drive=None)
         if peers:
             learners = SeveralLearners(worker=run.learner, drive=None, peers=peers)
@@ -148,7 +158,21 @@ def start_workers(run: PreparedRun, *, owns_process: bool = True) -> Iterator[Wo
         )
 
 
-def _ray(run: PreparedRun, *, owns_process: bool) -> contextlib.AbstractContextManager[RaySession]:
+def _made(ray: RaySession, make: Callable[..., Made], *arguments: Any) -> Made:
+    """What ``make`` makes with Ray, which may be lost meanwhile.
+
+    Raises:
+        RayLost: it is.
+    """
+    made = ray.watch.call(make, *arguments)
+    if made is None:
+        raise RayLost(f"{ray.watch.why}; nothing was trained")
+    return made
+
+
+def _ray(
+    run: PreparedRun, *, owns_process: bool, gone: Callable[[str], object]
+) -> contextlib.AbstractContextManager[RaySession]:
     from shoal.deploy.cluster import ray_session
 
     if run.cluster:
@@ -161,6 +185,7 @@ def _ray(run: PreparedRun, *, owns_process: bool) -> contextlib.AbstractContextM
         unroll_bytes=int(unroll),
         accelerator=run.machine.accelerator,
         owns_process=owns_process,
+        gone=gone,
     )
 
 
