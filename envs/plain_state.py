@@ -15,6 +15,7 @@ import bisect
 import collections
 import hashlib
 import inspect
+import math
 import random
 import types
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ _MOST_BITS = 10_000
 """Of a whole number: JSON takes some more."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 _KIND = "#"
+_NO_PART_OF_A_SPACE = frozenset(("_np_random", "low_repr", "high_repr"))
+"""Its generator, and the texts that a Box makes of its bounds when it is printed."""
 
 
 class NotPlain(ValueError):
@@ -63,9 +66,10 @@ def from_plain(plain: Any) -> Any:
 
 
 class Writer:
-    """Writes several values that may share parts."""
+    """Writes several values that may share parts, of at most ``most_bytes`` together."""
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], *, most_bytes: float = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
         self._number: dict[int, int] = {id(layer): index for index, layer in enumerate(layers)}
         self._kept: list[Any] = list(layers)
         """Everything that has a number: an id is one as long as its owner lives."""
@@ -137,7 +141,7 @@ class Writer:
             self._bytes += value.nbytes
         elif isinstance(value, str):
             self._bytes += len(value)
-        if self._parts > MOST_PARTS or self._bytes > MOST_BYTES:
+        if self._parts > MOST_PARTS or self._bytes > self._most_bytes:
             raise NotPlain(f"with {where} it has more than {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts")
         if depth > _DEEPEST:
             raise NotPlain(f"{where} is nested too deeply")
@@ -404,15 +408,15 @@ def _digest(value: Any, layers: list[Any], where: str, depth: int) -> str:
         NotPlain: it keeps something that is no plain data.
     """
     digest = hashlib.sha256()
-    # By a writer of its own: what is compared is not stored, so nothing else may refer to it.
-    for part in _in_order(Writer(layers).write(_what_it_is(value), where, depth + 1)):
+    # By a writer of its own: what is compared is not stored, so nothing else may refer to it, and it may be large.
+    for part in _in_order(Writer(layers, most_bytes=math.inf).write(_what_it_is(value), where, depth + 1)):
         digest.update(part)
     return digest.hexdigest()
 
 
 def _what_it_is(value: Any) -> list[Any]:
     if isinstance(value, gymnasium.Space):
-        own = {name: part for name, part in vars(value).items() if name != "_np_random"}
+        own = {name: part for name, part in vars(value).items() if name not in _NO_PART_OF_A_SPACE}
         sets = {name: sorted(map(repr, part)) for name, part in own.items() if isinstance(part, frozenset)}
         return [_name(type(value)), own | sets]
     if isinstance(value, types.FunctionType):

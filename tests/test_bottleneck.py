@@ -104,3 +104,12 @@ def test_a_stall_names_what_is_waited_for(
     found = watch.now()
     assert found is not None
     assert found.stage != "actors"
+    # Updates that are as far apart as this are no stall.
+    statistics.longest_wait = 60.0
+    with clock.mark(under_way):
+        found = []
+        for _ in range(200):
+            now[0] += 1
+            found.append(watch.now())
+        assert found[100:170] == [None] * 70
+        assert found[-1] is not None

@@ -139,6 +139,22 @@ def test_what_a_constructor_drew_and_is_no_data_is_compared(part: str) -> None:
         set_state(made(1), state)
 
 
+@pytest.mark.parametrize("shape", [(2,), (1440, 2560, 3)])
+def test_a_space_that_was_printed_or_is_large_is_the_same(shape: tuple[int, ...]) -> None:
+    """Catches a slot that begins anew because a log line had the space in it, and bounds that count as stored."""
+
+    class Walk:
+        def __init__(self) -> None:
+            self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+            self.place = 0
+
+    played, fresh = Walk(), Walk()
+    played.place = 7
+    assert "Box" in str(played.observation_space)
+    set_state(fresh, get_state(played))
+    assert fresh.place == 7
+
+
 def test_a_large_table_that_was_perturbed_is_not_taken_for_the_same(tmp_path: Path) -> None:
     """Catches a table that is left out of the state because gymnasium's own constructor always makes it alike."""
     options = {"wrappers": ["stateful_envs:Perturbed"]}

@@ -104,6 +104,9 @@ def test_the_recorder_is_counted_as_it_records(monkeypatch: pytest.MonkeyPatch) 
     [problem] = memory.check_memory(config, spec, None)
     assert problem.startswith("recorder.keep_updates: ")
     assert "with the flight recorder (recorder.keep_updates=3) 0.0 GiB more" in problem
+    with monkeypatch.context() as with_a_gpu:  # which has the copies
+        with_a_gpu.setattr(memory, "device_name", lambda _: "cuda")
+        assert memory.check_memory(config, spec, None) == []
     config = dataclasses.replace(config, recorder=dataclasses.replace(config.recorder, keep_updates=0))
     assert memory.check_memory(config, spec, None) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -70,7 +72,26 @@ def test_the_session_of_a_killed_run_is_removed_with_its_processes(
     assert not dead.exists()
     assert (lives / "logs" / "raylet.out").read_text() == "x"
     assert [process.poll() for process in others] == [None] * 3
-    assert remove_debris(tmp_path) == [own]
+    # The logs of a run that ended by itself stay.
+    assert remove_debris(tmp_path) == []
+    assert sorted(path.name for path in own.iterdir()) == ["logs"]
+
+
+def test_a_session_is_held_from_the_moment_that_it_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run whose Ray is ended by another one that starts at the same moment."""
+    own, lock = session(tmp_path, 1), fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        assert remove_debris(tmp_path) == []
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(own):
+        assert remove_debris(tmp_path) == []
+    assert own.exists()
 
 
 def test_what_is_nobodys_or_another_users_stays(tmp_path: Path) -> None:
@@ -85,8 +106,10 @@ def test_what_is_nobodys_or_another_users_stays(tmp_path: Path) -> None:
     os.mkfifo(pipe / LOCK)
     if os.geteuid() == 0:
         foreign = session(tmp_path, 5)
-        (foreign / LOCK).touch()
-        os.chown(foreign, 12345, 12345)
+        # A container may have no other user.
+        with contextlib.suppress(OSError):
+            os.chown(foreign, 12345, 12345)
+            (foreign / LOCK).touch()
     assert remove_debris(tmp_path) == []
     assert all(path.exists() for path in (not_ours, target, linked, pipe))
     assert os.geteuid() or foreign.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,18 +33,35 @@ def program(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]
         process.wait()
 
 
-def seen(process: subprocess.Popen[bytes]) -> None:
-    """Wait until a look has found the process."""
-    while process.pid not in ray_start._started():
-        pass
-    threading.Event().wait(2 * ray_start.LOOK_SECONDS)
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, tuple[str, bool]]]:
+    """What the looks found so far."""
+    found: list[dict[int, tuple[str, bool]]] = []
+    look = ray_start._started
+
+    def started() -> dict[int, tuple[str, bool]]:
+        found.append(look())
+        return found[-1]
+
+    monkeypatch.setattr(ray_start, "_started", started)
+    return found
+
+
+def until_seen(looks: list[dict[int, tuple[str, bool]]], process: subprocess.Popen[bytes], *, lives: bool) -> None:
+    """Wait until a look has found the process so."""
+    while not any(look.get(process.pid, ("", not lives))[1] == lives for look in looks):
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
     ("name", "words"), [("gcs_server", r"its head \(GCS\)"), ("raylet", "the raylet of this machine")]
 )
 def test_an_error_after_a_process_has_ended_is_that_it_has(
-    name: str, words: str, program: Callable[[str], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    words: str,
+    program: Callable[[str], subprocess.Popen[bytes]],
+    looks: list[dict[int, tuple[str, bool]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches a start that fails with Ray's words alone, which speak of a file or of a time limit."""
     monkeypatch.setattr(ray_start, "NOTICE_SECONDS", 600.0)
@@ -52,11 +70,10 @@ def test_an_error_after_a_process_has_ended_is_that_it_has(
     def start() -> None:
         with start_watched(told.append):
             process = program(name)
-            seen(process)
+            until_seen(looks, process, lives=True)
             process.kill()
-            while process.pid in ray_start._started():
-                pass
-            threading.Event().wait(2 * ray_start.LOOK_SECONDS)
+            until_seen(looks, process, lives=False)
+            time.sleep(1)  # for the look to be judged
             raise TimeoutError("no port")
 
     with pytest.raises(RayLost, match=rf"{words} ended while Ray was started; .*\(TimeoutError: no port\)"):
@@ -64,10 +81,15 @@ def test_an_error_after_a_process_has_ended_is_that_it_has(
     assert told == []
 
 
+@pytest.mark.parametrize("is_seen", [True, False])
 def test_a_start_that_does_not_end_is_told(
-    program: Callable[[str], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+    is_seen: bool,
+    program: Callable[[str], subprocess.Popen[bytes]],
+    looks: list[dict[int, tuple[str, bool]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches a run that says nothing until Ray ends its process, a minute later."""
+    """Catches a run that says nothing until Ray ends its process, a minute later; also where the program ended before
+    anybody looked."""
     monkeypatch.setattr(ray_start, "NOTICE_SECONDS", 0.1)
     told: list[str] = []
     came = threading.Event()
@@ -78,7 +100,8 @@ def test_a_start_that_does_not_end_is_told(
 
     with start_watched(gone):
         process = program("raylet")
-        seen(process)
+        if is_seen:
+            until_seen(looks, process, lives=True)
         process.kill()
         assert came.wait(60)
     assert len(told) == 1
@@ -86,19 +109,21 @@ def test_a_start_that_does_not_end_is_told(
 
 
 def test_a_start_that_goes_well_or_fails_by_itself_is_left_alone(
-    program: Callable[[str], subprocess.Popen[bytes]],
+    program: Callable[[str], subprocess.Popen[bytes]], looks: list[dict[int, tuple[str, bool]]]
 ) -> None:
     """Catches another program's end, or an error of the settings, that is taken for the loss of Ray."""
     told: list[str] = []
+    before = program("raylet")  # of somebody else's Ray
+    before.kill()
     with start_watched(told.append):
-        seen(program("raylet"))
+        until_seen(looks, program("raylet"), lives=True)
         other = program("something")
         other.kill()
         other.wait()
 
     def start() -> None:
         with start_watched(told.append):
-            seen(program("gcs_server"))
+            until_seen(looks, program("gcs_server"), lives=True)
             raise ValueError("a port")
 
     with pytest.raises(ValueError, match="a port"):

@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
@@ -39,6 +40,9 @@ NODE_ID = "ray.io/node-id"
 LOOK_SECONDS = 1.0
 SAY_SECONDS = 30.0
 """How often a run that waits for its place looks, and says so."""
+TURN = "shoal_turn"
+TURN_SECONDS = 15.0
+"""How long after its start a run that has waited keeps its turn: until its actors hold their places."""
 ADVICE = "Start the cluster again (ray start --head); the same command then goes on from the checkpoint"
 
 
@@ -73,12 +77,21 @@ class Room:
     """Nodes may still come."""
 
 
+class _Turn:
+    """An actor whose name one run has at a time."""
+
+
+Answer = TypeVar("Answer")
+
+
 class Cluster:
     """A cluster that this process is connected to."""
 
     def __init__(self, config: ClusterConfig, watch: RayWatch, sent: Sequence[Path] = ()) -> None:
         self.config, self.watch, self.sent = config, watch, sent
         """``sent`` are modules of the user's that every node gets."""
+        self._turn: Any = None
+        """Of this run, to take its place; None where it has none."""
         self.address = ray.util.get_node_ip_address()
 
     def nodes(self) -> list[Node]:
@@ -152,24 +165,65 @@ class Cluster:
         return self.place(config, room, here)
 
     def _wait(self, config: Config, here: Machine) -> None:
-        """Return once the run fits, would not fit without other runs either, or has waited long enough."""
+        """Return once it is this run's turn and it fits, would not fit without other runs either, or has waited long
+        enough.
+
+        Raises:
+            RayLost: Ray ended meanwhile.
+        """
         began, say_at = time.monotonic(), 0.0
         while (waited := time.monotonic() - began) < self.config.wait_seconds:
-            nodes = self.nodes()
+            nodes = self._asked(self.nodes)
             idle = [dataclasses.replace(node, available=node.resources) for node in nodes]
             problems = self.problems(config, nodes, self.room(nodes), here)
-            if not problems or self.problems(config, idle, self.room(idle), here):
+            if self.problems(config, idle, self.room(idle), here):
                 return
+            if not problems and self._asked(self._take_turn):
+                # Whoever had the turn before has its place by now.
+                nodes = self._asked(self.nodes)
+                problems = self.problems(config, nodes, self.room(nodes), here)
+                if not problems:
+                    return
+                self.end_turn()
             if waited >= say_at:
                 say_at = waited + SAY_SECONDS
                 log.warning(
                     "waiting for other runs to end, %.0f of %g s (cluster.wait_seconds): %s",
                     waited,
                     self.config.wait_seconds,
-                    "; ".join(problems),
+                    "; ".join(problems) or "another one is starting",
                 )
-            if self.watch.lost.wait(LOOK_SECONDS):
-                raise RayLost(f"{self.watch.why}; nothing had started")
+            self.watch.lost.wait(LOOK_SECONDS)
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+        answer = self.watch.call(ask)
+        if answer is None:
+            raise RayLost(f"{self.watch.why}; nothing had started")
+        return answer
+
+    def _take_turn(self) -> bool:
+        """Whether this run may take its place now; no other that waits does before ``end_turn``."""
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        turn = ray.remote(num_cpus=0)(_Turn).options(name=TURN, namespace=TURN, scheduling_strategy=node)
+        try:
+            self._turn = turn.remote()
+        except ValueError:  # the name is taken
+            return False
+        return True
+
+    def end_turn(self) -> None:
+        """Let the next run that waits take its place."""
+        turn, self._turn = self._turn, None
+        if turn is not None and not self.watch.lost.is_set():
+            with contextlib.suppress(Exception):  # it ends with this process
+                ray.kill(turn)
+
+    def end_turn_soon(self) -> None:
+        """The same, when actors that are asked for from now on have their places."""
+        if self._turn is not None:
+            timer = threading.Timer(TURN_SECONDS, self.end_turn)
+            timer.daemon = True
+            timer.start()
 
     def place(self, config: Config, room: Room, here: Machine) -> Machine:
         """``here`` with the actors that ``room`` has places for."""

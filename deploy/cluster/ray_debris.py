@@ -1,8 +1,8 @@
 """What runs that were killed left of their Ray: the session's directory, and for a minute two processes.
 
-A run holds a lock on a file in its session's directory as long as it lives, however it ends. A later run on this
-machine removes the directories whose lock is free, after it has ended the processes of Ray's that still name them.
-Sessions without that file, and those of other users, are nobody's here.
+A run holds a lock on a file in its session's directory as long as it lives, and removes the file where it ends by
+itself. A later run on this machine removes the directories whose lock is free, after it has ended the processes of
+Ray's that still name them. Sessions without that file, and those of other users, are nobody's here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ LOCK = "shoal.lock"
 
 @contextlib.contextmanager
 def claimed(session: Path) -> Iterator[None]:
-    """Hold the session's directory as this process's for the length of the block; it may be removed afterwards.
+    """Hold the session's directory as this process's for the length of the block. Where the block ends, the directory
+    stays; it may be removed once this process was killed in it.
 
     Raises:
-        OSError: no file can be made there, or it is held already.
+        OSError: no file can be made there.
     """
-    descriptor = os.open(session / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    # Under its name it is held from the first moment: another run that starts would take a free one for debris.
+    made = session / f".{LOCK}.{os.getpid()}"
+    descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        made.rename(session / LOCK)
         yield
     finally:
+        for path in (made, session / LOCK):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

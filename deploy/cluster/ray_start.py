@@ -31,13 +31,17 @@ def start_watched(gone: Callable[[str], object]) -> Iterator[None]:
     """
     started = threading.Event()
     why: list[str] = []
+    before = _started().keys()
 
     def look() -> None:
         seen: dict[int, str] = {}
         while not why and not started.wait(LOOK_SECONDS):
-            there = _started()
-            why.extend(PROGRAMS[name] for pid, name in seen.items() if pid not in there)
-            seen = there
+            there = {pid: found for pid, found in _started().items() if pid not in before}
+            ended = [name for pid, name in seen.items() if pid not in there]
+            # One that ended before anybody looked is still a child that was not waited for.
+            ended += [name for name, lives in there.values() if not lives]
+            why.extend(PROGRAMS[name] for name in ended)
+            seen = {pid: name for pid, (name, _) in there.items()}
         if why and not started.wait(NOTICE_SECONDS):
             gone(_sentence(why[0]))
 
@@ -58,14 +62,15 @@ def _sentence(what: str) -> str:
     return f"Ray is lost: {what} ended while Ray was started; nothing was trained. The same command starts Ray anew"
 
 
-def _started() -> dict[int, str]:
-    """The living processes among ``PROGRAMS`` that this process has started; none where there is no /proc."""
+def _started() -> dict[int, tuple[str, bool]]:
+    """The processes among ``PROGRAMS`` that this process has started and not waited for, and whether they live; none
+    where there is no /proc."""
     found = {}
     for thread in Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # a thread, or a process, that has ended
             for pid in (thread / "children").read_text().split():
                 with contextlib.suppress(OSError):
                     name, _, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
-                    if name in PROGRAMS and state.split()[0] not in ("Z", "X"):
-                        found[int(pid)] = name
+                    if name in PROGRAMS:
+                        found[int(pid)] = name, state.split()[0] not in ("Z", "X")
     return found

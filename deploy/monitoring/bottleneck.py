@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
+from shoal.deploy.monitoring.stall import TIMES_SLOWER
 from shoal.learner.statistics import RunStatistics
 
 Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "staleness", "actors"]
@@ -50,9 +51,10 @@ class BottleneckMonitor:
         self._lock = threading.Lock()
 
     def now(self) -> Bottleneck | None:
-        """Return the bottleneck of the last ``WINDOW_SECONDS``, or what it waits in where it made no update in them.
+        """Return the bottleneck of the last ``WINDOW_SECONDS``, or what it waits in where it made no update in them and
+        waits for as long, and longer than it ever did.
 
-        None before the first update, unless that takes as long.
+        None before the first update, unless that takes as long, and between two that are far apart.
         """
         moment = self._moment()
         with self._lock:  # scrapes and the progress view call it from their own threads
@@ -64,9 +66,13 @@ class BottleneckMonitor:
             first = moments[0]
         found = self._between(first, moment)
         under_way = self._statistics.stage_under_way
-        if found or under_way is None or moment.at - first.at < WINDOW_SECONDS:
+        if found or under_way is None:
             return found
-        return judge_stall(*under_way, acting=self._acting, num_learners=self._num_learners)
+        stage, seconds = under_way
+        # Where updates take their time, a window without one is nothing new.
+        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * self._statistics.longest_wait):
+            return None
+        return judge_stall(stage, seconds, acting=self._acting, num_learners=self._num_learners)
 
     def whole(self) -> Bottleneck | None:
         """Return the bottleneck of the run so far; None before the first update."""

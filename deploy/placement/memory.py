@@ -9,6 +9,7 @@ from shoal.deploy.placement.layout import Layout
 from shoal.deploy.placement.setups import games_of, make_worker_setup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
+from shoal.learner.device_choice import device_name
 from shoal.policy.weights import published_tensors
 
 MAX_COLUMN_LENGTH = 2**31 - 1
@@ -49,7 +50,9 @@ def check_memory(config: Config, spec: EnvSpec, layout: Layout | None) -> list[s
     segments, acting = envs if batch == "auto" else batch, 2 * actors * envs
     total = (segments + acting) * slot + actors * steps * ROW_BYTES
     weights = weight_bytes(config, spec)
-    recorded = recorder_bytes(config, segments * slot, learners, weights)
+    # Those of a CUDA device are in its own memory.
+    on_host = device_name(config.learner) != "cuda"
+    recorded = recorder_bytes(config, segments * slot, learners, weights) if on_host else 0
     frozen = frozen_bytes(config, spec, slot // steps, actors, weights)
     if total + recorded + frozen > memory:
         setting = _to_lower(config, segments, acting, recorded, frozen, total - memory)

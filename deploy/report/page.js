@@ -65,6 +65,8 @@
       await Plotly.newPlot(id, data, layout, options);
       await new Promise((done) => setTimeout(done));
     }
+    // What was chosen meanwhile has reached the plots that were drawn by then.
+    if (drawn.length && (choice("axis") || Number(choice("smoothing")))) await redraw();
     document.documentElement.dataset.drawn = figures.length;
   }
 

@@ -105,6 +105,7 @@ def run(
             from shoal.deploy.cluster.own_modules import own_modules
 
             cluster = stack.enter_context(connect(config.cluster, own_modules(config), owns_process=owns_process))
+            stack.callback(cluster.end_turn)
         try:
             called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)
@@ -116,6 +117,8 @@ def run(
         # That of an earlier session would be taken for the end of this one, if it is killed.
         (run_dir / "summary.json").unlink(missing_ok=True)
         workers = _start(prepared, stack, owns_process=owns_process)
+        if cluster:
+            cluster.end_turn_soon()
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
