@@ -51,8 +51,8 @@ class BottleneckMonitor:
         self._lock = threading.Lock()
 
     def now(self) -> Bottleneck | None:
-        """Return the bottleneck of the last ``WINDOW_SECONDS``, or what it waits in where it made no update in them and
-        waits for as long, and longer than it ever did.
+        """Return the bottleneck of the last ``WINDOW_SECONDS``, or what the run waits in where it has made no update in
+        them, has been in this stage for as long, and for ``TIMES_SLOWER`` times its longest wait for an update.
 
         None before the first update, unless that takes as long, and between two that are far apart.
         """

@@ -95,7 +95,7 @@ class Perturbed(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         probability, place, reward, ended = env.unwrapped.P[0][0][0]
-        env.unwrapped.P[0][0] = [(probability, place, reward + np.random.random(), ended)]  # noqa: NPY002
+        env.unwrapped.P[0][0] = [(probability, place, reward + np.random.random(), ended)]  # noqa: NPY002 (a global stream, as users do)
 
 
 class Helper:
