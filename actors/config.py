@@ -63,7 +63,7 @@ class ActorConfig(Section):
     itself begins anew: at the run's start, after a fault, with a new actor. ``info:KEY``: there, and at the first row
     of an episode where ``info[KEY]`` was true in the last step of the episode before or in the reset; missing is false.
     Values and advantages end with episodes in any case."""
-    max_policy_lag: Annotated[int, Field(ge=0)] = 2
+    max_policy_lag: Annotated[int, Field(ge=0)] = 1
     """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
     can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too
     slow for that; theirs are trained whatever their lag. 0 is lock step: deterministic, but actors and learner take

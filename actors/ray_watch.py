@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ AGAIN_SECONDS = 0.5
 """Pause between two looks that must both fail."""
 ANSWER_SECONDS = 5.0
 """How long a head may take to accept a connection: its kernel does so however busy it is."""
+TOLERANCE_SECONDS = 60.0
+"""How long Ray lets a head be out of reach before it ends the process, if it is not told otherwise."""
+SAVING_SECONDS = 15.0
+"""Of these, what is left for saving when the run ends."""
 _GONE = frozenset(
     {
         errno.ECONNREFUSED,
@@ -43,6 +47,15 @@ class RayLost(RuntimeError):
     """Ray's head or the raylet of this machine ended under the run."""
 
 
+class Missing(NamedTuple):
+    """What is not found."""
+
+    what: str
+    """The beginning of a sentence."""
+    may_return: bool
+    """It does not answer, and nothing says that it has ended: the network may be down."""
+
+
 class RayWatch:
     """Looks once a second, from a thread of its own, and keeps others from waiting for a Ray that is gone.
 
@@ -52,13 +65,17 @@ class RayWatch:
         raylet: path of the raylet's socket; empty where there is none. One connection is held, which the kernel closes
             when the raylet ends.
         advice: what to do, at the end of the warning.
+        tolerance: seconds that Ray lets a head be out of reach.
     """
 
-    def __init__(self, head: str, raylet: str, advice: str) -> None:
+    def __init__(self, head: str, raylet: str, advice: str, tolerance: float = TOLERANCE_SECONDS) -> None:
         self.lost = threading.Event()
         self.why = ""
         """The warning, once Ray is lost."""
         self._head, self._raylet_path, self._advice = head, raylet, advice
+        self._patience = max(tolerance - SAVING_SECONDS, 0.0)
+        self._missing_since: float | None = None
+        """Monotonic time since when the head has been out of reach."""
         self._raylet: socket.socket | None = None
         if raylet:
             with contextlib.suppress(OSError):  # tried again, and judged, at the next look
@@ -66,6 +83,7 @@ class RayWatch:
         self._looking, self._lock = threading.Lock(), threading.Lock()
         self._waiting: set[threading.Event] = set()
         self._told: list[Callable[[], object]] = []
+        self._warned: list[Callable[[], object]] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, name="ray-watch", daemon=True)
         self._thread.start()
@@ -78,13 +96,50 @@ class RayWatch:
         if lost:
             told()
 
+    def warn(self, warned: Callable[[], object]) -> None:
+        """Call ``warned``, from another thread, whenever the head begins to be out of reach: Ray may be lost soon."""
+        with self._lock:
+            self._warned.append(warned)
+
     def look(self) -> bool:
-        """Return whether Ray is lost: one of the two was not found twice in a row."""
+        """Return whether Ray is lost: one of the two was not found twice in a row, and cannot come back in time."""
         with self._looking:
-            missing = "" if self.lost.is_set() else self._missing()
-            if missing and not self._closed.wait(AGAIN_SECONDS) and (missing := self._missing()):
-                self._lose(missing)
+            begun = time.monotonic()
+            missing = None if self.lost.is_set() else self._missing()
+            if missing and not self._closed.wait(AGAIN_SECONDS):
+                missing = self._missing()
+            if not self._closed.is_set() and not self.lost.is_set():
+                self._judge(missing, begun)
         return self.lost.is_set()
+
+    def _judge(self, missing: Missing | None, begun: float) -> None:
+        if missing is None:
+            if self._missing_since is not None:
+                log.warning("Ray's head answers again")
+            self._missing_since = None
+            return
+        first = self._missing_since is None
+        self._missing_since = begun if self._missing_since is None else self._missing_since
+        if not missing.may_return or time.monotonic() - self._missing_since >= self._patience:
+            self._lose(missing.what)
+        elif first:
+            log.warning(
+                "%s; a checkpoint is saved after the next update, and the run ends if that lasts for %.0f s",
+                missing.what,
+                self._patience,
+            )
+            with self._lock:
+                warned = list(self._warned)
+            for each in warned:
+                each()
+
+    def _is_lost_in_the_end(self) -> bool:
+        """Whether Ray is lost, after a wait for a head that is out of reach."""
+        while not self.look():
+            if self._missing_since is None:
+                return False
+            self.lost.wait(LOOK_SECONDS)
+        return True
 
     def call(self, function: Callable[..., Value], *arguments: Any) -> Value | None:
         """The value of a call that may wait for Ray. Where Ray is lost, None at once: the call is left to its thread.
@@ -111,7 +166,7 @@ class RayWatch:
         settled.wait()
         with self._lock:
             self._waiting.discard(settled)
-        if self.lost.is_set() or (errors and self.look()):
+        if self.lost.is_set() or (errors and self._is_lost_in_the_end()):
             return None
         if errors:
             raise errors[0]
@@ -127,7 +182,7 @@ class RayWatch:
         try:
             return put(value)
         except Exception:
-            if self.look():
+            if self._is_lost_in_the_end():
                 return value
             raise
 
@@ -144,7 +199,7 @@ class RayWatch:
             try:
                 pump(timeout)
             except Exception:
-                if not self.look():
+                if not self._is_lost_in_the_end():
                     raise
 
         return guarded
@@ -166,14 +221,15 @@ class RayWatch:
             if self.look():
                 return
 
-    def _missing(self) -> str:
-        """What is not found, as the beginning of a sentence; empty where all is well."""
+    def _missing(self) -> Missing | None:
+        """What is not found; None where all is well."""
         if self._raylet_path and (self._raylet is None or _is_closed(self._raylet)):
             try:
                 fresh = _connect_local(self._raylet_path)
             except OSError as error:
                 if error.errno in _GONE:
-                    return "the raylet of this machine, the process through which Ray is reached, has ended"
+                    what = "the raylet of this machine, the process through which Ray is reached, has ended"
+                    return Missing(what, may_return=False)
             else:
                 before, self._raylet = self._raylet, fresh
                 if before is not None:
@@ -184,8 +240,10 @@ class RayWatch:
         except OSError as error:
             # A time limit of Python's own has no number.
             if isinstance(error, TimeoutError) or error.errno in _GONE:
-                return f"Ray's head (GCS) at {self._head} does not answer any more ({error})"
-        return ""
+                what = f"Ray's head (GCS) at {self._head} does not answer any more ({error})"
+                # A refusal comes from its machine: no process has the port any more.
+                return Missing(what, may_return=error.errno not in (errno.ECONNREFUSED, errno.ECONNRESET))
+        return None
 
     def _lose(self, missing: str) -> None:
         self.why = f"Ray is lost: {missing}"

@@ -6,14 +6,18 @@ A layer says its own state where it has both ``get_state()`` and ``set_state(sta
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from shoal.envs.plain_state import DoesNotFit, NotPlain, Reader, Writer, from_plain, to_plain
 
 _MADE_ANEW = frozenset(("env", "spec", "metadata", "_metadata", "_cached_spec", "_saved_kwargs", "render_mode"))
 """Attributes that do not change while an environment is played."""
-_OF_GYMNASIUM = frozenset(("screen", "clock", "surf", "isopen", "window", "window_surface", "P", "desc"))
-"""What gymnasium's own environments draw with, and their large tables, which never change."""
+_OF_GYMNASIUM = frozenset(("screen", "clock", "surf", "isopen", "window", "window_surface"))
+"""What gymnasium's own environments draw pictures with."""
+_LARGE_TABLES = {"gymnasium.envs.toy_text.taxi": "P", "gymnasium.envs.toy_text.cliffwalking": "P"}
+"""Of modules of gymnasium, the table that their environments make alike every time. It is compared, not stored: it has
+tens of thousands of parts."""
 _RANDOM = ("_np_random", "_np_random_seed")
 
 
@@ -49,7 +53,7 @@ def get_state(env: Any) -> list[dict[str, Any]]:
                 raise
             except Exception as error:  # what other people's objects do when they are looked at
                 raise NotPlain(f"{kind.__qualname__} cannot be read: {type(error).__name__}: {error}") from error
-            found.append({"class": _name(kind), "attributes": attributes})
+            found.append({"class": _name(kind), "attributes": attributes, "table": _table(layer)})
     return found
 
 
@@ -79,6 +83,8 @@ def set_state(env: Any, state: Any) -> None:
             read.append((from_plain(part["told"]), random))
         else:
             read.append((None, reader.attributes(part.get("attributes"), layer, but=_constant(layer))))
+            if part.get("table") != _table(layer):
+                raise DoesNotFit(f"{type(layer).__qualname__} has another table than a fresh one")
     # Set only now: a state that does not fit leaves the environment as it was.
     for layer, (told, attributes) in zip(layers, read, strict=True):
         if _says_its_state(layer):
@@ -108,8 +114,16 @@ def _says_its_state(layer: Any) -> bool:
 
 
 def _constant(layer: Any) -> frozenset[str]:
-    own = type(layer).__module__.startswith("gymnasium.envs.")
-    return _MADE_ANEW | _OF_GYMNASIUM if own and getattr(layer, "screen", None) is None else _MADE_ANEW
+    module = type(layer).__module__
+    table = {_LARGE_TABLES[module]} if module in _LARGE_TABLES else frozenset[str]()
+    own = module.startswith("gymnasium.envs.") and getattr(layer, "screen", None) is None
+    return _MADE_ANEW | table | (_OF_GYMNASIUM if own else frozenset())
+
+
+def _table(layer: Any) -> str | None:
+    """A digest of the large table of a layer that has one."""
+    name = _LARGE_TABLES.get(type(layer).__module__)
+    return None if name is None else hashlib.sha256(repr(vars(layer).get(name)).encode()).hexdigest()
 
 
 def _name(kind: type) -> str:

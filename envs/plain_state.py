@@ -5,14 +5,17 @@ texts. Other things are mappings with the key ``"#"``, which names their kind: t
 objects of Python classes. What is reached on two ways is stored once and is one thing again when it is read.
 
 What may hide a state, such as a function that encloses variables, is refused: a state that is read back goes on
-exactly, or there is none.
+exactly, or there is none. Spaces and parts of the program are not stored but compared with those of the fresh thing: a
+constructor may draw them at random.
 """
 
 from __future__ import annotations
 
 import bisect
 import collections
+import hashlib
 import inspect
+import math
 import random
 import types
 from collections.abc import Iterator, Mapping
@@ -30,6 +33,8 @@ _MOST_BITS = 10_000
 """Of a whole number: JSON takes some more."""
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 _KIND = "#"
+_NO_PART_OF_A_SPACE = frozenset(("_np_random", "low_repr", "high_repr"))
+"""Its generator, and the texts that a Box makes of its bounds when it is printed."""
 
 
 class NotPlain(ValueError):
@@ -61,9 +66,10 @@ def from_plain(plain: Any) -> Any:
 
 
 class Writer:
-    """Writes several values that may share parts."""
+    """Writes several values that may share parts, of at most ``most_bytes`` together."""
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], *, most_bytes: float = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
         self._number: dict[int, int] = {id(layer): index for index, layer in enumerate(layers)}
         self._kept: list[Any] = list(layers)
         """Everything that has a number: an id is one as long as its owner lives."""
@@ -83,7 +89,7 @@ class Writer:
         if isinstance(value, np.generic):
             return {_KIND: "scalar", "value": _numbers(np.asarray(value), where)}
         if _is_static(value):
-            return {_KIND: "static"}
+            return {_KIND: "static", "is": _digest(value, self._kept[: self._layers], where, depth)}
         if (number := self._number.get(id(value))) is not None:
             return {_KIND: "layer" if number < self._layers else "same", "number": number}
         if type(value) is tuple:
@@ -135,7 +141,7 @@ class Writer:
             self._bytes += value.nbytes
         elif isinstance(value, str):
             self._bytes += len(value)
-        if self._parts > MOST_PARTS or self._bytes > MOST_BYTES:
+        if self._parts > MOST_PARTS or self._bytes > self._most_bytes:
             raise NotPlain(f"with {where} it has more than {MOST_BYTES:,} bytes or {MOST_PARTS:,} parts")
         if depth > _DEEPEST:
             raise NotPlain(f"{where} is nested too deeply")
@@ -156,7 +162,7 @@ class Writer:
         if any(part._np_random is not None for part in parts):
             raise NotPlain(f"{where} is a space with parts that were sampled from")
         generator = None if space._np_random is None else self.write(space._np_random, f"{where}.np_random")
-        return {_KIND: "space", "random": generator}
+        return {_KIND: "space", "is": _digest(space, self._kept[: self._layers], where, 0), "random": generator}
 
 
 class Reader:
@@ -168,6 +174,7 @@ class Reader:
 
     def __init__(self, layers: list[Any]) -> None:
         self._found: list[Any] = list(layers)
+        self._layers = layers
         self._classes: dict[str, type] = {}
         self.generators: list[tuple[gymnasium.Space[Any], np.random.Generator | None]] = []
         """Spaces that were read, and what they are to sample with: set only when everything fits."""
@@ -228,8 +235,8 @@ class Reader:
         if kind == "scalar":
             return _numbers(plain["value"], "a number").reshape(())[()]
         if kind == "static":
-            if not _is_static(fresh):
-                raise DoesNotFit("something that is no data has changed")
+            if not _is_static(fresh) or plain["is"] != self._digest(fresh):
+                raise DoesNotFit("it has another class or function than a fresh one")
             return fresh
         if kind in ("same", "layer"):
             return self._found[_whole(plain["number"])]
@@ -254,6 +261,8 @@ class Reader:
         if kind == "space":
             if not isinstance(fresh, gymnasium.Space):
                 raise DoesNotFit("expected a space")
+            if plain["is"] != self._digest(fresh):
+                raise DoesNotFit(f"it has another space than {fresh}, which a fresh one has")
             self._remember(fresh)
             generator = self._read(plain["random"], None, depth + 1)
             if not isinstance(generator, np.random.Generator | None):
@@ -281,6 +290,12 @@ class Reader:
         made = self._remember(kind.__new__(kind))
         vars(made).update(self.attributes(plain["attributes"], like))
         return made
+
+    def _digest(self, fresh: Any) -> str:
+        try:
+            return _digest(fresh, self._layers, "it", 0)
+        except NotPlain as error:
+            raise DoesNotFit(f"of a fresh one, {error}") from error
 
     def _remember(self, value: Any) -> Any:
         self._found.append(value)
@@ -384,6 +399,64 @@ def _is_static(value: Any) -> bool:
         # Those of gymnasium's wrappers enclose constants only.
         return value.__closure__ is None or str(value.__module__).startswith("gymnasium.")
     return False
+
+
+def _digest(value: Any, layers: list[Any], where: str, depth: int) -> str:
+    """Of a part of the program or a space: equal for two that do the same.
+
+    Raises:
+        NotPlain: it keeps something that is no plain data.
+    """
+    digest = hashlib.sha256()
+    # By a writer of its own: what is compared is not stored, so nothing else may refer to it, and it may be large.
+    for part in _in_order(Writer(layers, most_bytes=math.inf).write(_what_it_is(value), where, depth + 1)):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _what_it_is(value: Any) -> list[Any]:
+    if isinstance(value, gymnasium.Space):
+        own = {name: part for name, part in vars(value).items() if name not in _NO_PART_OF_A_SPACE}
+        sets = {name: sorted(map(repr, part)) for name, part in own.items() if isinstance(part, frozenset)}
+        return [_name(type(value)), own | sets]
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        keeps = [value.__defaults__, value.__kwdefaults__, cells, vars(value)]
+        return [value.__module__, value.__qualname__, _instructions(value.__code__), *keeps]
+    if isinstance(value, types.BuiltinFunctionType):
+        return [repr(value.__self__), value.__name__]
+    return [repr(value)]
+
+
+def _instructions(code: types.CodeType) -> list[str]:
+    """What a function does, the same in every process: not where it stands, nor sets in the order of their hashes."""
+    found = [code.co_code.hex(), *code.co_names]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found += _instructions(constant)
+        else:
+            found.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant))
+    return found
+
+
+def _in_order(plain: Any) -> Iterator[bytes]:
+    """Plain data as bytes; sets in an order that is the same in every process."""
+    if isinstance(plain, np.ndarray):
+        yield f"{plain.dtype}{plain.shape}".encode()
+        yield plain.tobytes()
+    elif isinstance(plain, dict):
+        items = plain.items()
+        if plain.get(_KIND) == "set":
+            items = {"set": sorted(b"".join(_in_order(item)).hex() for item in plain["items"])}.items()
+        for key, item in items:
+            yield f"{key!r}:".encode()
+            yield from _in_order(item)
+    elif isinstance(plain, list):
+        yield f"{len(plain)}[".encode()
+        for item in plain:
+            yield from _in_order(item)
+    else:
+        yield f"{plain!r},".encode()
 
 
 def _is_object(value: Any) -> bool:

@@ -56,10 +56,11 @@ class LearnerConfig(Section):
     """Gradient threads of one learner on the CPU that rollout processes feed (placement=disaggregated); each computes
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.004
+    """The largest; over the run it falls to 0 (schedules), and below that where updates move the policy too far."""
+    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
-    up to learning_rate, where it moves it by less than half of it; an update that has moved it by ten times as much
-    makes no further step. 0 keeps it fixed."""
+    up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
+    no further step. 0 leaves it to its course."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[str, Field(pattern=r"^(adam|[\w.]+:[\w.]+)$")] = ADAM
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
@@ -91,9 +92,11 @@ class LearnerConfig(Section):
     entropy has no largest value."""
     schedules: Mapping[Scheduled, ScheduleConfig] = dataclasses.field(default_factory=dict)
     """Courses of ``learning_rate``, ``entropy_coef``, ``clip_coef`` and ``value_clip_coef`` over the trained
-    environment steps of the run, by name: ``learner.schedules.learning_rate={kind: linear, end: 0.0}``. A setting that
-    is not named stays as it is."""
+    environment steps of the run, by name: ``learner.schedules.clip_coef={kind: linear, end: 0.1}``. Where it is not
+    named, learning_rate falls in a straight line to 0 at total_env_steps (``{kind: constant}`` keeps it), and any other
+    setting stays as it is."""
     normalize_advantage: bool = True
+    """Advantages get mean 0 and are divided by their standard deviation over the minibatch."""
     normalize_values: bool = True
     """Values are learned in units of the spread of their targets (PopArt), so that value_coef, value_clip_coef and
     gradients mean the same whatever the scale of the rewards."""

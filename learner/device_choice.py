@@ -26,12 +26,13 @@ def check_device(config: LearnerConfig) -> str | None:
 
 def check_precision(config: LearnerConfig) -> str | None:
     """The problem with ``learner.precision`` on the configured device, or None."""
-    if config.precision != "bfloat16" or runs_bfloat16(_device_name(config)):
+    if config.precision != "bfloat16" or runs_bfloat16(device_name(config)):
         return None
     return f"precision=bfloat16 is not available here ({NO_BFLOAT16}); use precision=auto or float32"
 
 
-def _device_name(config: LearnerConfig) -> str:
+def device_name(config: LearnerConfig) -> str:
+    """``cpu``, ``cuda`` or ``mps``: what ``learner.device`` means on this machine."""
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -45,7 +46,7 @@ def make_device_path(config: LearnerConfig) -> DevicePath:
     """
     if problem := check_device(config) or check_precision(config):
         raise DeviceNotFound(problem)
-    name = _device_name(config)
+    name = device_name(config)
     bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_bfloat16(name))
     if name == "cuda":
         from shoal.learner.cuda import CudaPath

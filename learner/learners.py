@@ -121,7 +121,8 @@ class SeveralLearners:
         Steps that peers sampled, trained and dropped are added to the own queue's ledger.
         """
         worker, peers, queue = self.worker, self.peers, self.worker.queue
-        peers.begin(worker.learner, stop, worker.env_options)
+        with worker.clock.mark("peers"):
+            peers.begin(worker.learner, stop, worker.env_options)
         # The peers have begun and wait for this learner, so ``stop`` waits for the end of the update.
         own = worker.step(self.drive, peers.out_of_reach)
         if own is None:
@@ -130,7 +131,9 @@ class SeveralLearners:
         if lost:
             peers.separate(worker.learner)
         reports, errors, trained = list(own.reports), list(own.log_prob_errors), own.ledger.trained
-        for peer in peers.end():
+        with worker.clock.mark("peers"):
+            answers = peers.end()
+        for peer in answers:
             reports += peer.step.reports
             errors += peer.step.log_prob_errors
             steps = reconcile(own, peer.step)

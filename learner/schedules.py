@@ -7,6 +7,7 @@ resumed run goes on where it was, and learners that make updates together have e
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field
@@ -87,6 +88,11 @@ class ScheduleConfig(Section):
         return (1 - done) * setting + done * (self.end or 0.0)
 
 
+COURSES: Mapping[Scheduled, ScheduleConfig] = {"learning_rate": ScheduleConfig(kind="linear")}
+"""Courses of settings that ``learner.schedules`` does not name, in a run whose end is known: what was learned is not
+undone by late steps as large as the first. Any other setting stays as it is."""
+
+
 class ScheduledSettings(NamedTuple):
     """The values of one update."""
 
@@ -99,13 +105,16 @@ class ScheduledSettings(NamedTuple):
 def scheduled_settings(config: LearnerConfig, env_steps: int, total_env_steps: int | None) -> ScheduledSettings:
     """The values of the update that begins after ``env_steps`` trained environment steps of a run.
 
+    ``total_env_steps`` is None where no end is known, and ``COURSES`` are not followed there.
+
     Raises:
-        ValueError: ``total_env_steps`` is None, and a schedule goes over the whole run.
+        ValueError: ``total_env_steps`` is None, and a schedule that the settings name goes over the whole run.
     """
+    courses = config.schedules if total_env_steps is None else {**COURSES, **config.schedules}
     constant = ScheduleConfig()
     return ScheduledSettings(
         **{
-            name: config.schedules.get(name, constant).value(getattr(config, name), env_steps, total_env_steps)
+            name: courses.get(name, constant).value(getattr(config, name), env_steps, total_env_steps)
             for name in get_args(Scheduled)
         }
     )

@@ -83,15 +83,27 @@ class StageClock:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.under_way: tuple[str, float] | None = None
+        """The stage that has not ended yet, and when it began, by the monotonic clock."""
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
         """Add the seconds of the block to a stage."""
         start = time.perf_counter()
         try:
-            yield
+            with self.mark(stage):
+                yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
+
+    @contextmanager
+    def mark(self, stage: str) -> Iterator[None]:
+        """Say that the block is under way, whose seconds are counted nowhere."""
+        before, self.under_way = self.under_way, (stage, time.monotonic())
+        try:
+            yield
+        finally:
+            self.under_way = before
 
 
 class RunStatistics:
@@ -100,7 +112,8 @@ class RunStatistics:
     def __init__(self, ledger: Ledger, clock: StageClock | None = None, *, num_actors: int = 1) -> None:
         self.ledger = ledger
         self.data_share = DataShare(num_actors)
-        self.stage_seconds = (clock or StageClock()).seconds
+        self._clock = clock or StageClock()
+        self.stage_seconds = self._clock.seconds
         self._started = time.monotonic()
         self._ended: float | None = None
         self._last_update: float | None = None
@@ -213,6 +226,12 @@ class RunStatistics:
         """Each term's mean over the last ``TERMS_WINDOW`` updates; empty before the first."""
         recent = list(self._terms)
         return {name: sum(terms.get(name, math.nan) for terms in recent) / len(recent) for name in self.terms}
+
+    @property
+    def stage_under_way(self) -> tuple[str, float] | None:
+        """The stage of the training loop that has not ended yet, and its seconds so far; None between two stages."""
+        found = self._clock.under_way
+        return None if found is None else (found[0], time.monotonic() - found[1])
 
     def begin(self) -> None:
         """Start the clock anew: training begins."""

@@ -50,6 +50,8 @@ class Saving:
     """Writes one of all policies, between two updates; raises OSError or CheckpointError."""
     undisturbed: Callable[[], AbstractContextManager[object]] = nullcontext
     """Surrounds the writing of a checkpoint, which an interrupt of the thread would end."""
+    asked: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set where a checkpoint is wanted after the update that is under way, whichever it is."""
 
 
 class Observer(Protocol):
@@ -109,8 +111,10 @@ def train(
         if None in results:
             break
         version = _version(policies)
-        due = made and limits.checkpoint_every and version % limits.checkpoint_every == 0
-        if due and version != saved_version:
+        every = limits.checkpoint_every
+        due = saving.asked.is_set() or (every and version % every == 0)
+        if made and due and version != saved_version:
+            saving.asked.clear()
             saved_version = _save(saving, policies, observer, required=False)
             for each in trained:
                 each.write_if_due()

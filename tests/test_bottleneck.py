@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 from shoal.deploy.monitoring import bottleneck as bottleneck
-from shoal.deploy.monitoring.bottleneck import BottleneckMonitor, judge
+from shoal.deploy.monitoring.bottleneck import STAGES, BottleneckMonitor, judge
 from shoal.learner.ledger import Ledger
-from shoal.learner.statistics import RunStatistics
+from shoal.learner.statistics import RunStatistics, StageClock
 
 FED = {"wait": 0.05, "assemble": 0.02, "update": 0.9, "publish": 0.03, "actor_env": 0.6, "actor_policy": 1.2}
 STARVED = {"wait": 0.6, "update": 0.38, "publish": 0.02}
@@ -68,3 +68,48 @@ def test_the_watch_judges_the_last_seconds_and_the_whole(monkeypatch: pytest.Mon
     assert "waits for them 90%" in now.sentence
     assert whole.stage == "inference"
     assert statistics.ledger.dropped == Counter()  # looking must not write
+
+
+@pytest.mark.parametrize(
+    ("under_way", "acting", "num_learners", "stage", "words"),
+    [
+        ("wait", False, 1, "actors", "no batch has arrived for 40 s"),
+        ("wait", True, 2, "actors", "acting has not made a batch for 40 s"),
+        ("checkpoint", False, 1, "transfer", "checkpoint has been under way for 40 s"),
+        ("update", False, 1, "learner", "an update has been under way for 40 s"),
+        ("update", True, 3, "waiting", "an update of 3 learners has been under way for 40 s"),
+        ("peers", False, 2, "waiting", "an update of 2 learners has been under way for 40 s"),
+    ],
+)
+def test_a_stall_names_what_is_waited_for(
+    under_way: str, acting: bool, num_learners: int, stage: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run without updates in which nothing is the bottleneck: a stage is counted only when it has ended."""
+    now = [1000.0]
+    monkeypatch.setattr(bottleneck.time, "monotonic", lambda: now[0])
+    clock = StageClock()
+    statistics = RunStatistics(Ledger(), clock)
+    watch = BottleneckMonitor(statistics, acting=acting, num_processes=1, num_learners=num_learners)
+    clock.seconds["update"] += 1.0
+    with clock.mark(under_way):
+        for _ in range(40):
+            now[0] += 1
+            watch.now()
+        found = watch.now()
+        assert found is not None
+        assert (found.stage, words in found.sentence) == (stage, True)
+        assert found.stage in STAGES
+    assert watch.now() is None
+    clock.seconds["update"] += 1.0
+    found = watch.now()
+    assert found is not None
+    assert found.stage != "actors"
+    # Updates that are as far apart as this are no stall.
+    statistics.longest_wait = 60.0
+    with clock.mark(under_way):
+        found = []
+        for _ in range(200):
+            now[0] += 1
+            found.append(watch.now())
+        assert found[100:170] == [None] * 70
+        assert found[-1] is not None

@@ -94,7 +94,8 @@ def test_settings_and_options_in_the_prose_exist(page: Path) -> None:
     """Catches a setting or an option that was renamed, or never was."""
     known = dict.fromkeys(_all_paths())
     sections = {path.rpartition(".")[0] for path in known} | {"callbacks"}
-    entries = ("env.kwargs", "learner.schedules", "policy.components", "learner.loss_kwargs", "cluster.actor_labels")
+    entries = ("env.kwargs", "learner.schedules", "policy.components", "learner.loss_kwargs")
+    entries += ("cluster.actor_labels", "cluster.learner_labels")
     options = set(re.findall(r'"(--[a-z-]+)"|f"(--map-)', (ROOT / "deploy/cli.py").read_text()))
     options = {first for first, _ in options} | {"--map-feature", "--map-action"}
     for span in spans(page):

@@ -27,6 +27,7 @@ ENVIRONMENTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mettagrid-together": ("mettagrid/corridor", 8, {"stagger": False}),
     **{name: (name, 3, {}) for name in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0")},
     **{name: (name, 3, {}) for name in ("MountainCarContinuous-v0", "Blackjack-v1", "FrozenLake-v1", TAXI)},
+    "random-map": ("FrozenLake-v1", 3, {"map_name": None, "desc": None}),
     "spaces": ("stateful_envs:SpacedWalk", 2, {}),
     "same-step": ("CartPole-v1", 3, {"autoreset_mode": "same_step"}),
     "disabled": ("CartPole-v1", 3, {"autoreset_mode": "disabled"}),
@@ -119,6 +120,48 @@ def test_a_hidden_state_begins_an_episode_with_a_seed_of_its_own(tmp_path: Path)
     assert (later.obs[:, 0] != first[:, 0]).all()
     assert (later.obs[:, 0] != played.obs[:, 0]).all()
     later.step(0)
+
+
+@pytest.mark.parametrize("part", ["function", "class", "default", "space"])
+def test_what_a_constructor_drew_and_is_no_data_is_compared(part: str) -> None:
+    """Catches a state that goes on with another rule, type, constant or space than it was saved with."""
+    from stateful_envs import DrawnWalk
+
+    def made(drawn: int) -> DrawnWalk:
+        env = DrawnWalk(part, drawn)
+        env.reset(seed=drawn)
+        return env
+
+    state = get_state(made(0))
+    same = made(0)
+    set_state(same, state)
+    with pytest.raises(DoesNotFit, match="another"):
+        set_state(made(1), state)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1440, 2560, 3)])
+def test_a_space_that_was_printed_or_is_large_is_the_same(shape: tuple[int, ...]) -> None:
+    """Catches a slot that begins anew because a log line had the space in it, and bounds that count as stored."""
+
+    class Walk:
+        def __init__(self) -> None:
+            self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+            self.place = 0
+
+    played, fresh = Walk(), Walk()
+    played.place = 7
+    assert "Box" in str(played.observation_space)
+    set_state(fresh, get_state(played))
+    assert fresh.place == 7
+
+
+def test_a_large_table_that_was_perturbed_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    """Catches a table that is left out of the state because gymnasium's own constructor always makes it alike."""
+    options = {"wrappers": ["stateful_envs:Perturbed"]}
+    played, later = (Played(TAXI, 1, options, seed=seed) for seed in (1, 2))
+    played.step(0)
+    failed = later.go_on(through_a_file(played.env.get_state(), tmp_path), played)
+    assert "TaxiEnv has another table than a fresh one" in failed[0]
 
 
 class _WithoutModule(type):

@@ -15,7 +15,7 @@ def test_the_first_signal_asks_the_run_to_save_and_end(number, capsys):
     """A closed terminal that ends a run at once, with nothing saved."""
     before = signal.getsignal(number)
     with interruption(0) as asked:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # to this thread, which waits
         assert asked.requested.wait(10)
         assert asked.signal_number == number
     assert signal.getsignal(number) is before
@@ -27,7 +27,7 @@ def test_a_terminal_that_is_gone_takes_no_message(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stderr", full)
         with interruption(0) as asked:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert asked.requested.wait(10)
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space left"):
@@ -40,7 +40,7 @@ def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruption(0) as asked:
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not asked.requested.wait(0.2)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -15,15 +15,14 @@ import time
 import tomllib
 from pathlib import Path
 
-import launch_fields
 import pytest
-import yaml
 from launch_files import (
     CLUSTER,
     DEPLOY,
     DOCKERFILE,
     FILES,
     KUBERAY,
+    KUSTOMIZATIONS,
     LAUNCHING,
     MANIFESTS,
     ROOT,
@@ -47,30 +46,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 named = functools.partial(pytest.mark.parametrize, "file", ids=lambda file: str(file.relative_to(DEPLOY)))
 
 
-@named([*MANIFESTS, CLUSTER])
+@named([*MANIFESTS, *KUSTOMIZATIONS, CLUSTER])
 def test_yaml_is_read_as_it_looks(file: Path) -> None:
     """Catches a syntax error, and a key that stands twice, of which the last would win."""
     assert all(isinstance(document, dict) for document in documents(file))
-
-
-@named(MANIFESTS)
-def test_fields_are_those_of_kubernetes(file: Path) -> None:
-    """Catches a misspelled field, which a server drops without a word, and a number where it wants a string."""
-    assert [p for document in documents(file) for p in launch_fields.problems_of(document)] == []
-
-
-def test_a_wrong_field_is_seen() -> None:
-    """Catches a check that lets everything pass."""
-    job = copy.deepcopy(objects()["RayJob", "shoal-forage"])
-    job["spec"]["backoffLimits"] = 3
-    job["spec"]["backoffLimit"] = "3"
-    spec = job["spec"]["rayClusterSpec"]
-    spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
-    container(groups(spec)["rollout"]["template"])["env"][0]["value"] = 15
-    groups(spec)["learner"]["template"]["spec"]["terminationGracePeriod"] = 120
-    spec["networkPolicy"] = {"mode": "DenyAll"}
-    assert len(launch_fields.problems_of(job)) == 6
-    assert launch_fields.problems_of({"apiVersion": "ray.io/v1alpha1", "kind": "RayCluster"})
 
 
 def test_ray_accepts_the_cluster_for_ray_up() -> None:
@@ -85,41 +64,51 @@ def test_ray_accepts_the_cluster_for_ray_up() -> None:
     assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
 
 
-def test_the_job_has_the_cluster_of_the_other_file() -> None:
-    """Catches a change of one that the other has not, beyond what a job's own cluster needs."""
-    found = {}
-    for name, spec in copy.deepcopy(specs()).items():
-        for group in spec["workerGroupSpecs"]:
-            for key in ("replicas", "minReplicas"):
-                del group[key]
-        container(spec["headGroupSpec"]["template"]).pop("env", None)
-        found[name] = spec
-    first, *others = found.values()
-    assert all(other == first for other in others)
-
-
 def test_images_and_versions_agree() -> None:
-    """Catches nodes with another Ray, shoal or torch than the rest, and an image that nobody is told to build."""
-    image = f"registry.example.com/shoal:{PROJECT['project']['version']}-cuda"
-    assert {container(pod)["image"] for _, pod in all_pods()} == {image}
+    """Catches nodes with another Ray or shoal than the rest, a GPU without CUDA, CUDA without a GPU, and an image that
+    nobody is told to build.
+    """
+    version = PROJECT["project"]["version"]
+    images = {variant: f"registry.example.com/shoal:{version}-{variant}" for variant in ("cuda", "cpu")}
+    for name, pod in all_pods():
+        gpu = "nvidia.com/gpu" in container(pod)["resources"]["limits"]
+        assert container(pod)["image"] == images["cuda" if gpu else "cpu"], name
+        assert gpu == (name.split("/")[1] in ("learner", "peer")), name
     [config] = documents(CLUSTER)
-    assert config["docker"]["image"] == image
+    assert config["docker"]["image"] == images["cuda"]
     assert "worker_image" not in str(config)
-    # deploy/cluster/connect.py refuses a torch of another build, and only one of them has a GPU's.
-    assert all("nvidia.com/gpu" in str(spec) for spec in specs().values())
     for file in (LAUNCHING, DOCKERFILE):
+        built = {}
         for words in (words for words in commands(file, "docker") if words[1] == "build"):
             assert (ROOT / words[words.index("-f") + 1]) == DOCKERFILE
-            if words[words.index("-t") + 1] == image:
-                assert "VARIANT=cuda" in words
-                break
-        else:
-            pytest.fail(f"{file} does not say how {image} is built")
+            arguments = [words[i + 1] for i, word in enumerate(words) if word == "--build-arg"]
+            built[words[words.index("-t") + 1]] = next((a[8:] for a in arguments if a.startswith("VARIANT=")), "cpu")
+        assert built == {image: variant for variant, image in images.items()}, file
     [ray] = re.findall(r"^ARG RAY_VERSION=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     assert {spec["rayVersion"] for spec in specs().values()} == {ray}
     assert set(re.findall(r"ray\[default\]==([\d.]+)", LAUNCHING.read_text())) == {ray}
     [lowest] = [re.sub(r"ray>=", "", d) for d in PROJECT["project"]["dependencies"] if d.startswith("ray>=")]
     assert [int(part) for part in ray.split(".")] >= [int(part) for part in lowest.split(".")]
+
+
+def test_a_cpu_build_of_torch_acts_for_a_cuda_build_and_another_release_does_not() -> None:
+    """Catches rollout nodes with the CPU image that are refused, and nodes with another torch that are let in."""
+    from shoal.deploy.cluster.connect import Cluster, Node
+    from shoal.deploy.cluster.probe import probe
+
+    here = probe()
+    release = here.versions["torch"].partition("+")[0]
+    node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
+    cluster = Cluster.__new__(Cluster)
+
+    def refused_with(torch: str) -> list[str]:
+        answer = here._replace(versions={**here.versions, "torch": torch})
+        return cluster.mismatches({node: answer}, Config())
+
+    assert [refused_with(release + build) for build in ("", "+cpu", "+cu130", "+rocm7.0")] == [[]] * 4
+    for other in (f"{release}.1+cpu", f"1{release}", "1.13.0+cpu"):
+        [problem] = refused_with(other)
+        assert f"has torch {other} (here {here.versions['torch']})" in problem
 
 
 def test_the_token_is_the_one_that_is_made() -> None:
@@ -158,41 +147,10 @@ def test_metrics_are_found_and_may_be_read() -> None:
     assert all(str(ports[name]) in text for name in ("shoal-metrics", "metrics", "as-metrics", "dash-metrics"))
 
 
-def test_pods_are_not_judged_by_the_run() -> None:
-    """Catches a probe of the run: KubeRay starts none before all pods are ready, and one without it would be killed."""
-    for name, pod in all_pods():
-        for one in pod["spec"]["containers"]:
-            assert not {"livenessProbe", "readinessProbe", "startupProbe"} & set(one), name
-    guide = (DEPLOY / "docs" / "monitoring.md").read_text(encoding="utf-8")
-    [probes] = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
-    found = yaml.safe_load(probes)
-    port = Config().metrics.port
-    paths = {name: (probe["httpGet"]["path"], probe["httpGet"]["port"]) for name, probe in found.items()}
-    assert paths == {
-        "livenessProbe": ("/healthz", port),
-        "startupProbe": ("/healthz", port),
-        "readinessProbe": ("/readyz", port),
-    }
-
-
-def test_selectors_find_their_pods() -> None:
-    """Catches a policy or monitor that selects nothing, so protects and reads nothing."""
-    labels = [pod["metadata"]["labels"] for _, pod in all_pods()]
-    for (kind, _), o in objects().items():
-        if kind in ("NetworkPolicy", "PodMonitor"):
-            wanted = o["spec"]["selector" if kind == "PodMonitor" else "podSelector"]["matchLabels"]
-            found = [pod for pod in labels if wanted.items() <= pod.items()]
-            assert found == (
-                labels if wanted == {"app": "shoal"} else [p for p in labels if p.get("role") == "rollout"]
-            )
-    [role] = re.findall(r"get pod -l role=(\w+)", LAUNCHING.read_text())
-    assert any(pod.get("role") == role for pod in labels)
-
-
 def test_actors_find_nodes() -> None:
     """Catches actors that ask for a label or for CPUs that no node will ever have, and wait for ever."""
     [config] = documents(CLUSTER)
-    assert [run.file for run in runs()] == [KUBERAY / "rayjob.yaml", CLUSTER, SBATCH, LAUNCHING]
+    assert [run.file for run in runs()] == [KUBERAY / "job" / "rayjob.yaml", CLUSTER, SBATCH, LAUNCHING]
     for run in runs():
         assert run.setting("cluster.actor_labels.role") == "rollout", run.file
         for spec in specs().values():
@@ -219,11 +177,19 @@ def test_the_command_runs_on_the_learners_node() -> None:
     learner = container(groups(job["rayClusterSpec"])["learner"]["template"])["resources"]["limits"]
     assert 0 < job["entrypointNumGpus"] <= quantity(learner["nvidia.com/gpu"])
     assert 0 < job["entrypointNumCpus"] <= quantity(learner["cpu"])
+    # Peers have GPUs as well, and no storage.
+    asked = json.loads(job["entrypointResources"])
+    for spec in specs().values():
+        offered = {name: group.get("resources", {}) for name, group in groups(spec).items()}
+        assert offered == {"learner": {name: str(amount) for name, amount in asked.items()}, "peer": {}, "rollout": {}}
     submitted = [words for file in (CLUSTER, LAUNCHING) for words in commands(file, "ray") if "submit" in words]
     assert len(submitted) == 2
     for words in submitted:
         assert int(words[words.index("--entrypoint-num-gpus") + 1]) == job["entrypointNumGpus"]
         assert int(words[words.index("--entrypoint-num-cpus") + 1]) == job["entrypointNumCpus"]
+    for words in (words for words in submitted if "--entrypoint-resources" in words):
+        assert json.loads(words[words.index("--entrypoint-resources") + 1]) == asked
+    assert sum("--entrypoint-resources" in words for words in submitted) == 1, "`ray up` has no peers"
 
 
 def test_runs_are_kept() -> None:
@@ -246,39 +212,6 @@ def test_runs_are_kept() -> None:
     assert "--volume /mnt/runs:/runs" in config["docker"]["run_options"]
     assert any(re.search(r"sudo mount .* /mnt/runs$", command) for command in config["initialization_commands"])
     assert "$SLURM_SUBMIT_DIR/runs" in SBATCH.read_text()
-
-
-@pytest.mark.parametrize("owner", ["shoal", "shoal-forage"])
-def test_pods_have_room(owner: str) -> None:
-    """Catches a volume that is not defined, and an object store that does not fit into /dev/shm or memory."""
-    for name, pod in pods(specs()[owner]).items():
-        main, volumes = container(pod), {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in main["volumeMounts"]}
-        assert main["resources"]["requests"] == main["resources"]["limits"], name
-        shared = mounts["/dev/shm"]["emptyDir"]
-        group = specs()[owner]["headGroupSpec"] if name == "head" else groups(specs()[owner])[name]
-        store = int(group["rayStartParams"]["object-store-memory"])
-        assert shared["medium"] == "Memory"
-        limit = quantity(main["resources"]["limits"]["memory"])
-        assert store < quantity(shared["sizeLimit"]) <= limit / 2, name
-        if name != "head":
-            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-def test_pods_may_not_do_more_than_they_must() -> None:
-    """Catches a container that runs as root, and a user whom the image does not have."""
-    [user] = re.findall(r"^USER (\d+):\d+$", DOCKERFILE.read_text(), re.MULTILINE)
-    assert f"useradd --uid {user} " in DOCKERFILE.read_text()
-    for name, pod in all_pods():
-        security = pod["spec"]["securityContext"]
-        assert (security["runAsNonRoot"], security["runAsUser"]) == (True, int(user)), name
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        if not name.endswith("/head"):  # its autoscaler talks to the Kubernetes API
-            assert pod["spec"]["automountServiceAccountToken"] is False, name
-        for one in pod["spec"]["containers"]:
-            assert one["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, (
-                name
-            )
 
 
 def test_a_learner_has_time_to_save() -> None:
@@ -357,9 +290,9 @@ def test_the_guide_names_what_there_is() -> None:
     paths |= {f"deploy/docs/{path}" for path in re.findall(r"\]\(([^):]+)\)", text)}
     paths |= {*re.findall(r"tests/\w+\.py", text)}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-    assert {str(file.relative_to(ROOT)) for file in FILES if file not in (LAUNCHING, DOCKERFILE)} <= paths | {
-        f"deploy/launch/kuberay/{name}" for name in re.findall(r"`(\w+\.yaml)`", text)
-    }
+    assert {str(file.relative_to(ROOT)) for file in (CLUSTER, SBATCH)} <= paths
+    assert {str(file.parent.relative_to(ROOT)) for file in KUSTOMIZATIONS} <= paths
+    assert {file.name for file in (*MANIFESTS, *KUSTOMIZATIONS)} <= set(re.findall(r"[`/](\w+\.yaml)`", text))
     for kind, name in re.findall(r"\b(job|rayjob|service)[ /](shoal-[\w-]+)", text):
         owner = ("RayCluster", name.removesuffix("-head-svc")) if kind == "service" else ("RayJob", name)
         assert owner in objects()

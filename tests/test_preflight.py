@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from rollouts import SMALL, make_learner, random_batch, small_policy
 from shoal.deploy.doctor import preflight
 from shoal.deploy.placement import memory
 from shoal.deploy.placement.hardware import control_group_limits, memory_bytes
+from shoal.deploy.placement.setups import games_of, make_worker_setup
 from shoal.deploy.settings.load import load_config
 from shoal.envs.registry import make_env_spec
+from shoal.learner.config import RecorderConfig
+from shoal.learner.recorder import Recorder, _tensors
+from shoal.policy.weights import flatten_weights
 
 
 def problems_of(tmp_path: Path, *arguments: str) -> list[str]:
@@ -55,13 +61,78 @@ def test_a_column_that_arrow_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPa
 def test_what_fits_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a product that counts too much: refused is a run from one byte less than it holds."""
     config, _ = load_config((), ["env.id=recall", "mode=cluster", "env.num_envs=64", "actor.unroll_length=64"])
-    slot = memory.trajectory_spec(make_env_spec("recall"), 64).num_bytes(64)
-    needed = 3 * slot + 64 * memory.ROW_BYTES
+    spec = make_env_spec("recall")
+    slot = memory.trajectory_spec(spec, 64).num_bytes(64)
+    # The batch is held once more by the recorder while an update is made, and for each that it keeps.
+    recorded = 4 * (slot + 3 * memory.weight_bytes(config, spec))
+    needed = 3 * slot + 64 * memory.ROW_BYTES + recorded + memory.weight_bytes(config, spec)
     for size, number in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(memory, "memory_bytes", lambda size=size: size)
         assert len(memory.check_memory(config, make_env_spec("recall"), None)) == number
     monkeypatch.undo()
     assert problems_of(tmp_path) == []
+
+
+def test_the_recorder_is_counted_as_it_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that is killed for copies of its batches, and copies that are counted where none are made."""
+    learner = make_learner(small_policy(), batch_size=7)
+    weights, batch = flatten_weights(learner.policy, 0).flat.nbytes, SMALL.num_bytes(7)
+    recorder = Recorder(RecorderConfig(keep_updates=2, max_bytes=2**40), keeps_weights=True)
+    for seed in range(4):
+        recorder.begin(learner, random_batch(seed))
+        learner.update(random_batch(seed))
+        recorder.made("", {})
+    config, _ = load_config((), ["env.id=recall", "mode=cluster", "env.num_envs=8", "actor.unroll_length=12"])
+
+    def held(keep: int, most: int, learners: int = 1) -> int:
+        chosen = dataclasses.replace(config.recorder, keep_updates=keep, max_bytes=most)
+        return memory.recorder_bytes(dataclasses.replace(config, recorder=chosen), batch, learners, weights)
+
+    one, counted = batch + 3 * weights, batch + 4 * weights
+    different = {x.data_ptr(): x.nbytes for each in recorder.unwritten() for x in _tensors([each.shared, each.batch])}
+    assert held(2, 2**40) - one == pytest.approx(sum(different.values()), rel=0.1)
+    assert recorder.unwritten()[-1].num_bytes == pytest.approx(counted, rel=0.1)
+    assert [held(3, 2**40), held(1, 2**40), held(3, counted)] == [n * one + weights for n in (4, 2, 2)]
+    assert held(0, 2**40) == held(3, counted - 1) == 0
+    assert held(1, 2**40, learners=7) == 2 * (7 * (batch // 7) + 3 * weights) + weights
+
+    spec = make_env_spec("recall")
+    slot, weights = memory.trajectory_spec(spec, 12).num_bytes(8), memory.weight_bytes(config, spec)
+    assert weights == flatten_weights(make_worker_setup(config, spec, run_id="").make_policy(), 0).flat.nbytes
+    needed = 3 * slot + 12 * memory.ROW_BYTES + 4 * (slot + 3 * weights) + weights
+    monkeypatch.setattr(memory, "memory_bytes", lambda: needed - 1)
+    [problem] = memory.check_memory(config, spec, None)
+    assert problem.startswith("recorder.keep_updates: ")
+    assert "with the flight recorder (recorder.keep_updates=3) 0.0 GiB more" in problem
+    with monkeypatch.context() as with_a_gpu:  # which has the copies
+        with_a_gpu.setattr(memory, "device_name", lambda _: "cuda")
+        assert memory.check_memory(config, spec, None) == []
+    config = dataclasses.replace(config, recorder=dataclasses.replace(config.recorder, keep_updates=0))
+    assert memory.check_memory(config, spec, None) == []
+
+
+def test_frozen_versions_of_self_play_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that is killed for the versions in its pool and in its actors."""
+    pytest.importorskip("pettingzoo")
+    settings = ["env.id=pettingzoo:turn_games:Nim", "mode=inline", "env.num_envs=6", "recorder.keep_updates=0"]
+    alone, _ = load_config((), settings)
+    config, _ = load_config(
+        (), [*settings, "self_play.share=0.5", "self_play.pool_size=64", "self_play.versions_at_once=3"]
+    )
+    spec = make_env_spec(alone.env.id)
+    weights, games = memory.weight_bytes(config, spec), games_of(config, spec)
+    assert weights > 0
+    assert games is not None
+    row = memory.trajectory_spec(spec, 32).num_bytes(1) // 32
+    frozen = memory.frozen_bytes(config, spec, row, 5, weights)
+    agents = sum(1 for game in range(games.against_versions) for agent in range(spec.num_agents) if agent)
+    assert frozen == 5 * (3 * weights + agents * row) + 64 * weights
+    assert memory.frozen_bytes(alone, spec, row, 5, weights) == 0
+    needed = 3 * 6 * memory.trajectory_spec(spec, 32).num_bytes(1) + 32 * memory.ROW_BYTES
+    monkeypatch.setattr(memory, "memory_bytes", lambda: needed)
+    assert memory.check_memory(alone, spec, None) == []
+    [problem] = memory.check_memory(config, spec, None)
+    assert problem.startswith("self_play.pool_size: ")
 
 
 @pytest.mark.parametrize(

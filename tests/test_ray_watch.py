@@ -7,10 +7,12 @@ import os
 import resource
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from shoal.actors import ray_watch
 from shoal.actors.ray_watch import RayWatch
 
 
@@ -132,6 +134,93 @@ def test_what_lives_is_not_taken_for_dead(places: Places, watch: RayWatch) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     again.close()
+
+
+@contextlib.contextmanager
+def out_of_reach(places: Places) -> Iterator[Callable[[], None]]:
+    """Nobody accepts connections any more, as behind a network that is down; yields what ends that."""
+    places.head.listen(0)
+    host, port = places.head.getsockname()
+    waiting: list[socket.socket] = []
+    for _ in range(4):
+        waiting.append(socket.socket())
+        waiting[-1].setblocking(False)
+        waiting[-1].connect_ex((host, port))
+
+    def end() -> None:
+        places.head.listen(1000)
+        places.head.setblocking(False)
+        for each in waiting:
+            each.close()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                places.head.accept()[0].close()
+
+    yield end
+    for each in waiting:
+        each.close()
+
+
+@pytest.fixture
+def patient(places: Places, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], RayWatch]]:
+    """Makes a watch that looks when it is asked, of a Ray with that tolerance beyond the time for saving."""
+    monkeypatch.setattr(ray_watch, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 3600.0)
+    made: list[RayWatch] = []
+
+    def make(patience: float) -> RayWatch:
+        made.append(RayWatch(places.address, places.path, "Do something", ray_watch.SAVING_SECONDS + patience))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_a_head_that_is_out_of_reach_for_a_while_ends_no_run(
+    places: Places, patient: Callable[[float], RayWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that ends for a network that was down for ten seconds, which Ray itself bears for a minute; and
+    nothing saved meanwhile."""
+    watch, warned = patient(3600.0), Counter[str]()
+    watch.warn(lambda: warned.update(["warned"]))
+    watch.tell(lambda: warned.update(["lost"]))
+    with out_of_reach(places) as end:
+        assert not watch.look()
+        assert not watch.look()
+        assert warned == Counter(warned=1)
+        end()
+    assert not watch.look()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "does not answer any more" in said[0]
+    assert "the run ends if that lasts for 3600 s" in said[0]
+    assert said[1] == "Ray's head answers again"
+    places.end("head")  # a closed port is not waited for
+    assert watch.look()
+    assert warned == Counter(warned=1, lost=1)
+
+
+def test_a_head_that_stays_out_of_reach_is_lost(places: Places, patient: Callable[[float], RayWatch]) -> None:
+    """Catches a run that waits until Ray ends its process."""
+    watch = patient(0.0)
+    with out_of_reach(places):
+        assert watch.look()
+    assert "does not answer any more" in watch.why
+
+
+def test_an_error_is_raised_when_the_head_is_back(
+    places: Places, patient: Callable[[float], RayWatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an error of somebody else's that is taken for the loss of a head that came back."""
+    watch = patient(3600.0)
+    with out_of_reach(places) as end:
+        assert not watch.look()
+        monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 0.05)
+        threading.Timer(0.5, end).start()
+        with pytest.raises(LookupError):
+            watch.call(fails)
+    assert not watch.lost.is_set()
 
 
 def test_a_raylet_that_takes_no_more_connections_lives(places: Places) -> None:

@@ -6,10 +6,7 @@ import itertools
 import json
 import math
 import os
-import re
-import subprocess
-import sys
-import tomllib
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,8 @@ import numpy as np
 import pytest
 from recorded_runs import EVERY, RATE, START, Line, config, line, lines, summary, write_run
 from report_pages import Document, report
-from service import SMALL
 from shoal.deploy.cli import main
-from shoal.deploy.report import command, figure
+from shoal.deploy.report import figure
 from shoal.deploy.report.log import read_log
 from shoal.deploy.report.recorded_metrics import read_metrics, thin
 from shoal.deploy.report.recorded_run import read_run
@@ -136,39 +132,81 @@ def test_the_page_says_whether_it_learned(tmp_path: Path) -> None:
     assert "likeliest" not in text
 
 
-def test_a_real_run(tmp_path: Path) -> None:
-    """Catches a name or a format that the run writes and the report does not know."""
-    run = tmp_path / "run"
-    settings = [f"run_dir={run}", "total_env_steps=4000", "log.every_seconds=0.05", "learner.weight_metrics_every=2"]
-    assert main(["train", "mode=inline", *SMALL, *settings]) == 0
-    assert main(["report", str(run)]) == 0
-    page = Document((run / "report.html").read_text(encoding="utf-8"))
-    written = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-    said = json.loads((run / "summary.json").read_text())
-    x, y = page.curve("return", "while training, last 256 episodes")
-    assert y == pytest.approx([e["mean_return"] for e in written if e["mean_return"] is not None], rel=1e-5)
-    assert y[-1] == pytest.approx(said["mean_return"], rel=1e-5)
-    assert x[-1] == said["env_steps"]
-    for key in (
-        "speed",
-        "learner-time",
-        "actor-time",
-        "lag",
-        "parity_check",
-        "entropy",
-        "gradient",
-        "weight-norm",
-        "actors",
-    ):
-        assert key in page.figures, sorted(page.figures)
-    for moment in zip(*(trace["y"] for trace in page.figures["learner-time"]["data"]), strict=True):
-        assert sum(moment) == pytest.approx(1, abs=1e-4)
-    assert "It ended as it should" in page.text
-    assert "balance" in page.text
-    assert "recall" in page.text
-    known = {name for entry in written for name, value in entry.items() if value is not None}
-    table = page.text.partition("Last value of every metric")[2]
-    assert [name for name in known if name not in table] == []
+def test_every_plot_can_be_shown_over_time_and_over_steps(tmp_path: Path) -> None:
+    """Catches a time that is not that of the step, one that begins anew after a resume, a nameless axis."""
+    first, second = (
+        lines(10),
+        [line(500 + EVERY * i, session=1, seconds=EVERY * i, before=450_000) for i in range(1, 21)],
+    )
+    page = report(write_run(tmp_path / "run", [*first, *second]))
+    # The second session begins at step 450,000, half of the first, whose later lines are discarded work.
+    kept = [(entry["env_steps"], entry["seconds"] / 60) for entry in first if entry["env_steps"] <= 450_000]
+    kept += [(entry["env_steps"], (100 + entry["seconds"]) / 60) for entry in second]
+    figure = page.figures["return"]
+    assert figure["data"][0]["x"] == [steps for steps, _ in kept]
+    assert figure["axes"]["time"]["x"][0] == pytest.approx([minutes for _, minutes in kept], rel=1e-5)
+    assert figure["axes"]["time"]["layout"]["title"]["text"] == "minutes of training"
+    assert figure["axes"]["steps"]["marks"] == [450_000]
+    [(before, after)] = [(a, b) for (_, a), (_, b) in itertools.pairwise(kept) if b - a > 0.5]
+    assert figure["axes"]["time"]["marks"] == [pytest.approx(before, rel=1e-5)]
+    speed = page.figures["speed"]
+    at = dict(zip((minutes for _, minutes in kept), (steps for steps, _ in kept), strict=True))
+    for moment, step in zip(speed["data"][0]["x"], speed["axes"]["steps"]["x"][0], strict=True):
+        if moment > after or moment < before:
+            assert step == pytest.approx(at[min(at, key=lambda m: abs(m - moment))], rel=1e-4)
+    for key, each in page.figures.items():
+        assert {len(x) for x in each["axes"]["time"].get("x", ())} <= {len(trace["x"]) for trace in each["data"]}, key
+        assert sorted(each["axes"]) == ["steps", "time"], key
+
+
+def test_processor_and_memory(tmp_path: Path) -> None:
+    """Catches seconds drawn as a sum or over the wrong time, bytes as another unit, and empty plots of old runs."""
+    written = lines()
+    for entry in written:
+        entry["process_cpu_seconds"] = 1.5 * entry["seconds"]
+        entry["process_resident_memory_bytes"] = 2**30 + 2**20 * entry["seconds"]
+        entry["accelerator_memory_bytes/reserved"] = 3 * 2**30
+    page = report(write_run(tmp_path / "run", written))
+    x, y = page.curve("processor", "learner")
+    assert y == pytest.approx([1.5] * len(y))
+    assert x[-1] == pytest.approx(written[-1]["seconds"] / 60)
+    assert page.curve("resident-memory", "learner")[1][-1] == pytest.approx(1 + written[-1]["seconds"] / 1024, rel=1e-4)
+    assert set(page.curve("accelerator-memory", "reserved by torch")[1]) == {3}
+    old = report(write_run(tmp_path / "old"))
+    assert not {"processor", "resident-memory", "accelerator-memory"} & set(old.figures)
+    assert "Processor and memory" not in old.text
+
+
+def test_films_are_linked_from_where_the_page_is(tmp_path: Path) -> None:
+    """Catches a link that leads nowhere, one that runs something, and a film of elsewhere taken for one of the run."""
+    run = write_run(tmp_path / "run")
+    films = [run / "films" / "version-000000012-episode-0.mp4", run / "javascript:alert(1)#?-episode-1.mp4"]
+    for age, film in enumerate(films):
+        film.parent.mkdir(exist_ok=True)
+        film.write_bytes(b"")
+        os.utime(film, (1e9 - age, 1e9 - age))
+    (run / "films" / "gone-episode-0.mp4").symlink_to("nowhere")
+    (tmp_path / "elsewhere-episode-0.mp4").write_bytes(b"")
+    for out in (run / "report.html", tmp_path / "pages" / "deep" / "one.html"):
+        assert main(["report", str(run), "--out", str(out)]) == 0
+        page = Document(out.read_text(encoding="utf-8"))
+        urls = [a["href"] for tag, a in page.elements if tag == "a" and not a["href"].startswith("#")]
+        assert all(url.startswith("./") for url in urls)
+        assert [(out.parent / urllib.parse.unquote(url)).resolve() for url in urls] == films
+        assert all("#" not in url and "?" not in url for url in urls)
+    assert "Films of episodes" not in report(write_run(tmp_path / "other")).text
+
+
+def test_a_run_that_goes_on_shows_what_a_random_policy_gets(tmp_path: Path) -> None:
+    """Catches a baseline that only the summary has, which a run writes at its end."""
+    written = lines()
+    for entry in written[3:]:
+        entry["random_return"] = 0.81
+    page = report(write_run(tmp_path / "run", written))
+    assert page.curve("return", "a random policy")[1] == [0.81, 0.81]
+    assert "a random policy gets 0.81" in page.text
+    both = report(tmp_path / "run", write_run(tmp_path / "1", written, settings=config(seed=1)))
+    assert both.curve("return", "a random policy")[1] == [0.81, 0.81]
 
 
 def test_plotly_knows_every_figure(tmp_path: Path) -> None:
@@ -476,97 +514,6 @@ def test_warnings_of_the_log(tmp_path: Path) -> None:
         ("WARNING", 2, "slow\nTraceback\nKeyError: 1\n" + '{"event": "progress"}'),
     ]
     assert "502 warnings and 1 error" in report(run).text
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
-    """Return the message of a refused command."""
-    capsys.readouterr()
-    assert main(["report", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.splitlines()
-
-
-def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a traceback, a first problem that hides the others, a page of half the runs."""
-    good = write_run(tmp_path / "good")
-    (tmp_path / "empty").mkdir()
-    old = write_run(tmp_path / "old", ended=summary(lines()[-1]))
-    (old / "metrics.jsonl").unlink()
-    nothing, broken = write_run(tmp_path / "nothing", []), write_run(tmp_path / "broken", [], tail=b"x\ny\n")
-    other = write_run(tmp_path / "other", settings=config(env__id="recall"))
-    paths = [good, tmp_path / "missing", tmp_path / "empty", old, nothing, broken, good, good / "config.yaml"]
-    said = refused(capsys, *paths, "--out", tmp_path / "page.html")
-    assert said[0] == "shoal: 7 problems, nothing was started:"
-    for problem, words in zip(
-        said[1:],
-        (
-            "there is no such directory",
-            "is no run directory",
-            "has no metrics.jsonl",
-            "it is empty",
-            "none of its 2 lines can be read",
-            "is named twice",
-            "is no run directory",
-        ),
-        strict=True,
-    ):
-        assert words in problem
-    (told,) = refused(capsys, good, other, "--out", tmp_path / "page.html")[1:]
-    assert f"{good} is of mettagrid/forage; {other} is of recall" in told
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_where_the_page_goes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a page in an unexpected place, and a file of the user's that it is written over."""
-    monkeypatch.chdir(tmp_path)
-    runs = [write_run(tmp_path / str(seed), lines(3), settings=config(seed=seed)) for seed in (0, 1)]
-    for _ in range(2):  # a report may be made anew
-        assert main(["report", str(runs[0])]) == 0
-        assert capsys.readouterr().out == f"{runs[0] / 'report.html'}\n"
-    assert main(["report", "0", "1"]) == 0
-    assert capsys.readouterr().out == "report.html\n"
-    assert main(["report", "0/metrics.jsonl", "--out", "new/folder/page.html"]) == 0
-    assert (tmp_path / "new" / "folder" / "page.html").stat().st_size > 1000
-    before = (runs[0] / "config.yaml").read_text()
-    assert "is no report" in refused(capsys, "0", "--out", "0/config.yaml")[1]
-    assert (runs[0] / "config.yaml").read_text() == before
-    assert "is a directory" in refused(capsys, "0", "--out", "0")[1]
-    assert "cannot be written" in refused(capsys, "0", "--out", "0/config.yaml/page.html")[1]
-
-
-def test_a_missing_library_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches an ImportError where the extra is not installed."""
-    monkeypatch.setattr(command, "NEEDED", ("plotly", "no_such_library"))
-    (told,) = refused(capsys, tmp_path)[1:]
-    assert "no_such_library must be installed: pip install 'shoal[report]'" in told
-
-
-def test_a_report_needs_neither_torch_nor_ray() -> None:
-    """Catches an import that makes a report of a second take ten, or need what another machine does not have."""
-    code = (
-        "import shoal.deploy.report.one_run, shoal.deploy.report.several_runs, shoal.deploy.report.command, json, sys; "
-        "print(json.dumps(sorted({'torch', 'ray', 'tensordict', 'pyarrow', 'gymnasium'} & set(sys.modules))))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
-    assert json.loads(done.stdout) == []
-
-
-def test_everything_a_page_is_made_of_is_installed() -> None:
-    """Catches a template that lies in a checkout and not in the wheel."""
-    root = Path(command.__file__).parents[2]
-    project = tomllib.loads((root / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["shoal.deploy.report"]
-    packed = {path for pattern in patterns for path in (root / "deploy" / "report").glob(pattern)}
-    parts = {path for path in (root / "deploy" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
-    assert len(parts) >= 3
-    assert parts <= packed
-    extra = project["project"]["optional-dependencies"]["report"]
-    assert {re.split(r"\W", requirement)[0] for requirement in extra} == set(command.NEEDED)
 
 
 def test_lines_of_a_legend_look_different() -> None:

@@ -104,6 +104,26 @@ def test_the_page_of_several_runs(tmp_path: Path) -> None:
     assert "learner.learning_rate 0.001 0.003" in page.text
 
 
+def test_groups_over_time(tmp_path: Path) -> None:
+    """Catches a group whose time is that of one of its runs, and one clock for groups of different speed."""
+    slow = lines()
+    for entry in slow:
+        entry |= {"seconds": 3 * entry["seconds"], "time": 2 * entry["seconds"] + entry["time"]}
+    runs = [
+        write_run(tmp_path / "0", settings=config(seed=0)),
+        write_run(tmp_path / "1", slow, settings=config(seed=1)),
+        write_run(tmp_path / "2", slow, settings=config(learner__learning_rate=0.1)),
+    ]
+    figure = report(*runs).figures["return"]
+    mean_of = {"A": 2.0, "B": 3.0}
+    for trace, minutes in zip(figure["data"], figure["axes"]["time"]["x"], strict=True):
+        if trace.get("name", "")[:1] in mean_of and trace["mode"] == "lines":
+            factor = mean_of[trace["name"][:1]]
+            assert minutes == pytest.approx([factor * steps / RATE / 60 for steps in trace["x"]], rel=1e-3)
+            del mean_of[trace["name"][:1]]
+    assert not mean_of
+
+
 def test_seeds_alone_and_single_runs(tmp_path: Path) -> None:
     """Catches a group of one that needs an interval, a seed counted twice without a word, wrong plurals."""
     paths = [write_run(tmp_path / str(i), settings=config(seed=i // 2)) for i in range(3)]

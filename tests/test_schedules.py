@@ -48,6 +48,22 @@ def test_a_course_over_the_run_needs_to_know_the_run() -> None:
         make_learner(small_policy(), schedules={"learning_rate": {"kind": "linear", "end": 0.0}})
 
 
+def test_the_learning_rate_falls_over_the_run_unless_it_is_told() -> None:
+    """Catches a default course that other settings get, too, that a named one does not replace, or that is guessed
+    where no end is known."""
+
+    def rates(total: int | None, **schedules: Any) -> list[float]:
+        config = LearnerConfig(learning_rate=0.001, schedules=schedules)
+        return [scheduled_settings(config, at, total).learning_rate for at in (0, 250, 1000, 2000)]
+
+    assert rates(1000) == pytest.approx([0.001, 0.00075, 0.0, 0.0])
+    assert rates(None) == [0.001] * 4
+    assert rates(1000, learning_rate=ScheduleConfig()) == [0.001] * 4
+    assert rates(1000, clip_coef=ScheduleConfig(kind="linear")) == rates(1000)
+    late = scheduled_settings(LearnerConfig(entropy_coef=0.02), 999, 1000)
+    assert late[1:] == scheduled_settings(LearnerConfig(entropy_coef=0.02), 0, 1000)[1:]
+
+
 ALL = {
     "learning_rate": {"kind": "linear", "end": 0.0, "warmup_env_steps": 100},
     "entropy_coef": {"kind": "cosine", "end": 0.5, "over_env_steps": 400},

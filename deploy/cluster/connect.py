@@ -8,9 +8,11 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
@@ -18,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import draining_nodes
 from shoal.actors.ray_pool import describe
-from shoal.actors.ray_watch import RayWatch
+from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
@@ -35,6 +37,12 @@ PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives every node."""
+LOOK_SECONDS = 1.0
+SAY_SECONDS = 30.0
+"""How often a run that waits for its place looks, and says so."""
+TURN = "shoal_turn"
+TURN_SECONDS = 15.0
+"""How long after its start a run that has waited keeps its turn: until its actors hold their places."""
 ADVICE = "Start the cluster again (ray start --head); the same command then goes on from the checkpoint"
 
 
@@ -69,12 +77,21 @@ class Room:
     """Nodes may still come."""
 
 
+class _Turn:
+    """An actor whose name one run has at a time."""
+
+
+Answer = TypeVar("Answer")
+
+
 class Cluster:
     """A cluster that this process is connected to."""
 
     def __init__(self, config: ClusterConfig, watch: RayWatch, sent: Sequence[Path] = ()) -> None:
         self.config, self.watch, self.sent = config, watch, sent
         """``sent`` are modules of the user's that every node gets."""
+        self._turn: Any = None
+        """Of this run, to take its place; None where it has none."""
         self.address = ray.util.get_node_ip_address()
 
     def nodes(self) -> list[Node]:
@@ -132,17 +149,81 @@ class Cluster:
         return Room(here, elsewhere, self.autoscaling)
 
     def machine(self, config: Config, here: Machine) -> Machine:
-        """The resources of a run whose learner is on the machine ``here``.
+        """The resources of a run whose learner is on the machine ``here``, as soon as they are free.
 
         Raises:
-            CannotStart: the actors have no place and no node can be expected, or a node runs something else.
+            CannotStart: the actors have no place within ``cluster.wait_seconds`` and no node can be expected, or a node
+                runs something else.
+            RayLost: Ray ended meanwhile.
         """
+        self._wait(config, here)
         nodes = self.nodes()
         room = self.room(nodes)
         problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes, config), config)
         if problems:
             raise CannotStart("\n".join(problems))
         return self.place(config, room, here)
+
+    def _wait(self, config: Config, here: Machine) -> None:
+        """Return once it is this run's turn and it fits, would not fit without other runs either, or has waited long
+        enough.
+
+        Raises:
+            RayLost: Ray ended meanwhile.
+        """
+        began, say_at = time.monotonic(), 0.0
+        while (waited := time.monotonic() - began) < self.config.wait_seconds:
+            nodes = self._asked(self.nodes)
+            idle = [dataclasses.replace(node, available=node.resources) for node in nodes]
+            problems = self.problems(config, nodes, self.room(nodes), here)
+            if self.problems(config, idle, self.room(idle), here):
+                return
+            if not problems and self._asked(self._take_turn):
+                # Whoever had the turn before has its place by now.
+                nodes = self._asked(self.nodes)
+                problems = self.problems(config, nodes, self.room(nodes), here)
+                if not problems:
+                    return
+                self.end_turn()
+            if waited >= say_at:
+                say_at = waited + SAY_SECONDS
+                log.warning(
+                    "waiting for other runs to end, %.0f of %g s (cluster.wait_seconds): %s",
+                    waited,
+                    self.config.wait_seconds,
+                    "; ".join(problems) or "another one is starting",
+                )
+            self.watch.lost.wait(LOOK_SECONDS)
+
+    def _asked(self, ask: Callable[[], Answer]) -> Answer:
+        answer = self.watch.call(ask)
+        if answer is None:
+            raise RayLost(f"{self.watch.why}; nothing had started")
+        return answer
+
+    def _take_turn(self) -> bool:
+        """Whether this run may take its place now; no other that waits does before ``end_turn``."""
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        turn = ray.remote(num_cpus=0)(_Turn).options(name=TURN, namespace=TURN, scheduling_strategy=node)
+        try:
+            self._turn = turn.remote()
+        except ValueError:  # the name is taken
+            return False
+        return True
+
+    def end_turn(self) -> None:
+        """Let the next run that waits take its place."""
+        turn, self._turn = self._turn, None
+        if turn is not None and not self.watch.lost.is_set():
+            with contextlib.suppress(Exception):  # it ends with this process
+                ray.kill(turn)
+
+    def end_turn_soon(self) -> None:
+        """The same, when actors that are asked for from now on have their places."""
+        if self._turn is not None:
+            timer = threading.Timer(TURN_SECONDS, self.end_turn)
+            timer.daemon = True
+            timer.start()
 
     def place(self, config: Config, room: Room, here: Machine) -> Machine:
         """``here`` with the actors that ``room`` has places for."""
@@ -177,8 +258,9 @@ class Cluster:
             listed = "; ".join(f"{node.name}: {_amounts(node.available)}" for node in nodes)
             found.append(
                 f"actor.num_actors: {wanted} actors of {describe(self.actor_options())} do not fit, there is room for "
-                f"{have} (half of this machine's cores are the learner's). Free are: {listed}. Lower it, add nodes, or "
-                "say cluster.autoscaling=true if nodes are still to come"
+                f"{have} (half of this machine's cores are the learner's). Free are: {listed}. Lower it, add nodes, "
+                "let it wait for other runs (cluster.wait_seconds), or say cluster.autoscaling=true if nodes are still "
+                "to come"
             )
         return found
 
@@ -191,7 +273,8 @@ class Cluster:
         where = f" on nodes with {_labels(labels)}" if labels else ""
         return (
             f"learner.num_learners: {learners - 1} peer learners need a {resource} each{where}, {have} are "
-            "free; lower it, or say cluster.autoscaling=true if nodes are still to come"
+            "free; lower it, let it wait for other runs (cluster.wait_seconds), or say cluster.autoscaling=true if "
+            "nodes are still to come"
         )
 
     def actor_options(self, *, keep_off_this_machine: bool = False) -> dict[str, Any]:
@@ -261,7 +344,8 @@ class Cluster:
             ]
             if different:
                 found.append(
-                    f"cluster.address: node {node.name} has {', '.join(different)}: use one image for all nodes"
+                    f"cluster.address: node {node.name} has {', '.join(different)}: use images of the same versions on "
+                    "all nodes"
                 )
             found += [
                 f"{named[package]}: node {node.name} has no package {package!r}: install it there, or send it with "

@@ -10,19 +10,23 @@ import signal
 import sys
 import sysconfig
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from shoal.actors.ray_watch import RayWatch
+from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayWatch
+from shoal.deploy.cluster.ray_debris import claimed, remove_debris
+from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
 
 SMALLEST_STORE_BYTES = 256 * 2**20
 UNROLLS_PER_ACTOR_IN_STORE = 8
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = "/dev/shm"
+TOLERANCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""The variable by which Ray in this process takes another time than ``ray_watch.TOLERANCE_SECONDS``."""
 LEAVE_SECONDS = 15.0
 """How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
 
@@ -88,7 +92,9 @@ def watched(advice: str) -> Iterator[RayWatch]:
 
     # A Ray client (ray://) has no node of its own.
     raylet = global_worker.node.raylet_socket_name if global_worker.node else ""
-    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice)
+    given = os.environ.get(TOLERANCE, "")
+    seconds = float(given) if given.isdecimal() else TOLERANCE_SECONDS
+    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice, seconds)
     try:
         yield watch
     finally:
@@ -118,6 +124,20 @@ def _ended_with_the_block() -> Iterator[None]:
             os.close(process)
 
 
+@contextlib.contextmanager
+def _without_debris() -> Iterator[None]:
+    """Hold the directory of the Ray that this process started, and remove those of runs that are gone."""
+    from ray._private.worker import global_worker
+
+    session = Path(global_worker.node.get_session_dir_path())
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a full disk: no later run removes it
+            stack.enter_context(claimed(session))
+        for removed in remove_debris(session.parent):
+            log.info("removed what a run that is gone left of its Ray: %s", removed)
+        yield
+
+
 def leave(watch: RayWatch, *, owns_process: bool) -> None:
     """Watch no more, disconnect from Ray, and end what ``ray.init`` started.
 
@@ -140,12 +160,22 @@ def leave(watch: RayWatch, *, owns_process: bool) -> None:
 
 @contextlib.contextmanager
 def local(
-    *, num_actors: int, num_learners: int, unroll_bytes: int, accelerator: bool, owns_process: bool
+    *,
+    num_actors: int,
+    num_learners: int,
+    unroll_bytes: int,
+    accelerator: bool,
+    owns_process: bool,
+    gone: Callable[[str], object],
 ) -> Iterator[RaySession]:
     """Ray on this machine, for rollout actors and peer learners.
 
     A Ray that this process has started or joined already is used, and left running; otherwise one of our own.
-    ``owns_process``: this process ends with the run.
+    ``owns_process``: this process ends with the run. ``gone``: called where Ray ends while it is started
+    (``ray_start``).
+
+    Raises:
+        RayLost: it ended while it was started.
     """
     learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
     if ray.is_initialized():
@@ -164,7 +194,7 @@ def local(
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
-    with _search_path():
+    with _search_path(), start_watched(gone):
         ray.init(
             address="local",
             # Processes are counted here, whatever the number of cores: there may be more of them.
@@ -176,7 +206,7 @@ def local(
             logging_level=logging.ERROR,
         )
     advice = "The same command starts Ray anew and goes on from the checkpoint"
-    with _ended_with_the_block(), watched(advice) as watch:
+    with _ended_with_the_block(), _without_debris(), watched(advice) as watch:
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:

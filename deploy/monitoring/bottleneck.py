@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
+from shoal.deploy.monitoring.stall import TIMES_SLOWER
 from shoal.learner.statistics import RunStatistics
 
-Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "staleness"]
+Stage = Literal["environment", "inference", "transfer", "learner", "waiting", "staleness", "actors"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 WINDOW_SECONDS = 30.0
 STARVING = 0.2
@@ -40,15 +41,21 @@ class BottleneckMonitor:
     Args:
         acting: whether the learners also act.
         num_processes: number of processes that act.
+        num_learners: number of processes that learn.
     """
 
-    def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int) -> None:
+    def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int, num_learners: int = 1) -> None:
         self._statistics, self._acting, self._num_processes = statistics, acting, num_processes
+        self._num_learners = num_learners
         self._moments: deque[_Moment] = deque([self._moment()])
         self._lock = threading.Lock()
 
     def now(self) -> Bottleneck | None:
-        """Return the bottleneck of the last ``WINDOW_SECONDS``; None before the first update."""
+        """Return the bottleneck of the last ``WINDOW_SECONDS``, or what the run waits in where it has made no update in
+        them, has been in this stage for as long, and for ``TIMES_SLOWER`` times its longest wait for an update.
+
+        None before the first update, unless that takes as long, and between two that are far apart.
+        """
         moment = self._moment()
         with self._lock:  # scrapes and the progress view call it from their own threads
             moments = self._moments
@@ -57,7 +64,15 @@ class BottleneckMonitor:
             while len(moments) > 1 and moment.at - moments[1].at >= WINDOW_SECONDS:
                 moments.popleft()
             first = moments[0]
-        return self._between(first, moment)
+        found = self._between(first, moment)
+        under_way = self._statistics.stage_under_way
+        if found or under_way is None:
+            return found
+        stage, seconds = under_way
+        # Where updates take their time, a window without one is nothing new.
+        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * self._statistics.longest_wait):
+            return None
+        return judge_stall(stage, seconds, acting=self._acting, num_learners=self._num_learners)
 
     def whole(self) -> Bottleneck | None:
         """Return the bottleneck of the run so far; None before the first update."""
@@ -79,6 +94,40 @@ class BottleneckMonitor:
         sampled = last.sampled - first.sampled
         too_late = (last.stale - first.stale) / sampled if sampled else 0.0
         return judge(shares, acting=self._acting, num_processes=self._num_processes, too_late=too_late)
+
+
+def judge_stall(stage: str, seconds: float, *, acting: bool, num_learners: int) -> Bottleneck:
+    """Name what a run waits in that makes no update.
+
+    Args:
+        stage: the stage of the training loop that is under way.
+        seconds: how long it has been.
+        acting: whether the learners also act.
+        num_learners: number of processes that learn.
+    """
+    if stage == "wait" and acting:
+        return Bottleneck(
+            "actors",
+            f"acting has not made a batch for {seconds:.0f} s: with mode=local and placement=disaggregated an "
+            "environment that hangs is replaced",
+        )
+    if stage == "wait":
+        return Bottleneck(
+            "actors",
+            f"no batch has arrived for {seconds:.0f} s: run.log and shoal_actors say what actors do; those that hang "
+            "are replaced after actor.unroll_timeout_seconds",
+        )
+    if stage in _TRANSFER:
+        return Bottleneck("transfer", f"{stage} has been under way for {seconds:.0f} s: a disk or Ray may hang")
+    if num_learners > 1:
+        return Bottleneck(
+            "waiting",
+            f"an update of {num_learners} learners has been under way for {seconds:.0f} s: one that hangs is given up "
+            "after actor.unroll_timeout_seconds",
+        )
+    return Bottleneck(
+        "learner", f"an update has been under way for {seconds:.0f} s: smaller batches (learner.batch_size)"
+    )
 
 
 def judge(shares: Mapping[str, float], *, acting: bool, num_processes: int, too_late: float) -> Bottleneck:

@@ -4,8 +4,9 @@ A line has ``time`` (Unix seconds), ``session`` (0, 1, .. of a resumed run), ``s
 ``env_steps`` (trained in the whole run) and ``policy_version``; then every metric by its name without ``shoal_`` and
 ``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of the
 observations since the line before; null if there were none) and ``name/max`` (of the session). Counters begin with the
-session. A value that is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``;
-earlier lines beyond that step describe discarded work.
+session. ``process_cpu_seconds`` and ``process_resident_memory_bytes`` are those of this process, on Linux. A value that
+is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``; earlier lines beyond
+that step describe discarded work.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import ProcessCollector
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
 from shoal.deploy.monitoring.sinks import Sink
 from shoal.deploy.records.json_lines import append
@@ -37,7 +39,7 @@ class MetricsHistory:
     ) -> None:
         self._sources, self._path, self._session = sources, run_dir / FILE, session
         self._every, self._sinks = every_seconds, sinks
-        self._reader = CatalogueReader()
+        self._reader, self._process = CatalogueReader(), ProcessReader()
         self._failed = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_writing, name="metrics-history", daemon=True)
@@ -76,7 +78,7 @@ class MetricsHistory:
             "env_steps": self._sources.ledger.trained,
             "policy_version": statistics.policy_version,
         }
-        return head | self._reader.read(self._sources)
+        return head | self._reader.read(self._sources) | self._process.read()
 
 
 class CatalogueReader:
@@ -115,6 +117,25 @@ class CatalogueReader:
             f"{name}/mean": _finite((total - total_before) / new) if new else None,
             f"{name}/max": _finite(histogram.max),
         }
+
+
+class ProcessReader:
+    """Reads what this process takes of the machine, by prometheus_client's names; seconds since this was made."""
+
+    def __init__(self) -> None:
+        self._collector = ProcessCollector(registry=None)
+        self._before = self._now().get("process_cpu_seconds", 0.0)
+
+    def read(self) -> Line:
+        """Return ``process_cpu_seconds`` and ``process_resident_memory_bytes``; nothing where there is no /proc."""
+        found = self._now()
+        if "process_cpu_seconds" in found:
+            found["process_cpu_seconds"] = round(found["process_cpu_seconds"] - self._before, 3)
+        return {name: _finite(number) for name, number in found.items()}
+
+    def _now(self) -> dict[str, float]:
+        wanted = ("process_cpu_seconds", "process_resident_memory_bytes")
+        return {m.name: m.samples[0].value for m in self._collector.collect() if m.name in wanted}
 
 
 def _finite(value: Any) -> float | int | None:

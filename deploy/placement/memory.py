@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from shoal.actors.rollout import trajectory_spec
 from shoal.deploy.placement.hardware import memory_bytes
 from shoal.deploy.placement.layout import Layout
+from shoal.deploy.placement.setups import games_of, make_worker_setup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
+from shoal.learner.device_choice import device_name
+from shoal.policy.weights import published_tensors
 
 MAX_COLUMN_LENGTH = 2**31 - 1
 """Numbers that one slot can have in a column of an Arrow record batch."""
@@ -17,7 +21,8 @@ ROW_BYTES = 3000
 def check_memory(config: Config, spec: EnvSpec, layout: Layout | None) -> list[str]:
     """The problem of a run whose trajectories do not fit this machine; without one the update may still not fit.
 
-    Every unroll is held in the buffers of its actor, as Arrow bytes, and in the learner's batch.
+    Every unroll is held in the buffers of its actor, as Arrow bytes, and in the learner's batch. The flight
+    recorder has copies of the last batches, and self-play has frozen versions.
 
     Args:
         config: the settings of the run.
@@ -40,18 +45,72 @@ def check_memory(config: Config, spec: EnvSpec, layout: Layout | None) -> list[s
             f"actor.unroll_length: {steps:,} steps of a slot of {config.env.id} are {longest:,} numbers, more than the "
             f"{MAX_COLUMN_LENGTH:,} that a column of an Arrow record batch can hold; choose shorter unrolls"
         ]
-    actors = 1 if layout is None else layout.num_actors
+    actors, learners = (1, 1) if layout is None else (layout.num_actors, layout.num_learners)
     batch = config.learner.batch_size if layout is None else layout.batch_size
     segments, acting = envs if batch == "auto" else batch, 2 * actors * envs
     total = (segments + acting) * slot + actors * steps * ROW_BYTES
-    if total > memory:
+    weights = weight_bytes(config, spec)
+    # Those of a CUDA device are in its own memory.
+    on_host = device_name(config.learner) != "cuda"
+    recorded = recorder_bytes(config, segments * slot, learners, weights) if on_host else 0
+    frozen = frozen_bytes(config, spec, slot // steps, actors, weights)
+    if total + recorded + frozen > memory:
+        setting = _to_lower(config, segments, acting, recorded, frozen, total - memory)
+        also = (
+            (recorded, f"the flight recorder (recorder.keep_updates={config.recorder.keep_updates})"),
+            (frozen, f"self-play's frozen versions (self_play.pool_size={config.self_play.pool_size})"),
+        )
+        more = "".join(f", with {what} {_size(held)} more" for held, what in also if held)
         return [
-            f"{_largest(config, segments, acting)}: a batch of {segments:,} segments, and the unrolls of {actors:,} "
-            f"actors x {envs:,} slots, each held twice, are ({segments:,} + {acting:,}) x {steps:,} steps x "
-            f"{slot / steps:,.0f} bytes; with the actors' rows that is {_size(total)}, more than the memory of "
-            f"{_size(memory)}; choose a smaller batch, fewer actors or shorter unrolls"
+            f"{setting}: a batch of {segments:,} segments, and the unrolls of {actors:,} actors x {envs:,} slots, each "
+            f"held twice, are ({segments:,} + {acting:,}) x {steps:,} steps x {slot / steps:,.0f} bytes; with the "
+            f"actors' rows that is {_size(total)}{more}, more than the memory of {_size(memory)}; choose a smaller "
+            "batch, fewer actors or shorter unrolls"
         ]
     return []
+
+
+def weight_bytes(config: Config, spec: EnvSpec) -> int:
+    """Bytes of the policy's weights; 0 where none can be made, which is another problem's business."""
+    try:
+        with torch.random.fork_rng(devices=()):
+            policy = make_worker_setup(config, spec, run_id="").make_policy()
+    except Exception:  # noqa: BLE001  (the user's code: it raises anything)
+        return 0
+    return sum(tensor.nbytes for tensor in published_tensors(policy).values())
+
+
+def recorder_bytes(config: Config, batch: int, learners: int, weights: int) -> int:
+    """Bytes that the flight recorders of all learners hold at most while updates go well.
+
+    Each holds its last updates and the one under way, with its part of the ``batch`` bytes; that of rank 0 also
+    ``weights``, the optimizer's two moments of them, and w0.
+    """
+    recorder, held = config.recorder, 0
+    # w0 is counted with every update and copied once.
+    for others, copied, w0 in ((1, batch // learners + 3 * weights, weights), (learners - 1, batch // learners, 0)):
+        if recorder.keep_updates and copied + w0 <= recorder.max_bytes:
+            kept = min(recorder.keep_updates, recorder.max_bytes // (copied + w0))
+            held += others * ((kept + 1) * copied + w0)
+    return held
+
+
+def frozen_bytes(config: Config, spec: EnvSpec, row: int, actors: int, weights: int) -> int:
+    """Bytes of self-play's frozen versions: ``weights`` in actors and in the pool, and slots with a ``row`` each."""
+    games = games_of(config, spec)
+    if games is None:
+        return 0
+    slots = games.num_slots - config.env.num_envs
+    return actors * (games.versions_at_once * weights + slots * row) + config.self_play.pool_size * weights
+
+
+def _to_lower(config: Config, segments: int, acting: int, recorded: int, frozen: int, lacking: int) -> str:
+    """The setting of what need not be there, if the rest would fit; else the one from which most of it follows."""
+    if lacking + frozen <= 0:
+        return "recorder.keep_updates"
+    if lacking + recorded <= 0:
+        return "self_play.pool_size"
+    return _largest(config, segments, acting)
 
 
 def _largest(config: Config, segments: int, acting: int) -> str:

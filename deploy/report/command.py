@@ -53,7 +53,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
     if problems:
         raise CannotReport("\n".join(problems))
     try:
-        page = render(page_of_run(runs[0]) if len(runs) == 1 else page_of_runs(runs))
+        page = render(page_of_run(runs[0], out.parent) if len(runs) == 1 else page_of_runs(runs))
     except ValueError as error:
         raise CannotReport(str(error)) from error
     try:

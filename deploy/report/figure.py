@@ -17,6 +17,7 @@ COLORS = ("#1f83c6", "#d55e00", "#009e73", "#c066a0", "#8a7a1f", "#6d6fd1")
 GREY = "#7f8790"
 DASHES = ("solid", "dash", "dot", "dashdot")
 MOST_POINTS = 1000
+STEPS = "environment steps"
 LOWEST_ON_LOG_AXIS = 1e-8
 
 Json = dict[str, Any]
@@ -38,6 +39,8 @@ class Line:
     """Separate points, the band as error bars."""
     steps: bool = False
     """A level that holds until the next point."""
+    clock: tuple[Numbers, Numbers] | None = None
+    """[K] of this plot's x, ascending, and [K] of the same moments on the other axis: steps and time."""
     quiet: bool = False
     """A reference level, left out of the description for people who cannot see the plot."""
 
@@ -60,6 +63,8 @@ class Figure:
     y_range: tuple[float, float] | None = None
     marks: Sequence[float] = ()
     """Values of x at which the run was resumed."""
+    other_label: str = ""
+    """What ``Line.clock`` leads to; empty where there is no choice of the axis."""
     x_names: Sequence[str] = ()
     """Names of x = 0, 1, 2, ...; empty where x is a number."""
     whole: bool = False
@@ -82,9 +87,24 @@ class Figure:
         return " ".join(parts)
 
     def to_plotly(self) -> Json:
-        """Return ``id``, ``data`` and ``layout`` for plotly.js."""
-        traces = [trace for line in self.lines for trace in self._traces(line)]
-        return {"id": f"plot-{self.key}", "data": traces, "layout": self._layout()}
+        """Return ``id``, ``data`` and ``layout`` for plotly.js, and ``axes`` that the page can show it over.
+
+        An axis has its ``layout``, the ``marks`` on it, and the ``x`` of every trace where it is not that of ``data``.
+        """
+        traces = [(trace, line) for line in self.lines for trace in self._traces(line)]
+        data = [trace for trace, _ in traces]
+        found: Json = {"id": f"plot-{self.key}", "data": data, "layout": self._layout()}
+        if not self.other_label:
+            return found | {"axes": {}}
+        other = [_on_other_axis(line, trace["x"]) for trace, line in traces]
+        # Marks are moments of the whole run, whose lines have one clock.
+        marks = _on_other_axis(self.lines[0], list(self.marks)) if self.marks else []
+        own, away = ("steps", "time") if STEPS in self.x_label else ("time", "steps")
+        found["axes"] = {
+            own: {"layout": _x_axis(self.x_label), "marks": list(self.marks)},
+            away: {"layout": _x_axis(self.other_label), "x": other, "marks": marks},
+        }
+        return found
 
     def _say(self, value: float) -> str:
         return f"{value:.1%}" if self.share else f"{value:.4g}"
@@ -137,14 +157,11 @@ class Figure:
 
     def _layout(self) -> Json:
         axis: Json = {"showline": False, "zeroline": False, "automargin": True, "fixedrange": False}
-        x = axis | {"title": {"text": plotly_text(self.x_label), "standoff": 8}, "nticks": 6, "hoverformat": ",.4~f"}
-        x["rangemode"] = "tozero"
+        x = axis | _x_axis(self.x_label) | {"nticks": 6, "rangemode": "tozero"}
         y = axis | {"title": {"text": plotly_text(self.y_label), "standoff": 8}, "nticks": 6}
         if self.x_names:
             names = len(self.x_names)
             x |= {"tickvals": list(range(names)), "ticktext": list(self.x_names), "range": [-0.5, names - 0.5]}
-        if "environment steps" in self.x_label:
-            x |= {"tickformat": "~s", "hoverformat": ",d"}
         if self.share:
             y["tickformat"] = ".0%"
         elif not self.log and _largest(self.lines) >= 1000:
@@ -201,6 +218,20 @@ def rounded(values: Numbers, digits: int = 6) -> list[float | int | None]:
         number = float(f"{value:.{digits}g}") if math.isfinite(value) else None
         found.append(int(number) if number is not None and number.is_integer() and abs(number) < 1e15 else number)
     return found
+
+
+def _x_axis(label: str) -> Json:
+    steps = STEPS in label
+    return {
+        "title": {"text": plotly_text(label), "standoff": 8},
+        "tickformat": "~s" if steps else "",
+        "hoverformat": ",d" if steps else ",.4~f",
+    }
+
+
+def _on_other_axis(line: Line, x: Sequence[float | int | None]) -> list[float | int | None]:
+    assert line.clock is not None
+    return rounded(np.interp(np.array(x, np.float64), *line.clock), 12 if line.clock[1][-1] > 1e5 else 6)
 
 
 def _largest(lines: Sequence[Line]) -> float:

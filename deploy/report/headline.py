@@ -21,6 +21,7 @@ _STAGES = {
     "learner": "updating the weights",
     "waiting": "learners waiting for each other",
     "staleness": "data that comes too late to be trained",
+    "actors": "waiting for actors that deliver nothing",
 }
 _DROPPED = {
     "shutdown": "on their way when the run ended",

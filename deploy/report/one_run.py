@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from shoal.deploy.report import headline, run_plots
-from shoal.deploy.report.page import Note, Page, Plain, Section, Table
+from shoal.deploy.report.machine_plots import machine
+from shoal.deploy.report.page import Link, Links, Note, Page, Plain, Section, Table
 from shoal.deploy.report.recorded_run import RecordedRun
-from shoal.deploy.report.text import moment, number, several
+from shoal.deploy.report.text import moment, number, relative_url, several
+
+MOST_FILMS = 40
 
 
-def page_of_run(run: RecordedRun) -> Page:
-    """Return the page of a run, the most important sections first."""
+def page_of_run(run: RecordedRun, folder: Path) -> Page:
+    """Return the page of a run, the most important sections first; ``folder`` is where the page will be."""
     weights, components = run_plots.weights(run)
     shares = headline.bottleneck_shares(run)
     sections = [
@@ -19,7 +23,11 @@ def page_of_run(run: RecordedRun) -> Page:
             "learning",
             "Does it learn?",
             "A return is what one agent earns in one episode, not discounted.",
-            [*run_plots.learning(run), *_nothing(run.final_return is None, "No episode has ended yet.")],
+            [
+                *run_plots.learning(run),
+                *_nothing(run.final_return is None, "No episode has ended yet."),
+                *_films(run, folder),
+            ],
         ),
         Section(
             "updates",
@@ -28,6 +36,7 @@ def page_of_run(run: RecordedRun) -> Page:
             run_plots.updates(run),
         ),
         Section("speed", "Speed", shares, run_plots.speed(run)),
+        Section("machine", "Processor and memory", "Of the process that learns.", machine(run)),
         Section(
             "ledger",
             "Step accounting",
@@ -66,6 +75,16 @@ def page_of_run(run: RecordedRun) -> Page:
         made=f"Made by shoal report of {run.path} at {moment(time.time())}. Drag in a plot to zoom, double-click to go "
         "back; click a name above a plot to hide its line.",
     )
+
+
+def _films(run: RecordedRun, folder: Path) -> list[Links]:
+    """Films of episodes, which ``shoal evaluate --video`` writes, linked from where the page will be."""
+    if not run.films:
+        return []
+    links = [Link(str(film.relative_to(run.path)), relative_url(film, folder)) for film in run.films[:MOST_FILMS]]
+    left = f" {len(run.films) - MOST_FILMS} older ones are not listed." if len(run.films) > MOST_FILMS else ""
+    note = f"Newest first. The page only points to the files: move them with it.{left}"
+    return [Links("Films of episodes", links, note)]
 
 
 def _nothing(missing: bool, text: str) -> list[Note]:

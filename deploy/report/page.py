@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -51,6 +51,22 @@ class Plain:
     text: str
 
 
+class Link(NamedTuple):
+    """A file beside the page."""
+
+    text: str
+    url: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Links:
+    """Files that the page points to, and does not load."""
+
+    title: str
+    links: Sequence[Link]
+    note: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Note:
     """A sentence of its own."""
@@ -81,7 +97,7 @@ class Section:
     key: str
     title: str
     intro: str
-    blocks: Sequence[Figure | Table | Plain | Note]
+    blocks: Sequence[Figure | Table | Plain | Note | Links]
     shared_legend: Sequence[LegendEntry] = ()
 
     @property
@@ -157,5 +173,6 @@ def _environment() -> jinja2.Environment:
         table=lambda block: isinstance(block, Table),
         plain=lambda block: isinstance(block, Plain),
         note=lambda block: isinstance(block, Note),
+        links=lambda block: isinstance(block, Links),
     )
     return environment

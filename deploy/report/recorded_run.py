@@ -37,6 +37,8 @@ class RecordedRun:
     complaints: Complaints
     memory_horizon: dict[str, Any] | None
     """What ``shoal evaluate --memory-horizon`` recorded; None where there is none that can be read."""
+    films: list[Path]
+    """Films of episodes within the run directory, the newest first."""
     failure: str | None
     """The last line of the traceback that ended the run."""
 
@@ -107,6 +109,7 @@ def read_run(path: Path) -> RecordedRun:
         complaints = read_log(path / "run.log")
         memory_horizon = _memory_horizon(path / MEMORY_HORIZON)
         evaluations = _evaluations(path / "evaluation.jsonl", metrics)
+        films = _films(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     return RecordedRun(
@@ -118,8 +121,16 @@ def read_run(path: Path) -> RecordedRun:
         evaluations=evaluations,
         complaints=complaints,
         memory_horizon=memory_horizon,
+        films=films,
         failure=failure,
     )
+
+
+def _films(path: Path) -> list[Path]:
+    """Films by the names that ``shoal evaluate --video`` gives them, in the run directory or in a folder of it."""
+    places = (path.glob(pattern) for pattern in ("*-episode-*.mp4", "*/*-episode-*.mp4"))
+    found = {film: film.stat().st_mtime for place in places for film in place if film.is_file()}
+    return sorted(found, key=lambda film: (-found[film], film))
 
 
 def _text(path: Path) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from shoal.deploy.report.figure import COLORS, GREY, Figure, Line, style
+from shoal.deploy.report.figure import COLORS, GREY, STEPS, Figure, Line, style
 from shoal.deploy.report.headline import TOLERANCE, final_random_return
 from shoal.deploy.report.page import LegendEntry
 from shoal.deploy.report.recorded_metrics import Numbers, RecordedMetrics
 from shoal.deploy.report.recorded_run import RecordedRun
 
-STEPS = "environment steps"
 MOST_WINDOWS = 250
 _STAGES = {
     "update": "updating weights",
@@ -99,7 +99,7 @@ def learning(run: RecordedRun) -> list[Figure]:
     if random is not None:
         lines.append(_level("a random policy", random, metrics))
     intervals = " Bars: 95% intervals." if run.evaluations else ""
-    return _present(
+    return present(
         run,
         Figure(
             key="return",
@@ -126,7 +126,7 @@ def updates(run: RecordedRun) -> list[Figure]:
     metrics = run.metrics
     most = _number(run.setting("learner.max_grad_norm"))
     bound = [_level("clipped above (learner.max_grad_norm)", most, metrics)] if most else []
-    return _present(
+    return present(
         run,
         _terms(
             metrics,
@@ -220,16 +220,16 @@ def updates(run: RecordedRun) -> list[Figure]:
 def speed(run: RecordedRun) -> list[Figure]:
     """Return plots of speed, of time by stage, and of policy lag."""
     metrics = run.metrics
-    unit, label = _time_unit(metrics)
+    unit, label = time_unit(float(metrics.seconds[-1]))
     ends = np.array([window.stop - 1 for window in metrics.windows(100_000)], int)
     over_time = metrics.seconds[ends] / unit if len(ends) else np.zeros(0)
-    rates = [
-        Line(name=name, x=over_time, y=_rates(metrics, key, 100_000), color=COLORS[i], dash=dash)
+    speeds = [
+        Line(name=name, x=over_time, y=rates(metrics, key, 100_000), color=COLORS[i], dash=dash)
         for i, (key, name, dash) in enumerate(
             (("trained_env_steps", "trained", "solid"), ("sampled_env_steps", "delivered by actors", "dash"))
         )
     ]
-    return _present(
+    return present(
         run,
         Figure(
             key="speed",
@@ -238,7 +238,7 @@ def speed(run: RecordedRun) -> list[Figure]:
             "the machine.",
             x_label=label,
             y_label="environment steps per second",
-            lines=rates,
+            lines=speeds,
         ),
         Figure(
             key="learner-time",
@@ -280,7 +280,7 @@ def speed(run: RecordedRun) -> list[Figure]:
 def dropped(run: RecordedRun) -> list[Figure]:
     """Return a plot of the steps that were dropped."""
     reasons = [r for r in run.metrics.labels("dropped_env_steps") if run.total(f"dropped_env_steps/{r}")]
-    return _present(
+    return present(
         run,
         Figure(
             key="dropped",
@@ -300,7 +300,7 @@ def memory(run: RecordedRun) -> list[Figure]:
     """Return plots of what the memory is used for, of the log-prob parity check and of memory staleness."""
     metrics = run.metrics
     states = {"stored": "as the actors stored them", "used": "as training used them"}
-    return _present(
+    return present(
         run,
         *_memory_horizon(run),
         Figure(
@@ -389,7 +389,7 @@ def weights(run: RecordedRun) -> tuple[list[Figure], list[LegendEntry]]:
         )
         for feature in _FEATURES
     ]
-    return _present(run, *figures), [LegendEntry(name, *look) for name, look in looks.items()]
+    return present(run, *figures), [LegendEntry(name, *look) for name, look in looks.items()]
 
 
 def actors(run: RecordedRun) -> list[Figure]:
@@ -402,7 +402,7 @@ def actors(run: RecordedRun) -> list[Figure]:
     ]
     faults += [("skipped_updates", "updates skipped"), ("failed_checkpoints", "checkpoints not written")]
     happened = [(key, name) for key, name in faults if run.total(key)]
-    unit, label = _time_unit(metrics)
+    unit, label = time_unit(float(metrics.seconds[-1]))
     alive = metrics.column("actors_alive")
     # When the last line of a session is written, its actors are stopped already.
     going_on = np.ones(len(metrics), bool)
@@ -413,7 +413,7 @@ def actors(run: RecordedRun) -> list[Figure]:
         if state != "up" and np.nansum(metrics.column(f"actors/{state}")[going_on])
     ]
     levels = [("at work", alive), *((state, metrics.column(f"actors/{state}")) for state in states)]
-    return _present(
+    return present(
         run,
         Figure(
             key="actors",
@@ -442,22 +442,28 @@ def actors(run: RecordedRun) -> list[Figure]:
     )
 
 
-def _present(run: RecordedRun, *figures: Figure) -> list[Figure]:
-    """Return the figures that have data, with their lines that have data; mark resumes in plots over steps."""
+def present(run: RecordedRun, *figures: Figure) -> list[Figure]:
+    """Return the figures that have data, with their lines that have data, the run's clock, and marks of its resumes."""
+    steps, seconds = run.metrics.steps[run.metrics.kept], run.metrics.seconds[run.metrics.kept]
+    unit, label = time_unit(float(run.metrics.seconds[-1]))
     found = []
     for figure in figures:
         lines = [line for line in figure.lines if np.isfinite(line.y).any()]
         if any(not line.quiet for line in lines):
-            at = [s.first_step for s in run.metrics.sessions[1:]] if figure.x_label == STEPS else _starts(run.metrics)
             if figure.x_names:
-                at = []
-            changed = {"lines": lines, "marks": at}
-            found.append(Figure(**{f: getattr(figure, f) for f in Figure.__dataclass_fields__} | changed))
+                found.append(dataclasses.replace(figure, lines=lines))
+                continue
+            over_steps = figure.x_label == STEPS
+            clock = (steps, seconds / unit) if over_steps else (seconds / unit, steps)
+            at = [s.first_step for s in run.metrics.sessions[1:]] if over_steps else _starts(run.metrics)
+            lines = [dataclasses.replace(line, clock=clock) for line in lines]
+            other = label if over_steps else STEPS
+            found.append(dataclasses.replace(figure, lines=lines, marks=at, other_label=other))
     return found
 
 
 def _starts(metrics: RecordedMetrics) -> list[float]:
-    unit, _ = _time_unit(metrics)
+    unit, _ = time_unit(float(metrics.seconds[-1]))
     return [float(metrics.seconds[s.start - 1]) / unit for s in metrics.sessions[1:]]
 
 
@@ -495,7 +501,8 @@ def _level(name: str, value: float, metrics: RecordedMetrics) -> Line:
     return Line(name=name, x=x, y=np.full(2, value), color=GREY, dash="dash", width=1.5, quiet=True)
 
 
-def _rates(metrics: RecordedMetrics, key: str, most: int) -> Numbers:
+def rates(metrics: RecordedMetrics, key: str, most: int) -> Numbers:
+    """Return a counter's increase per second of training in each of ``metrics.windows(most)``."""
     gained, elapsed = metrics.increments(key), metrics.elapsed()
     return np.array([gained[w].sum() / elapsed[w].sum() for w in metrics.windows(most)])
 
@@ -552,8 +559,8 @@ def _area(index: int) -> str:
     return (COLORS[0], COLORS[1], COLORS[2], GREY, COLORS[3], COLORS[4], COLORS[5], "#3f6b8a", "#a05a4a")[index % 9]
 
 
-def _time_unit(metrics: RecordedMetrics) -> tuple[float, str]:
-    seconds = float(metrics.seconds[-1])
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the seconds of the unit in which so many are well read, and the label of an axis in it."""
     if seconds < 180:
         return 1.0, "seconds of training"
     if seconds < 3 * 3600:

@@ -12,11 +12,11 @@ import numpy as np
 from shoal.deploy.monitoring.intervals import confidence_interval, difference
 from shoal.deploy.report import headline
 from shoal.deploy.report.comparison import Band, Curve, Group, band, common_end, group_runs, rate_curve, value_at
-from shoal.deploy.report.figure import GREY, Figure, Line, style
+from shoal.deploy.report.figure import GREY, STEPS, Figure, Line, style
 from shoal.deploy.report.page import LegendEntry, Note, Page, Section, Table
 from shoal.deploy.report.recorded_metrics import Numbers, thin
 from shoal.deploy.report.recorded_run import RecordedRun
-from shoal.deploy.report.run_plots import STEPS
+from shoal.deploy.report.run_plots import time_unit
 from shoal.deploy.report.text import count, margin, moment, number, several
 
 
@@ -152,8 +152,9 @@ _COMPARED = (
 
 
 def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list[Figure]:
+    unit, label = time_unit(max(float(run.metrics.seconds[-1]) for group in groups for run in group.runs))
     found = []
-    for key, title, unit, caption, curve, log in _COMPARED:
+    for key, title, of, caption, curve, log in _COMPARED:
         lines: list[Line] = []
         seen: list[Numbers] = []
         for group in groups:
@@ -162,10 +163,14 @@ def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list
             seen += [y for _, y in each]
             together = band(each) if len(each) == len(group.runs) else None
             if together is not None:
-                lines.append(_line(group.name, together, color, dash))
+                lines.append(_line(group.name, together, color, dash, _clock(group.runs, unit)))
             if together is None or (len(groups) == 1 and len(each) > 1):
-                lines += [_faint(group.name, len(each), x, y, color) for x, y in each]
-        if key == "return" and (random := _random(groups)):
+                lines += [
+                    _faint(group.name, len(each), *curve(run), color, _clock([run], unit))
+                    for run in group.runs
+                    if len(curve(run)[0])
+                ]
+        if key == "return" and (random := _random(groups, unit)):
             lines += random
             caption += f" Dotted: a policy that acts at random ({number(float(random[0].y[0]))})."
         if seen:
@@ -179,8 +184,9 @@ def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list
                     title=title,
                     caption=caption,
                     x_label=STEPS,
-                    y_label=unit,
+                    y_label=of,
                     lines=lines,
+                    other_label=label,
                     y_range=y_range,
                     log=log,
                     legend="several" if key == "return" and len(groups) == 1 else "shared",
@@ -189,26 +195,45 @@ def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list
     return found
 
 
-def _line(name: str, together: Band, color: str, dash: str) -> Line:
-    return Line(name=name, x=together.x, y=together.mean, band=together.half_width, color=color, dash=dash, width=2.5)
+Clock = tuple[Numbers, Numbers]
 
 
-def _faint(name: str, many: int, x: Numbers, y: Numbers, color: str) -> Line:
+def _clock(runs: Sequence[RecordedRun], unit: float) -> Clock:
+    """Return environment steps and the time at which these runs had made them, on average."""
+    clocks = [(run.metrics.steps[run.metrics.kept], run.metrics.seconds[run.metrics.kept] / unit) for run in runs]
+    together = band(clocks)
+    return (together.x, together.mean) if together is not None else clocks[0]
+
+
+def _line(name: str, together: Band, color: str, dash: str, clock: Clock) -> Line:
+    return Line(
+        name=name,
+        x=together.x,
+        y=together.mean,
+        band=together.half_width,
+        color=color,
+        dash=dash,
+        width=2.5,
+        clock=clock,
+    )
+
+
+def _faint(name: str, many: int, x: Numbers, y: Numbers, color: str, clock: Clock) -> Line:
     x, y = thin(x, y, max(50, 1000 // many))
-    return Line(name=f"{name}, each", x=x, y=y, color=color if many == 1 else GREY, width=1, quiet=True)
+    return Line(name=f"{name}, each", x=x, y=y, color=color if many == 1 else GREY, width=1, clock=clock, quiet=True)
 
 
-def _random(groups: Sequence[Group]) -> list[Line]:
+def _random(groups: Sequence[Group], unit: float = 1.0) -> list[Line]:
     found = [
         value for group in groups for run in group.runs if (value := headline.final_random_return(run)) is not None
     ]
     if not found:
         return []
     end = max(float(run.metrics.steps[-1]) for group in groups for run in group.runs)
-    level = np.full(2, sum(found) / len(found))
-    return [
-        Line(name="a random policy", x=np.array([0.0, end]), y=level, color=GREY, dash="dot", width=1.5, quiet=True)
-    ]
+    longest = max(float(run.metrics.seconds[-1]) for group in groups for run in group.runs)
+    x, level = np.array([0.0, end]), np.full(2, sum(found) / len(found))
+    clock = x, np.array([0.0, longest / unit])
+    return [Line(name="a random policy", x=x, y=level, color=GREY, dash="dot", width=1.5, clock=clock, quiet=True)]
 
 
 def _final(group: Group) -> list[float]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import html
+import os
 import re
+import urllib.parse
+from pathlib import Path
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -17,6 +20,12 @@ def clean(text: object) -> str:
 def plotly_text(text: str) -> str:
     """Escape text for plotly.js, which interprets tags and entities."""
     return html.escape(clean(text), quote=False)
+
+
+def relative_url(path: Path, folder: Path) -> str:
+    """Return the address of a file as a page in ``folder`` may link it."""
+    # A colon in the first part would begin a scheme, and names may look like javascript:.
+    return "./" + urllib.parse.quote(os.path.relpath(path.resolve(), folder.resolve()))
 
 
 def count(value: float) -> str:

@@ -127,6 +127,9 @@ class ClusterConfig(Section):
     """The same for peer learners (learner.num_learners)."""
     autoscaling: bool | Literal["auto"] = "auto"
     """Nodes may still come: a run then starts with the actors that have a place. ``auto`` asks the cluster."""
+    wait_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 0.0
+    """How long the start waits at most for what other runs have taken. 0 refuses at once; what the cluster would not
+    have without other runs either is refused in any case. It does not count for max_seconds."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
     """A Ray runtime environment for all processes of the run. This code is sent to them in any case, and modules of the
     user's that are not installed here, unless it has a working_dir."""

@@ -187,4 +187,5 @@ def _learning(
 def _bottleneck(config: Config, layout: Layout, statistics: RunStatistics) -> BottleneckMonitor:
     acting = config.mode == "inline" or layout.placement == "colocated"
     num_processes = 1 if config.mode == "inline" else layout.num_learners if acting else layout.num_actors
-    return BottleneckMonitor(statistics, acting=acting, num_processes=num_processes)
+    num_learners = 1 if config.mode == "inline" else layout.num_learners
+    return BottleneckMonitor(statistics, acting=acting, num_processes=num_processes, num_learners=num_learners)

@@ -7,12 +7,13 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.actors.pool import InlinePool
+from shoal.actors.pool import InlinePool, Recoveries
 from shoal.actors.ray_watch import RayLost
 from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
@@ -104,6 +105,7 @@ def run(
             from shoal.deploy.cluster.own_modules import own_modules
 
             cluster = stack.enter_context(connect(config.cluster, own_modules(config), owns_process=owns_process))
+            stack.callback(cluster.end_turn)
         try:
             called = make_callbacks(config.callbacks, callbacks)
             if config.policies and called:
@@ -118,7 +120,9 @@ def run(
             (directory / "config.yaml").write_text(to_yaml(config))
             # That of an earlier session would be taken for the end of this one, if it is killed.
             (directory / "summary.json").unlink(missing_ok=True)
-        workers = stack.enter_context(start_workers(prepared, owns_process=owns_process))
+        workers = _start(prepared, run_dir, stack, owns_process=owns_process)
+        if cluster:
+            cluster.end_turn_soon()
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
         watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
@@ -151,6 +155,32 @@ def _sinks(run: PreparedRun) -> list[Sink]:
     """The trackers of a run, or of one of its policies."""
     config, run_id = run.config, run.origin.run_id
     return make_sinks(config.log, run.run_dir, f"{run_id}-{run.policy}" if run.policy else run_id, to_dict(config))
+
+
+def _start(
+    runs: Sequence[PreparedRun], run_dir: Path, stack: contextlib.ExitStack, *, owns_process: bool
+) -> WorkerGroup:
+    """Start the workers, which end with ``stack``.
+
+    Raises:
+        RayLost: Ray ended meanwhile; the summary says so.
+    """
+
+    def lost() -> None:
+        evaluations = Evaluations(runs[0].run_dir / "evaluation.jsonl")
+        _summaries(runs, run_dir, evaluations, stopped_by="ray_lost")
+
+    def gone(why: str) -> None:
+        log.error("%s", why)
+        lost()
+        if owns_process:
+            os._exit(1)  # Ray, whose start does not end, would end it in a minute
+
+    try:
+        return stack.enter_context(start_workers(runs, owns_process=owns_process, gone=gone))
+    except RayLost:
+        lost()
+        raise
 
 
 def _watch(
@@ -217,7 +247,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train, then end everything in the order in which data flows, and write the summary."""
     run = runs[0]
-    weights: list[Weights] | None = None
+    weights: Sequence[Weights] = ()
     completed = False
     random = None if run.policy else _random_player(run, workers)
     callbacks = watchers.callbacks
@@ -226,6 +256,8 @@ def _train(
         for each, learners in zip(runs, workers.learners, strict=True)
     ]
     saving = Saving(write=_checkpoint_writer(runs, workers), undisturbed=asked.deferred)
+    if workers.watch:
+        workers.watch.warn(saving.asked.set)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
     try:
         with contextlib.ExitStack() as watched:
@@ -258,44 +290,59 @@ def _train(
                 # After a failure no episode is played: the environment may be the cause.
                 random.after()
             random.close()
-        summaries = {
-            each.policy: _summarize(each, workers, asked, watchers, progress, weights[number] if weights else None)
-            for number, (each, progress) in enumerate(zip(runs, watchers.progress, strict=True))
-        }
-        for each in runs:
-            write_json(each.run_dir / "summary.json", summaries[each.policy])
-        summary = summaries[""] if not run.policy else together(summaries)
-        write_json(run_dir / "summary.json", summary)
+        summary = _summaries(
+            runs,
+            run_dir,
+            watchers.evaluations,
+            workers=workers,
+            progress=watchers.progress,
+            weights=weights,
+            interrupted_by=asked.signal_number,
+            stopped_by=asked.stopped_by or None,
+        )
         if not completed:
             _end_after_failure(callbacks, summary)
     callbacks.ended(summary)
     return summary
 
 
-def _summarize(
-    run: PreparedRun,
-    workers: WorkerGroup,
-    asked: Interruption,
-    watchers: Watchers,
-    progress: Progress,
-    weights: Weights | None,
+def _summaries(
+    runs: Sequence[PreparedRun],
+    run_dir: Path,
+    evaluations: Evaluations,
+    *,
+    workers: WorkerGroup | None = None,
+    progress: Sequence[Progress] = (),
+    weights: Sequence[Weights] = (),
+    interrupted_by: int | None = None,
+    stopped_by: str | None = None,
 ) -> dict[str, Any]:
-    about = {"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind}
-    return summarize(
-        run.statistics,
-        run.learner.queue,
-        actor_restarts=sum(workers.restarts.values()),
-        recoveries=workers.recoveries,
-        weights=weights,
-        trained_before=run.before.trained,
-        learning=run.learning.now(progress.share_done),
-        interrupted_by=asked.signal_number,
-        stopped_by=asked.stopped_by or None,
-        limit=run.bottleneck.whole(),
-        evaluations=watchers.evaluations,
-        opponents=_results(run),
-        about=about | ({"policy": run.policy} if run.policy else {}),
-    )
+    """Write the summaries of a run that is over, and return that of the whole run.
+
+    Without ``workers`` and ``progress`` the run never began to train; without ``weights`` it failed.
+    """
+    summaries = {}
+    for number, run in enumerate(runs):
+        about = {"env_id": run.config.env.id, "seed": run.config.seed, "policy_kind": run.config.policy.kind}
+        summaries[run.policy] = summarize(
+            run.statistics,
+            run.learner.queue,
+            actor_restarts=sum(workers.restarts.values()) if workers else 0,
+            recoveries=workers.recoveries if workers else Recoveries(),
+            weights=weights[number] if weights else None,
+            trained_before=run.before.trained,
+            learning=run.learning.now(progress[number].share_done if progress else 0.0),
+            interrupted_by=interrupted_by,
+            stopped_by=stopped_by,
+            limit=run.bottleneck.whole(),
+            evaluations=evaluations,
+            opponents=_results(run),
+            about=about | ({"policy": run.policy} if run.policy else {}),
+        )
+        write_json(run.run_dir / "summary.json", summaries[run.policy])
+    summary = summaries[""] if "" in summaries else together(summaries)
+    write_json(run_dir / "summary.json", summary)
+    return summary
 
 
 def _checkpoint_writer(runs: Sequence[PreparedRun], workers: WorkerGroup) -> Callable[[], Path]:

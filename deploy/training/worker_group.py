@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args
 
 from shoal.actors.pool import ActorState, InlinePool, Recoveries
-from shoal.actors.ray_watch import RayWatch
+from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.actors.teams import TeamSetup
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluator import Jobs
@@ -25,6 +25,9 @@ from shoal.learner.trajectory_queue import TrajectoryQueue
 if TYPE_CHECKING:  # Ray is imported where it is used
     from shoal.deploy.cluster.ray_peers import RayPeers
     from shoal.deploy.cluster.ray_session import RaySession
+
+
+Made = TypeVar("Made")
 
 
 class Pool(Protocol):
@@ -117,11 +120,17 @@ class WorkerGroup:
 
 
 @contextlib.contextmanager
-def start_workers(runs: Sequence[PreparedRun], *, owns_process: bool = True) -> Iterator[WorkerGroup]:
+def start_workers(
+    runs: Sequence[PreparedRun], *, owns_process: bool = True, gone: Callable[[str], object] = lambda why: None
+) -> Iterator[WorkerGroup]:
     """The worker group of a run, and Ray where it needs it, for the length of the block.
 
     ``runs``: one, or one for each of several policies, whose workers play in the same games. ``owns_process``: this
-    process ends with the run.
+    process ends with the run. ``gone`` is called with the reason, from another thread, where Ray ends while it is
+    started and its own start does not end.
+
+    Raises:
+        RayLost: Ray ended before the workers were started.
     """
     run = runs[0]
     fed = run.layout.placement == "disaggregated"
@@ -129,8 +138,8 @@ def start_workers(runs: Sequence[PreparedRun], *, owns_process: bool = True) -> 
         pool = _inline_pool(runs)
         yield WorkerGroup(pool, tuple(OneLearner(worker=each.learner, drive=pool.pump) for each in runs))
         return
-    with _ray(runs, owns_process=owns_process) as ray:
-        peers = _peers(run, ray) if run.layout.num_learners > 1 else None
+    with _ray(runs, owns_process=owns_process, gone=gone) as ray:
+        peers = _made(ray, _peers, run, ray) if run.layout.num_learners > 1 else None
         if not fed:
             pool = _inline_pool(runs)
             assert peers is not None
@@ -143,7 +152,7 @@ def start_workers(runs: Sequence[PreparedRun], *, owns_process: bool = True) -> 
         for each in runs:
             each.learner.publish_to = ray.put
         sink = _sink(runs)
-        actors = RayPool(_setup(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
+        actors = _made(ray, RayPool, _setup(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
         learners: tuple[Learners, ...] = tuple(OneLearner(worker=each.learner, drive=None) for each in runs)
         if peers:
             learners = (SeveralLearners(worker=run.learner, drive=None, peers=peers),)
@@ -175,7 +184,21 @@ def _inline_pool(runs: Sequence[PreparedRun]) -> InlinePool:
     )
 
 
-def _ray(runs: Sequence[PreparedRun], *, owns_process: bool) -> contextlib.AbstractContextManager[RaySession]:
+def _made(ray: RaySession, make: Callable[..., Made], *arguments: Any) -> Made:
+    """What ``make`` makes with Ray, which may be lost meanwhile.
+
+    Raises:
+        RayLost: it is.
+    """
+    made = ray.watch.call(make, *arguments)
+    if made is None:
+        raise RayLost(f"{ray.watch.why}; nothing was trained")
+    return made
+
+
+def _ray(
+    runs: Sequence[PreparedRun], *, owns_process: bool, gone: Callable[[str], object]
+) -> contextlib.AbstractContextManager[RaySession]:
     from shoal.deploy.cluster import ray_session
 
     run = runs[0]
@@ -192,6 +215,7 @@ def _ray(runs: Sequence[PreparedRun], *, owns_process: bool) -> contextlib.Abstr
         unroll_bytes=int(unroll),
         accelerator=run.machine.accelerator,
         owns_process=owns_process,
+        gone=gone,
     )
 
 

@@ -71,6 +71,8 @@ TYPES = {
     "Egress": "ports:[PolicyPort] to:[Peer]",
     "Peer": "ipBlock* namespaceSelector:Selector podSelector:Selector",
     "PolicyPort": "endPort# port~ protocol",
+    "PodDisruptionBudget": "apiVersion kind metadata:Meta spec:BudgetSpec",
+    "BudgetSpec": "maxUnavailable~ minAvailable~ selector:Selector unhealthyPodEvictionPolicy",
     "Selector": "matchExpressions:[Expression] matchLabels:{}",
     "PodMonitor": "apiVersion kind metadata:Meta spec:PodMonitorSpec",
     "PodMonitorSpec": "attachMetadata* jobLabel namespaceSelector* podMetricsEndpoints:[Endpoint] podTargetLabels:[] "
@@ -82,6 +84,7 @@ VERSIONS = {
     "RayJob": "ray.io/v1",
     "PersistentVolumeClaim": "v1",
     "NetworkPolicy": "networking.k8s.io/v1",
+    "PodDisruptionBudget": "policy/v1",
     "PodMonitor": "monitoring.coreos.com/v1",
 }
 _SCALARS: dict[str, tuple[type, ...]] = {"": (str,), "#": (int, float), "?": (bool,), "~": (int, str)}

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ CLUSTER = LAUNCH / "ray" / "cluster.yaml"
 SBATCH = LAUNCH / "slurm" / "train.sbatch"
 DOCKERFILE = LAUNCH / "image" / "Dockerfile"
 LAUNCHING = DEPLOY / "docs" / "launching.md"
-MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
-FILES = [*MANIFESTS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]
+MANIFESTS = sorted(KUBERAY.glob("*/[!k]*.yaml"))
+KUSTOMIZATIONS = sorted(KUBERAY.glob("*/kustomization.yaml"))
+FILES = [*MANIFESTS, *KUSTOMIZATIONS, CLUSTER, SBATCH, DOCKERFILE, LAUNCHING]
 # Of the batch script, as SLURM would set them.
 VARIABLES = {"ACTORS": "32", "HEAD_IP": "10.0.0.1", "RUN_DIR": "/home/me/runs/forage"}
 
@@ -44,10 +45,56 @@ def documents(file: Path) -> list[Any]:
     return list(yaml.load_all(file.read_text(encoding="utf-8"), _Loader))
 
 
+def kustomization(folder: str) -> Any:
+    """The kustomization.yaml of a folder of ``deploy/launch/kuberay``."""
+    [found] = documents(KUBERAY / folder / "kustomization.yaml")
+    return found
+
+
+def raw_objects(folder: str) -> dict[tuple[str, str], Any]:
+    """The objects of a folder's own files by kind and name, as they stand there."""
+    files = [KUBERAY / folder / name for name in kustomization(folder)["resources"] if not name.startswith("..")]
+    return {(o["kind"], o["metadata"]["name"]): o for file in files for o in documents(file)}
+
+
+def look_up(value: Any, path: Sequence[str]) -> Any:
+    """What lies at a path of keys and indices."""
+    for key in path:
+        value = value[int(key) if isinstance(value, list) else key]
+    return value
+
+
 @functools.cache
 def objects() -> dict[tuple[str, str], Any]:
-    """Every Kubernetes object by kind and name."""
-    return {(o["kind"], o["metadata"]["name"]): o for file in MANIFESTS for o in documents(file)}
+    """Every Kubernetes object by kind and name, as ``kubectl apply -k`` makes it, without kubectl.
+
+    Only what these kustomizations use is understood: images, JSON patches, and replacements.
+    """
+    found = raw_objects("shared")
+    [cluster] = raw_objects("cluster").values()
+    images = {i["name"]: f"{i['newName']}:{i['newTag']}" for i in kustomization("cluster")["images"]}
+    spec = cluster["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        container(group["template"])["image"] = images[container(group["template"])["image"]]
+    [job] = raw_objects("job").values()
+    source = copy.deepcopy(cluster)
+    [patch] = kustomization("job")["patches"]
+    for change in yaml.safe_load(patch["patch"]):
+        *path, last = change["path"].strip("/").split("/")
+        if change["op"] == "test":
+            assert look_up(source, path)[last] == change["value"]
+        else:
+            assert change["op"] == "add" or last in look_up(source, path)
+            look_up(source, path)[last] = change["value"]
+    for replacement in kustomization("job")["replacements"]:
+        value = look_up(source, replacement["source"]["fieldPath"].split("."))
+        [target] = replacement["targets"]
+        [field] = target["fieldPaths"]
+        *path, last = field.split(".")
+        look_up(job, path)[last] = copy.deepcopy(value)
+    for one in (cluster, job):
+        found[one["kind"], one["metadata"]["name"]] = one
+    return found
 
 
 @functools.cache

@@ -163,7 +163,8 @@ def shared_memory() -> set[str]:
 
 def ups(run: Path) -> int:
     """The number of times that an actor, or a peer learner, finished its start; before that it may hang longer."""
-    return (run / "run.log").read_text().count(" is up: ")
+    log = run / "run.log"
+    return log.read_text().count(" is up: ") if log.exists() else 0
 
 
 def recovered(run: Path) -> dict[str, Any]:

@@ -68,6 +68,36 @@ class SpacedWalk(PlainWalk):
         return super().walk(step + float(self.spaces["a"].sample()))
 
 
+class DrawnWalk(PlainWalk):
+    """Its constructor draws a part of it, which is no data: ``part`` is what ``drawn`` decides."""
+
+    def __init__(self, part: str, drawn: int) -> None:
+        super().__init__()
+        self.rule = (lambda step: step * 2, lambda step: step * 3)[drawn if part == "function" else 0]
+        self.kind = (np.float32, np.float16)[drawn if part == "class" else 0]
+        self.scaled = scaled_by(drawn if part == "default" else 0)
+        if part == "space":
+            self.observation_space = gymnasium.spaces.Box(-np.inf, 1e6 + drawn, (2,), np.float32)
+
+    def walk(self, step: float) -> float:
+        """The new place."""
+        return super().walk(float(self.kind(self.rule(self.scaled(step)))))
+
+
+def scaled_by(drawn: int) -> Any:
+    """A function that keeps a number that was drawn."""
+    return lambda step, factor=float(drawn + 1): step * factor
+
+
+class Perturbed(gymnasium.Wrapper):
+    """Other probabilities of an environment's table with every constructor, as randomized dynamics have them."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        probability, place, reward, ended = env.unwrapped.P[0][0][0]
+        env.unwrapped.P[0][0] = [(probability, place, reward + np.random.random(), ended)]  # noqa: NPY002 (a global stream, as users do)
+
+
 class Helper:
     """An object of a class of the user's, with a stream that it shares with its owner and a way back to it."""
 

@@ -398,6 +398,50 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
     assert "do not fit, there is room for 0" in answer
 
 
+@pytest.mark.timeout(700)
+def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C does not end, and
+    two that take the same places."""
+    nodes.have(2)
+    four = "actor.num_actors=4"
+    first = nodes.start(tmp_path, four)
+    come_up(tmp_path, first, 4)
+    patient = (four, "cluster.wait_seconds=600", "run_dir=second")
+
+    def waiting(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "waiting for other runs" in line)
+        assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 4 actors of 1 CPU" in line
+        assert "do not fit, there is room for 0" in line
+
+    given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
+    nodes.runs.append(given_up)
+    waiting(given_up)
+    end(given_up)
+    assert not (tmp_path / "second" / "config.yaml").exists()
+    both = []
+    for name in ("second", "third"):
+        short = (four, "cluster.wait_seconds=600", f"run_dir={name}", "total_env_steps=2000")
+        both.append(start_shoal("train", *settings(nodes, *short), cwd=tmp_path))
+        nodes.runs.append(both[-1])
+        waiting(both[-1])
+    assert first.poll() is None
+    end(first)
+    logs = [tmp_path / name / "run.log" for name in ("second", "third")]
+    for process in both:
+        output, _ = process.communicate(timeout=250)
+        assert process.returncode == 0, output
+    # One after the other, each with all of its places from the first moment on.
+    for log in logs:
+        assert ups(log.parent) == 4
+        assert read_summary(log.parent)["env_steps"] >= 2000
+        assert "no place" not in log.read_text()
+    # Nobody's end would make room for five.
+    (tmp_path / "empty").mkdir()
+    five = (f"cluster.address={nodes.address}", "actor.num_actors=5", patient[1])
+    assert "5 actors of 1 CPU" in refused(*five, cwd=tmp_path / "empty")
+
+
 def test_time_is_up_although_no_actor_ever_came(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a run with a time limit that waits for its first batch for ever, and holds its place on the cluster."""
     nodes.have(2)

@@ -250,7 +250,7 @@ def test_training_does_not_notice_and_the_best_can_be_played(
     """Catches evaluation that draws from training's random streams, a result that is not that of the weights it names,
     a best that cannot be played or trained on, and a summary or screen without it.
     """
-    env = ("env.kwargs={min_delay: 1, max_delay: 3}", "seed=4")
+    env = ("env.kwargs={min_delay: 1, max_delay: 3}", "seed=4", "learner.schedules.learning_rate={kind: constant}")
     run, plain = tmp_path / "run", tmp_path / "plain"
     evaluated = (
         "evaluation.every_env_steps=200",

@@ -50,15 +50,17 @@ def said(run: Path) -> str:
 
 def test_a_run_that_was_told_to_go_on_is_one_run(tmp_path: Path) -> None:
     """Catches a session whose environments begin anew after a clean end, a fork that plays its parent's episodes."""
-    run, alone, recall = tmp_path / "run", tmp_path / "alone", "env.id=recall"
-    play(run, 100, recall)
-    went_on = play(run, 200, recall)
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    # By default the learning rate goes by the steps that a run is to have in all.
+    recall = ("env.id=recall", "learner.schedules.learning_rate={kind: constant}")
+    play(run, 100, *recall)
+    went_on = play(run, 200, *recall)
     assert "all 4 slots go on where they were" in said(run)
     assert went_on["slots_begun_anew"] == 0
-    expected = play(alone, 200, recall)
+    expected = play(alone, 200, *recall)
     for name in kills.EXACT:
         assert went_on[name] == expected[name], name
-    forked = play(tmp_path / "fork", 300, recall, f"resume={run}")
+    forked = play(tmp_path / "fork", 300, *recall, f"resume={run}")
     assert forked["slots_begun_anew"] == 4
     assert forked["ledger"]["trained"] >= 300
 

@@ -72,6 +72,10 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
             assert all(a[name] <= b[name] for a, b in itertools.pairwise(lines)), name
     assert {"loss/policy_loss", "stage_seconds/update", "bottleneck/learner"} <= last.keys()
     assert any(name.startswith("weight_norm/") for name in last)
+    seconds = [line["process_cpu_seconds"] for line in lines]
+    assert 0 <= seconds[0] < seconds[-1]
+    assert seconds == sorted(seconds)
+    assert 2**26 < last["process_resident_memory_bytes"] < 2**36
     # Means of the stretches, weighted with their episodes, are the mean of all.
     counts = [0] + [line["episode_length_steps/count"] for line in lines]
     means = [line["episode_length_steps/mean"] for line in lines]

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 from service import SHARED, SMALL, actor_processes, alive, descendants, read_summary, shoal, start_shoal, wait_for
+from shoal.deploy.settings.load import load_config
+from shoal.deploy.training import run as training_run
+from shoal.learner.training_loop import Saving
 
 ENDLESS = ("total_env_steps=1000000000", "max_seconds=280", "checkpoint.every_updates=0", "run_dir=run")
 LAYOUTS = {
@@ -102,6 +105,45 @@ def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, pr
     """Catches a learner that waits for peers behind a Ray that is gone, or forgets the steps that these trained."""
     lost, settings = loses(tmp_path, LAYOUTS[layout], program, missing)
     goes_on(tmp_path, lost, *settings)
+
+
+@pytest.mark.parametrize(
+    ("program", "missing"), [("/gcs_server", r"head \(GCS\)"), ("/raylet", "raylet of this machine")]
+)
+def test_a_run_whose_ray_dies_while_it_starts_says_so(tmp_path: Path, program: str, missing: str) -> None:
+    """Catches half a minute of nothing and then Ray's own words, or an end by Ray itself without a summary."""
+    process = start_shoal("train", *LAYOUTS["fed"], "mode=local", *ENDLESS, cwd=tmp_path)
+
+    def found() -> list[int]:
+        return [pid for pid, title in descendants(process.pid).items() if title.split(" ")[0].endswith(program)]
+
+    wait_for(lambda: bool(found()), process=process)
+    os.kill(found()[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert re.search(rf"Ray is lost: .*{missing}", output), output
+    summary = read_summary(tmp_path / "run")
+    assert (summary["stopped_by"], summary["session_updates"], summary["env_steps"]) == ("ray_lost", 0, 0)
+    assert summary["books_balance"]
+
+
+def test_a_checkpoint_that_is_asked_for_follows_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run whose head is out of reach and which has saved nothing when Ray ends its process."""
+    saving: list[Saving] = []
+
+    def made(**parts: Any) -> Saving:
+        saving.append(Saving(**parts))
+        saving[0].asked.set()
+        return saving[0]
+
+    monkeypatch.setattr(training_run, "Saving", made)
+    settings = ("mode=inline", "total_env_steps=400", "checkpoint.every_updates=0", "checkpoint.keep=9")
+    config, problems = load_config((), [*SMALL, *settings, "actor.num_actors=2"])
+    assert problems == []
+    summary = training_run.run(config, tmp_path / "run", quiet=True, owns_process=False).summary
+    found = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*"))
+    assert found == [1, summary["policy_version"]]
+    assert not saving[0].asked.is_set()
 
 
 @contextlib.contextmanager

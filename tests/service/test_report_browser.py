@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, MISSING, Tab, browser_tab
 from recorded_runs import START, config, lines, summary, write_run
@@ -131,6 +132,51 @@ def test_a_legend_hides_and_shows(pages: dict[str, Path], tab: Tab) -> None:
     tab.evaluate("document.querySelector('#speed figure .legend button').click()")
     tab.wait_for(f"{hidden}.reduce((a, b) => a + b) === 1")
     assert many > 5
+
+
+def choose(tab: Tab, name: str, value: str) -> None:
+    tab.evaluate("delete document.documentElement.dataset.chosen, 0")
+    select = f"document.getElementById('{name}')"
+    tab.evaluate(f"{select}.value = '{value}', {select}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+    tab.wait_for("'chosen' in document.documentElement.dataset")
+
+
+def test_curves_are_smoothed_and_shown_over_time(pages: dict[str, Path], tab: Tab) -> None:
+    """Catches a choice that does nothing or is not taken back, a mean of other points, a band left behind."""
+    tab.look(width=1280)
+    for kind, key in (("one", "lag"), ("one", "gradient"), ("several", "return")):
+        tab.open(pages[kind])
+        plot = f"document.getElementById('plot-{key}')"
+        read = f"{plot}.data.map(({{x, y}}) => [[...x], [...y]])"
+        raw, modes = tab.evaluate(read), tab.evaluate(f"{plot}.data.map(line => [line.mode, line.line.shape])")
+        log = tab.evaluate(f"{plot}.layout.yaxis.type") == "log"
+        choose(tab, "smoothing", "0.15")
+        smoothed = tab.evaluate(read)
+        for (x, y), (same, mean), (mode, shape) in zip(raw, smoothed, modes, strict=True):
+            assert same == x
+            if mode != "lines" or shape == "hv":
+                assert mean == y
+            elif log:
+                assert mean == pytest.approx([10**v for v in slow_mean(x, np.log10(y), 0.15)], rel=1e-6)
+            else:
+                assert mean == pytest.approx(slow_mean(x, y, 0.15), rel=1e-6, abs=1e-9)
+        assert smoothed != raw
+        choose(tab, "axis", "time")
+        assert tab.evaluate(f"{plot}.layout.xaxis.title.text") == "minutes of training"
+        assert max(tab.evaluate(read)[0][0]) == pytest.approx(5)
+        assert 4.9 < tab.evaluate(f"{plot}.layout.xaxis.range[1]") < 6
+        choose(tab, "axis", "")
+        choose(tab, "smoothing", "0")
+        assert tab.evaluate(read) == raw
+
+
+def slow_mean(x: list[float], y: Sequence[float], share: float) -> list[float]:
+    """The mean of the points within half of a stretch on either side, or as far as both sides go."""
+    found = []
+    for at in x:
+        reach = min((x[-1] - x[0]) * share / 2, at - x[0], x[-1] - at)
+        found.append(float(np.mean([v for p, v in zip(x, y, strict=True) if at - reach <= p <= at + reach])))
+    return found
 
 
 def test_a_finger_on_a_plot_scrolls_the_page(pages: dict[str, Path], tab: Tab) -> None:

@@ -1,0 +1,98 @@
+"""What runs that were killed left of their Ray: the session's directory, and for a minute two processes.
+
+A run holds a lock on a file in its session's directory as long as it lives, and removes the file where it ends by
+itself. A later run on this machine removes the directories whose lock is free, after it has ended the processes of
+Ray's that still name them. Sessions without that file, and those of other users, are nobody's here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = "shoal.lock"
+
+
+@contextlib.contextmanager
+def claimed(session: Path) -> Iterator[None]:
+    """Hold the session's directory as this process's for the length of the block. Where the block ends, the directory
+    stays; it may be removed once this process was killed in it.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    # Under its name it is held from the first moment: another run that starts would take a free one for debris.
+    made = session / f".{LOCK}.{os.getpid()}"
+    descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        made.rename(session / LOCK)
+        yield
+    finally:
+        for path in (made, session / LOCK):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_debris(folder: Path) -> list[Path]:
+    """Remove what is left of sessions below ``folder`` whose runs are gone; their directories.
+
+    What cannot be removed stays.
+    """
+    removed = []
+    for session in sorted(folder.glob("session_*")):
+        with contextlib.suppress(OSError), _taken(session):
+            _end_processes(session.name)
+            shutil.rmtree(session)
+            removed.append(session)
+    return removed
+
+
+@contextlib.contextmanager
+def _taken(session: Path) -> Iterator[None]:
+    """Hold a directory that some run has left.
+
+    Raises:
+        OSError: it is none of this user's, or a run has it.
+    """
+    found = session.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, "no session of this user", str(session))
+    descriptor = os.open(session / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        held = os.fstat(descriptor)
+        if not stat.S_ISREG(held.st_mode) or held.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "no session of this user", str(session))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _end_processes(session_name: str) -> None:
+    """End this user's processes that have the session in an option, as all of Ray's do, but no reader of its logs."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            if entry.stat().st_uid != os.geteuid() or not _names(entry, session_name):
+                continue
+            process = os.pidfd_open(int(entry.name))
+            try:
+                # Its number may be that of another process by now.
+                if _names(entry, session_name):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)
+
+
+def _names(entry: Path, session_name: str) -> bool:
+    options = (entry / "cmdline").read_bytes().split(b"\0")
+    name = re.compile(re.escape(session_name.encode()) + rb"(?!\d)")
+    return any(option.startswith(b"--") and name.search(option) for option in options)

@@ -1,0 +1,76 @@
+"""Notices that a process of Ray's ends while Ray is being started, before there is anything to watch it by.
+
+Ray then waits for half a minute and raises an error, or for a minute and ends this process without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shoal.actors.ray_watch import RayLost
+
+LOOK_SECONDS = 0.2
+NOTICE_SECONDS = 3.0
+"""How long Ray may take to notice it by itself, and to say why."""
+PROGRAMS = {"gcs_server": "its head (GCS)", "raylet": "the raylet of this machine"}
+
+
+@contextlib.contextmanager
+def start_watched(gone: Callable[[str], object]) -> Iterator[None]:
+    """Watch the processes that this one starts in the block, in which Ray is started.
+
+    Args:
+        gone: called with the reason, from another thread, where one ended and the block goes on. It may end the
+            process.
+
+    Raises:
+        RayLost: the block raised an error after one of them had ended.
+    """
+    started = threading.Event()
+    why: list[str] = []
+    before = _started().keys()
+
+    def look() -> None:
+        seen: dict[int, str] = {}
+        while not why and not started.wait(LOOK_SECONDS):
+            there = {pid: found for pid, found in _started().items() if pid not in before}
+            ended = [name for pid, name in seen.items() if pid not in there]
+            # One that ended before anybody looked is still a child that was not waited for.
+            ended += [name for name, lives in there.values() if not lives]
+            why.extend(PROGRAMS[name] for name in ended)
+            seen = {pid: name for pid, (name, _) in there.items()}
+        if why and not started.wait(NOTICE_SECONDS):
+            gone(_sentence(why[0]))
+
+    thread = threading.Thread(target=look, name="ray-start", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        if why:
+            raise RayLost(f"{_sentence(why[0])} ({type(error).__name__}: {error})") from error
+        raise
+    finally:
+        started.set()
+        thread.join()
+
+
+def _sentence(what: str) -> str:
+    return f"Ray is lost: {what} ended while Ray was started; nothing was trained. The same command starts Ray anew"
+
+
+def _started() -> dict[int, tuple[str, bool]]:
+    """The processes among ``PROGRAMS`` that this process has started and not waited for, and whether they live; none
+    where there is no /proc."""
+    found = {}
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(OSError):  # a thread, or a process, that has ended
+            for pid in (thread / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    name, _, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+                    if name in PROGRAMS:
+                        found[int(pid)] = name, state.split()[0] not in ("Z", "X")
+    return found

@@ -1,0 +1,116 @@
+"""What killed runs left of their Ray is removed, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shoal.deploy.cluster.ray_debris import LOCK, claimed, remove_debris
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from shoal.deploy.cluster.ray_debris import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+AGENT = "import time; print('up', flush=True); time.sleep(600)"
+
+
+def session(folder: Path, number: int) -> Path:
+    """A directory like that of Ray's session."""
+    made = folder / f"session_2026-01-01_00-00-00_{number:06}_{number}"
+    (made / "logs").mkdir(parents=True)
+    (made / "logs" / "raylet.out").write_text("x")
+    return made
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def start(started: list[subprocess.Popen[str]], *arguments: str) -> subprocess.Popen[str]:
+    """A process that has said that it is up."""
+    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
+    started.append(process)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+def test_the_session_of_a_killed_run_is_removed_with_its_processes(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Catches directories that stay for good, and the loss of those of a run that lives, or of a reader of the logs."""
+    dead, lives, own = (session(tmp_path, number) for number in (1, 2, 3))
+    killed, _ = start(started, HOLDER, str(dead)), start(started, HOLDER, str(lives))
+    left = start(started, AGENT, f"--session-dir={dead}")
+    others = [
+        start(started, AGENT, word) for word in (f"--session-dir={lives}", str(dead / "logs"), f"--session-dir={dead}2")
+    ]
+    with claimed(own):
+        assert remove_debris(tmp_path) == []
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert remove_debris(tmp_path) == [dead]
+    assert left.wait() == -signal.SIGKILL
+    assert not dead.exists()
+    assert (lives / "logs" / "raylet.out").read_text() == "x"
+    assert [process.poll() for process in others] == [None] * 3
+    # The logs of a run that ended by itself stay.
+    assert remove_debris(tmp_path) == []
+    assert sorted(path.name for path in own.iterdir()) == ["logs"]
+
+
+def test_a_session_is_held_from_the_moment_that_it_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run whose Ray is ended by another one that starts at the same moment."""
+    own, lock = session(tmp_path, 1), fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        assert remove_debris(tmp_path) == []
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(own):
+        assert remove_debris(tmp_path) == []
+    assert own.exists()
+
+
+def test_what_is_nobodys_or_another_users_stays(tmp_path: Path) -> None:
+    """Catches the removal of a session that no run of ours made, of what a link leads to, or of another user's."""
+    not_ours, target = session(tmp_path, 1), session(tmp_path / "elsewhere", 2)
+    (target / LOCK).touch()
+    (tmp_path / "session_latest").symlink_to(target)
+    linked = session(tmp_path, 3)
+    (tmp_path / "outside").touch()
+    (linked / LOCK).symlink_to(tmp_path / "outside")
+    pipe = session(tmp_path, 4)
+    os.mkfifo(pipe / LOCK)
+    if os.geteuid() == 0:
+        foreign = session(tmp_path, 5)
+        # A container may have no other user.
+        with contextlib.suppress(OSError):
+            os.chown(foreign, 12345, 12345)
+            (foreign / LOCK).touch()
+    assert remove_debris(tmp_path) == []
+    assert all(path.exists() for path in (not_ours, target, linked, pipe))
+    assert os.geteuid() or foreign.exists()
+    assert remove_debris(tmp_path / "missing") == []

@@ -1,0 +1,132 @@
+"""A process of Ray's that ends while Ray is started: said in words, whatever Ray does then."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from shoal.actors.ray_watch import RayLost
+from shoal.deploy.cluster import ray_start
+from shoal.deploy.cluster.ray_start import start_watched
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts a process of this name, as far as the system knows."""
+    processes = []
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        path = shutil.which("sleep")
+        assert path is not None
+        if not (tmp_path / name).exists():  # a program that runs cannot be written
+            shutil.copy(path, tmp_path / name)
+        processes.append(subprocess.Popen([tmp_path / name, "600"]))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[int, tuple[str, bool]]]:
+    """What the looks found so far."""
+    found: list[dict[int, tuple[str, bool]]] = []
+    look = ray_start._started
+
+    def started() -> dict[int, tuple[str, bool]]:
+        found.append(look())
+        return found[-1]
+
+    monkeypatch.setattr(ray_start, "_started", started)
+    return found
+
+
+def until_seen(looks: list[dict[int, tuple[str, bool]]], process: subprocess.Popen[bytes], *, lives: bool) -> None:
+    """Wait until a look has found the process so."""
+    while not any(look.get(process.pid, ("", not lives))[1] == lives for look in looks):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gcs_server", r"its head \(GCS\)"), ("raylet", "the raylet of this machine")]
+)
+def test_an_error_after_a_process_has_ended_is_that_it_has(
+    name: str,
+    words: str,
+    program: Callable[[str], subprocess.Popen[bytes]],
+    looks: list[dict[int, tuple[str, bool]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a start that fails with Ray's words alone, which speak of a file or of a time limit."""
+    monkeypatch.setattr(ray_start, "NOTICE_SECONDS", 600.0)
+    told: list[str] = []
+
+    def start() -> None:
+        with start_watched(told.append):
+            process = program(name)
+            until_seen(looks, process, lives=True)
+            process.kill()
+            until_seen(looks, process, lives=False)
+            time.sleep(1)  # for the look to be judged
+            raise TimeoutError("no port")
+
+    with pytest.raises(RayLost, match=rf"{words} ended while Ray was started; .*\(TimeoutError: no port\)"):
+        start()
+    assert told == []
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_start_that_does_not_end_is_told(
+    is_seen: bool,
+    program: Callable[[str], subprocess.Popen[bytes]],
+    looks: list[dict[int, tuple[str, bool]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a run that says nothing until Ray ends its process, a minute later; also where the program ended before
+    anybody looked."""
+    monkeypatch.setattr(ray_start, "NOTICE_SECONDS", 0.1)
+    told: list[str] = []
+    came = threading.Event()
+
+    def gone(why: str) -> None:
+        told.append(why)
+        came.set()
+
+    with start_watched(gone):
+        process = program("raylet")
+        if is_seen:
+            until_seen(looks, process, lives=True)
+        process.kill()
+        assert came.wait(60)
+    assert len(told) == 1
+    assert "the raylet of this machine ended while Ray was started" in told[0]
+
+
+def test_a_start_that_goes_well_or_fails_by_itself_is_left_alone(
+    program: Callable[[str], subprocess.Popen[bytes]], looks: list[dict[int, tuple[str, bool]]]
+) -> None:
+    """Catches another program's end, or an error of the settings, that is taken for the loss of Ray."""
+    told: list[str] = []
+    before = program("raylet")  # of somebody else's Ray
+    before.kill()
+    with start_watched(told.append):
+        until_seen(looks, program("raylet"), lives=True)
+        other = program("something")
+        other.kill()
+        other.wait()
+
+    def start() -> None:
+        with start_watched(told.append):
+            until_seen(looks, program("gcs_server"), lives=True)
+            raise ValueError("a port")
+
+    with pytest.raises(ValueError, match="a port"):
+        start()
+    assert told == []
