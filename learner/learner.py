@@ -89,7 +89,8 @@ class Learner:
         num_shards: number of parts that this learner cuts its batches into; by default ``num_threads``.
         first_shard: number of its first shard among the shards of all learners.
         num_threads: gradient threads (on the CPU).
-        total_env_steps: trained environment steps at which the run ends; needed by schedules over the whole run.
+        total_env_steps: trained environment steps, of all policies, at which the run ends; needed by schedules over the
+            whole run.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Learner:
         self.attempts = 0
         """Updates begun by this process, the same in all learners of a group; those that were skipped count, too."""
         self.env_steps = 0
-        """Environment steps trained so far, by all learners; schedules go by it."""
+        """Environment steps trained so far, by all learners."""
+        self.others_env_steps = 0
+        """Environment steps that the run's other policies were trained with; schedules go by the steps of all."""
         self.total_env_steps = total_env_steps
         self._scheduled = scheduled_settings(config, self.env_steps, total_env_steps)
         self.group: Group | None = None
@@ -170,7 +173,8 @@ class Learner:
 
     def _schedule(self) -> None:
         """Set the values of the update that is being made."""
-        scheduled = scheduled_settings(self.config, self.env_steps, self.total_env_steps)
+        env_steps = self.env_steps + self.others_env_steps
+        scheduled = scheduled_settings(self.config, env_steps, self.total_env_steps)
         self._scheduled = scheduled._replace(learning_rate=scheduled.learning_rate * self.kl_adaptation.factor)
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
@@ -465,6 +469,7 @@ class Learner:
             "learning_rate_factor": self.kl_adaptation.factor,
             "policy_version": self.policy_version,
             "env_steps": self.env_steps,
+            "others_env_steps": self.others_env_steps,
             "attempts": self.attempts,
         }
 
@@ -476,6 +481,8 @@ class Learner:
         self.statistics.load_state_dict(state["statistics"])
         self.kl_adaptation.factor = state["learning_rate_factor"]
         self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
+        # Updates that were recorded before there were several policies lack it.
+        self.others_env_steps = state.get("others_env_steps", 0)
         self.attempts = state["attempts"]
 
     def own_state(self) -> dict[str, Any]:

@@ -63,10 +63,15 @@ class Lost:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Empty:
+    """The batch has no transition, because all agents of the policy were out of their games: no update was made."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
     """The result of one update with one batch; plain data that may cross processes."""
 
-    outcome: Trained | Skipped | Lost
+    outcome: Trained | Skipped | Lost | Empty
     ledger: Ledger
     """The steps of the batch, as trained or dropped; none is in flight."""
     reports: tuple[TrajectoryReport, ...]
@@ -121,6 +126,9 @@ class LearnerWorker:
             trajectories = self.queue.next_batch(drive, stop)
         if trajectories is None:
             return None
+        if not learner.group and not any(trajectory.env_steps for trajectory in trajectories):
+            # The optimizer would step by its momentum alone.
+            return self._without_update(trajectories, [], Empty())
         with clock.time("assemble"):
             batch = learner.path.to_device(self.assembler.assemble(trajectories))
         with clock.time("parity_check"):
@@ -190,7 +198,11 @@ class LearnerWorker:
         self.queue.publish(weights.policy_version, self.publish_to(weights))
 
     def _without_update(
-        self, trajectories: list[Trajectory], errors: list[float | None], outcome: Skipped | Lost, reason: str
+        self,
+        trajectories: list[Trajectory],
+        errors: list[float | None],
+        outcome: Skipped | Lost | Empty,
+        reason: str | None = None,
     ) -> StepResult:
         """Drop the batch and publish the weights again: the actors go on with them."""
         assert self.weights is not None

@@ -270,9 +270,14 @@ class RunStatistics:
         self.longest_wait = max(0.98 * self.longest_wait, now - (self._last_update or now))
         self._last_update = now
 
+    def add_empty_batch(self) -> None:
+        """Count a batch without a transition as a sign of life: no update was missed."""
+        if self._last_update is not None:
+            self._last_update = time.monotonic()
+
     @property
     def seconds_since_update(self) -> float | None:
-        """Seconds since the last update, by the monotonic clock; None before the first update."""
+        """Seconds since the last update or empty batch, by the monotonic clock; None before the first update."""
         return None if self._last_update is None else time.monotonic() - self._last_update
 
     def add_reports(self, reports: Sequence[TrajectoryReport]) -> list[str]:

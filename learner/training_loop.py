@@ -13,7 +13,8 @@ from typing import Protocol
 
 from shoal.learner.activations import ActivationSampler
 from shoal.learner.checkpoint import CheckpointError
-from shoal.learner.learner_worker import Lost, Skipped, StepResult, Trained
+from shoal.learner.learner import Learner
+from shoal.learner.learner_worker import Empty, Lost, Skipped, StepResult, Trained
 from shoal.learner.learners import Learners
 from shoal.learner.recorded_updates import RecordedUpdates
 from shoal.learner.statistics import RunStatistics
@@ -37,6 +38,8 @@ class Limits:
 class TrainedPolicy:
     """A policy of the run: who trains it, and what is counted and recorded of that."""
 
+    name: str
+    """Empty where it is the only one."""
     learners: Learners
     statistics: RunStatistics
     updates: RecordedUpdates
@@ -85,7 +88,8 @@ def train(
 ) -> list[Weights]:
     """Update the policies until ``total_env_steps`` of all or ``stop``; return the last published weights of each.
 
-    Where there are several, each has one update after the other, with the unrolls of the same games.
+    Where there are several they are updated in turn, each with its part of the same unrolls, but for one that comes in
+    the middle of a round. Their schedules go by the steps of all.
 
     consumes: batches of trajectories     waits for: batch_size segments     unblocked by: the queue, ``stop``
     produces: a new version of every policy, again and again
@@ -97,7 +101,7 @@ def train(
         ObserverFailed: ``observer`` raised it; the last update is saved.
     """
     trained = [_Training(policy) for policy in policies]  # actors cannot start without weights
-    saved_version = -1
+    saved_versions: list[int] | None = None
     failure: ObserverFailed | None = None
     while sum(each.env_steps for each in trained) < limits.total_env_steps and not stop.is_set():
         results = _update_all(trained, stop)
@@ -110,15 +114,13 @@ def train(
             break
         if None in results:
             break
-        version = _version(policies)
         every = limits.checkpoint_every
-        due = saving.asked.is_set() or (every and version % every == 0)
-        if made and due and version != saved_version:
+        if made and (saving.asked.is_set() or (every and max(_versions(policies)) % every == 0)):
             saving.asked.clear()
-            saved_version = _save(saving, policies, observer, required=False)
+            saved_versions = _save(saving, policies, observer, required=False)
             for each in trained:
                 each.write_if_due()
-    if saved_version != _version(policies):
+    if saved_versions != _versions(policies):
         _save(saving, policies, observer, required=True)
     if failure:
         raise failure
@@ -126,18 +128,27 @@ def train(
 
 
 def _update_all(trained: Sequence[_Training], stop: threading.Event) -> list[StepResult | None]:
-    """One update of every policy; None, as the last, where ``stop`` was set while waiting for its batch."""
+    """One update of every policy; None, as the last, where ``stop`` was set while waiting for its batch.
+
+    Once one policy was updated, ``stop`` leaves out none of the others whose part of these unrolls is there.
+    """
+    env_steps = sum(each.learner.env_steps for each in trained)
+    for each in trained:
+        each.learner.others_env_steps = env_steps - each.learner.env_steps
     results: list[StepResult | None] = []
     for each in trained:
-        results.append(each.step(stop))
+        results.append(each.step(_NEVER if results and each.has_batch else stop))
         if results[-1] is None:
             break
     return results
 
 
-def _version(policies: Sequence[TrainedPolicy]) -> int:
-    """The highest version of the policies: skipped updates may have left some behind."""
-    return max(policy.learners.worker.learner.policy_version for policy in policies)
+_NEVER = threading.Event()
+
+
+def _versions(policies: Sequence[TrainedPolicy]) -> list[int]:
+    """Skipped updates, and batches without a transition, may have left some behind."""
+    return [policy.learners.worker.learner.policy_version for policy in policies]
 
 
 class _Training:
@@ -150,6 +161,16 @@ class _Training:
         policy.statistics.published_bytes += self.weights.flat.nbytes
         self._activations = ActivationSampler(worker.learner.policy)
         self._skipped_in_a_row = 0
+
+    @property
+    def learner(self) -> Learner:
+        """The learner of the run's own process."""
+        return self._policy.learners.worker.learner
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether the next update waits for nothing."""
+        return self._policy.learners.worker.queue.has_batch()
 
     @property
     def env_steps(self) -> int:
@@ -177,10 +198,13 @@ class _Training:
         if isinstance(outcome, Lost):
             steps = f"{result.ledger.sampled:,}"
             log.warning("%s; its %s steps are dropped and training goes on", outcome.error, steps)
+        elif isinstance(outcome, Empty):
+            statistics.add_empty_batch()
         elif isinstance(outcome, Skipped):
             self._skipped_in_a_row += 1
             statistics.skipped_updates += 1
-            log.error("an update was skipped: %s", outcome.error)
+            whose = f" of policy {self._policy.name}" if self._policy.name else ""
+            log.error("an update%s was skipped: %s", whose, outcome.error)
             self._policy.updates.write(learner, worker.recorder, learners.recorded)
             if self._skipped_in_a_row >= learner.config.max_skipped_updates:
                 raise outcome.error
@@ -204,12 +228,12 @@ class _Training:
                 updates.write(worker.learner, worker.recorder, self._policy.learners.recorded)
 
 
-def _save(saving: Saving, policies: Sequence[TrainedPolicy], observer: Observer, *, required: bool) -> int:
-    """Save a checkpoint and return its version.
+def _save(saving: Saving, policies: Sequence[TrainedPolicy], observer: Observer, *, required: bool) -> list[int] | None:
+    """Save a checkpoint and return the versions in it.
 
-    A failure is counted, and -1 returned; where the checkpoint is ``required``, it is raised.
+    A failure is counted, and None returned; where the checkpoint is ``required``, it is raised.
     """
-    version = _version(policies)
+    versions = _versions(policies)
     with policies[0].learners.worker.clock.time("checkpoint"), saving.undisturbed():
         try:
             path = saving.write()
@@ -218,9 +242,9 @@ def _save(saving: Saving, policies: Sequence[TrainedPolicy], observer: Observer,
                 raise
             for policy in policies:
                 policy.statistics.failed_checkpoints += 1
-            log.error("checkpoint %d could not be written, training goes on: %s", version, error)
-            return -1
+            log.error("checkpoint %d could not be written, training goes on: %s", max(versions), error)
+            return None
     for policy in policies:
         policy.statistics.last_checkpoint_timestamp = time.time()
     observer.saved(path)
-    return version
+    return versions

@@ -216,6 +216,11 @@ class TrajectoryQueue:
                 drive(0.1)
         return None
 
+    def has_batch(self) -> bool:
+        """Whether the trajectories of the next update are there."""
+        with self._changed:
+            return len(self._mailbox) >= self._batch_size // self._num_envs
+
     def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> Ledger:
         """Count a finished update: ``trained`` steps as its loss counted them, or all steps as ``dropped``, a reason.
 

@@ -126,8 +126,11 @@ class TeamShare:
             shares_games=True,
             # Policies of equal shapes begin with weights of their own.
             seed=(config.seed + self.number) % 2**63,
-            total_env_steps=max(1, round(config.total_env_steps * self.share)),
         )
+
+    def target_env_steps(self, config: Config) -> int:
+        """Its part of ``total_env_steps``; where agents leave games early, policies end with more and with fewer."""
+        return max(1, round(config.total_env_steps * self.share))
 
     def part(self, config: Config, layout: Layout) -> Share:
         """Its part of the run's only process."""

@@ -60,6 +60,8 @@ class PreparedRun:
     updates: RecordedUpdates
     rollouts: Mapping[str, Any] | None
     """The acting side's state that a run in one process goes on from (``deploy.training.going_on``)."""
+    target_env_steps: int
+    """Environment steps that it is to train: ``total_env_steps``, or of several policies the part of its agents."""
     policy: str = ""
     """The policy's name where several are trained, with ``run_dir`` a folder of the run's; else empty."""
 
@@ -99,7 +101,9 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     origin = find_origin(config, checkpoints)
 
-    def build(setup: LearnerSetup, share: Share, origin: Origin, run_dir: Path, policy: str = "") -> PreparedRun:
+    def build(
+        setup: LearnerSetup, share: Share, origin: Origin, run_dir: Path, target: int, policy: str = ""
+    ) -> PreparedRun:
         learner = setup.make_learner_worker(share)
         statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
         restore(origin, learner, statistics)
@@ -132,6 +136,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
                 },
             ),
             rollouts=rollouts,
+            target_env_steps=target,
             policy=policy,
         )
 
@@ -140,12 +145,14 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
         for name, own in team_shares(config, layout).items():
             from_ = origin.of(name)
             setup = own.setup(config, layout, _worker_setup(config, from_, own.spec))
-            runs.append(build(setup, own.part(config, layout), from_, run_dir / POLICIES / name, name))
+            part, target = own.part(config, layout), own.target_env_steps(config)
+            runs.append(build(setup, part, from_, run_dir / POLICIES / name, target, name))
         return tuple(runs)
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     setup = make_learner_setup(config, layout, _worker_setup(config, origin, spec), spec)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
-    return (build(setup, layout.whole() if in_one_process else layout.share(0), origin, run_dir),)
+    share = layout.whole() if in_one_process else layout.share(0)
+    return (build(setup, share, origin, run_dir, config.total_env_steps),)
 
 
 def describe_together(runs: Sequence[PreparedRun]) -> dict[str, Any]:

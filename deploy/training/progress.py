@@ -159,6 +159,7 @@ class Progress:
         learning: LearningMonitor,
         *,
         total_env_steps: int,
+        share_trained: Callable[[], float],
         time_is_up_at: float = math.inf,
         json_lines: bool = False,
         evaluations: Evaluations | None = None,
@@ -173,6 +174,7 @@ class Progress:
             pool,
             total_env_steps,
         )
+        self._share_trained = share_trained
         self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
         self._stalled, self._said_stalled = stalled, False
@@ -301,7 +303,7 @@ class Progress:
 
     def _eta(self, trained_rate: float) -> str:
         """The time left until the last step or the end of ``max_seconds``, whichever comes first."""
-        steps = self._total - self._trajectory_queue.ledger.trained
+        steps = self._total * (1 - self._share_trained())
         seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
         return _clock(seconds) if seconds < math.inf else "--:--"
 
@@ -310,16 +312,22 @@ class Progress:
         """The share of the run that is over, by steps or by time."""
         now, begun = time.monotonic(), self._begun_at
         by_time = (now - begun) / (self._time_is_up_at - begun) if self._time_is_up_at > begun else 1.0
-        return min(1.0, max(self._trajectory_queue.ledger.trained / self._total, by_time))
+        return min(1.0, max(self._share_trained(), by_time))
+
+    def _steps(self, of: str) -> str:
+        trained = self._trajectory_queue.ledger.trained
+        if self._policy:  # how many of the run's steps will be those of its agents is known at the end
+            return f"{trained:,} ({self._share_trained():.0%} of the run)"
+        return f"{trained:,}{of}{self._total:,}"
 
     def _facts(self) -> dict[str, str]:
-        statistics, ledger = self._statistics, self._trajectory_queue.ledger
+        statistics = self._statistics
         sampled, trained = self._rates()
         learning = self._learning.now(self.share_done)
         terms = statistics.terms
         lag = statistics.policy_lag
         return {
-            "steps": f"{ledger.trained:,} of {self._total:,}",
+            "steps": self._steps(" of "),
             "time": f"{_clock(statistics.seconds)} elapsed, {self._eta(trained)} left",
             "return": learning.comparison.removeprefix("return "),
             "steps/s": f"{sampled:,.0f} sampled, {trained:,.0f} trained",
@@ -358,12 +366,12 @@ class Progress:
 
     def _line(self, sampled: float, trained: float) -> str:
         """One plain line that always has the same numbers in the same order."""
-        statistics, ledger = self._statistics, self._trajectory_queue.ledger
+        statistics = self._statistics
         mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
         terms = statistics.terms
         lag = f"{statistics.policy_lag.mean:.1f}" if statistics.policy_lag.count else "-"
         return (
-            f"[{_clock(statistics.seconds)}] steps {ledger.trained:,}/{self._total:,}  return {mean}  "
+            f"[{_clock(statistics.seconds)}] steps {self._steps('/')}  return {mean}  "
             f"sampled/s {sampled:,.0f}  trained/s {trained:,.0f}  lag {lag}  "
             f"policy_loss {terms.get('policy_loss', 0):.3f}  value_loss {terms.get('value_loss', 0):.3f}  "
             f"entropy {terms.get('entropy', 0):.3f}  eta {self._eta(trained)}"

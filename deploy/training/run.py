@@ -209,7 +209,8 @@ def _watch(
             workers,
             run.bottleneck,
             run.learning,
-            total_env_steps=run.setup.total_env_steps,
+            total_env_steps=run.target_env_steps,
+            share_trained=functools.partial(_share_trained, runs),
             time_is_up_at=asked.time_is_up_at,
             json_lines=config.log.format == "json",
             evaluations=evaluations,
@@ -252,7 +253,7 @@ def _train(
     random = None if run.policy else _random_player(run, workers)
     callbacks = watchers.callbacks
     policies = [
-        TrainedPolicy(learners=learners, statistics=each.statistics, updates=each.updates)
+        TrainedPolicy(name=each.policy, learners=learners, statistics=each.statistics, updates=each.updates)
         for each, learners in zip(runs, workers.learners, strict=True)
     ]
     saving = Saving(write=_checkpoint_writer(runs, workers), undisturbed=asked.deferred)
@@ -361,6 +362,11 @@ def _checkpoint_writer(runs: Sequence[PreparedRun], workers: WorkerGroup) -> Cal
     )
 
 
+def _share_trained(runs: Sequence[PreparedRun]) -> float:
+    """The share of ``total_env_steps`` that is trained, by all policies."""
+    return sum(run.learner.queue.ledger.trained for run in runs) / runs[0].config.total_env_steps
+
+
 def _opponents(run: PreparedRun) -> Sequence[Result]:
     return _results(run) or ()
 
@@ -421,7 +427,7 @@ def _sources(
         late_unrolls=run.learner.queue.late if run.policy else workers.late_unrolls,
         accelerator_memory=path.memory_bytes,
         finished=finished.is_set,
-        target_env_steps=run.setup.total_env_steps,
+        target_env_steps=run.target_env_steps,
         run_dir=run.run_dir,
         evaluations=evaluations,
         opponents=functools.partial(_opponents, run),

@@ -2,7 +2,8 @@
 
 Every agent is shown a number, one of those of its actions, and is right where it names it: the hunters see a one-hot
 code of 3, the runners a code of 4 numbers with two more beside it. One reward for each right action; games last
-``steps``. Runner 0 leaves the game after half of them, so that the teams have different numbers of valid steps.
+``steps``. Runner 0 leaves the game after half of them, so that the teams have different numbers of valid steps, or
+both runners leave it after ``caught`` steps.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
     render_mode = None
 
     def __init__(
-        self, steps: int = 8, poisoned: str = "", poison: float = 0.0, masked: bool = False, fails_at: int = 0
+        self,
+        steps: int = 8,
+        poisoned: str = "",
+        poison: float = 0.0,
+        masked: bool = False,
+        fails_at: int = 0,
+        caught: int = 0,
     ) -> None:
         self.possible_agents = [*HUNTERS, *RUNNERS]
         self.agents: list[str] = []
         self.steps, self.poisoned, self.poison, self.masked, self.fails_at = steps, poisoned, poison, masked, fails_at
+        self.leave_at = {"runner_0": caught or steps // 2, "runner_1": caught or steps, "hunter_0": steps}
         self.random = np.random.default_rng()
         self.time = self.total = 0
         self.shown: dict[str, int] = {}
@@ -81,8 +89,7 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         if self.masked:
             for agent in asked:
                 assert int(actions[agent]) != (self.shown[agent] + 1) % CODES[kind(agent)]
-        over = self.time == self.steps
-        left = {agent: over or (agent == "runner_0" and self.time == self.steps // 2) for agent in asked}
+        left = {agent: self.time >= self.leave_at[agent] for agent in asked}
         obs, infos = self._observe(), self._infos()
         self.agents = [agent for agent in asked if not left[agent]]
         return obs, reward, left, dict.fromkeys(asked, False), infos

@@ -56,6 +56,36 @@ def test_each_policy_learns_from_its_own_agents_alone(tmp_path: Path) -> None:
     assert not is_same(weights_of(runs["plain"], "runners"), weights_of(runs["poisoned"], "runners"))
 
 
+def last_metrics(run: Path, policy: str) -> dict[str, Any]:
+    lines = (run / "policies" / policy / "metrics.jsonl").read_text().splitlines()
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def test_schedules_end_with_the_run(tmp_path: Path) -> None:
+    """Catches a learning rate that is 0 long before the run ends, because a policy counts its own steps alone and other
+    agents leave their games early; and one that is still high at the end. The runners have two thirds of the slots and,
+    as they are caught after a quarter of a game, a third of the steps."""
+    play(tmp_path, 3000, 'env.kwargs={"caught": 2}', "learner.desired_kl=0", "learner.learning_rate=1e-3")
+    found = [last_metrics(tmp_path, name) for name in NAMES]
+    assert found[0]["learning_rate"] == found[1]["learning_rate"]
+    # The last round began at most a round before the end.
+    rounds = min(line["policy_version"] for line in found)
+    assert 0 < found[0]["learning_rate"] <= 1e-3 * 2 / rounds
+
+
+def test_a_policy_whose_agents_are_out_of_their_games_stays_as_it_is(tmp_path: Path) -> None:
+    """Catches updates by an optimizer's momentum alone, versions of them, and a learning rate that such updates raise:
+    all games are in step, and the runners leave them in the first of four unrolls."""
+    settings = ('env.kwargs={"steps": 31, "caught": 7}', "learner.batch_size=12", "checkpoint.every_updates=0")
+    hunters, runners = play(tmp_path, 3000, *settings)["policies"].values()
+    assert runners["policy_version"] == -(-hunters["policy_version"] // 4) >= 3
+    # Eight runners for seven steps in each of their updates. With its reset a game is four unrolls long.
+    assert runners["env_steps"] == 56 * runners["policy_version"]
+    assert runners["skipped_updates"] == 0
+    assert np.isfinite(last_metrics(tmp_path, "runners")["loss/loss"])
+
+
 def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches books that are one for both, a policy that begins anew or under another name, steps that are counted for
     the wrong one, and evaluation of one policy with the agents of the other."""
