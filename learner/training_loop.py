@@ -203,8 +203,7 @@ class _Training:
         elif isinstance(outcome, Skipped):
             self._skipped_in_a_row += 1
             statistics.skipped_updates += 1
-            whose = f" of policy {self._policy.name}" if self._policy.name else ""
-            log.error("an update%s was skipped: %s", whose, outcome.error)
+            log.error("%san update was skipped: %s", self._policy.name and f"{self._policy.name}: ", outcome.error)
             self._policy.updates.write(learner, worker.recorder, learners.recorded)
             if self._skipped_in_a_row >= learner.config.max_skipped_updates:
                 raise outcome.error
