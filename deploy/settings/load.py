@@ -183,7 +183,6 @@ def _policies(config: Config) -> list[str]:
         return [f"policies: {name} alone is one policy for all agents, as without policies; leave it out, or name two"]
     # Each with what it is, and what it should be.
     refused = {
-        "mode": (config.mode == "cluster", "is for one policy; choose mode=inline or mode=local"),
         "learner.num_learners": (
             config.learner.num_learners not in ("auto", 1),
             "is more than the one learner that every policy has; leave it out",
