@@ -200,7 +200,6 @@ def _policies(config: Config) -> list[str]:
             bool(config.evaluation.every_env_steps),
             "evaluates one policy during training; leave it out, and use shoal evaluate RUN",
         ),
-        "callbacks": (bool(config.callbacks), "are told of one policy; leave them out"),
         "policy.map_features": (bool(config.policy.map_features), "is for the names of one policy; leave it out"),
         "policy.map_actions": (bool(config.policy.map_actions), "is for the names of one policy; leave it out"),
     }

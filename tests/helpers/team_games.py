@@ -2,7 +2,8 @@
 
 Every agent is shown a number, one of those of its actions, and is right where it names it: the hunters see a one-hot
 code of 3, the runners a code of 4 numbers with two more beside it. One reward for each right action; games last
-``steps``. Runner 0 leaves the game after half of them, so that the teams have different numbers of valid steps.
+``steps``, which is an option of resets, too. Runner 0 leaves the game after half of them, so that the teams have
+different numbers of valid steps.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         if seed is not None:
             self.random = np.random.default_rng(seed)
+        self.steps = (options or {}).get("steps", self.steps)
         self.time, self.agents = 0, list(self.possible_agents)
         return self._observe(), self._infos()
 
