@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from shoal.deploy.library.onnx_file import export_onnx
     from shoal.deploy.library.runs import Run, evaluate, train
     from shoal.deploy.settings.load import ConfigError
-    from shoal.deploy.training.callbacks import Callback, CallbackFailed, EndedEpisodes, RunningRun, Update
+    from shoal.deploy.training.callbacks import (
+        Callback,
+        CallbackFailed,
+        EndedEpisodes,
+        RunningPolicy,
+        RunningRun,
+        Update,
+    )
     from shoal.envs.play import Episodes
     from shoal.learner.loss import LossInputs, impala_loss, ppo_loss
     from shoal.policy import ComponentPolicy, Core, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation, zeroed
@@ -35,6 +42,7 @@ __all__ = [
     "PolicyOutput",
     "RecurrentPolicy",
     "Run",
+    "RunningPolicy",
     "RunningRun",
     "TokenObservation",
     "TrainedPolicy",
@@ -58,6 +66,7 @@ _HOMES = {
     "Episodes": "shoal.envs.play",
     "LossInputs": "shoal.learner.loss",
     "Run": "shoal.deploy.library.runs",
+    "RunningPolicy": "shoal.deploy.training.callbacks",
     "RunningRun": "shoal.deploy.training.callbacks",
     "TrainedPolicy": "shoal.deploy.library.acting",
     "Update": "shoal.deploy.training.callbacks",

@@ -47,6 +47,8 @@ class Episodes:
     """bool; True if it had not ended after the most steps that an episode was given."""
     metrics: Mapping[str, np.ndarray]
     """float64 by name: numbers of ``info`` at the end (``envs.reports``); NaN where an episode had none."""
+    policies: Mapping[str, Episodes] = dataclasses.field(default_factory=dict)
+    """The episodes of each policy's agents by its name, where several policies played together; else none."""
 
     @property
     def episodes(self) -> int:
@@ -89,17 +91,20 @@ class Episodes:
     def of_agents(self, agents: Sequence[int]) -> Episodes:
         """Those of some agents alone, by their indices within an environment."""
         chosen = np.isin(self.agent, list(agents))
-        names = [field.name for field in dataclasses.fields(self) if field.name != "metrics"]
         metrics = {name: values[chosen] for name, values in self.metrics.items()}
-        return Episodes(metrics=metrics, **{name: getattr(self, name)[chosen] for name in names})
+        return Episodes(metrics=metrics, **{name: getattr(self, name)[chosen] for name in ARRAYS})
+
+
+ARRAYS = tuple(field.name for field in dataclasses.fields(Episodes) if field.name not in ("metrics", "policies"))
+"""The fields of ``Episodes`` that every episode has one value of."""
 
 
 def join(parts: Sequence[Episodes]) -> Episodes:
     """Concatenate episodes of different environments and renumber these."""
     first = np.cumsum([0, *(part.environment.max(initial=-1) + 1 for part in parts)])
     renumbered = [part.environment + offset for part, offset in zip(parts, first, strict=False)]
-    fields = [field.name for field in dataclasses.fields(Episodes) if field.name not in ("environment", "metrics")]
-    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+    fields = [name for name in ARRAYS if name != "environment"]
+    rest: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
     names = dict.fromkeys(name for part in parts for name in part.metrics)
     absent = [np.full(part.episodes, np.nan) for part in parts]
     metrics = {
@@ -202,7 +207,7 @@ def play(
         "since_reset": np.int64,
         "cut": np.bool_,
     }
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array(column, dtype=dtype) for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
     }
     numbers = [one.numbers for played in finished for together in played[:complete] for one in together]

@@ -60,8 +60,8 @@ class Saving:
 class Observer(Protocol):
     """What is told of updates and checkpoints, in the thread that trains and between updates."""
 
-    def updated(self, result: StepResult) -> None:
-        """An update was made.
+    def updated(self, policy: str, result: StepResult) -> None:
+        """An update of the policy of this name was made, and so were those of the others that were due with it.
 
         Raises:
             ObserverFailed: training has to end.
@@ -105,10 +105,14 @@ def train(
     failure: ObserverFailed | None = None
     while sum(each.env_steps for each in trained) < limits.total_env_steps and not stop.is_set():
         results = _update_all(trained, stop)
-        made = [result for result in results if result is not None and isinstance(result.outcome, Trained)]
+        made = [
+            (policy.name, result)
+            for policy, result in zip(policies, results, strict=False)
+            if result is not None and isinstance(result.outcome, Trained)
+        ]
         try:
-            for result in made:
-                observer.updated(result)
+            for name, result in made:
+                observer.updated(name, result)
         except ObserverFailed as error:
             failure = error
             break

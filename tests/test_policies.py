@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
 from shoal.actors.teams import TeamSetup
+from shoal.deploy.doctor.examine import _layout as layout_lines
 from shoal.deploy.monitoring.catalogue import RunCollector
 from shoal.deploy.placement.layout import Machine, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
@@ -112,13 +113,14 @@ def test_agents_are_found_by_their_names() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["mode=cluster"], "mode: does not work with policies=hunters, runners: mode=cluster is for one policy"),
-        (["learner.num_learners=2"], "learner.num_learners: does not work with policies"),
+        (
+            ["learner.num_learners=2"],
+            "learner.num_learners: does not work with policies=hunters, runners: num_learners=2",
+        ),
         (["placement=colocated"], "placement: does not work with policies"),
         (["actor.reset_memory=never"], "actor.reset_memory: does not work with policies"),
         (["self_play.share=0.5"], "self_play.share: does not work with policies"),
         (["evaluation.every_env_steps=5"], "evaluation.every_env_steps: does not work with policies"),
-        (["callbacks=[a:B]"], "callbacks: does not work with policies"),
         (["policy.map_actions=[a=b]"], "policy.map_actions: does not work with policies"),
         (["policies.hunters.agents=[]"], "policies.hunters.agents: "),
         (["policies={a/b: {agents: [x]}, c: {agents: [y]}}"], "policies.a/b: "),
@@ -134,6 +136,14 @@ def test_one_policy_needs_no_policies() -> None:
     """Catches a run of several policies that has one, with its files and metrics in other places."""
     _, problems = load_config([], [f"env.id={ID}", "policies.all.agents=['*']"])
     assert [problem for problem in problems if "policies: all alone is one policy for all agents" in problem]
+
+
+def test_doctor_measures_no_update_of_several_policies() -> None:
+    """Catches a measurement that makes one policy for agents whose spaces differ, on this machine or on a cluster."""
+    for machine in (Machine(cores=4, accelerator=False), Machine(cores=4, accelerator=False, actor_places=2)):
+        lines = layout_lines(configured(), machine, measure=True)
+        assert "every policy has one learner" in lines[1]
+        assert "not measured: that is done with the update of one policy" in lines[-1]
 
 
 def test_spaces_that_differ_are_refused_with_what_to_set() -> None:

@@ -36,8 +36,7 @@ def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str],
             problems += str(error).splitlines()
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
-        # What is measured is an update of one policy.
-        lines += _layout(config, machine, measure=measure and not problems and not config.policies)
+        lines += _layout(config, machine, measure=measure and not problems)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
 
@@ -118,6 +117,7 @@ def _accelerator(config: Config) -> bool:
 def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
     """Lines about the nodes, their room for actors, and the layout; appends what is wrong to ``problems``."""
     from shoal.actors.ray_pool import describe
+    from shoal.deploy.placement.setups import team_shares
 
     nodes = cluster.nodes()
     answers = cluster.probe(nodes, config)
@@ -151,8 +151,10 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
     if not found:
         machine = cluster.place(config, room, here)
         try:
-            choose_layout(config, machine)
-        except LayoutError as error:
+            layout = choose_layout(config, machine)
+            if config.policies:
+                team_shares(config, layout)
+        except ValueError as error:
             problems += str(error).splitlines()
         lines += _layout(config, machine, measure=measure and not problems)
     return lines
@@ -184,7 +186,9 @@ def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
                 f"  idle           {idle} cores: learner.batch_size must be a multiple of learners x env.num_envs x "
                 "learner.minibatches; auto sizes it to the machine"
             )
-    if measure:
+    if config.policies:
+        lines.append("  feeding        not measured: that is done with the update of one policy")
+    elif measure:
         from shoal.deploy.doctor import measure as measuring
 
         lines += _feeding(config, layout, measuring.measure(config, layout))

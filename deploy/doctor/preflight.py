@@ -25,17 +25,17 @@ MOST_SOCKET_PATH_BYTES = 107
 def check(config: Config, run_dir: Path) -> list[str]:
     """All problems, each with the setting it comes from."""
     layout, found = _layout(config)
-    specs, problems = _teams(config, layout) if config.policies else _environment(config)
+    shares, problems = _teams(config, layout) if config.policies else _environment(config)
     problems += found
-    if specs and not problems and config.learner.loss not in (PPO, IMPALA):
+    if shares and not problems and config.learner.loss not in (PPO, IMPALA):
         from shoal.deploy.doctor.trial_update import check_loss
 
-        wrong = filter(None, (check_loss(config, spec) for spec in specs))
+        wrong = filter(None, (check_loss(config, spec) for spec, _ in shares))
         problems += [f"learner.loss: {problem}" for problem in dict.fromkeys(wrong)]
-    if len(specs) == 1 and not found:
+    if shares and not found:
         from shoal.deploy.placement.memory import check_memory
 
-        problems += check_memory(config, specs[0], layout)
+        problems += check_memory(config, shares, layout)
     return [
         *problems,
         *_metrics(config),
@@ -47,22 +47,24 @@ def check(config: Config, run_dir: Path) -> list[str]:
     ]
 
 
-def _teams(config: Config, layout: Layout | None) -> tuple[list[EnvSpec], list[str]]:
-    """The specs of several policies' agents, and what is wrong with agents, slots, batches or the policies' class."""
+def _teams(config: Config, layout: Layout | None) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
+    """The specs of several policies' agents with their slots, and what is wrong with agents, slots, batches or the
+    policies' class."""
     from shoal.deploy.placement.setups import team_shares
     from shoal.envs.raised import raised
 
     try:
-        specs = [own.spec for own in team_shares(config, layout).values()]
+        shares = [(own.spec, own.num_slots) for own in team_shares(config, layout).values()]
     except Exception as error:  # noqa: BLE001  (as in _environment)
         if isinstance(error, ValueError) and str(error):
             known = str(error).startswith(("policies", "env.", "learner."))
             return [], str(error).splitlines() if known else [f"env.id: {error}"]
         return [], [f"env.id: {config.env.id}: {raised(error)}"]
-    return specs, list(dict.fromkeys(problem for spec in specs for problem in _own_policy(config, spec)))
+    return shares, list(dict.fromkeys(problem for spec, _ in shares for problem in _own_policy(config, spec)))
 
 
-def _environment(config: Config) -> tuple[list[EnvSpec], list[str]]:
+def _environment(config: Config) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
+    """The spec of the only policy's agents with their slots, and what is wrong with it or with the policy's class."""
     from shoal.deploy.placement.setups import games_of
     from shoal.envs.raised import raised
     from shoal.envs.registry import make_env_spec
@@ -84,7 +86,7 @@ def _environment(config: Config) -> tuple[list[EnvSpec], list[str]]:
         from shoal.actors.worker_setup import no_infos
 
         return [], [f"actor.reset_memory: {no_infos(config.env.id, config.actor.reset_memory)}"]
-    return [spec], _own_policy(config, spec)
+    return [(spec, config.env.num_envs)], _own_policy(config, spec)
 
 
 def _own_policy(config: Config, spec: EnvSpec) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from shoal.actors.teams import TeamSetup
 from shoal.deploy.evaluation.evaluate import (
+    MAX_EPISODE_STEPS,
     Side,
     check_saved_by_run,
     checkpoint_side,
@@ -115,10 +116,6 @@ class TeamsSide:
         env = AllAgents(whole, players)
         return env, env.act
 
-    def by_policy(self, played: Episodes) -> dict[str, Played]:
-        """The episodes of every policy's agents."""
-        return {name: Played(side, played.of_agents(self.agents[name])) for name, side in self.sides.items()}
-
 
 def teams_side(
     checkpoint: Checkpoint,
@@ -183,6 +180,19 @@ def teams_side(
     )
 
 
+def play_teams(
+    side: TeamsSide, episodes: int, processes: int | None = None, *, max_episode_steps: int = MAX_EPISODE_STEPS
+) -> Episodes:
+    """At least ``episodes`` episodes of all agents together, with those of each policy in ``policies``.
+
+    Raises what ``evaluate.play_sides`` does.
+    """
+    (played,) = play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)
+    return dataclasses.replace(
+        played, policies={name: played.of_agents(agents) for name, agents in side.agents.items()}
+    )
+
+
 def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
     """``shoal evaluate`` for a checkpoint of several policies: the returns of each, as it prints them.
 
@@ -214,6 +224,6 @@ def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
         env_kwargs=keywords(options.env_kwargs, "--env-kwargs"),
         env_options=keywords(options.env_options, "--env-options"),
     )
-    (played,) = play_sides([side], options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
-    found = side.by_policy(played)
+    played = play_teams(side, options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
+    found = {name: Played(side.sides[name], own) for name, own in played.policies.items()}
     return json.dumps(policies_to_json(checkpoint, found)) if options.json else "\n".join(policies_lines(found))

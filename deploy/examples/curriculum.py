@@ -60,7 +60,8 @@ class Curriculum(shoal.Callback):
     def on_episodes(self, run: shoal.RunningRun, episodes: shoal.EndedEpisodes) -> Mapping[str, float]:
         """Count, and set the next task; metrics.jsonl has the numbers as ``callback/delay`` and ``callback/right``."""
         # Episodes of an easier task are still under way for a while.
-        self.right += [returned == 1 for returned, length in zip(*episodes, strict=True) if length == self.delay + 1]
+        ended = zip(episodes.returns, episodes.lengths, strict=True)
+        self.right += [returned == 1 for returned, length in ended if length == self.delay + 1]
         share = sum(self.right) / max(len(self.right), 1)
         if len(self.right) == self.right.maxlen and share >= self.share:
             self.right.clear()

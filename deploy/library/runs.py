@@ -10,6 +10,7 @@ from typing import Any
 
 from shoal.deploy.doctor import preflight
 from shoal.deploy.evaluation.evaluate import MAX_EPISODE_STEPS, checkpoint_side, evaluation_setup, play_sides
+from shoal.deploy.evaluation.teams import play_teams, teams_side
 from shoal.deploy.library.acting import TrainedPolicy, load_policy
 from shoal.deploy.library.caller import deliver, process_state_kept, warnings_shown
 from shoal.deploy.library.config import Layer, make_config
@@ -18,7 +19,7 @@ from shoal.deploy.settings.load import ConfigError
 from shoal.deploy.training.callbacks import Callback
 from shoal.deploy.training.run import run
 from shoal.envs.play import Episodes
-from shoal.learner.checkpoint import find_checkpoint
+from shoal.learner.checkpoint import find_saved
 
 
 class Run:
@@ -158,11 +159,13 @@ def evaluate(
         processes: number of processes; None takes as many as make it faster. Results do not depend on it.
 
     Returns:
-        The episodes: ``mean``, ``standard_error``, and ``returns``, ``lengths``, ``terminated`` [episodes].
+        The episodes: ``mean``, ``standard_error``, and ``returns``, ``lengths``, ``terminated`` [episodes]. Where the
+        run trained several policies, which then play together, ``policies`` has those of each, by its name.
 
     Raises:
         CheckpointError: there is no checkpoint.
-        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing.
+        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing; or
+            ``env`` or ``memory_horizon``, which are for one policy, are given where there are several.
         EnvironmentFault: the environment is beyond repair.
         JobFailed: the same in another process, or that process ended.
     """
@@ -175,7 +178,27 @@ def evaluate(
     if memory_horizon is not None and memory_horizon < 0:
         raise ValueError(f"memory_horizon={memory_horizon} must not be negative")
     with process_state_kept():
-        checkpoint = find_checkpoint(Path(run_dir))
+        checkpoint = find_saved(Path(run_dir))
+        if checkpoint.policies:
+            for name, given in {"env": env, "memory_horizon": memory_horizon}.items():
+                if given is not None:
+                    raise ValueError(
+                        f"{name}: is for one policy, and {run_dir} has several, {', '.join(checkpoint.policies)}, "
+                        "which play together; leave it out"
+                    )
+            return play_teams(
+                teams_side(
+                    checkpoint,
+                    num_envs=num_envs,
+                    seed=seed,
+                    greedy=greedy,
+                    env_kwargs=env_kwargs,
+                    env_options=env_options,
+                ),
+                episodes,
+                processes,
+                max_episode_steps=max_episode_steps,
+            )
         setup = evaluation_setup(
             checkpoint,
             num_envs=num_envs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from shoal.actors.rollout import trajectory_spec
 from shoal.deploy.placement.hardware import memory_bytes
@@ -16,31 +18,39 @@ MAX_COLUMN_LENGTH = 2**31 - 1
 """Numbers that one slot can have in a column of an Arrow record batch."""
 ROW_BYTES = 3000
 """Memory of a rollout worker's views of one row of its buffers, measured."""
+LEARNED = 5
+"""Copies of the weights that a learner has: they, their gradients, the optimizer's two moments, and w0."""
+PUBLISHED = 1
+"""Copies of the weights on their way to the actors."""
 
 
-def check_memory(config: Config, spec: EnvSpec, layout: Layout | None) -> list[str]:
+def check_memory(config: Config, shares: Sequence[tuple[EnvSpec, int]], layout: Layout | None) -> list[str]:
     """The problem of a run whose trajectories do not fit this machine; without one the update may still not fit.
 
     Every unroll is held in the buffers of its actor, as Arrow bytes, and in the learner's batch. The flight
-    recorder has copies of the last batches, and self-play has frozen versions.
+    recorder has copies of the last batches, and self-play has frozen versions. The weights are in every actor, and with
+    all that an update needs of them in the learner.
 
     Args:
         config: the settings of the run.
-        spec: the environment's.
+        shares: of every trained policy, what its agents see and do, and their slots in one actor.
         layout: the layout, if all actors are on this machine; None if it, or their place, is not known.
     """
     envs, steps = config.env.num_envs, config.actor.unroll_length
-    columns = trajectory_spec(spec, steps, config.actor.burn_in)
-    slot, memory = columns.num_bytes(1), memory_bytes()
-    if 3 * envs * slot + steps * ROW_BYTES > memory:
+    columns = [trajectory_spec(spec, steps, config.actor.burn_in) for spec, _ in shares]
+    own = [slots * each.num_bytes(1) for each, (_, slots) in zip(columns, shares, strict=True)]
+    unroll, rows, memory = sum(own), len(shares) * steps * ROW_BYTES, memory_bytes()
+    # That of one slot, where the policies' slots differ.
+    mean = unroll / envs / steps
+    if 3 * unroll + rows > memory:
         largest = "env.num_envs" if envs > steps else "actor.unroll_length"
         return [
             f"{largest}: an unroll is {envs:,} slots (env.num_envs) x {steps:,} steps (actor.unroll_length) x "
-            f"{slot / steps:,.0f} bytes = {_size(envs * slot)}, held three times (by the actor, as Arrow bytes, in the "
-            f"batch), and {_size(steps * ROW_BYTES)} for its rows, more than the memory of {_size(memory)}; choose "
+            f"{mean:,.0f} bytes = {_size(unroll)}, held three times (by the actor, as Arrow bytes, in the "
+            f"batch), and {_size(rows)} for its rows, more than the memory of {_size(memory)}; choose "
             "fewer slots or shorter unrolls"
         ]
-    if (longest := columns.longest_column()) > MAX_COLUMN_LENGTH:
+    if (longest := max(each.longest_column() for each in columns)) > MAX_COLUMN_LENGTH:
         return [
             f"actor.unroll_length: {steps:,} steps of a slot of {config.env.id} are {longest:,} numbers, more than the "
             f"{MAX_COLUMN_LENGTH:,} that a column of an Arrow record batch can hold; choose shorter unrolls"
@@ -48,24 +58,31 @@ def check_memory(config: Config, spec: EnvSpec, layout: Layout | None) -> list[s
     actors, learners = (1, 1) if layout is None else (layout.num_actors, layout.num_learners)
     batch = config.learner.batch_size if layout is None else layout.batch_size
     segments, acting = envs if batch == "auto" else batch, 2 * actors * envs
-    total = (segments + acting) * slot + actors * steps * ROW_BYTES
-    weights = weight_bytes(config, spec)
-    # Those of a CUDA device are in its own memory.
+    total = (segments + acting) * unroll // envs + actors * rows
+    weights = [weight_bytes(config, spec) for spec, _ in shares]
+    # What is a CUDA device's is in its own memory.
     on_host = device_name(config.learner) != "cuda"
-    recorded = recorder_bytes(config, segments * slot, learners, weights) if on_host else 0
-    frozen = frozen_bytes(config, spec, slot // steps, actors, weights)
-    if total + recorded + frozen > memory:
-        setting = _to_lower(config, segments, acting, recorded, frozen, total - memory)
+    copies = actors + PUBLISHED + (learners * LEARNED if on_host else 0)
+    trained = copies * sum(weights)
+    recorded = sum(
+        recorder_bytes(config, segments * each // envs, learners, its) for each, its in zip(own, weights, strict=True)
+    )
+    recorded = recorded if on_host else 0
+    frozen = frozen_bytes(config, shares[0][0], unroll // envs // steps, actors, weights[0])
+    held = total, trained, recorded, frozen
+    if sum(held) > memory:
+        setting = _to_lower(config, segments, actors, held, sum(held) - memory)
         also = (
+            (trained, f"{copies:,} copies of the weights (actors, gradients, moments, w0)"),
             (recorded, f"the flight recorder (recorder.keep_updates={config.recorder.keep_updates})"),
             (frozen, f"self-play's frozen versions (self_play.pool_size={config.self_play.pool_size})"),
         )
-        more = "".join(f", with {what} {_size(held)} more" for held, what in also if held)
+        more = "".join(f", with {what} {_size(size)} more" for size, what in also if size)
         return [
             f"{setting}: a batch of {segments:,} segments, and the unrolls of {actors:,} actors x {envs:,} slots, each "
-            f"held twice, are ({segments:,} + {acting:,}) x {steps:,} steps x {slot / steps:,.0f} bytes; with the "
+            f"held twice, are ({segments:,} + {acting:,}) x {steps:,} steps x {mean:,.0f} bytes; with the "
             f"actors' rows that is {_size(total)}{more}, more than the memory of {_size(memory)}; choose a smaller "
-            "batch, fewer actors or shorter unrolls"
+            "batch, fewer actors, shorter unrolls or a smaller network"
         ]
     return []
 
@@ -104,22 +121,29 @@ def frozen_bytes(config: Config, spec: EnvSpec, row: int, actors: int, weights: 
     return actors * (games.versions_at_once * weights + slots * row) + config.self_play.pool_size * weights
 
 
-def _to_lower(config: Config, segments: int, acting: int, recorded: int, frozen: int, lacking: int) -> str:
-    """The setting of what need not be there, if the rest would fit; else the one from which most of it follows."""
-    if lacking + frozen <= 0:
+def _to_lower(config: Config, segments: int, actors: int, held: tuple[int, int, int, int], lacking: int) -> str:
+    """The setting of what need not be there, if the rest would fit; else the one from which most of it follows.
+
+    ``held``: bytes of the trajectories, the weights, the flight recorder and self-play's versions; ``lacking``: bytes
+    of these that are too many.
+    """
+    trajectories, weights, recorded, frozen = held
+    if lacking <= recorded:
         return "recorder.keep_updates"
-    if lacking + recorded <= 0:
+    if lacking <= frozen:
         return "self_play.pool_size"
-    return _largest(config, segments, acting)
-
-
-def _largest(config: Config, segments: int, acting: int) -> str:
-    """The setting from which most of the memory follows."""
-    if segments > acting:
+    if weights > trajectories:
+        return _processes(config, "policy") if actors > LEARNED else "policy"
+    if segments > 2 * actors * config.env.num_envs:
         return "learner.minibatches" if config.learner.batch_size == "auto" else "learner.batch_size"
+    return _processes(config, "actor.unroll_length")
+
+
+def _processes(config: Config, otherwise: str) -> str:
+    """The setting from which the number of actors follows, if it is one."""
     if config.actor.num_actors != "auto":
         return "actor.num_actors"
-    return "actor.unroll_length" if config.learner.num_learners == "auto" else "learner.num_learners"
+    return otherwise if config.learner.num_learners == "auto" else "learner.num_learners"
 
 
 def _size(number: int) -> str:

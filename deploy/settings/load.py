@@ -183,7 +183,6 @@ def _policies(config: Config) -> list[str]:
         return [f"policies: {name} alone is one policy for all agents, as without policies; leave it out, or name two"]
     # Each with what it is, and what it should be.
     refused = {
-        "mode": (config.mode == "cluster", "is for one policy; choose mode=inline or mode=local"),
         "learner.num_learners": (
             config.learner.num_learners not in ("auto", 1),
             "is more than the one learner that every policy has; leave it out",
@@ -201,7 +200,6 @@ def _policies(config: Config) -> list[str]:
             bool(config.evaluation.every_env_steps),
             "evaluates one policy during training; leave it out, and use shoal evaluate RUN",
         ),
-        "callbacks": (bool(config.callbacks), "are told of one policy; leave them out"),
         "policy.map_features": (bool(config.policy.map_features), "is for the names of one policy; leave it out"),
         "policy.map_actions": (bool(config.policy.map_actions), "is for the names of one policy; leave it out"),
     }

@@ -197,7 +197,7 @@ class Config(Section):
         default_factory=dict
     )
     """Several policies by name, each with ``agents`` of a PettingZoo environment: every agent belongs to one. Empty
-    trains one policy that plays all agents. With one learner, in mode=inline and mode=local."""
+    trains one policy that plays all agents. Each has one learner."""
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
     metrics: MetricsConfig = dataclasses.field(default_factory=MetricsConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

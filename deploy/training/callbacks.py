@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_NAMES = 100
-"""Names of numbers that the callbacks of a run may return, all of them together: each is a time series."""
+"""Names of numbers that the callbacks of a run may return, all of them together: each is a time series of a policy."""
 _NAME = re.compile(r"[A-Za-z_][\w./ -]{0,63}")
 
 Numbers = Mapping[str, float] | None
@@ -40,6 +40,8 @@ class Update(NamedTuple):
     """Environment steps trained in the whole run."""
     terms: Mapping[str, float]
     """Loss terms, gradient norm and explained variance, as in the metric ``shoal_loss``."""
+    policy: str = ""
+    """Whose update it is, of several policies; the other numbers are of this one, too."""
 
 
 class EndedEpisodes(NamedTuple):
@@ -49,43 +51,90 @@ class EndedEpisodes(NamedTuple):
     """Undiscounted returns."""
     lengths: tuple[int, ...]
     """Environment steps."""
+    policy: str = ""
+    """Whose agents they are, of several policies."""
 
 
-class RunningRun:
-    """A run as its callbacks see it."""
+class RunningPolicy:
+    """One of the policies that a run trains, as callbacks see it."""
 
-    def __init__(self, run: PreparedRun, stop: Callable[[], None]) -> None:
-        self._run, self._stop = run, stop
-
-    @property
-    def config(self) -> Config:
-        """The run's configuration."""
-        return self._run.config
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's directory."""
-        return self._run.run_dir
+    def __init__(self, run: PreparedRun) -> None:
+        self._run = run
 
     @property
     def env_steps(self) -> int:
-        """Environment steps trained in the whole run."""
+        """Environment steps of its agents that it was trained with in the whole run."""
         return self._run.learner.queue.ledger.trained
 
     @property
     def policy_version(self) -> int:
-        """Updates made in the whole run."""
+        """Its updates in the whole run."""
         return self._run.statistics.policy_version
 
     @property
     def mean_return(self) -> float | None:
-        """Mean return of the last 256 episodes; None before the first."""
+        """Mean return of the last 256 episodes of its agents; None before the first."""
         return self._run.statistics.mean_return
 
     @property
     def policy(self) -> RecurrentPolicy:
         """The learner's policy with its current weights, on the learner's device. Training goes on with it."""
         return self._run.learner.learner.policy
+
+
+class RunningRun:
+    """A run as its callbacks see it."""
+
+    def __init__(self, runs: Sequence[PreparedRun], run_dir: Path, stop: Callable[[], None]) -> None:
+        self._first, self._run_dir, self._stop = runs[0], run_dir, stop
+        self.policies: Mapping[str, RunningPolicy] = {run.policy: RunningPolicy(run) for run in runs}
+        """Every policy that is trained, by the names in the settings; the only one's name is ``""``."""
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self._first.config
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return self._run_dir
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps trained in the whole run, of all policies together."""
+        return sum(policy.env_steps for policy in self.policies.values())
+
+    @property
+    def policy_version(self) -> int:
+        """Updates made in the whole run; of several policies the most that one has."""
+        return max(policy.policy_version for policy in self.policies.values())
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean return of the last 256 episodes; None before the first.
+
+        Raises:
+            AttributeError: there are several policies, each with its own.
+        """
+        return self._only("mean_return").mean_return
+
+    @property
+    def policy(self) -> RecurrentPolicy:
+        """The learner's policy with its current weights, on the learner's device. Training goes on with it.
+
+        Raises:
+            AttributeError: there are several.
+        """
+        return self._only("policy").policy
+
+    def _only(self, asked: str) -> RunningPolicy:
+        if len(self.policies) > 1:
+            raise AttributeError(
+                f"this run trains {', '.join(self.policies)}: ask for run.policies[NAME].{asked}, where NAME is "
+                "update.policy or another of these"
+            )
+        return self.policies[self._first.policy]
 
     def set_env_options(self, options: Mapping[str, Any]) -> None:
         """Pass options to the environments of all actors, as ``reset(options=...)`` of the episodes that begin from now
@@ -99,7 +148,8 @@ class RunningRun:
             TypeError: they are something else.
         """
         json.dumps(options := dict(options))
-        self._run.learner.env_options = options
+        # Several policies play in the same games, which the first one's weights reach as often as any other's.
+        self._first.learner.env_options = options
 
     def stop(self) -> None:
         """End the run after this update, as at ``total_env_steps``."""
@@ -113,6 +163,9 @@ class Callback:
     numbers that a method returns are written beside shoal's own: to RUN/metrics.jsonl as ``callback/NAME``, to the
     trackers of ``log.sinks``, and to Prometheus as ``shoal_callback{name="NAME"}``. An exception saves the run and ends
     it with ``CallbackFailed``.
+
+    Where several policies are trained, ``on_update`` and ``on_episodes`` are called for each of them, once all have had
+    their update; their numbers are that policy's, and those of the other methods are every policy's.
     """
 
     def on_start(self, run: RunningRun) -> Numbers:
@@ -120,7 +173,7 @@ class Callback:
         return None
 
     def on_update(self, run: RunningRun, update: Update) -> Numbers:
-        """The policy was updated."""
+        """A policy was updated."""
         return None
 
     def on_episodes(self, run: RunningRun, episodes: EndedEpisodes) -> Numbers:
@@ -145,32 +198,48 @@ class CallbackFailed(ObserverFailed):
 
 
 class Callbacks:
-    """The callbacks of one run, called in their order; an ``learner.training_loop.Observer``."""
+    """The callbacks of one run, called in their order; an ``learner.training_loop.Observer``.
+
+    Args:
+        callbacks: what is called.
+        runs: one, or one for each of several policies.
+        run_dir: that of the whole run.
+        evaluations: those during training.
+        stop: ends the run.
+    """
 
     def __init__(
-        self, callbacks: Sequence[Callback], run: PreparedRun, evaluations: Evaluations, stop: Callable[[], None]
+        self,
+        callbacks: Sequence[Callback],
+        runs: Sequence[PreparedRun],
+        run_dir: Path,
+        evaluations: Evaluations,
+        stop: Callable[[], None],
     ) -> None:
-        self._callbacks, self._run, self._evaluations = tuple(callbacks), run, evaluations
-        self._view = RunningRun(run, stop)
+        self._callbacks, self._evaluations = tuple(callbacks), evaluations
+        self._view = RunningRun(runs, run_dir, stop)
         self._seen = evaluations.last
-        self.numbers: dict[str, float] = {}
-        """The last number of every name."""
+        self._numbers: dict[str, dict[str, float]] = {run.policy: {} for run in runs}
+
+    def numbers(self, policy: str) -> Mapping[str, float]:
+        """The last number of every name that was returned for a policy, or for the whole run."""
+        return self._numbers[policy]
 
     def started(self) -> None:
         """Call ``on_start``."""
         self._call("on_start")
 
-    def updated(self, result: StepResult) -> None:
+    def updated(self, policy: str, result: StepResult) -> None:
         """Call ``on_update``, and ``on_episodes`` and ``on_evaluation`` where there are any."""
         if not self._callbacks:
             return
-        statistics = self._run.statistics
-        assert isinstance(result.outcome, Trained)
-        self._call("on_update", Update(statistics.policy_version, self._view.env_steps, result.outcome.terms))
+        own, outcome = self._view.policies[policy], result.outcome
+        assert isinstance(outcome, Trained)
+        self._call("on_update", Update(own.policy_version, own.env_steps, outcome.terms, policy), policy=policy)
         returns = tuple(value for report in result.reports for value in report.statistics["episode_returns"])
         if returns:
             lengths = tuple(value for report in result.reports for value in report.statistics["episode_lengths"])
-            self._call("on_episodes", EndedEpisodes(returns, lengths))
+            self._call("on_episodes", EndedEpisodes(returns, lengths, policy), policy=policy)
         if (last := self._evaluations.last) is not None and last is not self._seen:
             self._seen = last
             self._call("on_evaluation", last)
@@ -183,31 +252,36 @@ class Callbacks:
         """Call ``on_end``."""
         self._call("on_end", summary)
 
-    def _call(self, event: str, *arguments: Any) -> None:
+    def _call(self, event: str, *arguments: Any, policy: str | None = None) -> None:
+        """Call the method of all callbacks; the numbers are of ``policy``, or where it is None of every one."""
         for callback in self._callbacks:
             if getattr(type(callback), event) is getattr(Callback, event):
                 continue
             try:
-                self._take(getattr(callback, event)(self._view, *arguments))
+                self._take(getattr(callback, event)(self._view, *arguments), policy)
             except Exception as error:
                 raise CallbackFailed(f"{name_of(callback)}.{event}: {type(error).__name__}: {error}") from error
 
-    def _take(self, numbers: Any) -> None:
+    def _take(self, numbers: Any, policy: str | None) -> None:
         if numbers is None:
             return
         if not isinstance(numbers, Mapping):
             raise TypeError(f"expected a mapping of numbers by name, or None, got {numbers!r}")
+        known = set[str]().union(*self._numbers.values())
         for name, value in numbers.items():
-            if name not in self.numbers:
+            if name not in known:
                 if not isinstance(name, str) or not _NAME.fullmatch(name):
                     raise ValueError(
                         f"the name {name!r} must be a letter and at most 63 letters, digits, spaces and _ . / -"
                     )
-                if len(self.numbers) == MOST_NAMES:
+                if len(known) == MOST_NAMES:
                     raise ValueError(
                         f"{name!r} is one name too many: the callbacks of a run may name {MOST_NAMES} numbers"
                     )
-            self.numbers[name] = float(value)
+                known.add(name)
+            number = float(value)
+            for each in self._numbers if policy is None else (policy,):
+                self._numbers[each][name] = number
 
 
 def name_of(callback: Callback) -> str:

@@ -108,8 +108,6 @@ def run(
             stack.callback(cluster.end_turn)
         try:
             called = make_callbacks(config.callbacks, callbacks)
-            if config.policies and called:
-                raise ValueError("callbacks: are told of one policy; with policies train without them")
             prepared = prepare(config, run_dir, cluster)
             sinks = [_sinks(each) for each in prepared]
         except ValueError as error:
@@ -125,7 +123,7 @@ def run(
             cluster.end_turn_soon()
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
-        watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
+        watchers = _watch(prepared, run_dir, workers, asked, sinks, called, stack, quiet=quiet)
         for each in prepared:
             stack.callback(each.learner.learner.close)
         if watch := workers.watch:
@@ -185,6 +183,7 @@ def _start(
 
 def _watch(
     runs: Sequence[PreparedRun],
+    run_dir: Path,
     workers: WorkerGroup,
     asked: Interruption,
     sinks: Sequence[list[Sink]],
@@ -201,7 +200,7 @@ def _watch(
     # The policies are updated in turn: what keeps one from it keeps all.
     stall = Stall(statistics=first.statistics, states=lambda: workers.states)
     evaluations = Evaluations(first.run_dir / "evaluation.jsonl")
-    callbacks = Callbacks(called, first, evaluations, lambda: asked.stop("callback"))
+    callbacks = Callbacks(called, runs, run_dir, evaluations, lambda: asked.stop("callback"))
     for run in runs:
         progress = Progress(
             run.statistics,
@@ -228,8 +227,7 @@ def _watch(
         max_update_age_seconds=config.metrics.max_update_age_seconds,
         stalled=stall.now,
     )
-    name = first.run_dir.name if not first.policy else first.run_dir.parent.parent.name
-    server = stack.enter_context(served(config.metrics, sources, ready, run=name))
+    server = stack.enter_context(served(config.metrics, sources, ready, run=run_dir.name))
     for run, progress, own in zip(runs, shown, sinks, strict=True):
         progress.say(headline(run, server.url if server else None))
         history = MetricsHistory(
@@ -431,7 +429,7 @@ def _sources(
         run_dir=run.run_dir,
         evaluations=evaluations,
         opponents=functools.partial(_opponents, run),
-        callback_numbers=lambda: callbacks.numbers,
+        callback_numbers=lambda: callbacks.numbers(run.policy),
     )
 
 

@@ -2,8 +2,8 @@
 
 Every agent is shown a number, one of those of its actions, and is right where it names it: the hunters see a one-hot
 code of 3, the runners a code of 4 numbers with two more beside it. One reward for each right action; games last
-``steps``. Runner 0 leaves the game after half of them, so that the teams have different numbers of valid steps, or
-both runners leave it after ``caught`` steps.
+``steps``, which is an option of resets, too. Runner 0 leaves the game after half of them, so that the teams have
+different numbers of valid steps, or both runners leave it after ``caught`` steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         self.possible_agents = [*HUNTERS, *RUNNERS]
         self.agents: list[str] = []
         self.steps, self.poisoned, self.poison, self.masked, self.fails_at = steps, poisoned, poison, masked, fails_at
-        self.leave_at = {"runner_0": caught or steps // 2, "runner_1": caught or steps, "hunter_0": steps}
+        self.caught = caught
         self.random = np.random.default_rng()
         self.time = self.total = 0
         self.shown: dict[str, int] = {}
@@ -75,6 +75,7 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         if seed is not None:
             self.random = np.random.default_rng(seed)
+        self.steps = (options or {}).get("steps", self.steps)
         self.time, self.agents = 0, list(self.possible_agents)
         return self._observe(), self._infos()
 
@@ -89,7 +90,8 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         if self.masked:
             for agent in asked:
                 assert int(actions[agent]) != (self.shown[agent] + 1) % CODES[kind(agent)]
-        left = {agent: self.time >= self.leave_at[agent] for agent in asked}
+        last = {"runner_0": self.caught or self.steps // 2, "runner_1": self.caught or self.steps}
+        left = {agent: self.time >= last.get(agent, self.steps) for agent in asked}
         obs, infos = self._observe(), self._infos()
         self.agents = [agent for agent in asked if not left[agent]]
         return obs, reward, left, dict.fromkeys(asked, False), infos

@@ -6,7 +6,7 @@ import json
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import shoal
@@ -121,6 +121,103 @@ def test_numbers_are_served(tmp_path: Path) -> None:
         **{"metrics.file_sd": tmp_path / "sd.json"},
     )
     assert 'shoal_callback{name="my/number"} 2.0' in pages[0]
+
+
+class OfEach(shoal.Callback):
+    """Notes what it is told of which of several policies, and sets how long games are."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.steps: dict[str, int] = {}
+        self.returns: dict[str, int] = {}
+        self.paths: list[Path] = []
+        self.summary: Mapping[str, Any] = {}
+
+    def on_start(self, run: Any) -> None:
+        self.events.append(("start", ""))
+        assert list(run.policies) == ["hunters", "runners"]
+        assert run.run_dir.name == "run"
+
+    def on_update(self, run: Any, update: Any) -> Mapping[str, float]:
+        self.events.append(("update", update.policy))
+        own = run.policies[update.policy]
+        self.steps[update.policy] = update.env_steps
+        assert update.policy_version == own.policy_version == self.events.count(("update", update.policy))
+        assert update.env_steps == own.env_steps < run.env_steps
+        # All have had their update before any is told.
+        assert {each.policy_version for each in run.policies.values()} == {run.policy_version}
+        assert own.policy.actions.flat_names == run.policies[update.policy].policy.actions.flat_names
+        if len(self.events) > 9 and update.policy == "runners":
+            run.stop()
+        return {"steps": update.env_steps}
+
+    def on_episodes(self, run: Any, episodes: Any) -> None:
+        self.events.append(("episodes", episodes.policy))
+        self.returns[episodes.policy] = self.returns.get(episodes.policy, 0) + len(episodes.returns)
+
+    def on_checkpoint(self, run: Any, path: Path) -> Mapping[str, float]:
+        self.paths.append(path)
+        return {"checkpoints": len(self.paths)}
+
+    def on_end(self, run: Any, summary: Mapping[str, Any]) -> None:
+        self.events.append(("end", ""))
+        self.summary = summary
+
+
+GAMES = {
+    **SMALL,
+    "env.id": "pettingzoo:team_games:teams",
+    "env.num_envs": 12,
+    "learner.batch_size": 24,
+    "learner.minibatches": 2,
+    "policies": {"hunters": {"agents": ["hunter_*"]}, "runners": {"agents": ["runner_*"]}},
+    "total_env_steps": 10**9,
+}
+
+
+def test_each_of_several_policies_is_told(tmp_path: Path) -> None:
+    """Catches an update that is told as another policy's, events that come once per policy where there is one, numbers
+    that end up with another policy, and a wish to stop that nobody heeds."""
+    pytest.importorskip("pettingzoo")
+    seen = OfEach()
+    run = shoal.train(config=GAMES, run_dir=tmp_path / "run", callbacks=[seen], progress=False, max_seconds=200)
+    assert run.summary["stopped_by"] == "callback"
+    assert seen.summary == run.summary
+    assert [seen.events.count((name, "")) for name in ("start", "end")] == [1, 1]
+    updates = [policy for event, policy in seen.events if event == "update"]
+    assert updates == ["hunters", "runners"] * (len(updates) // 2)
+    assert [path.name for path in seen.paths] == [f"{run.summary['policy_version']:09d}"]
+    for name in ("hunters", "runners"):
+        summary = read_summary(tmp_path / "run" / "policies" / name)
+        assert updates.count(name) == summary["policy_version"]
+        assert seen.steps[name] == summary["env_steps"]
+        assert seen.returns[name] == summary["episodes"] > 0
+        last = json.loads((tmp_path / "run" / "policies" / name / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["callback/steps"] == summary["env_steps"]
+        assert last["callback/checkpoints"] == 1
+    assert seen.steps["hunters"] != seen.steps["runners"]
+
+
+def test_what_several_policies_have_each_for_itself_is_asked_of_one(tmp_path: Path) -> None:
+    """Catches the network or the return of one policy that is taken for those of all; and the environments' options
+    that reach no game, or that one policy's older weights take back."""
+    pytest.importorskip("pettingzoo")
+
+    class Asks(shoal.Callback):
+        lengths: ClassVar[list[int]] = []
+
+        def on_start(self, run: Any) -> None:
+            run.set_env_options({"steps": 4})
+
+        def on_episodes(self, run: Any, episodes: Any) -> None:
+            self.lengths += episodes.lengths
+            if len(self.lengths) > 100:
+                assert run.mean_return
+
+    with pytest.raises(shoal.CallbackFailed, match=r"this run trains hunters, runners: ask for run.policies\[NAME\]"):
+        shoal.train(config=GAMES, run_dir=tmp_path / "run", callbacks=[Asks()], progress=False, max_seconds=200)
+    # Runner 0 leaves after half of a game. The first games had begun before.
+    assert set(Asks.lengths[-50:]) == {4, 2}
 
 
 class Breaks(shoal.Callback):

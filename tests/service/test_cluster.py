@@ -30,6 +30,11 @@ from service import (
 
 STORE = 80 * 2**20
 ROLLOUT = {"role": "rollout"}
+TEAMS = (
+    *("env.id=pettingzoo:beside_the_run:teams", "env.num_envs=12", "learner.batch_size=24"),
+    *("policies.hunters.agents=[hunter_*]", "policies.runners.agents=[runner_*]"),
+)
+"""Two policies, in games of a module that ``teams_beside`` writes."""
 
 
 class Nodes:
@@ -154,6 +159,49 @@ def test_lock_step_gives_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path
     found = [read_summary(tmp_path / name) for name in ("cluster", "inline")]
     assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
     assert found[0]["env_steps"] == found[1]["env_steps"]
+
+
+def teams_beside(tmp_path: Path) -> None:
+    """The module of ``TEAMS``, in the directory of the run alone."""
+    pytest.importorskip("pettingzoo")
+    (tmp_path / "beside_the_run.py").write_text("from team_games import teams\n")
+
+
+def test_several_policies_have_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a policy whose weights do not reach other nodes, a module of the user's that stays here, and an update
+    that depends on where actors live."""
+    nodes.have(2)
+    teams_beside(tmp_path)
+    lock_step = (*TEAMS, "actor.num_actors=2", "actor.max_policy_lag=0", "total_env_steps=800")
+    done = shoal("train", *settings(nodes, *lock_step), "run_dir=cluster", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    inline = shoal("train", *SMALL, *lock_step, "mode=inline", "run_dir=inline", cwd=tmp_path)
+    assert inline.returncode == 0, inline.stdout + inline.stderr
+    for policy in ("hunters", "runners"):
+        found = [read_summary(tmp_path / name / "policies" / policy) for name in ("cluster", "inline")]
+        assert found[0]["policy_version"] > 1
+        assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
+        assert found[0]["env_steps"] == found[1]["env_steps"]
+
+
+@pytest.mark.slow
+def test_an_actor_of_several_policies_is_replaced(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches an unroll that one policy waits for and another has given up, and steps that are lost from one ledger."""
+    nodes.have(2)
+    teams_beside(tmp_path)
+    process = nodes.start(tmp_path, *TEAMS, "actor.num_actors=2")
+    wait_for(lambda: newest(tmp_path) and ups(tmp_path / "run") == 2, process=process)
+    victim = next(iter(nodes.actors()))
+    os.kill(victim, signal.SIGKILL)
+    come_up(tmp_path, process, 3)
+    goes_on(tmp_path, process)
+    output = end(process)
+    found = [read_summary(tmp_path / "run" / "policies" / policy) for policy in ("hunters", "runners")]
+    for summary in found:
+        assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == 1, output
+        assert summary["lost_unrolls"] <= 1
+    assert found[0]["lost_unrolls"] == found[1]["lost_unrolls"]
+    assert found[0]["policy_version"] == pytest.approx(found[1]["policy_version"], abs=1)
 
 
 @pytest.mark.slow
@@ -396,6 +444,9 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
     assert "5 actors of 1 CPU do not fit, there is room for 4" in answer
     answer = refused(address, "cluster.actor_resources={arm: 1}", cwd=tmp_path)
     assert "do not fit, there is room for 0" in answer
+    teams_beside(tmp_path)
+    answer = refused(address, *TEAMS, "learner.minibatches=16", cwd=tmp_path)
+    assert "learner.minibatches: 16 do not divide the 8 segments that hunters has of each batch" in answer
 
 
 @pytest.mark.timeout(700)

@@ -88,7 +88,7 @@ def test_a_policy_whose_agents_are_out_of_their_games_stays_as_it_is(tmp_path: P
 
 def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches books that are one for both, a policy that begins anew or under another name, steps that are counted for
-    the wrong one, and evaluation of one policy with the agents of the other."""
+    the wrong one, and evaluation of one policy with the agents of the other, from the command line or from Python."""
     run = tmp_path / "run"
     first = play(run, 500)
     second = play(run, 1000)
@@ -113,6 +113,18 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     assert [found["policies"][name]["episodes"] for name in NAMES] == [8, 16]
     assert found["policies"]["hunters"]["max_length"] == 8
     assert found["policies"]["runners"]["min_length"] == 4
+    played = shoal.evaluate(run, 24, processes=1)
+    assert played.episodes == 24
+    assert list(played.policies) == NAMES
+    for name, own in played.policies.items():
+        assert own.policies == {}
+        assert own.mean == found["policies"][name]["mean_return"]
+        assert own.episodes == found["policies"][name]["episodes"]
+    for setting in ({"env": ID}, {"memory_horizon": 0}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(setting))}: is for one policy, and .* has several, hunters, "
+        ):
+            shoal.evaluate(run, 24, **setting)
     assert main(["evaluate", str(run), "--vs", "random"]) == 2
     assert "--vs: is for one policy" in capsys.readouterr().err
     assert main(["train", *SMALL, "mode=inline", f"run_dir={run}", "policies.others.agents=[x]"]) == 2
