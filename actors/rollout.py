@@ -22,6 +22,7 @@ from shoal.envs.boundary import (
     MaskedEnvironment,
     OptionsEnvironment,
     ReportingEnvironment,
+    SharedEnvironment,
     SlotGroup,
     StatefulEnvironment,
     StepRows,
@@ -82,6 +83,7 @@ class RolloutWorker:
         self._columns = allocate(self.spec, envs.num_envs)
         self._columns["training_env_id"][:] = self.training_env_ids
         self._self_play = envs if isinstance(envs, SelfPlayEnvironment) else None
+        self._shared = envs if isinstance(envs, SharedEnvironment) else None
         self._masks = envs.action_mask if envs.spec.num_mask and isinstance(envs, MaskedEnvironment) else None
         self.envs.reset(self._columns["obs"][:, 0])
         if self._masks is not None:
@@ -205,6 +207,8 @@ class RolloutWorker:
         if self._self_play is not None:
             acting = self._self_play.take_policy_seconds()
             policy_seconds, env_seconds = policy_seconds + acting, env_seconds - acting
+        if self._shared is not None:
+            env_seconds += self._shared.take_owed_seconds()
         # Row T is not acted on here: it bootstraps this trajectory and comes back as row 0 of the next.
         with torch.inference_mode():
             payload = self._ship({"policy_seconds": policy_seconds, "env_seconds": env_seconds})

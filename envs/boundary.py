@@ -284,6 +284,17 @@ class GroupedEnvironment(VectorEnvironment, Protocol):
 
 
 @runtime_checkable
+class SharedEnvironment(VectorEnvironment, Protocol):
+    """A part of games that others share; whichever part takes its rows first plays them, for all."""
+
+    def take_owed_seconds(self) -> float:
+        """Seconds of playing since the last call that are this part's, by its slots, less those in its own calls.
+
+        All parts' add up to 0.
+        """
+
+
+@runtime_checkable
 class StatefulEnvironment(VectorEnvironment, Protocol):
     """An environment that says its state, so that an interrupted run goes on with the same rows."""
 

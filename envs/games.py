@@ -64,26 +64,28 @@ class Seat(NamedTuple):
 def make_groups(
     env_id: str,
     options: AdapterOptions | None,
-    declared: Sequence[tuple[tuple[int, ...], Declared]],
+    declared: Mapping[str, tuple[tuple[int, ...], Declared]],
     num_games: int,
     reports: Reports,
 ) -> list[Group]:
     """The groups of ``declared``: for each the indices of its agents among those of a game, and their spaces.
 
+    By their names, with which remarks on their observations begin; that of a group which is alone is empty.
     ``reports`` are those of the first group; the others have their own.
 
     Raises:
         ValueError: a space is of a kind that the policy has no encoder or head for.
     """
-    num_agents = sum(len(agents) for agents, _ in declared)
+    num_agents = sum(len(agents) for agents, _ in declared.values())
     groups = []
-    for number, (agents, spaces) in enumerate(declared):
+    for number, (name, (agents, spaces)) in enumerate(declared.items()):
         spec = make_spec(env_id, spaces, options, num_agents=len(agents))
         slots = (np.arange(num_games)[:, None] * num_agents + np.array(agents)).reshape(-1)
         obs = np.zeros((len(slots), *spec.obs_shape), spec.obs_dtype)
         mask = np.ones((len(slots), spec.num_mask), np.uint8)
         told = Reports() if number else reports
-        write = make_writer(spaces.observation, spec, batched=False, reports=told)
+        field = f"{name}: obs" if name else "obs"
+        write = make_writer(spaces.observation, spec, batched=False, reports=told, field=field)
         flat = obs.reshape(len(slots), -1)
         seats = tuple(
             Seat(number, row, flat[row : row + 1], mask[row], write, spaces.mask, told) for row in range(len(slots))

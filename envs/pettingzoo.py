@@ -174,7 +174,7 @@ def make_games(
     try:
         if num_envs < 1 or num_envs % len(agents):
             raise ValueError(f"{env_id}: num_envs={num_envs} must be a positive multiple of its {len(agents)} agents")
-        groups = make_groups(env_id, options, list(declared.values()), num_envs // len(agents), surroundings.reports)
+        groups = make_groups(env_id, options, declared, num_envs // len(agents), surroundings.reports)
     except BaseException:
         env.close()
         raise

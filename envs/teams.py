@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,7 @@ class TeamsEnvironment:
         }
         self.steps = 0
         """Times that the games were stepped."""
+        self._num_envs = num_envs
         self._begun = self._closed = False
 
     def begin(self) -> None:
@@ -126,8 +128,8 @@ class TeamsEnvironment:
             self.games.reset()
             self._begun = True
 
-    def play(self) -> None:
-        """Step the games with the actions of all teams.
+    def play(self, caller: Team) -> None:
+        """Step the games with the actions of all teams; their time is every team's by its slots, not the caller's.
 
         Raises:
             EnvironmentFault: a game failed several times in a row.
@@ -137,7 +139,12 @@ class TeamsEnvironment:
             raise RuntimeError("the games were to be stepped before every team had acted")
         for team in self.teams.values():
             team.chosen = None
+        begun = time.perf_counter()
         self.games.step([action for action in actions if action is not None])
+        seconds = time.perf_counter() - begun
+        caller.owed_seconds -= seconds
+        for team in self.teams.values():
+            team.owed_seconds += seconds * team.num_envs / self._num_envs
         self.steps += 1
 
     def close(self) -> None:
@@ -148,7 +155,7 @@ class TeamsEnvironment:
 
 
 class Team:
-    """The agents of one policy in all games, as a ``GroupedEnvironment`` of one group, which is the whole.
+    """The agents of one policy in all games, as a ``SharedEnvironment``, and a ``GroupedEnvironment`` of one group.
 
     Row ``g * num_agents + a`` is the ``a``-th of its agents in game g. The first team to take its rows steps the games.
     """
@@ -163,6 +170,8 @@ class Team:
         self.reports: Reports = group.reports
         self.chosen: np.ndarray | None = None
         """The actions [B, ...] that the games are stepped with next."""
+        self.owed_seconds = 0.0
+        """Since ``take_owed_seconds``."""
         self._taken = 0
         """Steps whose rows were taken."""
         self._none: list[str] = []
@@ -195,7 +204,7 @@ class Team:
             EnvironmentFault: a game failed several times in a row.
         """
         if self._taken == self._whole.steps:
-            self._whole.play()
+            self._whole.play(self)
         self._taken += 1
         rows.obs[:] = self._group.obs
         self._whole.games.flags.copy_to(rows, self._group.slots)
@@ -204,6 +213,11 @@ class Team:
         """Both, where no other team is left to act."""
         self.step_begin(action)
         self.step_end(rows)
+
+    def take_owed_seconds(self) -> float:
+        """As in ``envs.boundary.SharedEnvironment``."""
+        owed, self.owed_seconds = self.owed_seconds, 0.0
+        return owed
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later games, as in ``envs.boundary.OptionsEnvironment``."""

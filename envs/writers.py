@@ -35,7 +35,9 @@ class Malformed(Exception):
         self.slot = slot
 
 
-def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, reports: Reports | None = None) -> Writer:
+def make_writer(
+    space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, reports: Reports | None = None, field: str = "obs"
+) -> Writer:
     """The writer of a space's observations into rows [B, size] of the spec's dtype.
 
     It takes every type of number that says the same as the declared one, and counts in ``reports`` what leaves the
@@ -46,15 +48,16 @@ def make_writer(space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, repor
         spec: Made from it by ``envs.spaces.make_spec``, which refuses spaces that have no writer.
         batched: Whether observations come for all slots at once, as a gymnasium vector environment gives them.
         reports: Takes the remarks.
+        field: What observations are called in remarks and errors.
     """
     reports = Reports() if reports is None else reports
     if isinstance(spec.observation, ImageSpace):
         assert isinstance(space, spaces.Box)
-        return _box_writer(space, "obs", batched, reports, spec.observation.axes)
+        return _box_writer(space, field, batched, reports, spec.observation.axes)
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _leaf_writer(space, "obs", batched, reports, None)
+        return _leaf_writer(space, field, batched, reports, None)
     places = columns_of(space, spec.observation)
-    return _space_writer(space, "obs", batched, reports, places)
+    return _space_writer(space, field, batched, reports, places)
 
 
 def columns_of(space: spaces.Space[Any], observation: Space) -> Iterator[tuple[slice, tuple[int, ...] | None]]:

@@ -43,6 +43,8 @@ class ObservationStatistics:
 
     def __init__(self, policy: RecurrentPolicy, normalizer: ObservationNormalizer) -> None:
         self._policy, self._normalizer = policy, normalizer
+        self.name = ""
+        """The policy's, where several are trained: warnings begin with it."""
         self._warned: set[str] = set()
         self._count, self._mean, self._deviations = torch.zeros(3, len(normalizer.mean), dtype=torch.float64)
 
@@ -99,7 +101,8 @@ class ObservationStatistics:
                 names = (observation and observation.names) or [f"obs[{i}]" for i in range(len(columns))]
                 listed = [names[i] for i in columns.nonzero().flatten().tolist()]
                 more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-                log.warning("observations %s%s %s", ", ".join(listed[:5]), more, text)
+                whose = f"{self.name}: " if self.name else ""
+                log.warning("%sobservations %s%s %s", whose, ", ".join(listed[:5]), more, text)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors for a checkpoint."""

@@ -6,26 +6,24 @@ is within the lag of the others, too. A delivery is taken by all queues or by no
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from shoal.learner.trajectory_queue import TrajectoryQueue
-from shoal.policy.trajectory import TrajectoryError
-
-log = logging.getLogger(__name__)
+from shoal.learner.trajectory_queue import TrajectoryQueue, log_refused
+from shoal.policy.trajectory import Trajectory, TrajectoryError
 
 
 class PolicyQueues:
     """``actors.pool.TrajectorySink`` for a pool of ``actors.teams.TeamWorker``.
 
     Args:
-        queues: in the order in which their policies are updated, which is that of an unroll's trajectories.
+        queues: by policy, in the order in which they are updated, which is that of an unroll's trajectories.
     """
 
-    def __init__(self, queues: Sequence[TrajectoryQueue]) -> None:
-        *self._others, self._last = self._all = tuple(queues)
+    def __init__(self, queues: Mapping[str, TrajectoryQueue]) -> None:
+        self._by_policy = dict(queues)
+        *self._others, self._last = self._all = tuple(queues.values())
 
     def admit(self, idle: Sequence[int]) -> tuple[int, Any] | None:
         """Choose one of the idle actors: (actor, the newest weights of every policy); None where none may start."""
@@ -38,17 +36,28 @@ class PolicyQueues:
     def deliver(self, actor: int, payload: Sequence[np.ndarray]) -> str | None:
         """Hand over the trajectories (uint8) of a finished unroll; why they are refused, None where they are taken."""
         try:
-            if len(payload) != len(self._all):
-                raise TrajectoryError(
-                    f"expected a trajectory for each of {len(self._all)} policies, got {len(payload)}"
-                )
-            read = [queue.read(part) for queue, part in zip(self._all, payload, strict=True)]
+            read = self._read(payload)
         except TrajectoryError as error:
             for queue in self._all:
-                queue.refuse(actor, str(error))
-            return str(error)
-        refused = [queue.take(actor, trajectory) for queue, trajectory in zip(self._all, read, strict=True)]
-        return next((why for why in refused if why is not None), None)
+                queue.refuse(actor)
+            why: str | None = str(error)
+        else:
+            refused = [queue.take(actor, trajectory) for queue, trajectory in zip(self._all, read, strict=True)]
+            why = next((each for each in refused if each is not None), None)
+        if why is not None:
+            log_refused(why)
+        return why
+
+    def _read(self, payload: Sequence[np.ndarray]) -> list[Trajectory]:
+        if len(payload) != len(self._all):
+            raise TrajectoryError(f"expected a trajectory for each of {len(self._all)} policies, got {len(payload)}")
+        read = []
+        for (policy, queue), part in zip(self._by_policy.items(), payload, strict=True):
+            try:
+                read.append(queue.read(part))
+            except TrajectoryError as error:
+                raise TrajectoryError(f"{policy}: {error}") from error
+        return read
 
     def abandon(self, actor: int) -> None:
         """An admitted unroll of this actor will never be delivered."""

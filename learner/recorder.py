@@ -57,11 +57,12 @@ class Recorder:
 
     Args:
         keeps_weights: whether this is rank 0, which keeps what all learners share.
+        policy: the policy's name, where several are trained: the warning begins with it.
     """
 
-    def __init__(self, config: RecorderConfig, *, keeps_weights: bool) -> None:
+    def __init__(self, config: RecorderConfig, *, keeps_weights: bool, policy: str = "") -> None:
         self.config = config
-        self._keeps_weights = keeps_weights
+        self._keeps_weights, self._policy = keeps_weights, policy
         self._made: deque[Recorded] = deque()
         self._not_made: list[Recorded] = []
         self._begun: Recorded | None = None
@@ -80,7 +81,8 @@ class Recorder:
         if num_bytes > self.config.max_bytes:
             if not self._warned:
                 log.warning(
-                    "updates are not recorded: one has %s bytes, more than recorder.max_bytes=%s",
+                    "%supdates are not recorded: one has %s bytes, more than recorder.max_bytes=%s",
+                    f"{self._policy}: " if self._policy else "",
                     f"{num_bytes:,}",
                     f"{self.config.max_bytes:,}",
                 )

@@ -27,6 +27,11 @@ from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec,
 log = logging.getLogger(__name__)
 
 
+def log_refused(why: str) -> None:
+    """Warn of a delivery that was refused."""
+    log.warning("a delivery was refused: %s", why)
+
+
 class TrajectoryQueue:
     """``actors.pool.TrajectorySink`` for a pool (one thread), batches for the training loop (another).
 
@@ -105,11 +110,14 @@ class TrajectoryQueue:
         """
         unroll = self._came_back(actor)
         if isinstance(unroll, str):
+            log_refused(unroll)
             return unroll
         try:
             trajectory = self.read(payload)
         except TrajectoryError as error:
-            return self._refuse(actor, "malformed", f"{error}")
+            log_refused(str(error))
+            self._count_malformed(actor)
+            return str(error)
         return self._put(actor, unroll, trajectory)
 
     def read(self, payload: np.ndarray) -> Trajectory:
@@ -124,24 +132,22 @@ class TrajectoryQueue:
         return trajectory
 
     def take(self, actor: int, trajectory: Trajectory) -> str | None:
-        """``deliver`` for what ``read`` has checked."""
+        """``deliver`` for what ``read`` has checked; a refusal is for the caller to log."""
         unroll = self._came_back(actor)
         return unroll if isinstance(unroll, str) else self._put(actor, unroll, trajectory)
 
-    def refuse(self, actor: int, why: str) -> None:
-        """What ``actor`` delivered is refused as malformed, here or at a queue that its unroll is shared with."""
+    def refuse(self, actor: int) -> None:
+        """Count what ``actor`` delivered as malformed, here or at a queue that its unroll is shared with."""
         if not isinstance(self._came_back(actor), str):
-            self._refuse(actor, "malformed", why)
+            self._count_malformed(actor)
 
     def _came_back(self, actor: int) -> Unroll | str:
         """The unroll of ``actor`` that is under way no more; why it is refused, where none was."""
         with self._changed:
             unroll = self._admission.came_back(actor)
         if unroll is None:
-            why = f"actor {actor} delivered an unroll that it was never admitted to"
-            log.warning("a delivery was refused: %s", why)
             self.refused["malformed"] += 1
-            return why
+            return f"actor {actor} delivered an unroll that it was never admitted to"
         return unroll
 
     def _put(self, actor: int, unroll: Unroll, trajectory: Trajectory) -> str | None:
@@ -159,12 +165,10 @@ class TrajectoryQueue:
             self._changed.notify_all()
         return None
 
-    def _refuse(self, actor: int, reason: str, why: str) -> str:
-        log.warning("a delivery was refused: %s", why)
+    def _count_malformed(self, actor: int) -> None:
         with self._changed:
             self._admission.refused(actor)
-            self.refused[reason] += 1
-        return why
+            self.refused["malformed"] += 1
 
     def abandon(self, actor: int) -> None:
         """The admitted unroll of ``actor`` will never be delivered; its successor may make one instead."""
@@ -311,7 +315,12 @@ class TrajectoryQueue:
             return self._admission.lags(self._weights.policy_version)
 
     def late(self) -> int:
-        """Number of unrolls under way that will be too old to be trained when they come back."""
+        """Number of unrolls under way that will be too old to be trained when they come back.
+
+        0 where none is dropped.
+        """
+        if not self._drops_stale:
+            return 0
         with self._changed:
             return self._admission.late(self._weights.policy_version)
 

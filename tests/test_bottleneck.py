@@ -49,7 +49,7 @@ def test_the_watch_judges_the_last_seconds_and_the_whole(monkeypatch: pytest.Mon
     clock = [1000.0]
     monkeypatch.setattr(bottleneck.time, "monotonic", lambda: clock[0])
     statistics = RunStatistics(Ledger(dropped=Counter()))
-    watch = BottleneckMonitor(statistics, acting=False, num_processes=1)
+    watch = BottleneckMonitor([statistics], acting=False, num_processes=1)
     assert watch.now() is watch.whole() is None
 
     def spend(seconds: int, **stages: float) -> None:
@@ -89,7 +89,7 @@ def test_a_stall_names_what_is_waited_for(
     monkeypatch.setattr(bottleneck.time, "monotonic", lambda: now[0])
     clock = StageClock()
     statistics = RunStatistics(Ledger(), clock)
-    watch = BottleneckMonitor(statistics, acting=acting, num_processes=1, num_learners=num_learners)
+    watch = BottleneckMonitor([statistics], acting=acting, num_processes=1, num_learners=num_learners)
     clock.seconds["update"] += 1.0
     with clock.mark(under_way):
         for _ in range(40):

@@ -12,76 +12,21 @@ from metric_sources import make_sources
 from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
-from shoal.actors.teams import TeamSetup
 from shoal.deploy.doctor.examine import _layout as layout_lines
 from shoal.deploy.monitoring.catalogue import RunCollector
-from shoal.deploy.placement.layout import Machine, choose_layout
-from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.placement.setups import make_worker_setup, patterns_of, team_shares
+from shoal.deploy.placement.layout import Machine
 from shoal.deploy.settings.load import load_config
-from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import VectorSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_env_spec
 from shoal.envs.teams import Team, TeamsEnvironment, divide_agents
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_checkpoint, find_saved
-from shoal.learner.learner_worker import LearnerWorker
-from shoal.learner.policy_queues import PolicyQueues
-from shoal.policy.weights import flatten_weights
 from team_games import CODES, HUNTERS, RUNNERS
-
-ID = "pettingzoo:team_games:teams"
-PATTERNS = {"hunters": ("hunter_*",), "runners": ("runner_*",)}
-POLICIES = (f"env.id={ID}", "policies.hunters.agents=[hunter_*]", "policies.runners.agents=[runner_*]")
-SMALL = (
-    *(*POLICIES, "env.num_envs=12", "actor.unroll_length=6", "learner.minibatches=2", "mode=inline"),
-    *(
-        "policy.kind=component",
-        "policy.components={lstm: {size: 16}}",
-        "metrics.port=-1",
-        "evaluation.random_seconds=0",
-    ),
-)
-
-
-def configured(*settings: str) -> Config:
-    config, problems = load_config([], [*SMALL, *settings])
-    assert not problems
-    return config
+from team_setups import ID, PATTERNS, POLICIES, Setups, configured
 
 
 def make_teams(slots: int = 6, **kwargs: Any) -> TeamsEnvironment:
     return TeamsEnvironment(ID, slots, 0, AdapterOptions(), False, kwargs, PATTERNS)
-
-
-class Setups:
-    """The learners of both policies and their common setup, as a run makes them."""
-
-    def __init__(self, *settings: str) -> None:
-        config = configured(*settings)
-        layout = choose_layout(config, Machine(cores=2, accelerator=False))
-        shares = team_shares(config, layout)
-        self.setups: dict[str, LearnerSetup] = {
-            name: own.setup(config, layout, make_worker_setup(config, own.spec, run_id="a-run"))
-            for name, own in shares.items()
-        }
-        self.workers: dict[str, LearnerWorker] = {
-            name: setup.make_learner_worker(shares[name].part(config, layout)) for name, setup in self.setups.items()
-        }
-        self.team = TeamSetup(
-            agents=patterns_of(config), setups={name: setup.worker for name, setup in self.setups.items()}
-        )
-        self.queues = PolicyQueues([worker.queue for worker in self.workers.values()])
-
-    def weights(self) -> list[Any]:
-        return [flatten_weights(worker.learner.policy, 0) for worker in self.workers.values()]
-
-    def rollouts(self, count: int) -> list[list[np.ndarray]]:
-        """Unrolls of one actor, with copies of what it ships."""
-        worker = self.team.make_worker(0, 0)
-        found = [[part.copy() for part in worker.rollout(self.weights())] for _ in range(count)]
-        worker.close()
-        return found
 
 
 @pytest.mark.parametrize(
@@ -141,7 +86,7 @@ def test_one_policy_needs_no_policies() -> None:
 def test_doctor_measures_no_update_of_several_policies() -> None:
     """Catches a measurement that makes one policy for agents whose spaces differ, on this machine or on a cluster."""
     for machine in (Machine(cores=4, accelerator=False), Machine(cores=4, accelerator=False, actor_places=2)):
-        lines = layout_lines(configured(), machine, measure=True)
+        lines = layout_lines(configured(), machine, [4, 8], measure=True)
         assert "every policy has one learner" in lines[1]
         assert "not measured: that is done with the update of one policy" in lines[-1]
 

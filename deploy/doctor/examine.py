@@ -36,7 +36,8 @@ def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str],
             problems += str(error).splitlines()
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
-        lines += _layout(config, machine, measure=measure and not problems)
+        slots = _team_slots(config) if config.policies and not problems else []
+        lines += _layout(config, machine, slots, measure=measure and not problems)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
 
@@ -95,7 +96,7 @@ def _teams(config: Config) -> list[str]:
     from shoal.envs.reading import reading
 
     lines = [f"environment {config.env.id}"]
-    for name, own in team_shares(config, None).items():
+    for name, own in team_shares(config).items():
         observations, actions = reading(own.spec)
         lines += [
             f"  policy         {name}, {own.spec.num_agents} agents in each environment",
@@ -103,6 +104,12 @@ def _teams(config: Config) -> list[str]:
             f"  acts           {actions}",
         ]
     return lines
+
+
+def _team_slots(config: Config) -> list[int]:
+    from shoal.deploy.placement.setups import team_shares
+
+    return [own.num_slots for own in team_shares(config).values()]
 
 
 def _accelerator(config: Config) -> bool:
@@ -150,22 +157,24 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
     problems += found
     if not found:
         machine = cluster.place(config, room, here)
+        slots: list[int] = []
         try:
-            layout = choose_layout(config, machine)
+            slots = _team_slots(config) if config.policies else []
+            layout = choose_layout(config, machine, slots)
             if config.policies:
                 team_shares(config, layout)
         except ValueError as error:
             problems += str(error).splitlines()
-        lines += _layout(config, machine, measure=measure and not problems)
+        lines += _layout(config, machine, slots, measure=measure and not problems)
     return lines
 
 
-def _layout(config: Config, machine: Machine, *, measure: bool) -> list[str]:
+def _layout(config: Config, machine: Machine, team_slots: list[int], *, measure: bool) -> list[str]:
     from shoal.learner.device_choice import NO_BFLOAT16, DeviceNotFound, make_device_path, runs_bfloat16
 
     try:
         path = make_device_path(config.learner)
-        layout = choose_layout(config, machine)
+        layout = choose_layout(config, machine, team_slots)
     except (DeviceNotFound, LayoutError):
         return []  # among the problems
     steps = layout.batch_size * config.actor.unroll_length

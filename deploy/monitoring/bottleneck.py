@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from shoal.deploy.monitoring.stall import TIMES_SLOWER
@@ -38,14 +38,20 @@ class _Moment(NamedTuple):
 class BottleneckMonitor:
     """Finds the bottleneck over the last ``WINDOW_SECONDS`` of a run, or over all of it.
 
+    Several policies are updated in turn with unrolls of the same games, so that they have one bottleneck: it is found
+    from the sums of their seconds.
+
     Args:
+        statistics: of every policy.
         acting: whether the learners also act.
         num_processes: number of processes that act.
         num_learners: number of processes that learn.
     """
 
-    def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int, num_learners: int = 1) -> None:
-        self._statistics, self._acting, self._num_processes = statistics, acting, num_processes
+    def __init__(
+        self, statistics: Sequence[RunStatistics], *, acting: bool, num_processes: int, num_learners: int = 1
+    ) -> None:
+        self._statistics, self._acting, self._num_processes = tuple(statistics), acting, num_processes
         self._num_learners = num_learners
         self._moments: deque[_Moment] = deque([self._moment()])
         self._lock = threading.Lock()
@@ -65,24 +71,29 @@ class BottleneckMonitor:
                 moments.popleft()
             first = moments[0]
         found = self._between(first, moment)
-        under_way = self._statistics.stage_under_way
-        if found or under_way is None:
+        under_way = [each for each in (own.stage_under_way for own in self._statistics) if each is not None]
+        if found or not under_way:
             return found
-        stage, seconds = under_way
+        stage, seconds = under_way[0]
         # Where updates take their time, a window without one is nothing new.
-        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * self._statistics.longest_wait):
+        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * max(own.longest_wait for own in self._statistics)):
             return None
         return judge_stall(stage, seconds, acting=self._acting, num_learners=self._num_learners)
 
     def whole(self) -> Bottleneck | None:
         """Return the bottleneck of the run so far; None before the first update."""
-        nothing = _Moment(self._moment().at - self._statistics.seconds, {}, 0, 0)
-        return self._between(nothing, self._moment())
+        return self._between(_Moment(0.0, {}, 0, 0), self._moment())
 
     def _moment(self) -> _Moment:
-        statistics = self._statistics
-        ledger = statistics.ledger
-        return _Moment(time.monotonic(), dict(statistics.stage_seconds), ledger.sampled, ledger.dropped["stale"])
+        stages: dict[str, float] = {}
+        sampled = stale = 0
+        for own in self._statistics:
+            # dict: a copy, because the training loop may add a stage meanwhile.
+            for stage, seconds in dict(own.stage_seconds).items():
+                stages[stage] = stages.get(stage, 0.0) + seconds
+            sampled += own.ledger.sampled
+            stale += own.ledger.dropped["stale"]
+        return _Moment(time.monotonic(), stages, sampled, stale)
 
     def _between(self, first: _Moment, last: _Moment) -> Bottleneck | None:
         seconds = {stage: spent - first.stages.get(stage, 0.0) for stage, spent in last.stages.items()}

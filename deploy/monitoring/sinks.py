@@ -6,6 +6,8 @@ Each is an optional dependency and works on a thread of its own: one that is slo
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import dataclasses
 import importlib.util
 import logging
 import queue
@@ -24,6 +26,20 @@ CLOSE_SECONDS = 30.0
 """A tracker has this long at the end to send its remaining lines."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Tracked:
+    """What a tracker is told of the run whose lines it gets, or of one of several policies of a run."""
+
+    directory: Path
+    """For the files of the tracker."""
+    id: str
+    """The same in every session of a resumed run."""
+    name: str
+    config: Mapping[str, Any]
+    policy: str = ""
+    """Of several policies, each of which is a run of its own there, beside the others; else empty."""
+
+
 class Tracker(Protocol):
     """Writes the lines of one run to a tracking service."""
 
@@ -40,7 +56,7 @@ class Sink:
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._name, self._tracker = name, tracker
         self._lines: queue.Queue[Mapping[str, float | int | None] | None] = queue.Queue(WAITING_LINES)
-        self._late = False
+        self._late = self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"log-{name}", daemon=True)
         self._thread.start()
 
@@ -54,8 +70,9 @@ class Sink:
                 log.warning("log.sinks: %s is too slow, lines are left out; metrics.jsonl has them all", self._name)
 
     def close(self) -> None:
-        """Send the queued lines, for at most ``CLOSE_SECONDS``."""
-        if self._thread.is_alive():
+        """Send the queued lines, for at most ``CLOSE_SECONDS``; once."""
+        closed, self._closed = self._closed, True
+        if not closed and self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._lines.put(None, timeout=CLOSE_SECONDS)
             self._thread.join(CLOSE_SECONDS)
@@ -76,10 +93,10 @@ class Sink:
 class TensorBoard:
     """Event files in ``RUN/tensorboard``, by environment steps: ``tensorboard --logdir runs``."""
 
-    def __init__(self, settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, settings: LogConfig, tracked: Tracked) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = EventFileWriter(str(run_dir / "tensorboard"))
+        self._writer = EventFileWriter(str(tracked.directory / "tensorboard"))
 
     def write(self, line: Mapping[str, float | int | None]) -> None:
         """Write all numbers at their environment step."""
@@ -98,16 +115,18 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases; one that is resumed here is resumed there. ``WANDB_MODE=offline`` needs no network."""
 
-    def __init__(self, settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, settings: LogConfig, tracked: Tracked) -> None:
         import wandb
 
         self._run = wandb.init(
             project=settings.project,
-            name=settings.name or run_dir.name,
-            id=run_id,
+            name=tracked.name,
+            id=tracked.id,
             resume="allow",
-            dir=str(run_dir),
-            config=dict(config),
+            dir=str(tracked.directory),
+            config=dict(tracked.config),
+            # Else the second policy would get the run of the first. One that is alone is wandb.run, for callbacks.
+            reinit="create_new" if tracked.policy else None,
         )
         self._run.define_metric("env_steps")
         self._run.define_metric("*", step_metric="env_steps")
@@ -124,15 +143,17 @@ class WeightsAndBiases:
 class Trackio:
     """A run of trackio, on this machine unless its own settings say otherwise: ``trackio show``."""
 
-    def __init__(self, settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, settings: LogConfig, tracked: Tracked) -> None:
         import trackio
 
         # trackio prints instructions; standard output is for machines.
         with contextlib.redirect_stdout(sys.stderr):
-            self._run = trackio.init(
+            # It ends the run that is under way in its context, which would be that of the policy before.
+            self._run = contextvars.Context().run(
+                trackio.init,
                 project=settings.project,
-                name=f"{settings.name or run_dir.name}-{run_id[:8]}",
-                config=dict(config),
+                name=f"{tracked.name}-{tracked.id[:8]}",
+                config=dict(tracked.config),
                 resume="allow",
             )
 
@@ -163,7 +184,7 @@ def missing(settings: LogConfig) -> list[str]:
     ]
 
 
-def make_sinks(settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[str, Any]) -> list[Sink]:
+def make_sinks(settings: LogConfig, tracked: Tracked) -> list[Sink]:
     """Start the sinks that ``log.sinks`` names.
 
     Raises:
@@ -172,7 +193,7 @@ def make_sinks(settings: LogConfig, run_dir: Path, run_id: str, config: Mapping[
     sinks: list[Sink] = []
     for name in settings.sinks:
         try:
-            sinks.append(Sink(name, TRACKERS[name][1](settings, run_dir, run_id, config)))
+            sinks.append(Sink(name, TRACKERS[name][1](settings, tracked)))
         except Exception as error:
             for sink in sinks:
                 sink.close()

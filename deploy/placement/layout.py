@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Literal
 
 from shoal.deploy.settings.sections import Config
@@ -93,13 +94,24 @@ class LayoutError(ValueError):
     """Settings that cannot be met together; one line each, with the setting's name."""
 
 
-def choose_layout(config: Config, machine: Machine) -> Layout:
+def unrolls_that_divide(minibatches: int, slots: Collection[int]) -> int:
+    """The smallest number of unrolls whose rows every policy can divide into ``minibatches``.
+
+    ``slots``: those of each policy's agents in one actor; with none, any numbers.
+    """
+    return math.lcm(*(minibatches // math.gcd(minibatches, own) for own in slots or (1,)))
+
+
+def choose_layout(config: Config, machine: Machine, team_slots: Collection[int] = ()) -> Layout:
     """The layout of a run on what it has to work with.
+
+    ``team_slots``: where several policies are trained, the slots of each one's agents in one actor. Without them
+    batches are chosen that fit any agents.
 
     Raises:
         LayoutError: numbers that were set do not divide into each other.
     """
-    layout = _choose(config, machine)
+    layout = _choose(config, machine, team_slots)
     if config.self_play.share and layout.num_learners > 1:
         raise LayoutError(
             f"self_play.share: the pool of versions belongs to one learner, and there would be {layout.num_learners}; "
@@ -108,7 +120,7 @@ def choose_layout(config: Config, machine: Machine) -> Layout:
     return layout
 
 
-def _choose(config: Config, machine: Machine) -> Layout:
+def _choose(config: Config, machine: Machine, team_slots: Collection[int]) -> Layout:
     placement, why = _placement(config, machine)
     if placement == "colocated":
         cores = machine.cores if machine.actor_places is None else 1 + machine.actor_places
@@ -119,7 +131,7 @@ def _choose(config: Config, machine: Machine) -> Layout:
                 "choose placement=disaggregated or learner.device=cpu"
             )
         return layout
-    return _disaggregated(config, machine, why)
+    return _disaggregated(config, machine, why, team_slots)
 
 
 def _placement(config: Config, machine: Machine) -> tuple[Literal["colocated", "disaggregated"], str]:
@@ -209,7 +221,7 @@ def _colocated(config: Config, cores: int, why: str) -> Layout:
     )
 
 
-def _disaggregated(config: Config, machine: Machine, why: str) -> Layout:
+def _disaggregated(config: Config, machine: Machine, why: str, team_slots: Collection[int]) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
     cores, accelerator = machine.cores, machine.accelerator
     learners = 1 if learner.num_learners == "auto" else learner.num_learners
@@ -235,7 +247,9 @@ def _disaggregated(config: Config, machine: Machine, why: str) -> Layout:
         own = actors // learners
         unrolls = -(-own // actor.max_policy_lag) if actor.max_policy_lag else own
         # Of several policies each divides the rows of its own agents, as many in every unroll.
-        divided = learner.minibatches * (envs if config.policies else 1)
+        divided = (
+            unrolls_that_divide(learner.minibatches, team_slots) * envs if config.policies else learner.minibatches
+        )
         batch = learners * _smallest_batch(unrolls * envs, multiple_of=divided)
     else:
         batch = learner.batch_size

@@ -57,8 +57,8 @@ class LearnerSetup:
     """None without self-play."""
     in_turn: bool = False
     """One thread acts and learns in turn, so that results must not depend on how long anything takes."""
-    shares_games: bool = False
-    """Other policies are trained in the same games (``learner.policy_queues``)."""
+    policy: str = ""
+    """The policy's name, where others are trained in the same games (``learner.policy_queues``); else empty."""
     rollout_processes: RolloutProcesses | None = None
     """The rollout processes that feed a peer learner; None for workers in its own process."""
 
@@ -67,7 +67,7 @@ class LearnerSetup:
         torch.manual_seed(self.seed)
         path = make_device_path(self.learner)
         policy = self.worker.make_policy(self.initialization).to(path.device)
-        acting = self.worker
+        acting, shares_games = self.worker, bool(self.policy)
         contract = trajectory_spec(
             self.env, acting.unroll_length, acting.burn_in, policy.core.state_shapes, acting.carries_memory
         )
@@ -81,6 +81,8 @@ class LearnerSetup:
             total_env_steps=self.total_env_steps,
             seed=self.seed,
         )
+        if learner.statistics.observations is not None:
+            learner.statistics.observations.name = self.policy
         worker = LearnerWorker(
             learner=learner,
             queue=TrajectoryQueue(
@@ -92,14 +94,14 @@ class LearnerSetup:
                 max_policy_lag=self.max_policy_lag,
                 ledger=Ledger(),
                 # Whose unrolls are late is not asked where several policies have to train the same ones.
-                clock=_standing_still if self.in_turn or self.shares_games else time.monotonic,
-                drops_stale=not self.shares_games,
+                clock=_standing_still if self.in_turn or shares_games else time.monotonic,
+                drops_stale=not shares_games,
             ),
             assembler=BatchAssembler(contract, share.batch_size, pin_memory=path.pin_memory),
             publish_to=_as_it_is,
             parity_check=LogProbParityCheck(policy, path, max_policy_lag=self.max_policy_lag),
             clock=StageClock(),
-            recorder=Recorder(self.recorder, keeps_weights=share.first_shard == 0),
+            recorder=Recorder(self.recorder, keeps_weights=share.first_shard == 0, policy=self.policy),
             opponents=OpponentPool(self.self_play) if self.self_play else None,
         )
         path.prepare(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from shoal.actors.code import this_code
@@ -10,7 +11,7 @@ from shoal.actors.config import EPISODE
 from shoal.actors.self_play import Games, divide_games
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
-from shoal.deploy.placement.layout import Layout, Share
+from shoal.deploy.placement.layout import Layout, Share, unrolls_that_divide
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
@@ -101,6 +102,10 @@ def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec
     )
 
 
+_POLICIES = 1
+"""First spawn key of the streams of policies; those of sessions have one key, their number."""
+
+
 def patterns_of(config: Config) -> dict[str, tuple[str, ...]]:
     """The patterns of every policy's agents, where there are several."""
     return {name: tuple(team.agents) for name, team in config.policies.items()}
@@ -110,6 +115,7 @@ def patterns_of(config: Config) -> dict[str, tuple[str, ...]]:
 class TeamShare:
     """One of several policies: its part of every game."""
 
+    name: str
     number: int
     """Its place among the policies."""
     spec: EnvSpec
@@ -123,14 +129,23 @@ class TeamShare:
         own = dataclasses.replace(worker, num_envs=self.num_slots)
         return dataclasses.replace(
             make_learner_setup(config, layout, own, self.spec),
-            shares_games=True,
-            # Policies of equal shapes begin with weights of their own.
-            seed=(config.seed + self.number) % 2**63,
+            policy=self.name,
+            seed=self.seed(config.seed),
         )
 
     def target_env_steps(self, config: Config) -> int:
         """Its part of ``total_env_steps``; where agents leave games early, policies end with more and with fewer."""
         return max(1, round(config.total_env_steps * self.share))
+
+    def seed(self, seed: int) -> int:
+        """Of its weights and minibatches, from that of the run: the first policy's is the run's own.
+
+        Policies of equal spaces begin with weights of their own, which no policy of a run with another seed has.
+        """
+        if not self.number:
+            return seed
+        streams = np.random.SeedSequence(seed, spawn_key=(_POLICIES, self.number))
+        return int(streams.generate_state(1, np.uint64)[0] >> 1)
 
     def part(self, config: Config, layout: Layout) -> Share:
         """Its part of the run's only process."""
@@ -139,11 +154,11 @@ class TeamShare:
         return dataclasses.replace(whole, batch_size=unrolls * self.num_slots)
 
 
-def team_shares(config: Config, layout: Layout | None) -> dict[str, TeamShare]:
+def team_shares(config: Config, layout: Layout | None = None) -> dict[str, TeamShare]:
     """Every policy of ``config.policies`` with its part of the games; ``layout`` None leaves the batches unchecked.
 
     Raises:
-        ValueError: agents and policies do not fit each other, or slots and batches do not fit the agents.
+        ValueError: agents and policies do not fit each other, or slots do not fit the agents; or as ``check_batches``.
     """
     env = config.env
     found = make_team_specs(env.id, env.options, env.kwargs, patterns_of(config))
@@ -153,6 +168,7 @@ def team_shares(config: Config, layout: Layout | None) -> dict[str, TeamShare]:
     games = env.num_envs // num_agents
     shares = {
         name: TeamShare(
+            name=name,
             number=number,
             spec=group.spec,
             num_slots=games * len(group.agents),
@@ -160,10 +176,22 @@ def team_shares(config: Config, layout: Layout | None) -> dict[str, TeamShare]:
         )
         for number, (name, group) in enumerate(found.items())
     }
-    for name, own in shares.items():
-        if layout is not None and (batch := own.part(config, layout).batch_size) % config.learner.minibatches:
-            raise ValueError(
-                f"learner.minibatches: {config.learner.minibatches} do not divide the {batch} segments that {name} has "
-                f"of each batch; learner.batch_size={config.learner.minibatches * env.num_envs} would do"
-            )
+    if layout is not None:
+        check_batches(config, layout, shares)
     return shares
+
+
+def check_batches(config: Config, layout: Layout, shares: Mapping[str, TeamShare]) -> None:
+    """Check that every policy can divide its part of each batch.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    minibatches = config.learner.minibatches
+    for name, own in shares.items():
+        if (batch := own.part(config, layout).batch_size) % minibatches:
+            unrolls = unrolls_that_divide(minibatches, [each.num_slots for each in shares.values()])
+            raise ValueError(
+                f"learner.minibatches: {minibatches} do not divide the {batch} segments that {name} has of each batch; "
+                f"learner.batch_size={unrolls * config.env.num_envs} would do"
+            )

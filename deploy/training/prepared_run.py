@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
@@ -14,7 +14,7 @@ from shoal.deploy.monitoring.learning import LearningMonitor
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup, team_shares
+from shoal.deploy.placement.setups import TeamShare, check_batches, make_learner_setup, make_worker_setup, team_shares
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import POLICIES
 from shoal.deploy.settings.load import to_dict
@@ -65,6 +65,11 @@ class PreparedRun:
     policy: str = ""
     """The policy's name where several are trained, with ``run_dir`` a folder of the run's; else empty."""
 
+    @property
+    def name(self) -> str:
+        """The name of the run's directory."""
+        return self.run_dir.parents[1].name if self.policy else self.run_dir.name
+
     def describe(self) -> dict[str, Any]:
         """The run's state beside the weights, for checkpoints; from any thread."""
         return {
@@ -86,7 +91,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     """Build a run; ``cluster`` is connected already, because its free resources decide the layout.
 
     Where several policies are trained (``config.policies``), one for each of them: a run of one policy each, but for
-    what they share: settings, machine, layout, origin and checkpoints.
+    what they share: settings, machine, layout, origin, bottleneck and checkpoints.
 
     Raises:
         ValueError: settings, checkpoint and environment do not fit each other.
@@ -94,65 +99,90 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     torch.set_num_threads(1)
     keep_freed_memory()
     machine = _machine(config, cluster)
-    layout = choose_layout(config, machine)
+    teams = team_shares(config) if config.policies else {}
+    layout = choose_layout(config, machine, [own.num_slots for own in teams.values()])
+    check_batches(config, layout, teams)
     if config.mode == "local" and machine.accelerator and layout.num_learners > 1:
         # Ray hands out GPUs from the first on, to the peer learners.
         torch.cuda.set_device(layout.num_learners - 1)
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     origin = find_origin(config, checkpoints)
 
-    def build(
-        setup: LearnerSetup, share: Share, origin: Origin, run_dir: Path, target: int, policy: str = ""
-    ) -> PreparedRun:
-        learner = setup.make_learner_worker(share)
-        statistics = RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors)
-        restore(origin, learner, statistics)
-        rollouts = None if policy else find_rollouts(config, origin)
-        if rollouts is not None:
-            restore_queue(rollouts, origin, learner)
-        return PreparedRun(
+    parts = _policies(config, layout, origin, run_dir, teams) if teams else [_whole(config, layout, origin, run_dir)]
+    learners = [part.setup.make_learner_worker(part.share) for part in parts]
+    all_statistics = [
+        RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors) for learner in learners
+    ]
+    for part, learner, statistics in zip(parts, learners, all_statistics, strict=True):
+        restore(part.origin, learner, statistics)
+    rollouts = None if teams else find_rollouts(config, origin)
+    if rollouts is not None:
+        restore_queue(rollouts, origin, learners[0])
+    bottleneck = _bottleneck(config, layout, all_statistics)
+    return tuple(
+        PreparedRun(
             config=config,
-            run_dir=run_dir,
+            run_dir=part.run_dir,
             cluster=cluster,
             machine=machine,
             layout=layout,
-            origin=origin,
-            setup=setup,
-            share=share,
+            origin=part.origin,
+            setup=part.setup,
+            share=part.share,
             learner=learner,
             statistics=statistics,
-            bottleneck=_bottleneck(config, layout, statistics),
-            learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
+            bottleneck=bottleneck,
+            learning=_learning(config, part.setup, layout, learner.learner.policy.actions, statistics),
             before=learner.queue.snapshot(),
             checkpoints=checkpoints,
             updates=RecordedUpdates(
-                run_dir / FOLDER,
+                part.run_dir / FOLDER,
                 keep=config.recorder.keep_updates,
                 about={
-                    "run_id": origin.run_id,
-                    "session": origin.session,
+                    "run_id": part.origin.run_id,
+                    "session": part.origin.session,
                     "env_id": config.env.id,
-                    "num_agents": setup.env.num_agents if setup.worker.games is None else 1,
+                    "num_agents": part.setup.env.num_agents if part.setup.worker.games is None else 1,
                 },
             ),
             rollouts=rollouts,
-            target_env_steps=target,
-            policy=policy,
+            target_env_steps=part.target_env_steps,
+            policy=part.setup.policy,
         )
+        for part, learner, statistics in zip(parts, learners, all_statistics, strict=True)
+    )
 
-    if config.policies:
-        runs = []
-        for name, own in team_shares(config, layout).items():
-            from_ = origin.of(name)
-            setup = own.setup(config, layout, _worker_setup(config, from_, own.spec))
-            part, target = own.part(config, layout), own.target_env_steps(config)
-            runs.append(build(setup, part, from_, run_dir / POLICIES / name, target, name))
-        return tuple(runs)
+
+class _Part(NamedTuple):
+    """What a policy's learner is made from."""
+
+    setup: LearnerSetup
+    share: Share
+    origin: Origin
+    run_dir: Path
+    target_env_steps: int
+
+
+def _whole(config: Config, layout: Layout, origin: Origin, run_dir: Path) -> _Part:
+    """The only policy of a run."""
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     setup = make_learner_setup(config, layout, _worker_setup(config, origin, spec), spec)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)
-    return (build(setup, share, origin, run_dir, config.total_env_steps),)
+    return _Part(setup, share, origin, run_dir, config.total_env_steps)
+
+
+def _policies(
+    config: Config, layout: Layout, origin: Origin, run_dir: Path, teams: Mapping[str, TeamShare]
+) -> list[_Part]:
+    """Each of several policies."""
+    parts = []
+    for name, own in teams.items():
+        origin_of = origin.of(name)
+        setup = own.setup(config, layout, _worker_setup(config, origin_of, own.spec))
+        share, target = own.part(config, layout), own.target_env_steps(config)
+        parts.append(_Part(setup, share, origin_of, run_dir / POLICIES / name, target))
+    return parts
 
 
 def describe_together(runs: Sequence[PreparedRun]) -> dict[str, Any]:
@@ -191,7 +221,7 @@ def _learning(
     )
 
 
-def _bottleneck(config: Config, layout: Layout, statistics: RunStatistics) -> BottleneckMonitor:
+def _bottleneck(config: Config, layout: Layout, statistics: Sequence[RunStatistics]) -> BottleneckMonitor:
     acting = config.mode == "inline" or layout.placement == "colocated"
     num_processes = 1 if config.mode == "inline" else layout.num_learners if acting else layout.num_actors
     num_learners = 1 if config.mode == "inline" else layout.num_learners

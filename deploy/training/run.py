@@ -23,7 +23,7 @@ from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.monitoring.sinks import Sink, make_sinks
+from shoal.deploy.monitoring.sinks import Sink, Tracked, make_sinks
 from shoal.deploy.monitoring.stall import Stall
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
@@ -109,7 +109,7 @@ def run(
         try:
             called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)
-            sinks = [_sinks(each) for each in prepared]
+            sinks = [_sinks(each, stack) for each in prepared]
         except ValueError as error:
             raise CannotStart(str(error)) from error
         # Written only now: where the run cannot be continued, the directory stays as it was.
@@ -149,10 +149,21 @@ def run(
         return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
 
 
-def _sinks(run: PreparedRun) -> list[Sink]:
-    """The trackers of a run, or of one of its policies."""
-    config, run_id = run.config, run.origin.run_id
-    return make_sinks(config.log, run.run_dir, f"{run_id}-{run.policy}" if run.policy else run_id, to_dict(config))
+def _sinks(run: PreparedRun, stack: contextlib.ExitStack) -> list[Sink]:
+    """The trackers of a run, or of one of its policies; they end with ``stack``, if the history was not begun."""
+    config = run.config
+    which = f"-{run.policy}" if run.policy else ""
+    tracked = Tracked(
+        directory=run.run_dir,
+        id=run.origin.run_id + which,
+        name=(config.log.name or run.name) + which,
+        config=to_dict(config),
+        policy=run.policy,
+    )
+    sinks = make_sinks(config.log, tracked)
+    for sink in sinks:
+        stack.callback(sink.close)
+    return sinks
 
 
 def _start(
@@ -215,8 +226,9 @@ def _watch(
             evaluations=evaluations,
             opponents=functools.partial(_opponents, run),
             quiet=quiet,
-            stalled=stall.now if run is first else lambda: None,
+            stalled=stall.now,
             policy=run.policy,
+            leads=run is first,
         )
         sources[run.policy] = _sources(run, workers, evaluations, callbacks, progress, finished)
         shown.append(progress)

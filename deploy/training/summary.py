@@ -106,6 +106,7 @@ def together(policies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "policy_version": max(each["policy_version"] for each in all_),
         "books_balance": all(each["books_balance"] for each in all_),
         "actor_restarts": first["actor_restarts"],
+        "limit": first["limit"],
         "policies": dict(policies),
     }
 

@@ -173,8 +173,9 @@ def _setup(runs: Sequence[PreparedRun]) -> WorkerSetup | TeamSetup:
 
 
 def _sink(runs: Sequence[PreparedRun]) -> TrajectoryQueue | PolicyQueues:
-    queues = [run.learner.queue for run in runs]
-    return queues[0] if len(queues) == 1 else PolicyQueues(queues)
+    if len(runs) == 1:
+        return runs[0].learner.queue
+    return PolicyQueues({run.policy: run.learner.queue for run in runs})
 
 
 def _inline_pool(runs: Sequence[PreparedRun]) -> InlinePool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import shoal
 import torch
+from service import shoal as command_line
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint, find_saved
 from team_games import RUNNERS, best_return
@@ -134,6 +137,34 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     assert "holds the policies hunters, runners, and policies names seekers, runners" in capsys.readouterr().err
     policy = shoal.load_policy(find_saved(run).path / "hunters")
     assert policy.act(np.eye(3, dtype=np.float32)[0], is_first=True) in range(3)
+
+
+def test_trackers_have_a_run_for_every_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches policies whose lines go into one run of a tracker, under the same keys, and lines that are lost because
+    the run of one policy ended that of another: with the trackers themselves, without a network."""
+    for tracker in ("wandb", "trackio"):
+        pytest.importorskip(tracker, reason=f"needs pip install 'shoal[{tracker}]'")
+    # In a process of its own: trackio reads its folder when it is imported.
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run = tmp_path / "run"
+    settings = ("mode=inline", "total_env_steps=1500", "log.sinks=[wandb, trackio]", "log.every_seconds=0.5")
+    done = command_line("train", *SMALL, *settings, "log.name=mine", f"run_dir={run}", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [database] = (tmp_path / "trackio").glob("shoal.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    names = sorted({name for name, _, _ in rows})
+    assert [name.rpartition("-")[0] for name in names] == ["mine-hunters", "mine-runners"]
+    for policy, name in zip(NAMES, names, strict=True):
+        lines = [json.loads(line) for line in (run / "policies" / policy / "metrics.jsonl").read_text().splitlines()]
+        wanted = [
+            (line["env_steps"], line["loss/policy_loss"]) for line in lines if line.get("loss/policy_loss") is not None
+        ]
+        stored = [(step, json.loads(metrics)) for each, step, metrics in rows if each == name]
+        assert [(step, line["loss/policy_loss"]) for step, line in stored if "loss/policy_loss" in line] == wanted
+        [data] = (run / "policies" / policy / "wandb").glob("offline-run-*/*.wandb")
+        assert data.read_bytes().count(b"loss/policy_loss") >= len(wanted) > 1
 
 
 @pytest.mark.slow
