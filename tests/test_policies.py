@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
 from shoal.actors.teams import TeamSetup
-from shoal.deploy.monitoring.catalogue import RunCollector
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, RunCollector
 from shoal.deploy.placement.layout import Machine, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.placement.setups import make_worker_setup, patterns_of, team_shares
@@ -335,15 +336,18 @@ def test_a_checkpoint_with_one_damaged_policy_is_none(tmp_path: Path, how: str) 
 
 
 def test_metrics_have_the_policy_as_a_label() -> None:
-    """Catches metrics of one policy that are told of both, series of the same name twice, and a label where there is
-    one policy."""
+    """Catches metrics of one policy that are told of both, series of the same name twice, a label where there is one
+    policy, and numbers of the whole run that come once for every policy, so that their sum is wrong."""
     found = [make_sources(), make_sources()]
     found[1].trajectory_queue.ledger.trained += 7
     found[1].trajectory_queue.ledger.sampled += 7
     page = generate_latest(registry_of(dict(zip(PATTERNS, found, strict=True)))).decode()
     lines = [line for line in page.splitlines() if not line.startswith("#")]
     assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
-    assert all('policy="hunters"' in line or 'policy="runners"' in line for line in lines)
+    of_run = {entry.name for entry in CATALOGUE if entry.of_run} | set(INFO)
+    for line in lines:
+        assert ("policy=" not in line) == (re.split("[{ ]", line)[0] in of_run), line
+    assert len([line for line in lines if line.startswith("shoal_actors_alive")]) == 1
     hunters, runners = ([line for line in lines if f'policy="{name}"' in line] for name in PATTERNS)
     assert [line.replace("runners", "hunters").rpartition(" ")[0] for line in runners] == [
         line.rpartition(" ")[0] for line in hunters

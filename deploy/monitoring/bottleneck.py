@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from shoal.deploy.monitoring.stall import TIMES_SLOWER
@@ -39,13 +39,17 @@ class BottleneckMonitor:
     """Finds the bottleneck over the last ``WINDOW_SECONDS`` of a run, or over all of it.
 
     Args:
+        statistics: of the run; those of all policies where several are trained, which share one training loop and the
+            same actors, so that the time of each is a part of the whole.
         acting: whether the learners also act.
         num_processes: number of processes that act.
         num_learners: number of processes that learn.
     """
 
-    def __init__(self, statistics: RunStatistics, *, acting: bool, num_processes: int, num_learners: int = 1) -> None:
-        self._statistics, self._acting, self._num_processes = statistics, acting, num_processes
+    def __init__(
+        self, statistics: Sequence[RunStatistics], *, acting: bool, num_processes: int, num_learners: int = 1
+    ) -> None:
+        self._statistics, self._acting, self._num_processes = tuple(statistics), acting, num_processes
         self._num_learners = num_learners
         self._moments: deque[_Moment] = deque([self._moment()])
         self._lock = threading.Lock()
@@ -65,24 +69,32 @@ class BottleneckMonitor:
                 moments.popleft()
             first = moments[0]
         found = self._between(first, moment)
-        under_way = self._statistics.stage_under_way
+        under_way = next(filter(None, (each.stage_under_way for each in self._statistics)), None)
         if found or under_way is None:
             return found
         stage, seconds = under_way
         # Where updates take their time, a window without one is nothing new.
-        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * self._statistics.longest_wait):
+        if seconds < max(WINDOW_SECONDS, TIMES_SLOWER * max(each.longest_wait for each in self._statistics)):
             return None
         return judge_stall(stage, seconds, acting=self._acting, num_learners=self._num_learners)
 
     def whole(self) -> Bottleneck | None:
         """Return the bottleneck of the run so far; None before the first update."""
-        nothing = _Moment(self._moment().at - self._statistics.seconds, {}, 0, 0)
+        nothing = _Moment(self._moment().at - self._statistics[0].seconds, {}, 0, 0)
         return self._between(nothing, self._moment())
 
     def _moment(self) -> _Moment:
-        statistics = self._statistics
-        ledger = statistics.ledger
-        return _Moment(time.monotonic(), dict(statistics.stage_seconds), ledger.sampled, ledger.dropped["stale"])
+        seconds: dict[str, float] = {}
+        for each in self._statistics:
+            for stage, spent in dict(each.stage_seconds).items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent
+        ledgers = [each.ledger for each in self._statistics]
+        return _Moment(
+            time.monotonic(),
+            seconds,
+            sum(ledger.sampled for ledger in ledgers),
+            sum(ledger.dropped["stale"] for ledger in ledgers),
+        )
 
     def _between(self, first: _Moment, last: _Moment) -> Bottleneck | None:
         seconds = {stage: spent - first.stages.get(stage, 0.0) for stage, spent in last.stages.items()}

@@ -117,7 +117,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
             share=share,
             learner=learner,
             statistics=statistics,
-            bottleneck=_bottleneck(config, layout, statistics),
+            bottleneck=_bottleneck(config, layout, [statistics]),
             learning=_learning(config, setup, layout, learner.learner.policy.actions, statistics),
             before=learner.queue.snapshot(),
             checkpoints=checkpoints,
@@ -141,7 +141,9 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
             from_ = origin.of(name)
             setup = own.setup(config, layout, _worker_setup(config, from_, own.spec))
             runs.append(build(setup, own.part(config, layout), from_, run_dir / POLICIES / name, name))
-        return tuple(runs)
+        # They take turns in one training loop: what limits one limits all.
+        whole = _bottleneck(config, layout, [run.statistics for run in runs])
+        return tuple(dataclasses.replace(run, bottleneck=whole) for run in runs)
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     setup = make_learner_setup(config, layout, _worker_setup(config, origin, spec), spec)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
@@ -184,7 +186,7 @@ def _learning(
     )
 
 
-def _bottleneck(config: Config, layout: Layout, statistics: RunStatistics) -> BottleneckMonitor:
+def _bottleneck(config: Config, layout: Layout, statistics: Sequence[RunStatistics]) -> BottleneckMonitor:
     acting = config.mode == "inline" or layout.placement == "colocated"
     num_processes = 1 if config.mode == "inline" else layout.num_learners if acting else layout.num_actors
     num_learners = 1 if config.mode == "inline" else layout.num_learners

@@ -147,7 +147,7 @@ class Progress:
 
     ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object; with ``quiet``
     nothing is printed. ``stalled`` returns why updates are missing, which is logged. ``policy`` is the name of one of
-    several, each of which has plain lines that begin with it.
+    several, each of which has plain lines that begin with it; the one that ``leads`` says what is of the whole run.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class Progress:
         quiet: bool = False,
         stalled: Callable[[], str | None] = lambda: None,
         policy: str = "",
+        leads: bool = True,
     ) -> None:
         self._statistics, self._trajectory_queue, self._pool, self._total = (
             statistics,
@@ -176,7 +177,7 @@ class Progress:
         self._begun_at, self._time_is_up_at = time.monotonic(), time_is_up_at
         self._json_lines = json_lines
         self._stalled, self._said_stalled = stalled, False
-        self._policy = policy
+        self._policy, self._leads = policy, leads
         self._monitor = monitor
         self._bottleneck: Bottleneck | None = None
         self._reported_stage = ""
@@ -217,9 +218,11 @@ class Progress:
         """Print ``text`` unchanged."""
         self._print(text, "message", {"message": text})
 
-    def _print(self, text: str, kind: str, fields: Mapping[str, Any]) -> None:
-        """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``."""
-        if self._policy:
+    def _print(self, text: str, kind: str, fields: Mapping[str, Any], *, of_run: bool = False) -> None:
+        """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``; ``of_run``: of all policies."""
+        if of_run and not self._leads:
+            return
+        if self._policy and not of_run:
             text, fields = f"{self._policy}: {text}", {"policy": self._policy, **fields}
         self._console.print(event(kind, fields) if self._json_lines else text, markup=False, soft_wrap=True)
 
@@ -266,7 +269,7 @@ class Progress:
         found = self._bottleneck
         if found and self._statistics.seconds > WINDOW_SECONDS and found.stage != self._reported_stage:
             self._reported_stage = found.stage
-            self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict())
+            self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict(), of_run=True)
 
     def _print_learning(self) -> None:
         """Print why nothing is learned, when that is found or has changed."""

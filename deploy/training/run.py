@@ -217,6 +217,7 @@ def _watch(
             quiet=quiet,
             stalled=stall.now if run is first else lambda: None,
             policy=run.policy,
+            leads=run is first,
         )
         sources[run.policy] = _sources(run, workers, evaluations, callbacks, progress, finished)
         shown.append(progress)
