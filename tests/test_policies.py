@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -17,13 +18,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
 from shoal.actors.teams import TeamSetup
+from shoal.deploy.monitoring.bottleneck import WINDOW_SECONDS, BottleneckMonitor
 from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, RunCollector
-from shoal.deploy.monitoring.learning import Interval, Recorded, judge
+from shoal.deploy.monitoring.learning import Interval, LearningMonitor, Recorded, judge
 from shoal.deploy.placement.layout import Machine, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.placement.setups import make_worker_setup, patterns_of, team_shares
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.training.progress import Progress
 from shoal.deploy.training.random_play import RandomPlay
 from shoal.envs.boundary import VectorSpace
 from shoal.envs.config import AdapterOptions
@@ -318,6 +321,42 @@ def test_what_the_others_have_learned_may_be_why() -> None:
     )
     assert "a random policy's among random ones, which may be because the others" in judge(run, expect_after=0.2).advice
     assert "others" not in judge(dataclasses.replace(run, among_others=False), expect_after=0.2).advice
+
+
+def test_what_limits_the_run_is_said_once_and_of_no_policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a bottleneck of the whole run that is printed for every policy, as if it were that policy's own."""
+    sources = make_sources()
+    statistics = sources.statistics
+    monitor = BottleneckMonitor([statistics], acting=False, num_processes=1)
+    statistics.stage_seconds |= {"wait": 1.0, "update": 9.0}
+    monkeypatch.setattr(statistics, "_started", statistics._started - 2 * WINDOW_SECONDS)
+    pool = SimpleNamespace(num_alive=1, restarts={})
+    learning = LearningMonitor(
+        statistics,
+        max_entropy=1.0,
+        action_dimensions=1,
+        num_agents=1,
+        num_slots=1,
+        normalized=True,
+        expect_after=0.5,
+    )
+    for name in PATTERNS:
+        progress = Progress(
+            statistics,
+            sources.trajectory_queue,
+            pool,
+            monitor,
+            learning,
+            total_env_steps=100,
+            policy=name,
+            leads=name == "hunters",
+        )
+        progress._print_bottleneck()
+    said = capsys.readouterr().out
+    assert said.startswith("bottleneck: updates take 90%")
+    assert said.count("bottleneck") == 1
 
 
 def save(made: Setups, directory: Path, version: int = 3) -> Path:
