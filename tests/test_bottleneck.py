@@ -70,6 +70,29 @@ def test_the_watch_judges_the_last_seconds_and_the_whole(monkeypatch: pytest.Mon
     assert statistics.ledger.dropped == Counter()  # looking must not write
 
 
+def test_policies_in_turn_are_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a bottleneck of one policy's own time: the first of them waits for the batch of all, the others do not;
+    and a run that hangs in another policy's update, which nothing is said of."""
+    now = [1000.0]
+    monkeypatch.setattr(bottleneck.time, "monotonic", lambda: now[0])
+    clocks = [StageClock(), StageClock()]
+    statistics = [RunStatistics(Ledger(), clock) for clock in clocks]
+    watch = BottleneckMonitor(statistics, acting=False, num_processes=1)
+    clocks[0].seconds |= {"wait": 1.5, "update": 2.5, "actor_env": 4.0}
+    clocks[1].seconds |= {"update": 6.0, "actor_env": 3.0}
+    alone, whole = BottleneckMonitor(statistics[:1], acting=False, num_processes=1).whole(), watch.whole()
+    assert alone is not None
+    assert whole is not None
+    assert (alone.stage, whole.stage) == ("environment", "learner")
+    assert "updates take 85% of the learner's time" in whole.sentence
+    with clocks[1].mark("update"):
+        for _ in range(80):
+            now[0] += 1
+            found = watch.now()
+    assert found is not None
+    assert "an update has been under way for 80 s" in found.sentence
+
+
 @pytest.mark.parametrize(
     ("under_way", "acting", "num_learners", "stage", "words"),
     [

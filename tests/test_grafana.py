@@ -42,7 +42,7 @@ OTHERS: dict[str, set[str]] = {
     **{f"process_{name}": set() for name in ("open_fds", "max_fds")},
     **{name: set() for name in ("up", "scrape_duration_seconds")},
     **{f"node_filesystem_{name}_bytes": {"mountpoint", "fstype", "device"} for name in ("avail", "size")},
-    "ALERTS": {"alertname", "alertstate", "severity"},
+    "ALERTS": {"alertname", "alertstate", "severity", "policy"},
     "shoal_build_info": set(versions()),
     **{name: set() for name in INFO if name != "shoal_build_info"},
 }
@@ -75,9 +75,19 @@ def page() -> dict[str, set[str]]:
 def labels_of(name: str, page: dict[str, set[str]]) -> set[str] | None:
     """Return the labels of a sample; None if it does not exist."""
     if name in RECORDED:
-        return {*name.partition(":")[0].split("_"), "job"}
+        return {*name.partition(":")[0].split("_"), "job", *({"policy"} & _kept(RECORDED[name], page))}
     own = page.get(name, OTHERS.get(name))
-    return None if own is None else own | {"job", "instance"}
+    if own is None:
+        return None
+    by_policy = any(not entry.of_run for entry in monitoring.catalogued(name))
+    return own | {"job", "instance"} | ({"policy"} if by_policy else set())
+
+
+def _kept(rule: str, page: dict[str, set[str]]) -> set[str]:
+    """Labels of what a rule reads, without those that it sums over or leaves out of a match."""
+    found = re.findall(r"(?:without|ignoring) \((.*?)\)", rule)
+    summed = {label for labels in found for label in labels.split(", ")}
+    return set().union(*(labels_of(name, page) or set() for name, _ in read(rule).selectors)) - summed
 
 
 def problems(expression: str, page: dict[str, set[str]]) -> list[str]:
@@ -110,6 +120,7 @@ def test_expressions_read_what_there_is(place: str, expression: str, page: dict[
         ("shoal_episode_return_sum", ["shoal_episode_return_sum"]),
         ("shoal_episode_length_steps", ["shoal_episode_length_steps"]),
         ('shoal_loss{stage=~"a|b", job="x"} > 1e-4', ["shoal_loss{stage}"]),
+        ("max without (policy) (shoal_actors_alive)", ["policy"]),
         ("sum by (le, reason) (shoal_episode_return_bucket)", ["reason"]),
         ("instance:shoal_updates:rate5m / ignoring (stage) group_left () (up > 0)", ["stage"]),
         ("instance:shoal_updates:rate1m", ["instance:shoal_updates:rate1m"]),
@@ -141,7 +152,7 @@ def test_every_metric_is_shown(page: dict[str, set[str]]) -> None:
             "histogram",
             "shoal_new_seconds",
             None,
-            "sum by (le) (increase(shoal_new_seconds_bucket{%s}[$__rate_interval]))",
+            'sum by (le) (increase(shoal_new_seconds_bucket{%s, policy="$policy"}[$__rate_interval]))',
             "s",
         ),
     ],
@@ -194,7 +205,7 @@ def test_units_are_those_of_the_metrics() -> None:
 def test_variables_are_defined() -> None:
     """Catches a panel that asks for a variable that the dashboard does not have, and shows all runs at once."""
     defined = {variable["name"] for variable in BOARD["templating"]["list"]}
-    assert defined == {"datasource", "job", "instance"}
+    assert defined == {"datasource", "job", "instance", "policy"}
     text = json.dumps(BOARD)
     assert set(re.findall(r"\$\{?([a-z]\w*)", text)) == defined
     for panel in PANELS:
@@ -239,8 +250,10 @@ def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
     labels = set().union(*(labels_of(metric, page) or set() for metric, _ in read(rule["expr"]).selectors))
     settings = set(_settings(to_dict(Config())))
     sections = "|".join(field.name for field in dataclasses.fields(Config))
+    of_policy = "{{ with $labels.policy }} ({{ . }}){{ end }}"
+    assert (of_policy in rule["annotations"]["summary"]) == ("policy" in _kept(rule["expr"], page))
     for text in rule["annotations"].values():
-        for template in re.findall(r"\{\{(.*?)\}\}", text):
+        for template in re.findall(r"\{\{(.*?)\}\}", text.replace(of_policy, "")):
             value, *functions = (word.strip() for word in template.split("|"))
             assert value == "$value" or value.removeprefix("$labels.") in labels
             assert set(functions) <= {"humanize", "humanizeDuration", "humanizePercentage"}

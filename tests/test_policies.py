@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from metric_sources import make_sources
@@ -13,9 +17,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
 from shoal.deploy.doctor.examine import _layout as layout_lines
-from shoal.deploy.monitoring.catalogue import RunCollector
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, RunCollector
+from shoal.deploy.monitoring.learning import Interval, Recorded, judge
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.settings.load import load_config
+from shoal.deploy.training.random_play import RandomPlay
 from shoal.envs.boundary import VectorSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_env_spec
@@ -240,6 +246,35 @@ def test_unrolls_of_all_policies_are_replaced_with_their_actor() -> None:
     assert all(worker.queue.imbalance() == 0 for worker in made.workers.values())
 
 
+@pytest.mark.parametrize(
+    ("masked", "hunters", "runners"), [(False, 8 / 3, (4 + 8) / 4 / 2), (True, 8 / 2, (4 + 8) / 3 / 2)]
+)
+def test_the_return_of_random_actions_is_that_of_each_policys_agents(
+    masked: bool, hunters: float, runners: float
+) -> None:
+    """Catches returns of the other policy's agents, or of all; actions that a mask forbids; agents given out in the
+    order of the policies; and games that go on at random for the run's own policy only."""
+    for policies in ((), ("policies={runners: {agents: [runner_*]}, hunters: {agents: [hunter_*]}}",)):
+        made = Setups(f'env.kwargs={{"masked": {json.dumps(masked)}}}', *policies)
+        play = RandomPlay(setup=made.team, num_agents=3, niceness=0)
+        found = play.here(60.0, threading.Event())
+        assert found.keys() == {"hunters", "runners"}
+        for name, mean in {"hunters": hunters, "runners": runners}.items():
+            assert 0 < found[name].half_width < 0.25
+            assert abs(found[name].mean - mean) < 1.5 * found[name].half_width
+        # As a job in another process.
+        assert cloudpickle.loads(cloudpickle.dumps(play))() == found
+
+
+def test_what_the_others_have_learned_may_be_why() -> None:
+    """Catches a policy that is blamed for being beaten by others that learn, against which random play says little."""
+    run = Recorded(
+        share_done=0.5, returned=Interval(1.0, 0.1), random=Interval(2.0, 0.1), movement=5.0, among_others=True
+    )
+    assert "a random policy's among random ones, which may be because the others" in judge(run, expect_after=0.2).advice
+    assert "others" not in judge(dataclasses.replace(run, among_others=False), expect_after=0.2).advice
+
+
 def save(made: Setups, directory: Path, version: int = 3) -> Path:
     for worker in made.workers.values():
         worker.learner.policy_version = version
@@ -290,15 +325,18 @@ def test_a_checkpoint_with_one_damaged_policy_is_none(tmp_path: Path, how: str) 
 
 
 def test_metrics_have_the_policy_as_a_label() -> None:
-    """Catches metrics of one policy that are told of both, series of the same name twice, and a label where there is
-    one policy."""
+    """Catches metrics of one policy that are told of both, series of the same name twice, a label where there is one
+    policy, and numbers of the whole run that come once for every policy, so that their sum is wrong."""
     found = [make_sources(), make_sources()]
     found[1].trajectory_queue.ledger.trained += 7
     found[1].trajectory_queue.ledger.sampled += 7
     page = generate_latest(registry_of(dict(zip(PATTERNS, found, strict=True)))).decode()
     lines = [line for line in page.splitlines() if not line.startswith("#")]
     assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
-    assert all('policy="hunters"' in line or 'policy="runners"' in line for line in lines)
+    of_run = {entry.name for entry in CATALOGUE if entry.of_run} | set(INFO)
+    for line in lines:
+        assert ("policy=" not in line) == (re.split("[{ ]", line)[0] in of_run), line
+    assert len([line for line in lines if line.startswith("shoal_actors_alive")]) == 1
     hunters, runners = ([line for line in lines if f'policy="{name}"' in line] for name in PATTERNS)
     assert [line.replace("runners", "hunters").rpartition(" ")[0] for line in runners] == [
         line.rpartition(" ")[0] for line in hunters

@@ -19,7 +19,7 @@ from shoal.deploy.evaluation.job_process import JobFailed
 from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.training import random_play
-from shoal.deploy.training.random_play import RandomPlay, RandomPlayer
+from shoal.deploy.training.random_play import RandomPlay, RandomPlayer, Returns
 from shoal.deploy.training.run import run
 
 NEVER = threading.Event()
@@ -58,9 +58,8 @@ def play(env_id: str, **kwargs: Any) -> RandomPlay:
 def test_the_same_figures_and_an_interval_that_holds_the_truth() -> None:
     """Catches episodes that are cut short, an interval that says more than it knows, and a run's own seed in it."""
     first = play("recall").here(60.0, NEVER)
-    assert first is not None
-    assert 0 < first.half_width < 0.06
-    assert abs(first.mean - 0.25) < 1.5 * first.half_width
+    assert 0 < first[""].half_width < 0.06
+    assert abs(first[""].mean - 0.25) < 1.5 * first[""].half_width
     assert play("recall").here(60.0, NEVER) == first
     # Called as a job in another process it gives the same.
     assert play("recall")() == first
@@ -69,8 +68,7 @@ def test_the_same_figures_and_an_interval_that_holds_the_truth() -> None:
 def test_long_episodes_count_as_often_as_short_ones() -> None:
     """Catches a mean over those that ended first: the reward of an episode here is its length."""
     random.seed(1)
-    found = play("RandomPlayMoody-v0").here(60.0, NEVER)
-    assert found is not None
+    found = play("RandomPlayMoody-v0").here(60.0, NEVER)[""]
     assert abs(found.mean - 5.0) < 2 * found.half_width < 1.0
 
 
@@ -78,7 +76,7 @@ def test_the_random_streams_of_the_process_stay_as_they_were() -> None:
     """Catches environments that train otherwise because a random policy played before them."""
     moody = play("RandomPlayMoody-v0")
     states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
-    assert moody.here(60.0, NEVER) is not None
+    assert moody.here(60.0, NEVER)
     after = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
     assert after == states
 
@@ -103,11 +101,11 @@ def test_a_run_learns_the_same_with_and_without(tmp_path: Path) -> None:
 def test_episodes_that_never_end_end_the_play() -> None:
     """Catches a run that never begins, a figure of no episode, and a stop that waits."""
     begun = time.monotonic()
-    assert play("RandomPlayMoody-v0", endless=True).here(0.3, NEVER) is None
+    assert play("RandomPlayMoody-v0", endless=True).here(0.3, NEVER) == {}
     assert time.monotonic() - begun < random_play._GRACE_SECONDS
     stop = threading.Event()
     stop.set()
-    assert play("RandomPlayMoody-v0", endless=True).here(3600.0, stop) is None
+    assert play("RandomPlayMoody-v0", endless=True).here(3600.0, stop) == {}
     assert time.monotonic() - begun < 2 * random_play._GRACE_SECONDS
 
 
@@ -116,7 +114,7 @@ def test_an_environment_that_fails_costs_the_comparison_only(caplog: pytest.LogC
     setup = make_setup("RandomPlayMoody-v0", num_envs=4)
     broken = RandomPlay(setup=setup, num_agents=1, niceness=0)
     setup.env_kwargs["broken"] = True  # type: ignore[index]
-    assert broken.here(60.0, NEVER) is None
+    assert broken.here(60.0, NEVER) == {}
     assert "the return of random actions could not be measured" in caplog.text
     assert "out of sorts" in caplog.text
 
@@ -137,7 +135,7 @@ class Elsewhere:
         self.may_end.wait()
         if self.error:
             raise self.error
-        return Interval(1.0, 0.5)
+        return {"": Interval(1.0, 0.5)}
 
     def end(self) -> None:
         pass
@@ -148,14 +146,14 @@ class Elsewhere:
 
 def test_where_environments_live_elsewhere_training_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a first update that waits for the comparison, a result that is lost, and a process that stays."""
-    found: list[Interval] = []
+    found: list[Returns] = []
     jobs = Elsewhere()
     player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
     player.before(NEVER)
     assert not found
     jobs.may_end.set()
     player.after()
-    assert found == [Interval(1.0, 0.5)]
+    assert found == [{"": Interval(1.0, 0.5)}]
     player.close()
     assert jobs.killed
     jobs = Elsewhere(JobFailed("its process was killed"))

@@ -209,6 +209,19 @@ def test_a_run_that_goes_on_shows_what_a_random_policy_gets(tmp_path: Path) -> N
     assert both.curve("return", "a random policy")[1] == [0.81, 0.81]
 
 
+def test_each_of_several_policies_has_its_own_random_one(tmp_path: Path) -> None:
+    """Catches one line for both: the mean of what the agents of two policies earn is what nobody earns."""
+    for name, value in (("hunters", 2.5), ("runners", 1.5)):
+        written = lines(4)
+        for entry in written:
+            entry["random_return"] = value
+        write_run(tmp_path / "run" / "policies" / name, written)
+    page = report(tmp_path / "run")
+    assert page.curve("return", "a random policy as hunters")[1] == [2.5, 2.5]
+    assert page.curve("return", "a random policy as runners")[1] == [1.5, 1.5]
+    assert "a random policy gets as hunters 2.5, as runners 1.5" in page.text
+
+
 def test_plotly_knows_every_figure(tmp_path: Path) -> None:
     """Catches an attribute that plotly.js would ignore."""
     graph_objects = pytest.importorskip("plotly.graph_objects")

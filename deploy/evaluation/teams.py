@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from shoal.deploy.evaluation.evaluate import (
 )
 from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
-from shoal.envs.play import Episodes, Player
+from shoal.envs.config import AdapterOptions
+from shoal.envs.play import Episodes, Player, play
 from shoal.envs.raised import raised
+from shoal.envs.reference import random_player
 from shoal.envs.reports import Reports
-from shoal.envs.teams import TeamsEnvironment, make_team_specs
+from shoal.envs.teams import Patterns, TeamsEnvironment, make_team_specs
 from shoal.learner.checkpoint import Checkpoint, CheckpointError
 
 
@@ -191,6 +193,35 @@ def play_teams(
     return dataclasses.replace(
         played, policies={name: played.of_agents(agents) for name, agents in side.agents.items()}
     )
+
+
+def random_team_returns(
+    env_id: str,
+    patterns: Patterns,
+    *,
+    episodes: int,
+    num_envs: int,
+    max_env_steps: int,
+    enough: Callable[[], bool],
+    env_kwargs: Mapping[str, Any],
+    options: AdapterOptions,
+) -> dict[str, Episodes]:
+    """What ``envs.reference.random_return`` is for one policy, for each of several: the episodes of its agents, in
+    games in which the agents of all act at random, among their legal actions where masks say so."""
+    seed = np.random.SeedSequence([0, 1])
+    whole = TeamsEnvironment(env_id, num_envs, seed, options, False, env_kwargs, patterns)
+    groups = whole.games.groups
+    streams = np.random.default_rng([0, 2]).spawn(len(groups))
+    env = AllAgents(whole, [random_player(each.spec, stream) for each, stream in zip(groups, streams, strict=True)])
+    try:
+        played = play(env, env.act, episodes, max_env_steps=max_env_steps, enough=enough)
+    finally:
+        env.close()
+    # The first game's slots are the agents' places in a game.
+    return {
+        name: played.of_agents(group.slots[: group.spec.num_agents].tolist())
+        for name, group in zip(patterns, groups, strict=True)
+    }
 
 
 def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:

@@ -94,14 +94,16 @@ class CatalogueEntry:
     help: str
     read: Read
     label: str | None
+    of_run: bool = False
+    """Of the whole run, and the same whichever of several policies it is read from: it is on the page once."""
 
 
-def _counter(name: str, help: str, read: Read, label: str | None = None) -> CatalogueEntry:
-    return CatalogueEntry("counter", f"shoal_{name}", help, read, label)
+def _counter(name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False) -> CatalogueEntry:
+    return CatalogueEntry("counter", f"shoal_{name}", help, read, label, of_run)
 
 
-def _gauge(name: str, help: str, read: Read, label: str | None = None) -> CatalogueEntry:
-    return CatalogueEntry("gauge", f"shoal_{name}", help, read, label)
+def _gauge(name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False) -> CatalogueEntry:
+    return CatalogueEntry("gauge", f"shoal_{name}", help, read, label, of_run)
 
 
 def _weights(name: str, help: str, read: Callable[[WeightMetrics], Mapping[str, float]]) -> CatalogueEntry:
@@ -222,6 +224,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "1 once the run has ended as it was meant to, not by a signal or a failure. A run that is scraped regularly "
         "waits for the scrape that sees it (metrics.last_scrape_seconds).",
         lambda s: s.finished(),
+        of_run=True,
     ),
     _gauge("target_env_steps", "Environment steps the whole run is to train.", lambda s: s.target_env_steps),
     _gauge("in_flight_env_steps", "Environment steps waiting for their update.", lambda s: s.ledger.in_flight),
@@ -238,7 +241,10 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "reason",
     ),
     _counter(
-        "lost_unrolls_total", "Unrolls lost because their actor ended.", lambda s: s.trajectory_queue.lost_unrolls
+        "lost_unrolls_total",
+        "Unrolls lost because their actor ended.",
+        lambda s: s.trajectory_queue.lost_unrolls,
+        of_run=True,
     ),
     _gauge("queued_segments", "Segments waiting for their update.", lambda s: s.trajectory_queue.queued_segments),
     _gauge(
@@ -344,13 +350,15 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     _counter("opponent_env_steps_total", _FROZEN, lambda s: s.statistics.opponent_env_steps),
     # Callbacks
-    _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name"),
+    _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name", of_run=True),
     # Actors
-    _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive()),
-    _gauge("actors", _STATE, lambda s: s.actor_states(), "state"),
-    _counter("actor_restarts_total", _REPLACED, lambda s: s.actor_restarts(), "reason"),
-    _counter("actor_recoveries_total", "Replaced actors whose successors are up.", lambda s: s.recoveries()),
-    _counter("actor_recovery_seconds_total", _RECOVERY, lambda s: s.recovery_seconds()),
+    _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive(), of_run=True),
+    _gauge("actors", _STATE, lambda s: s.actor_states(), "state", of_run=True),
+    _counter("actor_restarts_total", _REPLACED, lambda s: s.actor_restarts(), "reason", of_run=True),
+    _counter(
+        "actor_recoveries_total", "Replaced actors whose successors are up.", lambda s: s.recoveries(), of_run=True
+    ),
+    _counter("actor_recovery_seconds_total", _RECOVERY, lambda s: s.recovery_seconds(), of_run=True),
     _counter("env_faults_total", "Environment slots restarted after a fault.", lambda s: s.statistics.env_faults),
     _counter(
         "ignored_tokens_total",
@@ -360,21 +368,39 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark"),
     # The bottleneck
     _gauge(
-        "bottleneck", "1 for the stage that limits the run now, 0 for the others.", lambda s: _bottleneck(s), "stage"
+        "bottleneck",
+        "1 for the stage that limits the run now, 0 for the others.",
+        lambda s: _bottleneck(s),
+        "stage",
+        of_run=True,
     ),
     # The process
     _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
     _counter(
-        "failed_checkpoints_total", "Checkpoints that could not be written.", lambda s: s.statistics.failed_checkpoints
+        "failed_checkpoints_total",
+        "Checkpoints that could not be written.",
+        lambda s: s.statistics.failed_checkpoints,
+        of_run=True,
     ),
     _gauge(
         "last_checkpoint_timestamp_seconds",
         "Unix time of the last checkpoint.",
         lambda s: s.statistics.last_checkpoint_timestamp,
+        of_run=True,
     ),
-    _gauge("run_dir_free_bytes", "Free bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).free),
-    _gauge("run_dir_size_bytes", "Total bytes of the disk of run_dir.", lambda s: shutil.disk_usage(s.run_dir).total),
-    _gauge("accelerator_memory_bytes", _ACCELERATOR, lambda s: s.accelerator_memory(), "part"),
+    _gauge(
+        "run_dir_free_bytes",
+        "Free bytes of the disk of run_dir.",
+        lambda s: shutil.disk_usage(s.run_dir).free,
+        of_run=True,
+    ),
+    _gauge(
+        "run_dir_size_bytes",
+        "Total bytes of the disk of run_dir.",
+        lambda s: shutil.disk_usage(s.run_dir).total,
+        of_run=True,
+    ),
+    _gauge("accelerator_memory_bytes", _ACCELERATOR, lambda s: s.accelerator_memory(), "part", of_run=True),
     # Read last, so that it includes the failures of this page.
     _counter("failed_readings_total", "Readings of a metric that failed.", lambda s: s.failed_readings, "metric"),
 )
@@ -390,12 +416,13 @@ class RunCollector(Collector):
 
     def __init__(self, sources: Sources | Mapping[str, Sources]) -> None:
         self._by_policy = {"": sources} if isinstance(sources, Sources) else dict(sources)
+        self._of_run = {"": next(iter(self._by_policy.values()))}
 
     def collect(self) -> Iterator[Metric]:
         """Yield one family for each entry that can be read."""
         for entry in CATALOGUE:
             values = {}
-            for policy, sources in self._by_policy.items():
+            for policy, sources in (self._of_run if entry.of_run else self._by_policy).items():
                 try:
                     values[policy] = _checked(entry, entry.read(sources))
                 except Exception:
@@ -405,11 +432,9 @@ class RunCollector(Collector):
             if values:
                 yield _family(entry, values)
         for name, (help, read) in INFO.items():
-            told = {policy: read(sources) for policy, sources in self._by_policy.items()}
-            labels = list(next(iter(told.values())))
-            info = GaugeMetricFamily(name, help, labels=[*_policy_label(told), *labels])
-            for policy, words in told.items():
-                info.add_metric([*_policy_value(policy), *words.values()], 1)
+            (words,) = (read(sources) for sources in self._of_run.values())
+            info = GaugeMetricFamily(name, help, labels=list(words))
+            info.add_metric(list(words.values()), 1)
             yield info
 
     def describe(self) -> list[Metric]:
@@ -497,7 +522,8 @@ def _number(value: float | None) -> float:
 def make_registry(sources: Sources | Mapping[str, Sources]) -> CollectorRegistry:
     """Return a registry of the catalogue and of Python's own metrics of this process.
 
-    Where ``sources`` are those of several policies by name, every metric of the catalogue has the label ``policy``.
+    Where ``sources`` are those of several policies by name, every metric of the catalogue has the label ``policy``, but
+    for those of the whole run.
     """
     registry = CollectorRegistry()
     registry.register(RunCollector(sources))

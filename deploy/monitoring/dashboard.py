@@ -8,7 +8,9 @@ of ``ROWS`` shows.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry
 from shoal.deploy.monitoring.grafana_json import SAMPLES, Json, annotation, panel_json, variables
-from shoal.deploy.monitoring.panels import Panel, buckets, mean, rate, term
+from shoal.deploy.monitoring.panels import Panel, all_policies, buckets, mean, rate, term
 from shoal.learner.parity_check import TOLERANCE
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
@@ -32,15 +34,16 @@ _OF_LEARNER_ONCE = 'shoal_stage_seconds_total{stage!~"actor_.+|reduce"}'
 _OF_ACTORS = 'shoal_stage_seconds_total{stage=~"actor_.+"}'
 _SINCE_UPDATE = "time() - (shoal_last_update_timestamp_seconds > 0)"
 _SINCE_CHECKPOINT = "time() - (shoal_last_checkpoint_timestamp_seconds > 0)"
-_TIME_LEFT = (
-    f"clamp_min(shoal_target_env_steps - shoal_run_env_steps, 0) / ({rate('shoal_trained_env_steps_total')} > 0)"
-)
+# A run ends with the steps of all its policies.
+_STEPS_LEFT = f"{all_policies('shoal_target_env_steps')} - {all_policies('shoal_run_env_steps')}"
+_TIME_LEFT = f"clamp_min({_STEPS_LEFT}, 0) / ({all_policies(rate('shoal_trained_env_steps_total'))} > 0)"
 _STAGES = rate(_OF_LEARNER_ONCE)
-_ACTOR_STAGES = f"{rate(_OF_ACTORS)} / ignoring (stage) group_left () (shoal_actors_alive > 0)"
+_ACTOR_STAGES = f"{rate(_OF_ACTORS)} / ignoring (stage, policy) group_left () (shoal_actors_alive > 0)"
 _STAGES_OF_UPDATE = f"{rate(_OF_LEARNER)} / ignoring (stage) group_left () ({rate('shoal_updates_total')} > 0)"
 # Lags are whole numbers; a quantile interpolated within a bucket could lie below the mean.
-_LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le) ({rate('shoal_policy_lag_versions_bucket')})))"
-_TIME_OF_AN_ACTOR = {"{{stage}}": _ACTOR_STAGES, "waiting": f"clamp_min(1 - sum without (stage) ({_ACTOR_STAGES}), 0)"}
+_LAG_QUANTILE = f"ceil(histogram_quantile(0.95, sum by (le, policy) ({rate('shoal_policy_lag_versions_bucket')})))"
+# Policies share the actors: the time of one that acts for another is not waiting.
+_WAITING = f"clamp_min(1 - sum without (stage, policy) ({_ACTOR_STAGES}), 0)"
 _ACTORS_NOTE = (
     "The mean of all actors; for the rest of its time an actor waits for the learner, or for others in its process."
 )
@@ -53,8 +56,8 @@ _BY_COMPONENT = "{{component}}"
 ROWS: Mapping[str, Sequence[Panel]] = {
     "Overview": (
         _number("Return", "shoal_mean_return", decimals=3),
-        _number("Trained steps per second", rate("shoal_trained_env_steps_total")),
-        _number("Trained steps", "shoal_run_env_steps", note="The steps of the whole run."),
+        _number("Trained steps per second", all_policies(rate("shoal_trained_env_steps_total"))),
+        _number("Trained steps", all_policies("shoal_run_env_steps"), note="The steps of the whole run."),
         _number("Actors alive", "shoal_actors_alive", "none"),
         _number("Policy lag", mean("shoal_policy_lag_versions"), "none", decimals=1),
         _number("Since the last update", _SINCE_UPDATE, "s", bad_above=300),
@@ -71,7 +74,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "The learner's time",
-            {"{{stage}}": _STAGES},
+            {"{{stage}}": all_policies(_STAGES)},
             "percentunit",
             kind="bargauge",
             width=12,
@@ -80,7 +83,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "The actors' time",
-            _TIME_OF_AN_ACTOR,
+            {"{{stage}}": all_policies(_ACTOR_STAGES), "waiting": _WAITING},
             "percentunit",
             kind="bargauge",
             width=12,
@@ -151,7 +154,14 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel(
             "The learner's time", {"{{stage}}": _STAGES}, "percentunit", stacked=True, share=True, note=_LEARNER_NOTE
         ),
-        Panel("An actor's time", _TIME_OF_AN_ACTOR, "percentunit", stacked=True, share=True, note=_ACTORS_NOTE),
+        Panel(
+            "An actor's time",
+            {"{{stage}}": _ACTOR_STAGES, "waiting": _WAITING},
+            "percentunit",
+            stacked=True,
+            share=True,
+            note=_ACTORS_NOTE,
+        ),
         Panel("Seconds per update", {"{{stage}}": _STAGES_OF_UPDATE}, "s", note="reduce is a part of update."),
         Panel("Updates per second", {"updates": rate("shoal_updates_total")}, width=12),
         Panel(
@@ -251,7 +261,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "Half width of their 95% intervals",
             {"return": "shoal_mean_return_ci95", "random policy": "shoal_random_return_ci95"},
         ),
-        Panel("Compared", {"{{verdict}}": "shoal_learning"}, "none", stacked=True, share=True),
+        Panel("Compared", {"{{verdict}}": "shoal_learning"}, "none", stacked=True),
         Panel(
             "Likeliest cause, where nothing is learned",
             {"{{cause}}": "shoal_learning_problem > 0"},
@@ -287,7 +297,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "Environment faults",
-            {"faults": "shoal_env_faults_total"},
+            {"faults": all_policies("shoal_env_faults_total")},
             "none",
             note="run.log names environment, slot, step and field of each.",
         ),
@@ -468,6 +478,25 @@ def _panel_of(entry: CatalogueEntry) -> Panel:
     return Panel(title, {legend: entry.name}, "percentunit" if entry.name.endswith("_ratio") else unit)
 
 
+def _with_policies(panel: Panel) -> Panel:
+    """The panel with the name of its policy in the legend of every series that has one.
+
+    Where there is one policy, no series has this label, and Grafana puts nothing in its place.
+    """
+    if panel.kind in ("table", "heatmap"):
+        return panel
+    named = {
+        f"{legend or panel.title} {{{{policy}}}}" if _is_by_policy(expression) else legend: expression
+        for legend, expression in panel.queries.items()
+    }
+    return dataclasses.replace(panel, queries=named)
+
+
+def _is_by_policy(expression: str) -> bool:
+    summed = re.search(r"\bwithout \([^)]*\bpolicy\b", expression)
+    return not summed and any(not entry.of_run for entry in catalogued(expression))
+
+
 def _placed(rows: Mapping[str, Sequence[Panel]]) -> Iterator[Json]:
     """The panels of each row by its title, from left to right."""
     number, top = 0, 0
@@ -490,7 +519,7 @@ def _placed(rows: Mapping[str, Sequence[Panel]]) -> Iterator[Json]:
             yield {
                 "id": number,
                 "gridPos": {"x": left, "y": top, "w": panel.width, "h": panel.height},
-                **panel_json(panel, _description(panel)),
+                **panel_json(_with_policies(panel), _description(panel)),
             }
             left, height = left + panel.width, max(height, panel.height)
         top += height

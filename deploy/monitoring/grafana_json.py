@@ -84,7 +84,7 @@ def _options(panel: Panel) -> Json:
     last = {"calcs": ["lastNotNull"], "fields": "", "values": False}
     match panel.kind:
         case "stat":
-            return {"reduceOptions": last, "colorMode": "value", "graphMode": "area", "textMode": "value"}
+            return {"reduceOptions": last, "colorMode": "value", "graphMode": "area", "textMode": "auto"}
         case "bargauge":
             return {"reduceOptions": last, "orientation": "horizontal", "displayMode": "basic", "showUnfilled": True}
         case "heatmap":
@@ -119,16 +119,17 @@ def annotation() -> Json:
         "iconColor": "red",
         "target": {"refId": "Anno", "expr": firing, "interval": "15s"},
         "titleFormat": "{{alertname}}",
-        "textFormat": "{{severity}}",
+        "textFormat": "{{severity}} {{policy}}",
     }
 
 
 def variables() -> Iterator[Json]:
-    """The choices at the top of the page: a data source, a job and a run."""
+    """The choices at the top of the page: a data source, a job, a run, and one of its policies for the heatmaps."""
     yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
     for name, label, query in (
         ("job", "Job", "label_values(shoal_policy_version, job)"),
         ("instance", "Run", 'label_values(shoal_policy_version{job="$job"}, instance)'),
+        ("policy", "Policy of heatmaps", f"label_values(shoal_policy_version{{{SELECTION}}}, policy)"),
     ):
         yield {
             "name": name,

@@ -107,7 +107,9 @@ class Recorded:
     random: Interval | None = None
     """Mean return of a random policy."""
     num_agents: int = 1
-    """That share an environment."""
+    """That share an environment and are played by the policy."""
+    among_others: bool = False
+    """Whether other policies, which are trained too, play in the same environments."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Means of loss terms over the last updates (``shoal_loss``)."""
     wildest_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -168,7 +170,8 @@ def judge(run: Recorded, *, expect_after: float) -> Learning:
     cause, why = _cause(run)
     than = "worse than" if verdict == "worse" else "no better than"
     when = f"after {run.env_steps:,} steps ({run.share_done:.0%} of the run)"
-    return state._replace(cause=cause, advice=f"{when} the return is {than} a random policy's; {why}")
+    among = " among random ones, which may be because the others have learned" if run.among_others else ""
+    return state._replace(cause=cause, advice=f"{when} the return is {than} a random policy's{among}; {why}")
 
 
 class LearningMonitor:
@@ -179,6 +182,7 @@ class LearningMonitor:
         max_entropy: of its actions (``policy.actions``).
         action_dimensions: of continuous actions.
         num_agents: that share an environment; their returns are not independent.
+        among_others: whether agents of other trained policies share it, too.
         num_slots: of all actors.
         normalized: whether advantages are normalized.
         expect_after: share of the run after which the return should be better than a random policy's.
@@ -194,11 +198,12 @@ class LearningMonitor:
         num_slots: int,
         normalized: bool,
         expect_after: float,
+        among_others: bool = False,
     ) -> None:
         self._statistics = statistics
         self._max_entropy, self._action_dimensions = max_entropy, action_dimensions
         self._num_agents, self._num_slots, self._normalized = num_agents, num_slots, normalized
-        self._expect_after = expect_after
+        self._expect_after, self._among_others = expect_after, among_others
         self.random: Interval | None = None
         """Return of a random policy; None until it is measured."""
 
@@ -223,6 +228,7 @@ class LearningMonitor:
                 >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
                 num_agents=self._num_agents,
+                among_others=self._among_others,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,
                 first_entropy=statistics.first_terms.get("entropy"),

@@ -25,6 +25,9 @@ def rendered(guide: str) -> str:
 
 
 def _rows() -> Iterator[str]:
+    of_run = ", ".join(f"`{name}`" for name in [*(entry.name for entry in CATALOGUE if entry.of_run), *INFO])
+    yield f"Where several policies are trained, all have the label `policy`, but for those of the whole run: {of_run}."
+    yield ""
     yield "| metric | type | label | |"
     yield "|---|---|---|---|"
     for entry in CATALOGUE:

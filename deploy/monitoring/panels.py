@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel: expressions by their legends, without the labels that select a run."""
+    """One panel: expressions by their legends, without the labels that select a run, and without {{policy}}."""
 
     title: str
     queries: Mapping[str, str]
@@ -37,14 +37,22 @@ def rate(metric: str) -> str:
     return f"rate({metric}[$__rate_interval])"
 
 
+def all_policies(expression: str) -> str:
+    """Return the sum over the policies of a run, for what adds up: steps, and parts of the same time."""
+    return f"sum without (policy) ({expression})"
+
+
 def mean(histogram: str) -> str:
     """Return the mean of recent observations of a histogram."""
     return f"{rate(f'{histogram}_sum')} / ({rate(f'{histogram}_count')} > 0)"
 
 
 def buckets(histogram: str) -> str:
-    """Return the recent observations of a histogram by bucket."""
-    return f"sum by (le) (increase({histogram}_bucket[$__rate_interval]))"
+    """Return the recent observations of a histogram by bucket, of the policy that the page's variable names.
+
+    A heatmap shows one distribution. The variable is empty where there is one policy: its series have no such label.
+    """
+    return f'sum by (le) (increase({histogram}_bucket{{policy="$policy"}}[$__rate_interval]))'
 
 
 def term(*names: str) -> dict[str, str]:

@@ -172,7 +172,8 @@ def _figures(groups: Sequence[Group], looks: dict[str, tuple[str, str]]) -> list
                 ]
         if key == "return" and (random := _random(groups, unit)):
             lines += random
-            caption += f" Dotted: a policy that acts at random ({number(float(random[0].y[0]))})."
+            levels = ", ".join(_level_of(line, random) for line in random)
+            caption += f" Dotted: a policy that acts at random ({levels})."
         if seen:
             # The interval of two or three runs may be wider than all curves; it does not set the range of the axis.
             low, high = min(float(y.min()) for y in seen), max(float(y.max()) for y in seen)
@@ -224,16 +225,36 @@ def _faint(name: str, many: int, x: Numbers, y: Numbers, color: str, clock: Cloc
 
 
 def _random(groups: Sequence[Group], unit: float = 1.0) -> list[Line]:
-    found = [
-        value for group in groups for run in group.runs if (value := headline.final_random_return(run)) is not None
-    ]
+    """The return of a random policy, as a line; one for each of several policies of a run, whose agents earn others."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for run in group.runs:
+            if (value := headline.final_random_return(run)) is not None:
+                found.setdefault(run.config.get("trained_policy", ""), []).append(value)
     if not found:
         return []
     end = max(float(run.metrics.steps[-1]) for group in groups for run in group.runs)
     longest = max(float(run.metrics.seconds[-1]) for group in groups for run in group.runs)
-    x, level = np.array([0.0, end]), np.full(2, sum(found) / len(found))
+    x = np.array([0.0, end])
     clock = x, np.array([0.0, longest / unit])
-    return [Line(name="a random policy", x=x, y=level, color=GREY, dash="dot", width=1.5, clock=clock, quiet=True)]
+    return [
+        Line(
+            name=f"a random policy{f' as {policy}' if policy else ''}",
+            x=x,
+            y=np.full(2, sum(values) / len(values)),
+            color=GREY,
+            dash="dot",
+            width=1.5,
+            clock=clock,
+            quiet=True,
+        )
+        for policy, values in found.items()
+    ]
+
+
+def _level_of(line: Line, random: Sequence[Line]) -> str:
+    level = number(float(line.y[0]))
+    return level if len(random) == 1 else f"{line.name.removeprefix('a random policy ')} {level}"
 
 
 def _final(group: Group) -> list[float]:
@@ -254,7 +275,7 @@ def _lead(groups: Sequence[Group]) -> Note:
         return Note("No episode has ended in any of them.", "open")
     best = ranked[0]
     random = _random(groups)
-    against = f"; a random policy gets {number(float(random[0].y[0]))}" if random else ""
+    against = "; a random policy gets " + ", ".join(_level_of(line, random) for line in random) if random else ""
     if len(groups) == 1:
         return Note(
             f"Return at the end: {_mean_and_interval(_final(best))} (mean over seeds and its 95% interval){against}."

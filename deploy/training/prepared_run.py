@@ -218,6 +218,7 @@ def _learning(
         num_slots=layout.num_actors * setup.worker.num_envs,
         normalized=config.learner.normalize_advantage,
         expect_after=config.log.expect_learning_after,
+        among_others=bool(config.policies),
     )
 
 

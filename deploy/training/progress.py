@@ -147,7 +147,7 @@ class Progress:
 
     ``time_is_up_at`` is a time of ``time.monotonic``; with ``json_lines`` every line is a JSON object; with ``quiet``
     nothing is printed. ``stalled`` returns why updates are missing, which is logged. ``policy`` is the name of one of
-    several, each of which has plain lines that begin with it; the one that ``leads`` says what is of all, once.
+    several, each of which has plain lines that begin with it; the one that ``leads`` says what is of the whole run.
     """
 
     def __init__(
@@ -220,9 +220,11 @@ class Progress:
         """Print ``text`` unchanged."""
         self._print(text, "message", {"message": text})
 
-    def _print(self, text: str, kind: str, fields: Mapping[str, Any], *, of_all: bool = False) -> None:
-        """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``; ``of_all`` policies."""
-        if self._policy and not of_all:
+    def _print(self, text: str, kind: str, fields: Mapping[str, Any], *, of_run: bool = False) -> None:
+        """Print ``text``, or with ``json_lines`` an event of ``kind`` with ``fields``; ``of_run``: of all policies."""
+        if of_run and not self._leads:
+            return
+        if self._policy and not of_run:
             text, fields = f"{self._policy}: {text}", {"policy": self._policy, **fields}
         self._console.print(event(kind, fields) if self._json_lines else text, markup=False, soft_wrap=True)
 
@@ -271,7 +273,7 @@ class Progress:
         found = self._bottleneck
         if found and self._statistics.seconds > WINDOW_SECONDS and found.stage != self._reported_stage:
             self._reported_stage = found.stage
-            self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict(), of_all=True)
+            self._print(f"bottleneck: {found.sentence}", "bottleneck", found._asdict(), of_run=True)
 
     def _print_learning(self) -> None:
         """Print why nothing is learned, when that is found or has changed."""

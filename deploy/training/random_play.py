@@ -1,7 +1,8 @@
 """The return of a random policy in a run's environment: what the run's own return is compared with.
 
 Whole episodes in environments and with random streams of their own. Episodes of the untrained policy would not do:
-those that have ended before the first updates are the short ones.
+those that have ended before the first updates are the short ones. Where several policies are trained, all agents of the
+games act at random, and each policy's return is that of its own agents.
 
 A process that plays the run's environments itself plays these, too, before the first update and while other processes
 start: nothing draws from one stream in between. Where environments live elsewhere this process makes none of them,
@@ -18,14 +19,18 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from shoal.actors.teams import TeamSetup
 from shoal.actors.worker_setup import WorkerSetup
 from shoal.deploy.evaluation.evaluator import Jobs, in_one_process
+from shoal.deploy.evaluation.teams import random_team_returns
 from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.monitoring.learning import Interval
+from shoal.envs.play import Episodes
 from shoal.envs.reference import random_return
 
 log = logging.getLogger(__name__)
@@ -40,30 +45,33 @@ SECONDS_AFTER = 60.0
 """Longest time after the run, where it was too short before for an episode of every slot."""
 _GRACE_SECONDS = 5.0
 
+Returns = Mapping[str, Interval]
+"""By the name of the policy, which is "" where there is one; without those that are not known."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RandomPlay:
     """Episodes of uniformly random actions; plain data that crosses to other processes, as a job."""
 
-    setup: WorkerSetup
+    setup: WorkerSetup | TeamSetup
     num_agents: int
-    """That share an environment."""
+    """That share an environment, of all policies."""
     niceness: int
     """Of the process that plays them as a job."""
 
-    def __call__(self) -> Interval | None:
+    def __call__(self) -> Returns:
         """Play for ``SECONDS_AFTER`` at most, in a process that does nothing else."""
         os.setpriority(os.PRIO_PROCESS, 0, max(self.niceness, os.getpriority(os.PRIO_PROCESS, 0)))
         until = time.monotonic() + SECONDS_AFTER
         return self._play(lambda: time.monotonic() > until)
 
-    def here(self, seconds: float, stop: threading.Event) -> Interval | None:
+    def here(self, seconds: float, stop: threading.Event) -> Returns:
         """Play for ``seconds`` at most, in this process, whose global random streams stay as they were.
 
-        The same figures in every run of an environment, unless time or ``stop`` ends it early; None where that was
+        The same figures in every run of an environment, unless time or ``stop`` ends it early; none where that was
         before an episode of every slot, or where the environment fails.
         """
-        found: list[Interval | None] = []
+        found: list[Returns] = []
         until = time.monotonic() + seconds
 
         def play() -> None:
@@ -78,24 +86,30 @@ class RandomPlay:
             thread.start()
             while thread.is_alive() and time.monotonic() < until + _GRACE_SECONDS and not stop.is_set():
                 thread.join(0.1)
-        return found[0] if found else None
+        return found[0] if found else {}
 
-    def _play(self, enough: Callable[[], bool]) -> Interval | None:
-        played = random_return(
-            self.setup.env_id,
-            episodes=EPISODES,
-            num_envs=max(SLOTS // self.num_agents, 2) * self.num_agents,
-            max_env_steps=ENV_STEPS,
-            enough=enough,
-            env_kwargs=self.setup.env_kwargs,
-            options=in_one_process(self.setup.env_options),
-        )
-        mean, half_width = confidence_interval(played.by_environment(played.returns))
-        return None if math.isnan(mean) else Interval(mean, half_width)
+    def _play(self, enough: Callable[[], bool]) -> Returns:
+        found = {}
+        for policy, played in self._episodes(enough).items():
+            mean, half_width = confidence_interval(played.by_environment(played.returns))
+            if not math.isnan(mean):
+                found[policy] = Interval(mean, half_width)
+        return found
+
+    def _episodes(self, enough: Callable[[], bool]) -> Mapping[str, Episodes]:
+        first = self.setup.first if isinstance(self.setup, TeamSetup) else self.setup
+        most: dict[str, Any] = {"episodes": EPISODES, "max_env_steps": ENV_STEPS, "enough": enough}
+        slots = max(SLOTS // self.num_agents, 2) * self.num_agents
+        options = in_one_process(first.env_options)
+        if isinstance(self.setup, TeamSetup):
+            return random_team_returns(
+                first.env_id, self.setup.agents, num_envs=slots, env_kwargs=first.env_kwargs, options=options, **most
+            )
+        return {"": random_return(first.env_id, num_envs=slots, env_kwargs=first.env_kwargs, options=options, **most)}
 
 
 class RandomPlayer:
-    """Finds the return of a random policy for a run, and passes it to ``found``.
+    """Finds the return of a random policy for a run, or for each of its policies, and passes it to ``found``.
 
     Args:
         play: the episodes.
@@ -104,7 +118,7 @@ class RandomPlayer:
         jobs: a process that plays beside the training; None plays in this one, before it.
     """
 
-    def __init__(self, play: RandomPlay, seconds: float, found: Callable[[Interval], None], jobs: Jobs | None) -> None:
+    def __init__(self, play: RandomPlay, seconds: float, found: Callable[[Returns], None], jobs: Jobs | None) -> None:
         self._play, self._seconds, self._jobs = play, seconds, jobs
         self._found = found
         self._known = False
@@ -143,8 +157,8 @@ class RandomPlayer:
         finally:
             self._jobs.end()
 
-    def _take(self, result: Interval | None) -> None:
-        if result is not None:
+    def _take(self, result: Returns) -> None:
+        if result:
             self._known = True
             self._found(result)
 

@@ -20,7 +20,6 @@ from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
-from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.monitoring.sinks import Sink, Tracked, make_sinks
@@ -36,9 +35,9 @@ from shoal.deploy.training.going_on import get_rollouts, restore_pool
 from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, describe_together, prepare
 from shoal.deploy.training.progress import Progress, headline
-from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPlayer
+from shoal.deploy.training.random_play import SHARE_BEFORE, RandomPlay, RandomPlayer, Returns
 from shoal.deploy.training.summary import summarize, together
-from shoal.deploy.training.worker_group import WorkerGroup, start_workers
+from shoal.deploy.training.worker_group import WorkerGroup, setup_of_actors, start_workers
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.opponents import Result
 from shoal.learner.training_loop import Limits, Saving, TrainedPolicy, train
@@ -260,7 +259,7 @@ def _train(
     run = runs[0]
     weights: Sequence[Weights] = ()
     completed = False
-    random = None if run.policy else _random_player(run, workers)
+    random = _random_player(runs, workers)
     callbacks = watchers.callbacks
     policies = [
         TrainedPolicy(name=each.policy, learners=learners, statistics=each.statistics, updates=each.updates)
@@ -278,8 +277,7 @@ def _train(
             callbacks.started()
             if workers.driver:
                 workers.driver.start()
-            if random:
-                random.before(asked.requested)
+            random.before(asked.requested)
             for each in runs:
                 restore_pool(each, workers.pool)
                 each.statistics.begin()
@@ -296,11 +294,10 @@ def _train(
             workers.close()
             for each in runs:
                 each.learner.queue.close()
-        if random:
-            if completed and asked.stopped_by != "ray_lost":
-                # After a failure no episode is played: the environment may be the cause.
-                random.after()
-            random.close()
+        if completed and asked.stopped_by != "ray_lost":
+            # After a failure no episode is played: the environment may be the cause.
+            random.after()
+        random.close()
         summary = _summaries(
             runs,
             run_dir,
@@ -445,13 +442,18 @@ def _sources(
     )
 
 
-def _random_player(run: PreparedRun, workers: WorkerGroup) -> RandomPlayer:
-    config, learning = run.config, run.learning
+def _random_player(runs: Sequence[PreparedRun], workers: WorkerGroup) -> RandomPlayer:
+    config = runs[0].config
 
-    def found(random: Interval) -> None:
-        learning.random = random
+    def found(random: Returns) -> None:
+        for run in runs:
+            run.learning.random = random.get(run.policy)
 
-    play = RandomPlay(setup=run.setup.worker, num_agents=run.setup.env.num_agents, niceness=config.evaluation.niceness)
+    play = RandomPlay(
+        setup=setup_of_actors(runs),
+        num_agents=sum(run.setup.env.num_agents for run in runs),
+        niceness=config.evaluation.niceness,
+    )
     seconds = min(config.evaluation.random_seconds, SHARE_BEFORE * (config.max_seconds or math.inf))
     return RandomPlayer(play, seconds, found, workers.elsewhere)
 

@@ -99,7 +99,7 @@ def together(policies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The summary of a run of several policies, from those of each by name."""
     first, *_ = all_ = list(policies.values())
     steps = ("env_steps", "session_env_steps", "env_steps_per_second")
-    same = ("env_id", "seed", "policy_kind", "wall_seconds", "stopped_by", "interrupted_by", "versions")
+    same = ("env_id", "seed", "policy_kind", "wall_seconds", "limit", "stopped_by", "interrupted_by", "versions")
     return {
         **{name: first[name] for name in same},
         **{name: sum(each[name] for each in all_) for name in steps},

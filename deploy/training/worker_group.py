@@ -152,7 +152,7 @@ def start_workers(
         for each in runs:
             each.learner.publish_to = ray.put
         sink = _sink(runs)
-        actors = _made(ray, RayPool, _setup(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
+        actors = _made(ray, RayPool, setup_of_actors(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
         learners: tuple[Learners, ...] = tuple(OneLearner(worker=each.learner, drive=None) for each in runs)
         if peers:
             learners = (SeveralLearners(worker=run.learner, drive=None, peers=peers),)
@@ -166,7 +166,8 @@ def start_workers(
         )
 
 
-def _setup(runs: Sequence[PreparedRun]) -> WorkerSetup | TeamSetup:
+def setup_of_actors(runs: Sequence[PreparedRun]) -> WorkerSetup | TeamSetup:
+    """What every actor is made from, with the workers of all policies."""
     if len(runs) == 1:
         return runs[0].setup.worker
     return TeamSetup(agents=patterns_of(runs[0].config), setups={run.policy: run.setup.worker for run in runs})
@@ -181,7 +182,10 @@ def _sink(runs: Sequence[PreparedRun]) -> TrajectoryQueue | PolicyQueues:
 def _inline_pool(runs: Sequence[PreparedRun]) -> InlinePool:
     run = runs[0]
     return InlinePool(
-        _setup(runs), run.share.actors, _sink(runs), max_consecutive_failures=run.setup.max_consecutive_failures
+        setup_of_actors(runs),
+        run.share.actors,
+        _sink(runs),
+        max_consecutive_failures=run.setup.max_consecutive_failures,
     )
 
 

@@ -69,15 +69,19 @@ BOARD: dict[str, Any] = json.loads(monitoring.DASHBOARD.read_text(encoding="utf-
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 
 
+def filled(expression: str, instance: str = "127.0.0.1:9464", policy: str = "") -> str:
+    """The expression with its variables filled in as Grafana does."""
+    for name, value in {"$job": "shoal", "$instance": instance, "$policy": policy}.items():
+        expression = expression.replace(f'"{name}"', f'"{value}"')
+    return expression.replace("$__rate_interval", "1m")
+
+
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every expression of the dashboard with its place and legend, the variables filled in as Grafana does."""
-    values = {"$job": "shoal", "$instance": "127.0.0.1:9464"}
+    """Every expression of the dashboard with its place and legend, filled in."""
     found = [
         (f"{panel['title']}: {target['legendFormat']}", target["expr"])
         for panel in PANELS
         for target in panel["targets"]
     ]
     for place, expression in [*found, *(("annotation", one["target"]["expr"]) for one in BOARD["annotations"]["list"])]:
-        for name, value in values.items():
-            expression = expression.replace(f'"{name}"', f'"{value}"')
-        yield place, expression.replace("$__rate_interval", "1m")
+        yield place, filled(expression)

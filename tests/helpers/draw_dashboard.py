@@ -31,19 +31,20 @@ class Prometheus:
         self.step = max(1.0, 60 * minutes / POINTS)
         self.job = self.labels("shoal_policy_version", "job")
         self.instance = self.labels("shoal_policy_version", "instance")
+        self.policy = self.labels("shoal_policy_version", "policy")
 
     def ask(self, path: str, **query: Any) -> Any:
         with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}") as answer:
             return json.load(answer)["data"]
 
     def labels(self, metric: str, label: str) -> str:
-        return str(self.ask("query", query=metric)["result"][0]["metric"][label])
+        return str(self.ask("query", query=metric)["result"][0]["metric"].get(label, ""))
 
     def series(self, target: dict[str, Any]) -> list[tuple[str, list[float], list[float]]]:
         """(legend, seconds, values) of every series of a panel's query."""
         expression = target["expr"].replace("$__rate_interval", RATE_INTERVAL).replace("$__interval", RATE_INTERVAL)
         expression = expression.replace("$__range", f"{int(self.end - self.start)}s")
-        for name, value in (("job", self.job), ("instance", self.instance)):
+        for name, value in (("job", self.job), ("instance", self.instance), ("policy", self.policy)):
             expression = expression.replace(f"${name}", value)
         found = self.ask("query_range", query=expression, start=self.start, end=self.end, step=self.step)["result"]
         return [
@@ -59,7 +60,9 @@ class Prometheus:
 def legend(template: str, labels: dict[str, str]) -> str:
     for name, value in labels.items():
         template = template.replace("{{" + name + "}}", value).replace("{{ " + name + " }}", value)
-    return template or ", ".join(f"{name}={value}" for name, value in labels.items() if name != "__name__")
+    return template.removesuffix("{{policy}}").rstrip() or ", ".join(
+        f"{name}={value}" for name, value in labels.items() if name != "__name__"
+    )
 
 
 def shown(value: float, unit: str) -> str:

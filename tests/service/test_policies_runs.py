@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def play(run: Path, steps: int, *settings: str) -> dict[str, Any]:
     return summary_of(run)
 
 
+def check_random_play(summary: dict[str, Any]) -> None:
+    """A random hunter is right in one of three steps; runners in one of four, of eight steps and of four."""
+    for name, expected in {"hunters": 8 / 3, "runners": (2 + 1) / 2}.items():
+        told = summary["policies"][name]
+        assert told["random_return"] == pytest.approx(expected, abs=2 * told["random_return_ci95"])
+        assert 0 < told["random_return_ci95"] < 0.25
+
+
 def weights_of(run: Path, policy: str) -> dict[str, torch.Tensor]:
     return find_checkpoint(find_saved(run).path / policy).load_weights()
 
@@ -50,11 +59,16 @@ def is_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> boo
 
 def test_each_policy_learns_from_its_own_agents_alone(tmp_path: Path) -> None:
     """Catches a gradient, a statistic of observations or of values, a learning rate or a random stream that reads rows
-    of the other policy: with the observations of one team poisoned, the other's weights are the same to the bit."""
+    of the other policy, or that random play before the run shares with it: with the observations of one team poisoned
+    and without random play the other's weights are the same to the bit."""
     runs = {}
-    for name, kwargs in (("plain", {}), ("poisoned", {"poisoned": "runner", "poison": 7.0})):
+    for name, kwargs, seconds in (("plain", {}, 60), ("poisoned", {"poisoned": "runner", "poison": 7.0}, 0)):
         runs[name] = tmp_path / name
-        play(runs[name], 800, f"env.kwargs={json.dumps(kwargs)}")
+        summary = play(runs[name], 800, f"env.kwargs={json.dumps(kwargs)}", f"evaluation.random_seconds={seconds}")
+        for policy in NAMES:
+            told = summary["policies"][policy]
+            assert (told["random_return"] is None) == (seconds == 0)
+            assert seconds or told["learning"]["verdict"] == "unknown"
     assert is_same(weights_of(runs["plain"], "hunters"), weights_of(runs["poisoned"], "hunters"))
     assert not is_same(weights_of(runs["plain"], "runners"), weights_of(runs["poisoned"], "runners"))
 
@@ -95,6 +109,11 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     run = tmp_path / "run"
     first = play(run, 500)
     second = play(run, 1000)
+    check_random_play(second)
+    history = [json.loads((run / "policies" / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in NAMES]
+    assert [line["random_return"] for line in history] == [
+        pytest.approx(second["policies"][name]["random_return"]) for name in NAMES
+    ]
     for name in NAMES:
         one, other = first["policies"][name], second["policies"][name]
         for summary in (one, other):
@@ -171,10 +190,12 @@ def test_trackers_have_a_run_for_every_policy(tmp_path: Path, monkeypatch: pytes
 def test_both_policies_find_their_best_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches updates that teach one policy alone, or with the rewards of the other."""
     run = tmp_path / "run"
-    play(
+    summary = play(
         run, 12_000, "env.num_envs=24", "seed=1", "learner.epochs=4", "learner.learning_rate=0.003", "learner.gamma=0.5"
     )
-    capsys.readouterr()
+    assert [summary["policies"][name]["learning"]["verdict"] for name in NAMES] == ["better", "better"]
+    said = capsys.readouterr().out
+    assert all(re.search(rf"{name}: .*?\n  return .*; a random policy gets", said, re.DOTALL) for name in NAMES)
     assert main(["evaluate", str(run), "--episodes", "96", "--greedy", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["policies"]
     best = {"hunters": best_return("hunter_0"), "runners": sum(map(best_return, RUNNERS)) / 2}
@@ -188,6 +209,7 @@ def test_actors_in_other_processes_feed_both_policies(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["train", *SMALL, "mode=local", "actor.num_actors=2", f"run_dir={run}", "total_env_steps=3000"]) == 0
     summary = summary_of(run)
+    check_random_play(summary)
     for name in NAMES:
         own = summary["policies"][name]
         assert own["books_balance"]

@@ -8,49 +8,23 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-import yaml
-from dashboards import ALERTS, PROMETHEUS, RECORDED, expressions, read
+from dashboards import ALERTS, RECORDED, expressions, read
 from metric_sources import make_sources
-from service import SMALL, command, wait_for
+from prometheus_server import NOTHING_YET, Server, needs_prometheus, prometheus, promtool, training
+from service import wait_for
 from shoal.deploy.monitoring.access import AccessFiles
 from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.settings.sections import MetricsConfig
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import RunStatistics
-
-needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("promtool") and shutil.which("prometheus")),
-    reason="no promtool and prometheus in PATH: apt-get install --no-install-recommends prometheus",
-)
-# Shown only after an event, or with settings that this run does not have.
-NOTHING_YET = {
-    *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
-    "shoal_actor_recoveries_total",
-    *("shoal_evaluation_return", "shoal_evaluation_best_return", "shoal_evaluation_env_steps"),
-    *("shoal_weight_clipped_fraction", "shoal_accelerator_memory_bytes", "shoal_failed_readings_total", "ALERTS"),
-    *("shoal_learning_problem", "shoal_episode_metric", "shoal_env_remarks_total", "shoal_callback"),
-    *("shoal_opponent_win_ratio", "shoal_opponent_return_difference", "shoal_opponent_version"),
-}
-
-
-def promtool(*arguments: object) -> str:
-    done = subprocess.run(
-        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=PROMETHEUS
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @needs_prometheus
@@ -72,124 +46,6 @@ def test_prometheus_accepts_the_rules() -> None:
 def test_alerts_fire_where_they_should() -> None:
     """Catches an alert that never comes, comes too early, or for a healthy run: by the series of alerts_test.yml."""
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Server:
-    """A running Prometheus."""
-
-    url: str
-    targets: Path
-
-    def get(self, path: str, **parameters: str) -> Any:
-        query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}{query}", timeout=30) as response:
-            answer = json.load(response)
-        assert answer["status"] == "success"
-        return answer["data"]
-
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Return labels and current value of each series."""
-        try:
-            data = self.get("query", query=expression)
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{expression}: {error.read().decode()}") from error
-        assert data["resultType"] == "vector", expression
-        return [(one["metric"], float(one["value"][1])) for one in data["result"]]
-
-    def firing(self, instance: str) -> set[str]:
-        return {
-            labels["alertname"] for labels, _ in self.query(f'ALERTS{{alertstate="firing", instance="{instance}"}}')
-        }
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process, killed at the end even if it is stopped."""
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(timeout=30)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Run:
-    """A `shoal train` in one process."""
-
-    process: subprocess.Popen[str]
-    output: Path
-
-    def address(self) -> str:
-        """Return the address of its metrics once it serves them."""
-
-        def said() -> str | None:
-            text = self.output.read_text()
-            assert self.process.poll() is None, text
-            found = re.search(r"metrics +http://(\S+)/metrics", text)
-            return found and found[1]
-
-        return str(wait_for(said))
-
-
-@contextlib.contextmanager
-def training(folder: Path, *settings: str) -> Iterator[Run]:
-    """A run that would go on for ever."""
-    folder.mkdir()
-    arguments = ("train", *SMALL, "metrics.port=0", "mode=inline", "run_dir=run", "total_env_steps=1e12", *settings)
-    output = folder / "said"
-    with output.open("w") as said:
-        process = subprocess.Popen(command(*arguments), cwd=folder, stdout=said, stderr=said, text=True)
-        with ended(process):
-            yield Run(process, output)
-
-
-def with_tls(text: str) -> str:
-    """Return the configuration with its job for TLS, uncommented."""
-    lines = text.splitlines()
-    begin = lines.index("  # - job_name: shoal-tls")
-    end = lines.index("", begin)
-    return "\n".join(line.replace("  # ", "  ", 1) if begin <= i < end else line for i, line in enumerate(lines))
-
-
-@contextlib.contextmanager
-def prometheus(folder: Path) -> Iterator[Server]:
-    """A server with the shipped configuration, rules and alerts, except that they wait for seconds only."""
-    shutil.copytree(PROMETHEUS, folder, dirs_exist_ok=True)
-    text = (folder / "prometheus.yml").read_text()
-    config = yaml.safe_load(with_tls(text) if (folder / "tls").exists() else text)
-    config["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
-    for job in config["scrape_configs"]:
-        # Somebody's own run may answer there.
-        job.pop("static_configs", None)
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    text = re.sub(r"\bfor: \w+", "for: 1s", (folder / "alerts.yml").read_text())
-    text, count = re.subn(r"(shoal_last_update_timestamp_seconds > 0\)) > 300", r"\1 > 3", text)
-    assert count == 1
-    (folder / "alerts.yml").write_text(text)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    arguments = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "said").open("w") as said:
-        process = subprocess.Popen(arguments, stdout=said, stderr=said, text=True)
-        with ended(process):
-
-            def ready() -> bool:
-                assert process.poll() is None, (folder / "said").read_text()
-                try:
-                    with urllib.request.urlopen(f"{url}/-/ready", timeout=10) as response:
-                        return bool(response.status == 200)
-                except OSError:
-                    return False
-
-            wait_for(ready)
-            yield Server(url, folder / "targets")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
