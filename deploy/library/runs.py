@@ -43,6 +43,9 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The run's result, as in RUN/summary.json: ``mean_return``, ``env_steps``, ``ledger`` and others.
 
+        Of a run of several policies it has what is of all, as ``env_steps`` and ``ledger``, and under ``policies`` the
+        summary of each by name: returns are of one policy, so ``mean_return`` is there.
+
         Raises:
             FileNotFoundError: the run has not ended yet.
         """
@@ -57,7 +60,7 @@ class Run:
         """The policy of the newest checkpoint, with an empty memory; every access loads it anew.
 
         Raises:
-            CheckpointError: there is no checkpoint.
+            CheckpointError: there is no checkpoint, or it holds several policies; the message says what to load.
         """
         return load_policy(self.run_dir)
 
@@ -161,8 +164,9 @@ def evaluate(
         The episodes: ``mean``, ``standard_error``, and ``returns``, ``lengths``, ``terminated`` [episodes].
 
     Raises:
-        CheckpointError: there is no checkpoint.
-        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing.
+        CheckpointError: there is no checkpoint, or it holds several policies, which ``shoal evaluate`` plays.
+        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing; the
+            policy is one of several.
         EnvironmentFault: the environment is beyond repair.
         JobFailed: the same in another process, or that process ended.
     """

@@ -125,7 +125,7 @@ def run(
             cluster.end_turn_soon()
         # Signal handlers are set after Ray, which sets its own.
         asked = stack.enter_context(interruption(config.max_seconds, owns_process=owns_process, quiet=quiet))
-        watchers = _watch(prepared, workers, asked, sinks, called, stack, quiet=quiet)
+        watchers = _watch(prepared, run_dir, workers, asked, sinks, called, stack, quiet=quiet)
         for each in prepared:
             stack.callback(each.learner.learner.close)
         if watch := workers.watch:
@@ -185,6 +185,7 @@ def _start(
 
 def _watch(
     runs: Sequence[PreparedRun],
+    run_dir: Path,
     workers: WorkerGroup,
     asked: Interruption,
     sinks: Sequence[list[Sink]],
@@ -227,8 +228,7 @@ def _watch(
         max_update_age_seconds=config.metrics.max_update_age_seconds,
         stalled=stall.now,
     )
-    name = first.run_dir.name if not first.policy else first.run_dir.parent.parent.name
-    server = stack.enter_context(served(config.metrics, sources, ready, run=name))
+    server = stack.enter_context(served(config.metrics, sources, ready, run=run_dir.name))
     for run, progress, own in zip(runs, shown, sinks, strict=True):
         progress.say(headline(run, server.url if server else None))
         history = MetricsHistory(
