@@ -23,7 +23,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from shoal.learner.checked_files import fingerprint, read_json, sync
-from shoal.learner.config import ADAM, POLICY_NAME
+from shoal.learner.config import ADAM, POLICIES, POLICY_NAME
+from shoal.learner.described_policy import changed_components, describe_policy, make_described_policy, other_core
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
 from shoal.learner.plain_file import load_plain, save_plain
-from shoal.policy.actions import actions_from_json, actions_to_json
-from shoal.policy.graph import LSTM, components_from_json, differences, resolve
-from shoal.policy.make import make_policy
-from shoal.policy.observation import observation_from_json, observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.weights import Weights, named_weights
 
@@ -123,9 +120,9 @@ class Checkpoint:
         Raises:
             CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
         """
-        if problem := _other_core(self.state["policy"], learner.policy):
+        if problem := other_core(self.state["policy"], learner.policy):
             raise CheckpointError(f"{self.path} {problem}")
-        if changed := _changed_components(self.state["policy"], learner.policy):
+        if changed := changed_components(self.state["policy"], learner.policy):
             raise CheckpointError(
                 f"{self.path} holds another policy than this run's config describes: it has other components "
                 f"{', '.join(changed)} than {learner.policy.kind} with policy.components={learner.policy.components}"
@@ -176,75 +173,6 @@ class Checkpoint:
         except Exception as error:  # pickle and torch raise errors of any class
             raise CheckpointError(f"{self.path / 'optimizer.pt'} holds more than tensors and plain data") from error
         return found
-
-
-def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
-    """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
-    saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
-    # As a file gives them back: tuples are lists there.
-    here = (policy.core_name, json.loads(json.dumps(dict(policy.core_kwargs))))
-    if saved == here:
-        return ""
-    (name, kwargs), (name_here, kwargs_here) = saved, here
-    return (
-        f"was trained with policy.core={name} and policy.core_kwargs={kwargs}, and can only be resumed so; here they "
-        f"are {name_here} and {kwargs_here}"
-    )
-
-
-def _changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
-    """Names of the components that differ; equal shapes may still have another activation or another source."""
-    components, observation = described.get("components") or {}, observation_from_json(described["observation"])
-    saved = resolve(components_from_json(components), observation, policy.core_name)
-    here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
-    return differences(saved, here)
-
-
-def make_described_policy(
-    described: Mapping[str, Any], observation: Mapping[str, Any] | None = None
-) -> RecurrentPolicy:
-    """A policy as ``describe_policy`` says, with fresh weights.
-
-    Args:
-        observation: the environment's, in the same form, where it has other features than the trained one, which
-            ``described`` has.
-
-    Raises:
-        ValueError: there is no such policy here.
-    """
-    trained = observation_from_json(described["observation"])
-    other = observation is not None and observation != described["observation"]
-    return make_policy(
-        described["kind"],
-        observation_from_json(observation) if observation is not None and other else trained,
-        actions_from_json(described["actions"]),
-        described["embedding_rows"],
-        components=described.get("components"),
-        kwargs=described.get("kwargs"),
-        core=described.get("core", LSTM),
-        core_kwargs=described.get("core_kwargs"),
-        action_rows=described["action_rows"],
-        trained_observation=trained if other else None,
-        normalize_observations=described.get("normalize_observations", False),
-        normalize_values=described.get("normalize_values", False),
-    )
-
-
-def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
-    """The description from which the policy can be rebuilt around its weights."""
-    return {
-        "kind": policy.kind,
-        "components": policy.components,
-        "kwargs": dict(policy.kwargs),
-        "core": policy.core_name,
-        "core_kwargs": dict(policy.core_kwargs),
-        "observation": observation_to_json(policy.trained_observation),
-        "actions": actions_to_json(policy.actions),
-        "action_rows": dict(policy.action_rows),
-        "embedding_rows": policy.embedding_rows,
-        "normalize_observations": policy.vector_normalizer is not None,
-        "normalize_values": policy.value_scale is not None,
-    }
 
 
 class Checkpoints:
@@ -480,33 +408,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or changed, or the format is not this one.
     """
+    manifest = _read(path, _MANIFEST)
+    names = [name for name in manifest if _NAME.fullmatch(name.removesuffix(f"/{_MANIFEST}")) and "/" in name]
+    if not names:
+        return _load_policy(path, manifest)
+    state = _verify(path, manifest, (_FILES[3], *names))
+    folders = {name.partition("/")[0]: path / name.partition("/")[0] for name in names}
+    policies = {name: _load_policy(folder, _read(folder, _MANIFEST)) for name, folder in folders.items()}
+    if state.get("policies") != list(policies):
+        named = f"policies must be {list(policies)}, which are beside it, got {state.get('policies')!r}"
+        raise CheckpointError(f"{path / _FILES[3]}: {named}")
+    return Checkpoint(path, state, policies=policies)
+
+
+def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of one policy, which is all that is looked for in ``path``.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``.
+    """
+    state = _verify(path, manifest, (*_FILES, *(name for name in _OPTIONAL if name in manifest)))
+    if not isinstance(state.get("policy"), dict):
+        raise CheckpointError(f"{path / _FILES[3]}: policy must be a mapping, got {state.get('policy')!r}")
+    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        manifest = read_json(path / _MANIFEST)
-        several = [name for name in manifest if _NAME.fullmatch(name.removesuffix(f"/{_MANIFEST}")) and "/" in name]
-        files = (_FILES[3], *several) if several else (*_FILES, *(name for name in _OPTIONAL if name in manifest))
-        for name in files:
-            actual = fingerprint(path / name)
-            if actual != manifest.get(name):
-                raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
-        state = read_json(path / "state.json")
+        return read_json(path / name)
     except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is no complete checkpoint: {error}") from error
+
+
+def _verify(path: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Compare these files with the manifest; return the state, which a run can have saved.
+
+    Raises:
+        CheckpointError: as ``load_checkpoint``.
+    """
+    for name in names:
+        try:
+            actual = fingerprint(path / name)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is no complete checkpoint: {error}") from error
+        if actual != manifest.get(name):
+            raise CheckpointError(f"{path / name} is damaged: expected {manifest.get(name)}, found {actual}")
+    state = _read(path, _FILES[3])
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format {state.get('format_version')}; this version reads {FORMAT_VERSION}")
-    policies = {name.partition("/")[0]: load_checkpoint(path / name.partition("/")[0]) for name in several}
-    if problem := _problem(state, list(policies)):
-        raise CheckpointError(f"{path / 'state.json'}: {problem}")
-    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest, policies)
+    if problem := _problem(state):
+        raise CheckpointError(f"{path / _FILES[3]}: {problem}")
+    return state
 
 
-def _problem(state: Mapping[str, Any], policies: Sequence[str]) -> str | None:
-    """Why no run can have saved this state beside these ``policies``; None if one can have."""
-    if policies and state.get("policies") != list(policies):
-        return f"policies must be {list(policies)}, which are beside it, got {state.get('policies')!r}"
-    if not policies and not isinstance(state.get("policy"), dict):
-        return f"policy must be a mapping, got {state.get('policy')!r}"
+def _problem(state: Mapping[str, Any]) -> str | None:
+    """Why no run can have saved this state; None if one can have."""
     for name in ("policy_version", "session"):
         if name in state and not _is_count(state[name]):
             return f"{name} must be a whole number from 0 on, got {state[name]!r}"
@@ -542,7 +498,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if checkpoint.policies:
         first = checkpoint.path / next(iter(checkpoint.policies))
         raise CheckpointError(
-            f"{path} holds several policies, {', '.join(checkpoint.policies)}; name the folder of one, such as {first}"
+            f"{path} holds several policies, {', '.join(checkpoint.policies)}: shoal evaluate {path} plays them "
+            f"together; shoal.load_policy and shoal export --onnx take the folder of one, such as {first}"
         )
     return checkpoint
 
@@ -553,16 +510,37 @@ def find_saved(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no checkpoint, or none verifies.
     """
-    if os.path.lexists(path / "manifest.json"):
+    if os.path.lexists(path / _MANIFEST):
         return load_checkpoint(path)
     # Also where it is a link to nothing, or a file: that is not a run without checkpoints.
     directory = path / "checkpoints" if os.path.lexists(path / "checkpoints") else path
     checkpoint = Checkpoints(directory).latest()
     if checkpoint is None:
-        why = "expected RUN, RUN/checkpoints or one of the directories in it"
-        if not path.exists():
-            why = f"there is nothing of that name; {why}"
-        elif (path / "config.yaml").is_file():
-            why = "the run has saved none yet: that happens every checkpoint.every_updates updates and at its end"
-        raise CheckpointError(f"no checkpoint in {path}: {why}")
+        raise CheckpointError(f"no checkpoint in {path}: {_why_none(path)}")
     return checkpoint
+
+
+def _why_none(path: Path) -> str:
+    """Why there is no checkpoint in ``path``, and what to name instead.
+
+    Raises:
+        CheckpointError: it is of one of several policies, and no checkpoint of these verifies.
+    """
+    expected = "expected RUN, RUN/checkpoints or one of the directories in it"
+    if not path.exists():
+        return f"there is nothing of that name; {expected}"
+    if not (path / "config.yaml").is_file():
+        return expected
+    none_yet = "the run has saved none yet: that happens every checkpoint.every_updates updates and at its end"
+    folder = path if path.parent.name == POLICIES else path.resolve()
+    if folder.parent.name != POLICIES:
+        return none_yet
+    run = folder.parent.parent
+    saved = Checkpoints(run / "checkpoints").latest()
+    if saved is None or folder.name not in saved.policies:
+        return none_yet
+    return (
+        f"it is the folder of one of several policies, which the run saves together in {run / 'checkpoints'}: shoal "
+        f"evaluate {run} plays them all, and {saved.path / folder.name} is for shoal.load_policy and shoal export "
+        "--onnx"
+    )

@@ -17,6 +17,8 @@ ADAM = "adam"
 PPO, IMPALA = "ppo", "impala"
 POLICY_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
 """Names of policies are those of folders, and values of a label."""
+POLICIES = "policies"
+"""Folder of a run directory with a folder for each of several policies, which has what is recorded of that policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

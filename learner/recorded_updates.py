@@ -24,8 +24,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
-from shoal.learner.checkpoint import describe_policy
-from shoal.learner.config import LearnerConfig
+from shoal.learner.config import POLICIES, LearnerConfig
+from shoal.learner.described_policy import describe_policy
 from shoal.learner.learner import Learner
 from shoal.learner.plain_file import load_plain, save_plain
 from shoal.learner.recorder import Outcome, Recorded, Recorder
@@ -235,8 +235,14 @@ def recorded_names(run: Path) -> dict[str, Path]:
     found = {_said(match): path for path, match in _files(run / FOLDER)}
     if not found:
         why = "expected a run directory"
+        of_policies = [folder for folder in sorted(run.glob(f"{POLICIES}/*")) if _files(folder / FOLDER)]
         if not run.exists():
             why = "there is nothing of that name"
+        elif of_policies:
+            why = (
+                "every policy of the run has its own: name one, as shoal replay "
+                f"{' or shoal replay '.join(map(str, of_policies))}"
+            )
         elif (run / "config.yaml").is_file():
             why = (
                 "a run writes them when it ends, with a checkpoint at most once a minute, and when an update is "

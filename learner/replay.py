@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from shoal.learner.checkpoint import make_described_policy
 from shoal.learner.contributions import Contribution
+from shoal.learner.described_policy import make_described_policy
 from shoal.learner.device_choice import check_device, check_precision, make_device_path
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate, UpdateResult

@@ -225,7 +225,10 @@ def test_a_delivery_is_taken_by_all_queues_or_by_none() -> None:
     assert [queue.lost_unrolls for queue in queues] == [1, 1]
     assert made.queues.admit([0]) is not None
     assert made.queues.deliver(0, parts) is None
-    assert made.queues.deliver(0, parts), "a duplicate, to which nobody was admitted"
+    assert made.queues.deliver(0, parts), "nobody was admitted to it"
+    assert made.queues.admit([0]) is not None
+    assert "again" in (made.queues.deliver(0, parts) or ""), "a duplicate"
+    assert [queue.refused["duplicate"] for queue in queues] == [1, 1]
     assert [queue.ledger.sampled for queue in queues] == [24, 40]
     assert [queue.imbalance() for queue in queues] == [0, 0]
     actor.close()
@@ -233,13 +236,15 @@ def test_a_delivery_is_taken_by_all_queues_or_by_none() -> None:
 
 def test_unrolls_of_all_policies_are_replaced_with_their_actor() -> None:
     """Catches a fault of the games that leaves one policy waiting for its unroll."""
-    made = Setups('env.kwargs={"fails_at": 9}')
+    made = Setups('env.kwargs={"fails_at": 5}')
     for worker in made.workers.values():
         worker.publish()
     pool = InlinePool(made.team, range(1), made.queues, max_consecutive_failures=5)
     for _ in range(4):
         pool.pump(0.0)
     pool.close()
+    assert pool.restarts == {"error": 1}
+    assert [worker.queue.lost_unrolls for worker in made.workers.values()] == [1, 1]
     taken = [worker.queue.queued_segments for worker in made.workers.values()]
     assert taken[0] > 0
     assert taken[1] == 2 * taken[0]
@@ -295,7 +300,8 @@ def test_a_checkpoint_has_the_policies_of_a_run_each_for_itself(tmp_path: Path) 
         for key, value in worker.learner.policy.state_dict().items():
             np.testing.assert_array_equal(own.load_weights()[key].numpy(), value.numpy())
     with pytest.raises(
-        CheckpointError, match=f"several policies, hunters, runners; name the folder of one, such as {path}"
+        CheckpointError,
+        match=f"several policies, hunters, runners: shoal evaluate .* the folder of one, such as {path}",
     ):
         find_checkpoint(tmp_path)
 

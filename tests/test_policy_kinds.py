@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import shoal
 import torch
-from shoal.learner.checkpoint import describe_policy
+from shoal.learner.described_policy import describe_policy
 from shoal.policy import ImageObservation, VectorObservation
 from shoal.policy.actions import Continuous, Discrete
 from shoal.policy.kinds import check_policy, find_policy

@@ -19,7 +19,8 @@ from shoal.deploy.cli import main
 from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
 from shoal.deploy.settings.load import load_config, to_dict
 from shoal.envs.registry import make_env_spec
-from shoal.learner.checkpoint import Checkpoint, Checkpoints, describe_policy, find_checkpoint
+from shoal.learner.checkpoint import Checkpoint, Checkpoints, find_checkpoint
+from shoal.learner.described_policy import describe_policy
 from shoal.policy import FastPolicy, ImageObservation, RecurrentPolicy, TokenObservation, VectorObservation
 from shoal.policy.actions import Actions, Continuous, Discrete
 from shoal.policy.config import Initialization

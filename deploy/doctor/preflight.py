@@ -208,17 +208,18 @@ def _ray(config: Config) -> list[str]:
 
 
 def _resume(config: Config, run_dir: Path) -> list[str]:
+    from shoal.deploy.training.resume import check_origin
     from shoal.learner.checkpoint import CheckpointError, Checkpoints, find_saved
 
     try:
         newest = Checkpoints(run_dir / "checkpoints").latest()
-        if config.resume == "auto" or (newest is None and config.resume == "never"):
-            return []
         if config.resume == "never":
-            return [
-                f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"
-            ]
-        chosen = find_saved(Path(config.resume))
+            held = f"resume: run_dir {run_dir} holds checkpoints; resume=auto continues them, or choose another run_dir"
+            return [] if newest is None else [held]
+        chosen = newest if config.resume == "auto" else find_saved(Path(config.resume))
+        if chosen is None:
+            return []
+        check_origin(config, chosen)
     except (CheckpointError, OSError) as error:
         return [f"resume: {error}"]
     if newest is not None and newest.policy_version > chosen.policy_version:

@@ -225,11 +225,13 @@ def evaluation_setup(
 
     Raises:
         ValueError: the environment cannot be made, does not take so many slots, or has other features or actions
-            (``policy.remap``).
+            (``policy.remap``); or other agents of it have policies of their own.
     """
     check_saved_by_run(checkpoint)
     state = checkpoint.state
     config = state["config"]
+    if env_id in (None, state["env_id"]):
+        _check_plays_all(checkpoint)
     if remapping is None:
         remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
     if not (env_id or state["env_id"]):
@@ -345,6 +347,22 @@ def check_saved_by_run(checkpoint: Checkpoint) -> None:
     }
     if wrong := [name for name, right in fits.items() if not right]:
         raise ValueError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(wrong)}, or has others")
+
+
+def _check_plays_all(checkpoint: Checkpoint) -> None:
+    """Check that the policy was trained to play every agent of its environment.
+
+    Raises:
+        ValueError: it is one of several policies.
+    """
+    policies = checkpoint.state["config"].get("policies")
+    if isinstance(policies, dict) and policies:
+        whole = checkpoint.path.parent
+        run = whole if (whole / "manifest.json").is_file() else "RUN"
+        raise ValueError(
+            f"{checkpoint.path} is of one of the policies {', '.join(policies)}, and would play the agents of the "
+            f"others, too; shoal evaluate {run} plays each with its own policy"
+        )
 
 
 def _remapping(settings: Mapping[str, Any]) -> Remapping:

@@ -44,6 +44,9 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The run's result, as in RUN/summary.json: ``mean_return``, ``env_steps``, ``ledger`` and others.
 
+        Of a run of several policies it has what is of all, as ``env_steps`` and ``ledger``, and under ``policies`` the
+        summary of each by name: returns are of one policy, so ``mean_return`` is there.
+
         Raises:
             FileNotFoundError: the run has not ended yet.
         """
@@ -58,7 +61,7 @@ class Run:
         """The policy of the newest checkpoint, with an empty memory; every access loads it anew.
 
         Raises:
-            CheckpointError: there is no checkpoint.
+            CheckpointError: there is no checkpoint, or it holds several policies; the message says what to load.
         """
         return load_policy(self.run_dir)
 
@@ -164,8 +167,9 @@ def evaluate(
 
     Raises:
         CheckpointError: there is no checkpoint.
-        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing; or
-            ``env`` or ``memory_horizon``, which are for one policy, are given where there are several.
+        ValueError: the environment cannot be made, or has other features or actions; a policy class is missing; the
+            policy is one of several; or ``env`` or ``memory_horizon``, which are for one policy, are given where there
+            are several.
         EnvironmentFault: the environment is beyond repair.
         JobFailed: the same in another process, or that process ended.
     """

@@ -16,10 +16,6 @@ MEMORY_HORIZON = "memory_horizon.json"
 """File of what ``shoal evaluate --memory-horizon`` found."""
 
 
-POLICIES = "policies"
-"""Folder of a run directory with a folder for each of several policies, which has what a run of one has."""
-
-
 class CannotStart(ValueError):
     """The settings conflict with each other, the checkpoint or the run directory; nothing was started."""
 

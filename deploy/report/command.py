@@ -30,11 +30,11 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
             f"report: {' and '.join(missing)} must be installed: pip install 'shoal[report]' "
             "(in a checkout: .venv/bin/pip install -e '.[report]')"
         )
-    from shoal.deploy.records.run_dir import POLICIES
     from shoal.deploy.report.one_run import page_of_run
     from shoal.deploy.report.page import render
     from shoal.deploy.report.recorded_run import read_run
     from shoal.deploy.report.several_runs import page_of_runs
+    from shoal.learner.config import POLICIES
 
     runs, problems = [], []
     default = paths[0] / FILE if len(paths) == 1 else Path(FILE)

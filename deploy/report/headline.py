@@ -109,7 +109,8 @@ def policy_name(run: RecordedRun) -> str:
 
 def _what(run: RecordedRun) -> str:
     seed, mode = run.setting("seed"), run.setting("mode")
-    parts = [f"{policy_name(run)}, a recurrent policy, was trained on {run.env_id or 'unknown'}"]
+    which = f"the recurrent policy {run.policy}" if run.policy else "a recurrent policy"
+    parts = [f"{policy_name(run)}, {which}, was trained on {run.env_id or 'unknown'}"]
     parts += [f"seed {seed}"] if seed is not None else []
     parts += [f"mode {mode}"] if mode is not None else []
     metrics = run.metrics
@@ -121,28 +122,44 @@ def _what(run: RecordedRun) -> str:
 
 
 def _ending(run: RecordedRun) -> Note:
-    summary, steps = run.summary, run.env_steps
-    goal, most = _float(run.setting("total_env_steps")), _float(run.setting("max_seconds")) or 0.0
-    of_goal = f" of the {count(goal)} environment steps asked for" if goal else ""
+    summary, made, goal = run.summary, _made(run), _goal(run)
+    most = _float(run.setting("max_seconds")) or 0.0
     if run.failure:
-        return Note(f"It failed after {count(steps)}{of_goal or ' environment steps'}: {run.failure}", "bad")
+        return Note(f"It failed after {made}: {run.failure}", "bad")
     if summary is None:
         return Note(
             f"It has no summary of its last session, so it goes on or was killed: this is how it stood at "
-            f"{moment(run.metrics.time[-1])}, with {count(steps)}{of_goal or ' environment steps'}.",
+            f"{moment(run.metrics.time[-1])}, with {made}.",
             "open",
         )
     if summary.get("interrupted_by"):
         return Note(
-            f"It was interrupted ({summary['interrupted_by']}) with {count(steps)}{of_goal or ' environment steps'}, "
-            "saved, and can be continued.",
-            "open",
+            f"It was interrupted ({summary['interrupted_by']}) with {made}, saved, and can be continued.", "open"
         )
-    if goal and steps >= goal:
-        return Note(f"It ended as it should: all{of_goal} were trained on.", "good")
+    reached = run.run_env_steps if run.policy else run.env_steps
+    if goal and reached is not None and reached >= goal:
+        own = f", {count(run.env_steps)} of them in this policy" if run.policy else ""
+        return Note(
+            f"It ended as it should: all of the {count(goal)} environment steps asked for were trained on{own}.", "good"
+        )
     if most:
         return Note(f"It ended as it should, after the {duration(most)} it was given (max_seconds).", "good")
-    return Note(f"It ended with {count(steps)}{of_goal or ' environment steps'}.")
+    return Note(f"It ended with {made}.")
+
+
+def _goal(run: RecordedRun) -> float | None:
+    return _float(run.setting("total_env_steps"))
+
+
+def _made(run: RecordedRun) -> str:
+    """How many environment steps were trained; those that were asked for are of all policies together."""
+    goal, steps = _goal(run), count(run.env_steps)
+    of_goal = f"of the {count(goal)} environment steps asked for" if goal else "environment steps"
+    if not run.policy:
+        return f"{steps} {of_goal}"
+    if run.run_env_steps is None:
+        return f"{steps} environment steps of this policy"
+    return f"{count(run.run_env_steps)} {of_goal}, {steps} of them of this policy"
 
 
 def _bottleneck(run: RecordedRun) -> str:

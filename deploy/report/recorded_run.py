@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from shoal.deploy.records.run_dir import MEMORY_HORIZON, POLICIES
+from shoal.deploy.records.run_dir import MEMORY_HORIZON
 from shoal.deploy.report.log import Complaints, read_log
 from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
+from shoal.learner.config import POLICIES
 
 
 class Evaluation(NamedTuple):
@@ -40,7 +41,11 @@ class RecordedRun:
     films: list[Path]
     """Films of episodes within the run directory, the newest first."""
     failure: str | None
-    """The last line of the traceback that ended the run."""
+    """The last line of the traceback that ended the run, or that there was an error."""
+    policy: str = ""
+    """The name of one of several policies, in whose folder of the run ``path`` is; else empty."""
+    run_env_steps: float | None = None
+    """Environment steps that all policies together trained in the whole run; None where there is no such summary."""
 
     @property
     def name(self) -> str:
@@ -101,12 +106,16 @@ def read_run(path: Path) -> RecordedRun:
         metrics = read_metrics(metrics_file)
         config_text = _text(path / "config.yaml")
         config = _config(config_text)
-        if path.absolute().parent.name == POLICIES:
-            # The policies of a run have its settings in common.
-            config["trained_policy"] = path.absolute().name
         summary = _summary(path / "summary.json", metrics)
-        failure = _failure(path)
-        complaints = read_log(path / "run.log")
+        run_dir, run_env_steps = path, None
+        if policy := _policy(path, config):
+            # The policies of a run have its settings in common, its log, and how it ended.
+            config["trained_policy"] = policy
+            run_dir = path.resolve().parent.parent
+            whole = _summary(run_dir / "summary.json", metrics) if summary else None
+            run_env_steps = float(whole["env_steps"]) if whole else None
+        failure = _failure(run_dir) or _raised(summary)
+        complaints = read_log(run_dir / "run.log")
         memory_horizon = _memory_horizon(path / MEMORY_HORIZON)
         evaluations = _evaluations(path / "evaluation.jsonl", metrics)
         films = _films(path)
@@ -123,7 +132,16 @@ def read_run(path: Path) -> RecordedRun:
         memory_horizon=memory_horizon,
         films=films,
         failure=failure,
+        policy=policy,
+        run_env_steps=run_env_steps,
     )
+
+
+def _policy(path: Path, config: dict[str, Any]) -> str:
+    """The name of the policy whose folder of a run this is; empty where it is a run of its own."""
+    folder, policies = path.resolve(), config.get(POLICIES)
+    is_one = folder.parent.name == POLICIES and isinstance(policies, dict) and folder.name in policies
+    return folder.name if is_one else ""
 
 
 def _films(path: Path) -> list[Path]:
@@ -178,6 +196,13 @@ def _failure(path: Path) -> str | None:
         return None
     lines = _text(traceback).strip().splitlines()
     return lines[-1] if lines else None
+
+
+def _raised(summary: dict[str, Any] | None) -> str | None:
+    """That training failed in a program, which was given the error: the summary then has no last weights."""
+    if summary is None or summary.get("weights_sha256", "unknown") is not None:
+        return None
+    return "the error was raised in the program that trained it"
 
 
 def _evaluations(path: Path, metrics: RecordedMetrics) -> list[Evaluation]:

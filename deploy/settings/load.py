@@ -181,6 +181,13 @@ def _policies(config: Config) -> list[str]:
     if len(config.policies) == 1:
         (name,) = config.policies
         return [f"policies: {name} alone is one policy for all agents, as without policies; leave it out, or name two"]
+    seen: dict[str, str] = {}
+    alike = [
+        f"policies: {first} and {name} differ in case only, and would have one folder where a disk ignores case; "
+        "choose names that differ otherwise"
+        for name in config.policies
+        if (first := seen.setdefault(name.casefold(), name)) != name
+    ]
     # Each with what it is, and what it should be.
     refused = {
         "learner.num_learners": (
@@ -203,7 +210,7 @@ def _policies(config: Config) -> list[str]:
         "policy.map_features": (bool(config.policy.map_features), "is for the names of one policy; leave it out"),
         "policy.map_actions": (bool(config.policy.map_actions), "is for the names of one policy; leave it out"),
     }
-    return [
+    return alike + [
         f"{name}: does not work with policies={', '.join(config.policies)}: {_said(config, name)} {why}"
         for name, (given, why) in refused.items()
         if given

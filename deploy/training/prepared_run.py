@@ -16,7 +16,6 @@ from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.placement.setups import TeamShare, check_batches, make_learner_setup, make_worker_setup, team_shares
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.records.run_dir import POLICIES
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.going_on import find_rollouts, restore_queue
@@ -24,6 +23,7 @@ from shoal.deploy.training.resume import Origin, find_origin, match_names, resto
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoints
+from shoal.learner.config import POLICIES
 from shoal.learner.device_choice import make_device_path
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.ledger import Ledger

@@ -58,10 +58,8 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
         checkpoint = find_saved(Path(config.resume))
     if checkpoint is None:
         return Origin(checkpoint=None, run_id=uuid.uuid4().hex, session=0)
+    check_origin(config, checkpoint)
     state = checkpoint.state
-    if missing := [name for name in _NEEDED if name not in state]:
-        raise CheckpointError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(missing)}")
-    _check_policies(config, checkpoint)
     run_dir = checkpoints.directory.parent.resolve()
     same = checkpoint.path.resolve().is_relative_to(run_dir)
     run_id = state["run_id"] if same else uuid.uuid4().hex
@@ -71,18 +69,25 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same)
 
 
-def _check_policies(config: Config, checkpoint: Checkpoint) -> None:
-    """Check that the checkpoint holds the policies that the settings name.
+def check_origin(config: Config, checkpoint: Checkpoint) -> None:
+    """Check that a run with these settings can go on from what the checkpoint holds.
 
     Raises:
-        CheckpointError: it holds others, or one where there should be several.
+        CheckpointError: no run saved it or one of its policies, or it holds other policies than the settings name.
     """
+    for each in (checkpoint, *checkpoint.policies.values()):
+        if missing := [name for name in _NEEDED if name not in each.state]:
+            raise CheckpointError(f"{each.path} was not saved by a run: its state lacks {', '.join(missing)}")
     named, held = list(config.policies), list(checkpoint.policies)
     if sorted(named) == sorted(held):
         return
     of = f"the policies {', '.join(held)}" if held else "one policy for all agents"
+    saved_with = checkpoint.state["config"]
+    if not held and isinstance(saved_with, dict) and saved_with.get("policies"):
+        of = "one of several policies"
     wanted = f"policies names {', '.join(named)}" if named else "policies names none"
-    raise CheckpointError(f"{checkpoint.path} holds {of}, and {wanted}; name the same ones, or set another run_dir")
+    anew = "set another run_dir" if config.resume == "auto" else "leave resume out"
+    raise CheckpointError(f"{checkpoint.path} holds {of}, and {wanted}; name the same ones, or {anew}")
 
 
 def _warn_of_changed_start(config: Config, saved: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from shoal.deploy.monitoring.bottleneck import Bottleneck
 from shoal.deploy.monitoring.learning import Learning
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
+from shoal.learner.ledger import Ledger
 from shoal.learner.opponents import Result
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
@@ -96,17 +98,29 @@ def summarize(
 
 
 def together(policies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The summary of a run of several policies, from those of each by name."""
+    """The summary of a run of several policies, from those of each by name.
+
+    What a policy earns and how it learns (``mean_return``, ``learning``, ``policy_lag``, ``max_log_prob_error`` and the
+    like) is under ``policies`` alone. An unroll of an actor has a trajectory for each: one that was lost or refused
+    counts once.
+    """
     first, *_ = all_ = list(policies.values())
     steps = ("env_steps", "session_env_steps", "env_steps_per_second")
     same = ("env_id", "seed", "policy_kind", "wall_seconds", "limit", "stopped_by", "interrupted_by", "versions")
+    of_actors = ("actor_restarts", "actor_recovery_seconds", "lost_unrolls", "refused_trajectories")
+    # The faults of a game are told to one policy.
+    added = ("episodes", "env_faults", "skipped_updates")
+    ledger = Ledger()
+    for each in all_:
+        ledger.add(Ledger(**{**each["ledger"], "dropped": Counter(each["ledger"]["dropped"])}))
     return {
         **{name: first[name] for name in same},
         **{name: sum(each[name] for each in all_) for name in steps},
         "policy_version": max(each["policy_version"] for each in all_),
+        **{name: sum(each[name] for each in all_) for name in added},
+        "ledger": ledger.to_json(),
         "books_balance": all(each["books_balance"] for each in all_),
-        "actor_restarts": first["actor_restarts"],
-        "limit": first["limit"],
+        **{name: first[name] for name in of_actors},
         "policies": dict(policies),
     }
 

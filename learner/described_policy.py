@@ -1,0 +1,82 @@
+"""The description of a policy: plain data from which it can be made again around its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.policy.actions import actions_from_json, actions_to_json
+from shoal.policy.graph import LSTM, components_from_json, differences, resolve
+from shoal.policy.make import make_policy
+from shoal.policy.observation import observation_from_json, observation_to_json
+from shoal.policy.recurrent_policy import RecurrentPolicy
+
+
+def other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
+    saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
+    # As a file gives them back: tuples are lists there.
+    here = (policy.core_name, json.loads(json.dumps(dict(policy.core_kwargs))))
+    if saved == here:
+        return ""
+    (name, kwargs), (name_here, kwargs_here) = saved, here
+    return (
+        f"was trained with policy.core={name} and policy.core_kwargs={kwargs}, and can only be resumed so; here they "
+        f"are {name_here} and {kwargs_here}"
+    )
+
+
+def changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
+    """Names of the components that differ; equal shapes may still have another activation or another source."""
+    components, observation = described.get("components") or {}, observation_from_json(described["observation"])
+    saved = resolve(components_from_json(components), observation, policy.core_name)
+    here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
+    return differences(saved, here)
+
+
+def make_described_policy(
+    described: Mapping[str, Any], observation: Mapping[str, Any] | None = None
+) -> RecurrentPolicy:
+    """A policy as ``describe_policy`` says, with fresh weights.
+
+    Args:
+        observation: the environment's, in the same form, where it has other features than the trained one, which
+            ``described`` has.
+
+    Raises:
+        ValueError: there is no such policy here.
+    """
+    trained = observation_from_json(described["observation"])
+    other = observation is not None and observation != described["observation"]
+    return make_policy(
+        described["kind"],
+        observation_from_json(observation) if observation is not None and other else trained,
+        actions_from_json(described["actions"]),
+        described["embedding_rows"],
+        components=described.get("components"),
+        kwargs=described.get("kwargs"),
+        core=described.get("core", LSTM),
+        core_kwargs=described.get("core_kwargs"),
+        action_rows=described["action_rows"],
+        trained_observation=trained if other else None,
+        normalize_observations=described.get("normalize_observations", False),
+        normalize_values=described.get("normalize_values", False),
+    )
+
+
+def describe_policy(policy: RecurrentPolicy) -> dict[str, Any]:
+    """The description from which the policy can be rebuilt around its weights."""
+    return {
+        "kind": policy.kind,
+        "components": policy.components,
+        "kwargs": dict(policy.kwargs),
+        "core": policy.core_name,
+        "core_kwargs": dict(policy.core_kwargs),
+        "observation": observation_to_json(policy.trained_observation),
+        "actions": actions_to_json(policy.actions),
+        "action_rows": dict(policy.action_rows),
+        "embedding_rows": policy.embedding_rows,
+        "normalize_observations": policy.vector_normalizer is not None,
+        "normalize_values": policy.value_scale is not None,
+    }
