@@ -21,7 +21,8 @@ every_policy = pytest.mark.parametrize("kind", POLICIES)
 # `eager` traces and cuts the graph as every backend does, and makes no code; `inductor` is what users get.
 # Tokens cut the graph at a shape that depends on the data, and tracing the pieces takes its time.
 every_backend = pytest.mark.parametrize(
-    ("backend", "sort"), [("eager", "vector"), pytest.param("inductor", "tokens", marks=pytest.mark.slow)]
+    ("backend", "sort"),
+    [("eager", "vector"), pytest.param("inductor", "tokens", marks=[pytest.mark.slow, pytest.mark.one_process])],
 )
 
 

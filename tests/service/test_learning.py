@@ -26,6 +26,7 @@ from service import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.mark.one_process
 def test_recall_is_solved_by_memory(tmp_path: Path) -> None:
     """Catches whatever keeps the policy from learning to remember: a memory cut off, a gradient that does not go back
     through time, rewards or advantages on the wrong step. Without its memory the same policy can only guess.

@@ -36,10 +36,11 @@ UNITS = {
 }
 
 
+@pytest.mark.one_process
 @pytest.mark.parametrize("units", UNITS)
 def test_cartpole_in_other_units(tmp_path: Path, units: str) -> None:
     """Catches a loss, a gradient or an input whose size depends on the user's units."""
-    settings = ["env.id=unit_envs:CartPoleInUnits-v1", f"env.kwargs={UNITS[units]}", "mode=inline", "seed=1"]
-    found = played(tmp_path, *settings, "total_env_steps=70000")
+    environment = ["env.id=unit_envs:CartPoleInUnits-v1", f"env.kwargs={UNITS[units]}"]
+    found = played(tmp_path, *environment, "mode=inline", "learner.num_threads=1", "seed=1", "total_env_steps=70000")
     unit = {"milli-rewards": 0.001, "kilo-rewards": 1000.0}.get(units, 1.0)
     assert found / unit >= 250  # 500 in most cases; a policy that learns nothing gets 22
