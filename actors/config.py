@@ -63,6 +63,10 @@ class ActorConfig(Section):
     itself begins anew: at the run's start, after a fault, with a new actor. ``info:KEY``: there, and at the first row
     of an episode where ``info[KEY]`` was true in the last step of the episode before or in the reset; missing is false.
     Values and advantages end with episodes in any case."""
+    stagger_episodes: bool = True
+    """The first episodes of gymnasium's environments that have a step limit are truncated at lengths evenly spread over
+    it, and are not counted. Otherwise slots whose episodes all last to the limit end in the same step for ever, and a
+    batch has rows of one phase of an episode alone. Not with ``vectorization=native``."""
     max_policy_lag: Annotated[int, Field(ge=0)] = 1
     """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
     can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too

@@ -18,6 +18,7 @@ from shoal.envs.boundary import (
     DiscreteActions,
     EnvSpec,
     ImageSpace,
+    StaggeredEnvironment,
     TokenSpace,
     TrialEnvironment,
     VectorEnvironment,
@@ -39,6 +40,8 @@ from shoal.policy.observation import (
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.weights import Weights
 
+STAGGER = 3
+"""Number of the random stream of ``stagger_episodes``, after those of environment, actions and self-play."""
 Fetch = Callable[[Any], Weights]
 """Turns ``Opponent.weights`` into ``Weights``."""
 
@@ -120,6 +123,8 @@ class WorkerSetup:
     burn_in: int = 0
     reset_memory: str = EPISODE
     """``actor.reset_memory``."""
+    stagger_episodes: bool = False
+    """``actor.stagger_episodes``."""
     num_threads: int = 1
     user_code: UserCode = dataclasses.field(default_factory=UserCode)
     """What ``env_id``, ``policy_kind`` and ``core`` name, where no import finds it."""
@@ -193,6 +198,8 @@ class WorkerSetup:
         with torch.random.fork_rng():
             policy = self.make_policy()
         env = self.make_env(env_seed) if self.games is None else self._make_games(self.games, env_seed, streams, fetch)
+        if self.stagger_episodes and isinstance(env, StaggeredEnvironment):
+            env.stagger(np.random.SeedSequence(self.seed, spawn_key=(actor, restart_index, STAGGER)))
         return RolloutWorker(
             env,
             policy,

@@ -324,6 +324,16 @@ class TrialEnvironment(VectorEnvironment, Protocol):
 
 
 @runtime_checkable
+class StaggeredEnvironment(VectorEnvironment, Protocol):
+    """An environment whose slots need not reach their step limit together."""
+
+    def stagger(self, seed: np.random.SeedSequence) -> None:
+        """Truncate the first episodes at lengths that are evenly spread over the step limit, and mark them in
+        ``short_episode``; before the first ``reset``. Without a limit nothing changes.
+        """
+
+
+@runtime_checkable
 class OptionsEnvironment(VectorEnvironment, Protocol):
     """An environment whose episodes take options, such as a difficulty, as gymnasium's ``reset(options=...)``."""
 

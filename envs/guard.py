@@ -260,6 +260,9 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._where = f"{spec.env_id}: slot {slot}"
         self._trials: TrialKey | None = None
         self._begins_anew = False
+        self.steps_until_cut = 0
+        """After so many steps the episode is truncated, if it has not ended by then; 0: it is not. Set by name, too, by
+        the process that steps this one."""
         self._inner = Replaceable(
             spec.env_id, f"slot {slot}", seed, make, self._read_reset, reseed_episodes=reseed_episodes
         )
@@ -301,12 +304,13 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Return the environment's result, or the first observation of its replacement."""
         if not self._inner.step(action, self._read_step):
+            self.steps_until_cut = 0
             return self._first, 0.0, False, False, self._restarted()
         return self._next, *self._outcome, self._info()
 
     def get_state(self) -> dict[str, Any]:
         """Its state as plain data (``Replaceable.get_state``)."""
-        state = {**self._inner.get_state(), "mask": self._mask.copy()}
+        state = {**self._inner.get_state(), "mask": self._mask.copy(), "steps_until_cut": self.steps_until_cut}
         if self._trials:
             state["trial_ended"] = np.array(self._trials.was_told)
         return state
@@ -320,11 +324,16 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         """
         try:
             mask = read_arrays(state, {"mask": self._mask})["mask"]
+            cut = state.get("steps_until_cut")
+            if type(cut) is not int or cut < 0:
+                raise DoesNotFit("its steps_until_cut are damaged")
+            self.steps_until_cut = cut
             if self._trials:
                 told = read_arrays(state, {"trial_ended": np.array(False)})["trial_ended"]
                 self._trials.was_told = bool(told)
             self._inner.set_state(state)
         except DoesNotFit as error:
+            self.steps_until_cut = 0
             self._inner.restart()
             return self._first, self._mask, str(error)
         self._mask[:] = mask != 0
@@ -372,10 +381,17 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
             check_flag(terminated, "terminated"),
             check_flag(truncated, "truncated"),
         )
+        is_cut = self.steps_until_cut == 1 and not (self._outcome[1] or self._outcome[2])
+        if is_cut:
+            self._outcome = (self._outcome[0], False, True)
         if self._outcome[1] or self._outcome[2]:
-            self._reports.end_episode(0, info)
+            self.steps_until_cut = 0
+            if not is_cut:  # what it reports is of half an episode
+                self._reports.end_episode(0, info)
             if self._trials:
                 self._trials.end(info)
+        elif self.steps_until_cut:
+            self.steps_until_cut -= 1
 
 
 def row_space(spec: EnvSpec) -> spaces.Box:

@@ -131,6 +131,7 @@ class GymEnvironment(_GuardedRows):
         try:
             with surroundings:
                 first = first_answer(env, env.action_space, first_seed(children[0]))
+                self._limit = _step_limit(env)
             declared = declared_by(env, env.observation_space, env.action_space, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
@@ -140,6 +141,7 @@ class GymEnvironment(_GuardedRows):
         self.reports = surroundings.reports
         self._to_env = action_converter(declared.action)
         self._watched: str | None = None
+        self._cuts: list[int] | None = None
         recipes = [Recipe(spec, declared, slot, child, make, reseed_episodes) for slot, child in enumerate(children)]
         self.groups: tuple[_ProcessGroup, ...] = ()
         if options.vectorization == "async":
@@ -178,6 +180,18 @@ class GymEnvironment(_GuardedRows):
         if self._vector is not None:
             self._vector.set_attr("watched_key", key)
 
+    def stagger(self, seed: np.random.SeedSequence) -> None:
+        """Truncate the first episodes at spread lengths, as in ``envs.boundary.StaggeredEnvironment``."""
+        if self._limit is None:
+            return
+        phase = 1.0 - np.random.default_rng(seed).random()
+        spread = (np.arange(self.num_envs) + phase) / self.num_envs
+        lengths = np.maximum(1, np.rint(self._limit * spread)).astype(int)
+        np.less(lengths, self._limit, out=self.short_episode)
+        self._cuts = np.where(self.short_episode, lengths, 0).tolist()
+        if self._vector is not None:
+            self._vector.set_attr("steps_until_cut", self._cuts)
+
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later episodes, as in ``envs.boundary.OptionsEnvironment``."""
         assert self._vector is not None
@@ -191,12 +205,19 @@ class GymEnvironment(_GuardedRows):
         with self._surroundings:
             slots = list(self._vector.call("get_state"))
         parts = self.groups or (self,)
-        return {"slots": slots, "ended": np.concatenate([part._ended for part in parts]), "steps": parts[0]._steps}
+        return {
+            "slots": slots,
+            "ended": np.concatenate([part._ended for part in parts]),
+            "short_episode": self.short_episode.copy(),
+            "steps": parts[0]._steps,
+        }
 
     def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
         """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: slot by slot."""
         try:
-            ended = read_arrays(state, {"ended": np.zeros(self.num_envs, dtype=bool)})["ended"]
+            flags = np.zeros(self.num_envs, dtype=bool)
+            arrays = read_arrays(state, {"ended": flags, "short_episode": flags})
+            ended = arrays["ended"]
             slots, steps = state.get("slots"), state.get("steps")
             if not isinstance(slots, list) or len(slots) != self.num_envs or type(steps) is not int:
                 raise DoesNotFit(f"expected the states of {self.num_envs} slots")
@@ -213,6 +234,7 @@ class GymEnvironment(_GuardedRows):
         failed = {}
         for slot, (first, mask, why) in enumerate(answers):
             self.action_mask[slot] = mask
+            self.short_episode[slot] = arrays["short_episode"][slot] and not why
             if why:
                 obs[slot], failed[slot], ended[slot] = first, why, False
         for part in self.groups or (self,):
@@ -237,6 +259,8 @@ class GymEnvironment(_GuardedRows):
             self._vector = self._make_vector()
             if self._watched is not None:
                 self._vector.set_attr("watched_key", self._watched)
+            if self._cuts is not None:
+                self._vector.set_attr("steps_until_cut", self._cuts)
         for group in self.groups:
             group.check_idle("reset")
         return super()._call_reset(options)
@@ -252,6 +276,7 @@ class _ProcessGroup(_GuardedRows):
         self.reports = env.reports
         self.action_mask = env.action_mask[slots]
         self.begins_anew = env.begins_anew[slots]
+        self.short_episode = env.short_episode[slots]
         self._vector: ProcessVectorEnv = vector.part(slots)
 
     def step_begin(self, action: np.ndarray) -> None:
@@ -273,6 +298,16 @@ class _ProcessGroup(_GuardedRows):
 
     def _report(self, messages: tuple[str, ...]) -> None:
         self._env.faults += messages
+
+
+def _step_limit(env: Any) -> int | None:
+    """The steps after which gymnasium's ``TimeLimit`` truncates; None where there is no such wrapper."""
+    limits = []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            limits.append(int(env._max_episode_steps))
+        env = env.env
+    return min(limits, default=None)
 
 
 def _itself(guard: Guard) -> Guard:

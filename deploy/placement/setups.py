@@ -60,6 +60,7 @@ def make_worker_setup(
         presented=presented,
         burn_in=config.actor.burn_in,
         reset_memory=config.actor.reset_memory,
+        stagger_episodes=config.actor.stagger_episodes,
         num_threads=config.actor.num_threads,
         user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
         games=games_of(config, spec),
