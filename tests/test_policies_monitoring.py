@@ -18,12 +18,13 @@ from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
 from shoal.deploy.monitoring.sinks import Tracked
 from shoal.deploy.placement.layout import Machine, choose_layout, unrolls_that_divide
 from shoal.deploy.placement.setups import team_shares
+from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart
 from shoal.deploy.settings.sections import LogConfig
 from shoal.deploy.training.prepared_run import prepare
 from shoal.deploy.training.progress import Progress
+from shoal.deploy.training.run import _summaries
 from shoal.deploy.training.run import run as run_to_the_end
-from shoal.deploy.training.summary import together
 from shoal.learner.statistics import RunStatistics
 from team_games import TeamGame
 from team_setups import Setups, configured
@@ -54,13 +55,10 @@ def test_several_policies_have_one_bottleneck(tmp_path: Path) -> None:
     # Every policy's view is that of the run.
     assert len({run.bottleneck.whole() for run in runs}) == 1
     assert len({run.bottleneck.now() for run in runs}) == 1
-    assert together({run.policy: summary_of(run.bottleneck.whole()) for run in runs})["limit"]["stage"] == "environment"
-
-
-def summary_of(limit: Any) -> dict[str, Any]:
-    names = ("env_id", "seed", "policy_kind", "wall_seconds", "stopped_by", "interrupted_by", "versions")
-    counts = ("env_steps", "session_env_steps", "env_steps_per_second", "policy_version", "actor_restarts")
-    return {**dict.fromkeys(names), **dict.fromkeys(counts, 0), "books_balance": True, "limit": limit._asdict()}
+    for run in runs:
+        run.run_dir.mkdir(parents=True)
+    summary = _summaries(runs, tmp_path / "run", Evaluations(tmp_path / "run" / "evaluation.jsonl"))
+    assert summary["limit"]["stage"] == "environment"
 
 
 def test_a_stall_of_any_policy_is_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

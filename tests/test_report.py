@@ -215,7 +215,8 @@ def test_each_of_several_policies_has_its_own_random_one(tmp_path: Path) -> None
         written = lines(4)
         for entry in written:
             entry["random_return"] = value
-        write_run(tmp_path / "run" / "policies" / name, written)
+        settings = config(policies={"hunters": {"agents": ["h*"]}, "runners": {"agents": ["r*"]}})
+        write_run(tmp_path / "run" / "policies" / name, written, settings=settings)
     page = report(tmp_path / "run")
     assert page.curve("return", "a random policy as hunters")[1] == [2.5, 2.5]
     assert page.curve("return", "a random policy as runners")[1] == [1.5, 1.5]
