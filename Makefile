@@ -30,8 +30,11 @@ test-service: $(DEV)  ## Run the tests of processes, Ray, browsers and servers
 	@$(PYTEST) -n 2 --dist loadfile tests/service $(ARGS)
 
 test-slow: $(DEV)  ## Run the slow tests: learning, compilation and chaos; minutes each
-	@$(PYTEST) -n 2 -m "slow and one_process" tests $(ARGS) || [ $$? = 5 ]  # 5: ARGS selects none of them
-	@$(PYTEST) -n 0 -m "slow and not one_process" tests $(ARGS) || [ $$? = 5 ]
+	@# pytest ends with 5 where ARGS selects no test; both parts run, whatever became of the first.
+	@failed=0; \
+	$(PYTEST) -n 2 -m "slow and one_process" tests $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -n 0 -m "slow and not one_process" tests $(ARGS) || [ $$? = 5 ] || failed=1; \
+	exit $$failed
 
 test-all: $(DEV)  ## Run every tier
 	@$(MAKE) --no-print-directory test test-service test-slow

@@ -198,7 +198,8 @@ class WorkerSetup:
         with torch.random.fork_rng():
             policy = self.make_policy()
         env = self.make_env(env_seed) if self.games is None else self._make_games(self.games, env_seed, streams, fetch)
-        if self.stagger_episodes and isinstance(env, StaggeredEnvironment):
+        # Where the memory is carried, trials of several episodes begin with the first.
+        if self.stagger_episodes and not self.carries_memory and isinstance(env, StaggeredEnvironment):
             env.stagger(np.random.SeedSequence(self.seed, spawn_key=(actor, restart_index, STAGGER)))
         return RolloutWorker(
             env,

@@ -327,16 +327,14 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
             cut = state.get("steps_until_cut")
             if type(cut) is not int or cut < 0:
                 raise DoesNotFit("its steps_until_cut are damaged")
-            self.steps_until_cut = cut
             if self._trials:
                 told = read_arrays(state, {"trial_ended": np.array(False)})["trial_ended"]
                 self._trials.was_told = bool(told)
             self._inner.set_state(state)
         except DoesNotFit as error:
-            self.steps_until_cut = 0
             self._inner.restart()
             return self._first, self._mask, str(error)
-        self._mask[:] = mask != 0
+        self._mask[:], self.steps_until_cut = mask != 0, cut
         if resets:
             # On this object alone and once: no later step looks whether it has to reset.
             vars(self)["step"] = self._reset_instead
@@ -381,12 +379,12 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
             check_flag(terminated, "terminated"),
             check_flag(truncated, "truncated"),
         )
-        is_cut = self.steps_until_cut == 1 and not (self._outcome[1] or self._outcome[2])
-        if is_cut:
+        is_short = self.steps_until_cut > 0
+        if self.steps_until_cut == 1 and not (self._outcome[1] or self._outcome[2]):
             self._outcome = (self._outcome[0], False, True)
         if self._outcome[1] or self._outcome[2]:
             self.steps_until_cut = 0
-            if not is_cut:  # what it reports is of half an episode
+            if not is_short:  # otherwise those that end soon would be reported and the others would not
                 self._reports.end_episode(0, info)
             if self._trials:
                 self._trials.end(info)

@@ -234,9 +234,10 @@ class GymEnvironment(_GuardedRows):
         failed = {}
         for slot, (first, mask, why) in enumerate(answers):
             self.action_mask[slot] = mask
-            self.short_episode[slot] = arrays["short_episode"][slot] and not why
             if why:
                 obs[slot], failed[slot], ended[slot] = first, why, False
+            else:
+                self.short_episode[slot] = arrays["short_episode"][slot]
         for part in self.groups or (self,):
             begin = part._first_slot
             part._ended[:], part._steps = ended[begin : begin + part.num_envs], steps

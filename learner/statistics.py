@@ -273,7 +273,7 @@ class RunStatistics:
     def add_empty_batch(self) -> None:
         """Count a batch without a transition as a sign of life: no update was missed."""
         if self._last_update is not None:
-            self._last_update = time.monotonic()
+            self._last_update, self.last_update_timestamp = time.monotonic(), time.time()
 
     @property
     def seconds_since_update(self) -> float | None:

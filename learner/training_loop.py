@@ -102,6 +102,7 @@ def train(
     """
     trained = [_Training(policy) for policy in policies]  # actors cannot start without weights
     saved_versions: list[int] | None = None
+    last_due = -1
     failure: ObserverFailed | None = None
     while sum(each.env_steps for each in trained) < limits.total_env_steps and not stop.is_set():
         results = _update_all(trained, stop)
@@ -118,9 +119,12 @@ def train(
             break
         if None in results:
             break
-        every = limits.checkpoint_every
-        if made and (saving.asked.is_set() or (every and max(_versions(policies)) % every == 0)):
+        every, version = limits.checkpoint_every, max(_versions(policies))
+        # The policy with the highest version may wait there for a batch, while others make updates.
+        is_due = every and version % every == 0 and version != last_due
+        if made and (saving.asked.is_set() or is_due):
             saving.asked.clear()
+            last_due = version
             saved_versions = _save(saving, policies, observer, required=False)
             for each in trained:
                 each.write_if_due()

@@ -336,6 +336,7 @@ def test_metrics_have_the_policy_as_a_label() -> None:
     found = [make_sources(), make_sources()]
     found[1].trajectory_queue.ledger.trained += 7
     found[1].trajectory_queue.ledger.sampled += 7
+    found[1] = dataclasses.replace(found[1], callback_numbers=lambda: {"success": 0.25})
     page = generate_latest(registry_of(dict(zip(PATTERNS, found, strict=True)))).decode()
     lines = [line for line in page.splitlines() if not line.startswith("#")]
     assert len(lines) == len({line.rpartition(" ")[0] for line in lines})
@@ -349,6 +350,11 @@ def test_metrics_have_the_policy_as_a_label() -> None:
     ]
     trained = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("shoal_trained_env_steps_total{")]
     assert trained == [60.0, 67.0]
+    # Of one policy, whatever it is named.
+    assert {line for line in lines if line.startswith("shoal_callback{")} == {
+        'shoal_callback{name="success",policy="hunters"} 0.5',
+        'shoal_callback{name="success",policy="runners"} 0.25',
+    }
     alone = generate_latest(registry_of(found[0])).decode()
     assert 'policy="' not in alone
 

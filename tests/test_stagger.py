@@ -79,14 +79,17 @@ def test_what_ends_by_itself_is_not_cut_later() -> None:
         assert np.diff(ends).tolist() == [8] * (len(ends) - 1)
 
 
-def test_cut_episodes_report_nothing() -> None:
-    """Catches scores of half an episode among the metrics."""
-    env = staggered()
-    Rollout(env, 2 * LIMIT + 1)
+@pytest.mark.parametrize("ends_at", [0, 7])
+def test_short_episodes_report_nothing(ends_at: int) -> None:
+    """Catches scores of half an episode among the metrics, and those of first episodes that end before their cut,
+    without those of the others."""
+    env = staggered(ends_at=ends_at)
+    rollout = Rollout(env, 2 * LIMIT + 1)
     scores = [numbers["score"] for _, numbers in env.reports.take().episodes]
     env.close()
-    assert scores
-    assert set(scores) == {float(LIMIT)}
+    assert set(scores) == {float(ends_at or LIMIT)}
+    ended = rollout.terminated | rollout.truncated
+    assert len(scores) == (ended & ~rollout.short).sum()
 
 
 def test_a_new_environment_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +120,22 @@ def test_the_cuts_are_part_of_the_state(way: str) -> None:
         column = getattr(expected, name)
         np.testing.assert_array_equal(getattr(rest, name)[:, 1:], column[:, 7:], err_msg=name)
     for env in (plain, before, after):
+        env.close()
+
+
+def test_slots_that_begin_anew_stay_staggered() -> None:
+    """Catches a resumed run whose environments cannot tell their state, and end together from then on."""
+    before, after = (staggered(hidden=True) for _ in range(2))
+    Rollout(before, 6)
+    obs = np.zeros((SLOTS, 1), np.float32)
+    after.reset(obs)
+    assert set(after.set_state(before.get_state(), obs)) == set(range(SLOTS))
+    after.reset = lambda first: None  # it goes on
+    rollout = Rollout(after, LIMIT)
+    ends = [ends_of(rollout, slot)[0] for slot in range(SLOTS)]
+    assert np.diff(ends).tolist() == [LIMIT // SLOTS] * (SLOTS - 1)
+    assert rollout.short[0, 0]
+    for env in (before, after):
         env.close()
 
 

@@ -239,6 +239,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Trajectory batches that were refused, by reason.",
         lambda s: s.trajectory_queue.refused,
         "reason",
+        of_run=True,
     ),
     _counter(
         "lost_unrolls_total",
@@ -269,7 +270,9 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         lambda s: s.statistics.skipped_updates,
     ),
     _gauge(
-        "last_update_timestamp_seconds", "Unix time of the last update.", lambda s: s.statistics.last_update_timestamp
+        "last_update_timestamp_seconds",
+        "Unix time of the last update, or of a later batch that had no step of the policy's agents.",
+        lambda s: s.statistics.last_update_timestamp,
     ),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
     _gauge("loss", _LOSS, lambda s: s.statistics.terms, "term"),
@@ -350,7 +353,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     ),
     _counter("opponent_env_steps_total", _FROZEN, lambda s: s.statistics.opponent_env_steps),
     # Callbacks
-    _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name", of_run=True),
+    _gauge("callback", _CALLBACK, lambda s: s.callback_numbers(), "name"),
     # Actors
     _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive(), of_run=True),
     _gauge("actors", _STATE, lambda s: s.actor_states(), "state", of_run=True),

@@ -308,7 +308,9 @@ class Progress:
 
     def _eta(self, trained_rate: float) -> str:
         """The time left until the last step or the end of ``max_seconds``, whichever comes first."""
-        steps = self._total * (1 - self._share_trained())
+        left, done = 1 - self._share_trained(), self._trajectory_queue.ledger.trained
+        # Of several policies each has made its part of what is done, and goes on to.
+        steps = left * done / (1 - left) if left < 1 else self._total
         seconds = min(steps / trained_rate if trained_rate > 0 else math.inf, self._time_is_up_at - time.monotonic())
         return _clock(seconds) if seconds < math.inf else "--:--"
 
@@ -398,7 +400,8 @@ class Progress:
         """Print what was learned, the step accounting, and where the run lies."""
         if not self._json_lines:
             self._console.print()
-        self._print("\n".join(_summary_lines(summary, run_dir, self._total)), "summary", summary)
+        lines = _summary_lines(summary, run_dir, self._total, is_whole=self._share_trained() >= 1)
+        self._print("\n".join(lines), "summary", summary)
 
 
 _LOSSES = {"policy_loss": "policy", "value_loss": "value", "entropy": "entropy", "approx_kl": "kl"}
@@ -410,15 +413,14 @@ _ENDED = {
 }
 
 
-def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int) -> list[str]:
+def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int, *, is_whole: bool) -> list[str]:
     ended = "Done."
     session = summary["session_env_steps"]
-    if not session and summary["ledger"]["trained"] >= total_env_steps:
+    if not session and is_whole:
         ended = f"Nothing was trained: the run has its total_env_steps={total_env_steps:,} already; set more to go on."
     elif summary["interrupted_by"]:
         ended = "Interrupted; saved."
-    elif summary["ledger"]["trained"] < total_env_steps:
-        # One of several policies may end with fewer: the run ends with the steps of all.
+    elif not is_whole:
         ended = _ENDED.get(summary["stopped_by"], ended)
     mean, random = summary["mean_return"], summary["random_return"]
     if mean is None:

@@ -218,7 +218,7 @@ def _watch(
             workers,
             run.bottleneck,
             run.learning,
-            total_env_steps=run.target_env_steps,
+            total_env_steps=config.total_env_steps,
             share_trained=functools.partial(_share_trained, runs),
             time_is_up_at=asked.time_is_up_at,
             json_lines=config.log.format == "json",

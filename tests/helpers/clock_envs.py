@@ -12,14 +12,16 @@ LIMIT = 20
 
 
 class Clock(gymnasium.Env[np.ndarray, int]):
-    """Ends by itself after ``ends_at`` steps, fails once at step ``fails_at``, and reports its step as ``score``."""
+    """Ends by itself after ``ends_at`` steps, fails once at step ``fails_at``, and reports its step as ``score``. With
+    ``hidden`` its state cannot be told."""
 
     observation_space = spaces.Box(0, 1000, (1,), np.float32)
     action_space = spaces.Discrete(2)
     failed: ClassVar[bool] = False
 
-    def __init__(self, ends_at: int = 0, fails_at: int = 0) -> None:
+    def __init__(self, ends_at: int = 0, fails_at: int = 0, hidden: bool = False) -> None:
         self.ends_at, self.fails_at, self.time = ends_at, fails_at, 0
+        self.secret = iter(()) if hidden else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)

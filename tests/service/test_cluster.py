@@ -173,6 +173,7 @@ def test_several_policies_have_the_weights_of_inline_mode(nodes: Nodes, tmp_path
     nodes.have(2)
     teams_beside(tmp_path)
     lock_step = (*TEAMS, "actor.num_actors=2", "actor.max_policy_lag=0", "total_env_steps=800")
+    lock_step += ("evaluation.random_seconds=0",)
     done = shoal("train", *settings(nodes, *lock_step), "run_dir=cluster", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     inline = shoal("train", *SMALL, *lock_step, "mode=inline", "run_dir=inline", cwd=tmp_path)
