@@ -55,7 +55,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 
 
 def test_a_round_that_began_is_ended(loop: Loop) -> None:
-    """Catches a stop in the middle of a round that leaves a policy untrained with games that another has learned from."""
+    """Catches a stop in mid-round that leaves a policy untrained with games that another has learned from."""
     hunters = loop.runs[0].learner
     published, publish = [], hunters.publish_to
 
