@@ -446,8 +446,8 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
     answer = refused(address, "cluster.actor_resources={arm: 1}", cwd=tmp_path)
     assert "do not fit, there is room for 0" in answer
     teams_beside(tmp_path)
-    answer = refused(address, *TEAMS, "learner.minibatches=16", cwd=tmp_path)
-    assert "learner.minibatches: 16 do not divide the 8 segments that hunters has of each batch" in answer
+    answer = refused(address, *TEAMS, "learner.minibatches=12", cwd=tmp_path)
+    assert "learner.minibatches: 12 do not divide the 8 segments that hunters has of each batch" in answer
 
 
 @pytest.mark.timeout(700)

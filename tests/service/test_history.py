@@ -18,7 +18,7 @@ from service import SMALL, read_summary, shoal, wait_for
 from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.catalogue import CATALOGUE
 from shoal.deploy.monitoring.history import CatalogueReader, MetricsHistory
-from shoal.deploy.monitoring.sinks import Sink, make_sinks
+from shoal.deploy.monitoring.sinks import Sink, Tracked, make_sinks
 from shoal.deploy.settings.sections import LogConfig
 
 INLINE = (*SMALL, "mode=inline", "run_dir=run", "learner.weight_metrics_every=5", "log.every_seconds=0.2")
@@ -159,7 +159,7 @@ def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatc
     assert problem.startswith("log.sinks: wandb is not installed here; pip install 'shoal[wandb]'")
     monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("json", lambda *_: 1 / 0)})
     with pytest.raises(ValueError, match=r"log\.sinks: wandb cannot be started"):
-        make_sinks(LogConfig(sinks=["wandb"]), tmp_path, "id", {})
+        make_sinks(LogConfig(sinks=["wandb"]), Tracked(tmp_path, "id", "run", {}))
 
 
 def test_trackers_get_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
