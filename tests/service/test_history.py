@@ -159,7 +159,7 @@ def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatc
     assert problem.startswith("log.sinks: wandb is not installed here; pip install 'shoal[wandb]'")
     monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("json", lambda *_: 1 / 0)})
     with pytest.raises(ValueError, match=r"log\.sinks: wandb cannot be started"):
-        make_sinks(LogConfig(sinks=["wandb"]), Tracked(tmp_path, "id", "run", {}))
+        make_sinks(LogConfig(sinks=["wandb"]), Tracked(directory=tmp_path, id="id", name="run", config={}))
 
 
 def test_trackers_get_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
