@@ -79,7 +79,7 @@ def test_the_fault_is_named(fault: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_run_that_learns_is_told_so(tmp_path: Path) -> None:
     """Catches a diagnosis that frightens whoever has a sound run."""
-    summary = trained(tmp_path / "run", "total_env_steps=26000")
+    summary = trained(tmp_path / "run", "total_env_steps=40000")
     learning = summary["learning"]
     assert (learning["verdict"], learning["cause"], learning["advice"]) == ("better", None, ""), learning
     assert summary["mean_return"] - summary["return_ci95"] > summary["random_return"] + summary["random_return_ci95"]
