@@ -66,7 +66,8 @@ class ActorConfig(Section):
     stagger_episodes: bool = True
     """The first episodes of gymnasium's environments that have a step limit are truncated at lengths evenly spread over
     it, and are not counted. Otherwise slots whose episodes all last to the limit end in the same step for ever, and a
-    batch has rows of one phase of an episode alone. Not with ``vectorization=native``, nor with ``reset_memory``."""
+    batch has rows of one phase of an episode alone. Not with ``vectorization=native``, nor where ``reset_memory``
+    carries the memory across episodes."""
     max_policy_lag: Annotated[int, Field(ge=0)] = 1
     """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
     can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too

@@ -147,9 +147,7 @@ class RolloutWorker:
             WeightsError: the weights are not those that were published, or older than those it acted with before.
             EnvironmentFault: the environments must be built anew.
         """
-        payload = None
-        for payload in self.unroll(weights):  # noqa: B007  (the last one is the trajectory)
-            pass
+        *_, payload = self.unroll(weights)
         assert payload is not None
         return payload
 

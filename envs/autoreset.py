@@ -122,7 +122,7 @@ class AutoresetRows(abc.ABC):
             np.copyto(rows.is_first, self._ended)
         np.logical_or(rows.is_first, self._restarted, out=rows.is_first)
         self._restarted.fill(False)
-        np.greater(self.short_episode, rows.is_first, out=self.short_episode)  # and not
+        np.greater(self.short_episode, rows.is_first, out=self.short_episode)  # short and not first
 
     def _check_masked(self, rows: StepRows) -> None:
         played = self._ended & ((rows.reward != 0) | rows.terminated | rows.truncated)

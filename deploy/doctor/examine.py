@@ -99,7 +99,7 @@ def _teams(config: Config) -> list[str]:
     for name, own in team_shares(config).items():
         observations, actions = reading(own.spec)
         lines += [
-            f"  policy         {name}, {own.spec.num_agents} agents in each environment",
+            f"  policy         {name}, {own.spec.num_agents} of the agents in each environment",
             f"  reads          {observations}",
             f"  acts           {actions}",
         ]

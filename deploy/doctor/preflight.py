@@ -55,7 +55,7 @@ def _teams(config: Config, layout: Layout | None) -> tuple[list[tuple[EnvSpec, i
 
     try:
         shares = [(own.spec, own.num_slots) for own in team_shares(config, layout).values()]
-    except Exception as error:  # noqa: BLE001  (as in _environment)
+    except Exception as error:  # noqa: BLE001  (the environment is the user's)
         if isinstance(error, ValueError) and str(error):
             known = str(error).startswith(("policies", "env.", "learner."))
             return [], str(error).splitlines() if known else [f"env.id: {error}"]
