@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from dashboards import PROMETHEUS
+from dashboards import ALERTS, PROMETHEUS
 from service import SMALL, command, wait_for
 
 needs_prometheus = pytest.mark.skipif(
@@ -33,6 +33,13 @@ NOTHING_YET = {
     *("shoal_weight_clipped_fraction", "shoal_accelerator_memory_bytes", "shoal_failed_readings_total", "ALERTS"),
     *("shoal_learning_problem", "shoal_episode_metric", "shoal_env_remarks_total", "shoal_callback"),
     *("shoal_opponent_win_ratio", "shoal_opponent_return_difference", "shoal_opponent_version"),
+}
+
+# Serious alerts that only the run itself can cause: whether the disk fills up depends on the whole machine.
+OF_A_RUN = {
+    name: rule["expr"]
+    for name, rule in ALERTS.items()
+    if rule["labels"]["severity"] != "info" and name != "ShoalRunDirFillingUp"
 }
 
 
@@ -71,6 +78,26 @@ class Server:
         return {
             labels["alertname"] for labels, _ in self.query(f'ALERTS{{alertstate="firing", instance="{instance}"}}')
         }
+
+    def wait_until_quiet(self, instance: str) -> None:
+        """Wait until no serious alert of a run that is well has a cause, or fires.
+
+        Not at once, as a busy machine may be too slow for one scrape; an alert with a cause would stay.
+        """
+        causes: set[str] = set()
+
+        def quiet() -> bool:
+            causes.clear()
+            for name, expression in OF_A_RUN.items():
+                if any(labels.get("instance") == instance for labels, _ in self.query(expression)):
+                    causes.add(name)
+            causes.update(self.firing(instance) & OF_A_RUN.keys())
+            return not causes
+
+        try:
+            wait_for(quiet)
+        except AssertionError as error:
+            raise AssertionError(f"still true or firing: {sorted(causes)}") from error
 
 
 @contextlib.contextmanager

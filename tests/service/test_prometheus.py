@@ -122,15 +122,7 @@ def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
         series = wait_for(lambda name=name: server.query(f'{name}{{instance="{watched.well}"}}'))
         level = set(name.partition(":")[0].split("_"))
         assert {frozenset(labels) for labels, _ in series} == {frozenset({"__name__", "job"} | level)}, name
-    serious = {name: rule["expr"] for name, rule in ALERTS.items() if rule["labels"]["severity"] != "info"}
-
-    def quiet() -> bool:
-        # Not at once, as a busy machine may be too slow for one scrape; an alert with a cause would stay.
-        found = [labels for expression in serious.values() for labels, _ in server.query(expression)]
-        mine = [labels for labels in found if labels.get("instance") == watched.well]
-        return not mine and not server.firing(watched.well) & serious.keys()
-
-    wait_for(quiet)
+    server.wait_until_quiet(watched.well)
 
 
 @pytest.mark.slow
