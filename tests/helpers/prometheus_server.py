@@ -79,6 +79,16 @@ class Server:
             labels["alertname"] for labels, _ in self.query(f'ALERTS{{alertstate="firing", instance="{instance}"}}')
         }
 
+    def evaluated(self) -> list[dict[str, Any]]:
+        """Return all rules once each was evaluated."""
+
+        def known() -> list[dict[str, Any]]:
+            found = [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+            return found if all(rule["health"] != "unknown" for rule in found) else []
+
+        rules: list[dict[str, Any]] = wait_for(known)
+        return rules
+
     def wait_until_quiet(self, instance: str) -> None:
         """Wait until no serious alert of a run that is well has a cause, or fires.
 

@@ -185,7 +185,7 @@ def test_a_live_run_of_two_policies(tmp_path: Path) -> None:
                 if not any(not math.isnan(value) for value in series.values()) and not names & nothing_yet:
                     empty.append((panel["title"], target["expr"]))
         assert empty == []
-        rules = wait_for(lambda: health(server))
+        rules = server.evaluated()
         assert [rule for rule in rules if rule["health"] != "ok"] == []
         for name in RECORDED:
             policies = {labels.get("policy") for labels, _ in wait_for(lambda name=name: server.query(name))}

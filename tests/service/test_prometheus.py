@@ -11,7 +11,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -110,12 +109,7 @@ def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
 def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
     """Catches a rule that cannot be evaluated, a record whose labels differ from its name, an alert without a cause."""
     server = watched.server
-
-    def evaluated() -> list[dict[str, Any]]:
-        found = [rule for group in server.get("rules")["groups"] for rule in group["rules"]]
-        return found if all(rule["health"] != "unknown" for rule in found) else []
-
-    found = wait_for(evaluated)
+    found = server.evaluated()
     assert {rule["name"] for rule in found} == {*RECORDED, *ALERTS}
     assert [(rule["name"], rule.get("lastError")) for rule in found if rule["health"] != "ok"] == []
     for name in RECORDED:
