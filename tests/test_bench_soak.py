@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from shoal.deploy.cli import BENCHMARKS
+from shoal.deploy.settings.load import load_config
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,24 @@ def test_a_run_that_failed_is_not_healthy(soak: ModuleType) -> None:
     readings = samples(5, memory_mib=np.full(60, 400.0))
     assert soak.report("crashed", readings, 1)["failed"]
     assert not soak.report("stopped", readings, 130)["failed"]
+
+
+def test_runs_go_on_until_they_are_stopped(soak: ModuleType) -> None:
+    """Catches a recipe with an end of its own: an hour of soak that is four minutes."""
+    for name, words in soak.RUNS.items():
+        files = [words[i + 1] for i, word in enumerate(words) if word == "--config"]
+        arguments = [word for word in words if "=" in word]
+        config, problems = load_config(files, [*arguments, *soak.SETTINGS])
+        assert (problems, config.max_seconds) == ([], 0), name
+        assert config.total_env_steps >= 10**12, name
+
+
+def test_a_run_that_ends_by_itself_is_none(soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches slopes of the minutes that a run lasted, told as those of an hour."""
+    monkeypatch.setattr(soak, "SETTINGS", ("mode=inline", "metrics.port=0", "run_dir=run", "max_seconds=1"))
+    settings = ("env.id=recall", "env.num_envs=4", "learner.num_threads=1", "evaluation.random_seconds=0")
+    with pytest.raises(RuntimeError, match=r"ended by itself: exit code 0, see .*short\.log"):
+        soak.soak("short", settings, 600, tmp_path)
 
 
 def test_processes_are_told_apart(soak: ModuleType) -> None:

@@ -37,7 +37,7 @@ RUNS = {
     "short-unrolls": ("env.id=CartPole-v1", "env.num_envs=4", "actor.unroll_length=4", "learner.minibatches=1"),
 }
 SETTINGS = (
-    *("mode=local", "metrics.port=0", "run_dir=run", "resume=never", "total_env_steps=1000000000000"),
+    *("mode=local", "metrics.port=0", "run_dir=run", "resume=never", "total_env_steps=1000000000000", "max_seconds=0"),
     *("evaluation.every_env_steps=50000", "evaluation.episodes=32", "checkpoint.every_updates=50"),
 )
 EVERY = 5.0
@@ -121,12 +121,15 @@ def soak(name: str, settings: Sequence[str], seconds: float, out: Path) -> tuple
             raise RuntimeError(f"the run did not start:\n{said}")
         with (out / f"{name}.log").open("w") as log:
             reader = subprocess.Popen(["cat"], stdin=process.stdout, stdout=log)
+        process.stdout.close()
         samples: list[dict[str, Any]] = []
         seen: set[int] = set()
         try:
             for sample in readings(url, process, Path(directory) / "run", seconds, seen):
                 samples.append(sample)
                 print(json.dumps(sample), file=record, flush=True)
+            if process.poll() is not None:
+                raise RuntimeError(f"the run ended by itself: exit code {process.returncode}, see {out / name}.log")
         finally:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -143,8 +146,13 @@ def readings(
     scrapes: list[float] = []
     start = due = time.monotonic()
     while (now := time.monotonic()) - start < seconds and process.poll() is None:
-        with urllib.request.urlopen(url, timeout=30) as page:
-            text = page.read().decode()
+        try:
+            with urllib.request.urlopen(url, timeout=30) as page:
+                text = page.read().decode()
+        except OSError:
+            if process.poll() is None:
+                raise
+            return
         scrapes.append(1000 * (time.monotonic() - now))
         if now >= due:
             due = now + EVERY
