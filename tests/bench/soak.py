@@ -149,9 +149,12 @@ def readings(
         try:
             with urllib.request.urlopen(url, timeout=30) as page:
                 text = page.read().decode()
-        except OSError:
-            if process.poll() is None:
-                raise
+        except OSError as error:
+            # A run stops serving a moment before its end.
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise error from None
             return
         scrapes.append(1000 * (time.monotonic() - now))
         if now >= due:
