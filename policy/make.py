@@ -36,46 +36,19 @@ def make_policy(
     Raises:
         ValueError: the kind is unknown, takes no components or other ``kwargs``, or the policy's constructor raised it.
     """
+    shared: dict[str, Any] = {
+        "core": core,
+        "core_kwargs": core_kwargs,
+        "action_rows": action_rows,
+        "initialization": initialization,
+        "trained_observation": trained_observation,
+        "normalize_observations": normalize_observations,
+        "normalize_values": normalize_values,
+    }
     if ":" in kind:
-        return make_own(
-            kind,
-            observation,
-            actions,
-            embedding_rows,
-            core=core,
-            core_kwargs=core_kwargs,
-            action_rows=action_rows,
-            initialization=initialization,
-            trained_observation=trained_observation,
-            normalize_observations=normalize_observations,
-            normalize_values=normalize_values,
-            kwargs=kwargs or {},
-        )
+        return make_own(kind, observation, actions, embedding_rows, kwargs=kwargs or {}, **shared)
     if kind == "component":
-        return ComponentPolicy(
-            observation,
-            actions,
-            embedding_rows,
-            components=components,
-            core=core,
-            core_kwargs=core_kwargs,
-            action_rows=action_rows,
-            initialization=initialization,
-            trained_observation=trained_observation,
-            normalize_observations=normalize_observations,
-            normalize_values=normalize_values,
-        )
+        return ComponentPolicy(observation, actions, embedding_rows, components=components, **shared)
     if kind != "fast" or components:
         raise ValueError(f"expected kind component, or fast without components, got {kind} with {components or {}}")
-    return FastPolicy(
-        observation,
-        actions,
-        embedding_rows,
-        core=core,
-        core_kwargs=core_kwargs,
-        action_rows=action_rows,
-        initialization=initialization,
-        trained_observation=trained_observation,
-        normalize_observations=normalize_observations,
-        normalize_values=normalize_values,
-    )
+    return FastPolicy(observation, actions, embedding_rows, **shared)

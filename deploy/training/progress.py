@@ -396,11 +396,13 @@ class Progress:
             table.add_row("curve", Text(_sparkline(curve, max(10, min(60, self._console.width - 16))), style="cyan"))
         return Group(ProgressBar(total=1.0, completed=self.share_done, width=min(72, self._console.width)), table)
 
-    def summary(self, summary: dict[str, Any], run_dir: Path) -> None:
-        """Print what was learned, the step accounting, and where the run lies."""
+    def summary(self, summary: dict[str, Any], run_dir: Path, *, is_last: bool = True) -> None:
+        """Print what was learned and the step accounting, and after the last policy what is of the whole run."""
         if not self._json_lines:
             self._console.print()
-        lines = _summary_lines(summary, run_dir, self._total, is_whole=self._share_trained() >= 1)
+        lines = _summary_lines(summary, self._total, is_whole=self._share_trained() >= 1)
+        if is_last:
+            lines += [*([""] if self._policy else []), *_lines_of_run(summary, run_dir)]
         self._print("\n".join(lines), "summary", summary)
 
 
@@ -413,7 +415,7 @@ _ENDED = {
 }
 
 
-def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int, *, is_whole: bool) -> list[str]:
+def _summary_lines(summary: dict[str, Any], total_env_steps: int, *, is_whole: bool) -> list[str]:
     ended = "Done."
     session = summary["session_env_steps"]
     if not session and is_whole:
@@ -465,10 +467,12 @@ def _summary_lines(summary: dict[str, Any], run_dir: Path, total_env_steps: int,
             better = f"; best {best.mean_return:.3f} at {best.env_steps:,}" if best != last else ""
         failed = f"; {evaluation['failed']} failed" if evaluation["failed"] else ""
         lines.append(f"  evaluation  {sentence(last)}{better}{failed}")
-    if summary["limit"]:
-        lines.append(f"  bottleneck  {summary['limit']['sentence']}")
-    lines += [f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
     return lines
+
+
+def _lines_of_run(summary: dict[str, Any], run_dir: Path) -> list[str]:
+    bottleneck = [f"  bottleneck  {summary['limit']['sentence']}"] if summary["limit"] else []
+    return [*bottleneck, f"  run         {run_dir}", f"  play it     shoal evaluate {run_dir}"]
 
 
 def _margin(half_width: float | None) -> str:

@@ -135,7 +135,8 @@ def run(
                 raise RayLost(f"{watch.why}; and then {type(error).__name__}: {error}") from error
             raise
         for each, progress in zip(prepared, watchers.progress, strict=True):
-            progress.summary(summary["policies"][each.policy] if each.policy else summary, as_given)
+            own = summary["policies"][each.policy] if each.policy else summary
+            progress.summary(own, as_given, is_last=each is prepared[-1])
         if watch and asked.stopped_by == "ray_lost":
             raise RayLost(f"{watch.why}; policy version {summary['policy_version']} is saved")
         if asked.signal_number is None:

@@ -105,7 +105,8 @@ def test_a_policy_whose_agents_are_out_of_their_games_stays_as_it_is(tmp_path: P
 
 def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches books that are one for both, a policy that begins anew or under another name, steps that are counted for
-    the wrong one, and evaluation of one policy with the agents of the other, from the command line or from Python."""
+    the wrong one, what is of the run told by each of them, and evaluation of one policy with the agents of the other,
+    from the command line or from Python."""
     run = tmp_path / "run"
     first = play(run, 500)
     second = play(run, 1000)
@@ -128,7 +129,9 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     hunters, runners = (second["policies"][name]["env_steps"] for name in NAMES)
     # One hunter for eight steps, and runners for eight and for four.
     assert hunters < runners < 2 * hunters
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    # What each has, and once for each of the two runs where both lie.
+    assert [printed.count(part) for part in ("hunters: Done.", "runners: Done.", "play it")] == [2, 2, 2]
     assert main(["evaluate", str(run), "--episodes", "24", "--processes", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["policies"]) == NAMES

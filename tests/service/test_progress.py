@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from service import SMALL, command
 from shoal.deploy.cli import main
-from shoal.deploy.training.progress import Curve, _sparkline, _summary_lines
+from shoal.deploy.training.progress import Curve, _lines_of_run, _sparkline, _summary_lines
 
 LINE = re.compile(
     r"\[\d\d:\d\d\] steps [\d,]+/[\d,]+  return (-|-?[\d.]+)  sampled/s [\d,]+  trained/s [\d,]+  lag [\d.]+  "
@@ -97,7 +97,8 @@ def test_the_summary_says_what_went_wrong() -> None:
         "env_faults": 7,
         "limit": {"stage": "learner", "sentence": "updates take 90% of the learner's time"},
     }
-    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100, is_whole=False))
+    lines = [*_summary_lines(summary, 100, is_whole=False), *_lines_of_run(summary, Path("runs/x"))]
+    text = "\n".join(lines)
     parts = (
         "Interrupted",
         "no episode ended",
@@ -105,27 +106,28 @@ def test_the_summary_says_what_went_wrong() -> None:
         "5 dropped (stale)",
         "2 actors replaced (up again after 4.2 s, 6.0 s at most)",
         "updates take",
+        "shoal evaluate runs/x",
     )
     for part in parts:
         assert part in text
     assert "4 environment steps in 1:01:40 (1/s), 1 updates\n" in text
     assert "MEMORY IS WRONG" in text
     summary |= {"mean_return": 3.0, "random_return": 1.5, "books_balance": True, "max_log_prob_error": 1e-6}
-    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100, is_whole=False))
+    text = "\n".join(_summary_lines(summary, 100, is_whole=False))
     assert "3.000; a random policy gets 1.500, 2.0 times as much" in text
     assert "WRONG" not in text
     assert "learning" not in text
     summary |= {"return_ci95": 0.25, "random_return_ci95": 0.125, "learning": {"advice": "after 100 steps"}}
-    text = "\n".join(_summary_lines(summary, Path("runs/x"), 100, is_whole=False))
+    text = "\n".join(_summary_lines(summary, 100, is_whole=False))
     assert "3.000 +- 0.250; a random policy gets 1.500 +- 0.125, 2.0 times as much" in text
     assert "  learning    after 100 steps\n" in text
     # Of a resumed run: its own steps beside its own time.
     summary |= {"env_steps": 40_161, "policy_version": 320, "session_updates": 2, "interrupted_by": None}
     summary["ledger"] |= {"trained": 40_161}
-    text = "\n".join(_summary_lines(summary, Path("runs/x"), 40_100, is_whole=True))
+    text = "\n".join(_summary_lines(summary, 40_100, is_whole=True))
     assert "Done.\n" in text
     assert "4 environment steps in 1:01:40 (1/s), 2 updates; the whole run 40,161 in 320 updates\n" in text
-    text = "\n".join(_summary_lines({**summary, "session_env_steps": 0}, Path("runs/x"), 40_000, is_whole=True))
+    text = "\n".join(_summary_lines({**summary, "session_env_steps": 0}, 40_000, is_whole=True))
     assert text.startswith("Nothing was trained: the run has its total_env_steps=40,000 already")
 
 
