@@ -19,6 +19,14 @@ cores: dict[str, type[Any]] = {}
 """Subclasses of ``Core`` by ``policy.core``."""
 
 
+def no_module(error: ModuleNotFoundError) -> str:
+    """Say what to do about a module of the user's that is not found."""
+    return (
+        f"there is no module {error.name!r} here; install the package that has it, or start in the directory where it "
+        "lies"
+    )
+
+
 def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
     """What ``package.module:Name`` stands for: one of ``known``, or what an import finds.
 
@@ -31,10 +39,7 @@ def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
     try:
         return pkgutil.resolve_name(name)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"there is no module {error.name!r} here; install the package that has it, or start in the directory where "
-            "it lies"
-        ) from error
+        raise ValueError(no_module(error)) from error
     except ImportError as error:
         raise ValueError(f"{module} cannot be imported: {error}") from error
     except (AttributeError, ValueError) as error:

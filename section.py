@@ -6,19 +6,51 @@ this module, which imports none of them.
 
 from __future__ import annotations
 
+import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs, CoreSchema
+from pydantic_core import ArgsKwargs, CoreSchema, core_schema
 
 LONGEST_SECONDS = 1e9
 """31 years: a timer of more than 292 fails, and an infinite one cannot be started."""
 
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_SECONDS)]
 """A period or a time limit."""
+
+NAME_OF_CODE = r"[\w.]+:[\w.<>#]+"
+"""What names code of the user's: ``package.module:Name``."""
+
+
+class Named:
+    """Marks a string setting that is one of ``own``, or names code of the user's, which ``yours`` describes.
+
+    Args:
+        pattern: a regular expression of names of the user's code.
+    """
+
+    def __init__(self, *own: str, yours: str, pattern: str = NAME_OF_CODE) -> None:
+        self._own, self._pattern = own, "|".join([*own, pattern])
+        self._choices = ", ".join([*own, f"or {yours}"]) if own else yours
+
+    def _check(self, name: str) -> str:
+        if not re.fullmatch(self._pattern, name):
+            close = difflib.get_close_matches(name, self._own, n=1)
+            raise ValueError(f"must be {self._choices}" + (f"; did you mean {close[0]}?" if close else ""))
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the string."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Editors check it by the pattern."""
+        return {**handler(schema), "pattern": f"^({self._pattern})$"}
+
 
 _SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # YAML 1.1
 

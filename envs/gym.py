@@ -391,9 +391,7 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
         if module:
             importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise EnvironmentNotFound(
-            f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
-        ) from error
+        raise EnvironmentNotFound(f"environment {env_id!r}: {given.no_module(error)}") from error
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from shoal import given
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
@@ -256,9 +257,7 @@ def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any
     try:
         factory = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise EnvironmentNotFound(
-            f"environment {env_id!r}: there is no module {error.name!r}; install the package that has it"
-        ) from error
+        raise EnvironmentNotFound(f"environment {env_id!r}: {given.no_module(error)}") from error
     except AttributeError as error:
         raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
     if not callable(factory):

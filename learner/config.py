@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.learner.schedules import ScheduleConfig, Scheduled
 from shoal.policy.config import RegularizationConfig
-from shoal.section import Section
+from shoal.section import Named, Section
 
 ADAM = "adam"
 PPO, IMPALA = "ppo", "impala"
@@ -64,11 +64,15 @@ class LearnerConfig(Section):
     up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
     no further step. 0 leaves it to its course."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
-    optimizer: Annotated[str, Field(pattern=r"^(adam|[\w.]+:[\w.]+)$")] = ADAM
+    optimizer: Annotated[
+        str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class", pattern=r"[\w.]+:[\w.]+")
+    ] = ADAM
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
     optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of that class, as plain data."""
-    loss: Annotated[str, Field(pattern=r"^(ppo|impala|[^:\s]+:[^:\s]+)$")] = PPO
+    loss: Annotated[
+        str, Named(PPO, IMPALA, yours="a loss of yours as package.module:name", pattern=r"[^:\s]+:[^:\s]+")
+    ] = PPO
     """``ppo``: the clipped surrogate. ``impala``: the policy gradient with V-trace's truncated importance weights, for
     one pass (learner.epochs=1). Or ``package.module:name`` of a function, or of a class whose objects are called
     (``learner.loss.LossInputs``)."""
@@ -136,8 +140,12 @@ class LearnerConfig(Section):
         if self.batch_size != "auto" and self.batch_size % self.minibatches:
             raise PydanticCustomError(
                 "cross_field",
-                "batch_size={batch_size} must be a multiple of minibatches={minibatches}",
-                {"batch_size": self.batch_size, "minibatches": self.minibatches},
+                "batch_size={batch_size} must be a multiple of minibatches={minibatches}, e.g. {nearest}",
+                {
+                    "batch_size": self.batch_size,
+                    "minibatches": self.minibatches,
+                    "nearest": -(-self.batch_size // self.minibatches) * self.minibatches,
+                },
             )
         course = self.schedules.get("value_clip_coef")
         if course and (not self.value_clip_coef or (course.kind != "constant" and not course.end)):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,7 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.graph import LSTM, ComponentConfig, check
-from shoal.section import Section
+from shoal.section import Named, Section
 
 
 def malformed(mapping: Sequence[str]) -> list[str]:
@@ -28,28 +26,8 @@ def _well_formed(entry: str) -> str:
 
 OWN_KINDS = ("fast", "component")
 """The policies of this package; other kinds are named by their class."""
-_KIND = "|".join(OWN_KINDS) + r"|[\w.]+:[\w.<>#]+"
-
-
 OWN_CORES = (LSTM, "gru", "linear")
 """The cores of this package; others are named by their class."""
-_CORE = "|".join(OWN_CORES) + r"|[\w.]+:[\w.<>#]+"
-
-
-def _core(name: str) -> str:
-    if not re.fullmatch(_CORE, name):
-        close = difflib.get_close_matches(name, OWN_CORES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"must be {', '.join(OWN_CORES)}, or a core class of yours as package.module:Class{hint}")
-    return name
-
-
-def _kind(name: str) -> str:
-    if not re.fullmatch(_KIND, name):
-        close = difflib.get_close_matches(name, OWN_KINDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"must be fast, component, or a policy class of yours as package.module:Class{hint}")
-    return name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +52,12 @@ ORIGINAL = Initialization(lstm_bias="ones", action_embeddings=0.1, log_std=0.0)
 class PolicyConfig(Section):
     """The network."""
 
-    kind: Annotated[str, AfterValidator(_kind), Field(json_schema_extra={"pattern": f"^({_KIND})$"})] = "fast"
+    kind: Annotated[str, Named(*OWN_KINDS, yours="a policy class of yours as package.module:Class")] = "fast"
     """``fast``: the network in plain PyTorch. ``component``: the same network put together from named components, which
     ``components`` change. Each loads the other's weights. ``package.module:Class``: a ``RecurrentPolicy`` of yours."""
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of a policy class of yours, as plain data."""
-    core: Annotated[str, AfterValidator(_core), Field(json_schema_extra={"pattern": f"^({_CORE})$"})] = LSTM
+    core: Annotated[str, Named(*OWN_CORES, yours="a core class of yours as package.module:Class")] = LSTM
     """The memory. ``lstm``: two layers of LSTM. ``gru``: two layers of GRU. ``linear``: two gated linear recurrences
     with MLPs, trained by a parallel scan over time. ``package.module:Class``: a ``Core`` of yours."""
     core_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -17,7 +17,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.deploy.settings.load import CONFIGS, MAX_PROBLEMS, json_schema, load_config, to_dict, to_yaml
+from shoal.deploy.settings.load import (
+    _ELSEWHERE,
+    CONFIGS,
+    MAX_PROBLEMS,
+    _all_paths,
+    json_schema,
+    load_config,
+    to_dict,
+    to_yaml,
+)
 from shoal.deploy.settings.sections import Config
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import LearnerConfig
@@ -47,7 +56,7 @@ def write(path: Path, text: str) -> Path:
         ("seed=1.5", "seed: Input should be a valid integer"),
         ("mode=remote", "mode: Input should be 'inline', 'local' or 'cluster' (got 'remote')"),
         ("actor.num_actors=many", "Input should be 'auto' (got 'many')"),
-        ("env=5", "env: Input should be"),
+        ("env=5", "env: is a section of settings"),
         ("env.id=", "env.id: must name an environment, e.g. 'mettagrid/forage' (got '')"),
         ("run_dir=12", "(got 12; write it in quotes)"),
         ("total_env_steps=0", "total_env_steps: Input should be greater than or equal to 1 (got 0)"),
@@ -79,6 +88,21 @@ def write(path: Path, text: str) -> Path:
         ("total_env_steps=1e308", "total_env_steps: Input should be a valid integer (got 1e+308)"),
         ("learner.num_threads=1e9", "learner.num_threads: Input should be less than or equal to 1024"),
         (f"mode={'x' * 2**16}", "xxx...xxx"),
+        ("env=CartPole-v1", "env: is a section of settings; did you mean env.id=CartPole-v1?"),
+        ("policy=nets:Mine", "did you mean policy.kind=nets:Mine?"),
+        ("learner=5", "learner: is a section of settings; set one of them, e.g. learner.device (got 5)"),
+        (
+            "learner.loss=ppoo",
+            "learner.loss: must be ppo, impala, or a loss of yours as package.module:name; did",
+        ),
+        (
+            "learner.optimizer=sgd",
+            "learner.optimizer: must be adam, or a torch.optim.Optimizer as package.module",
+        ),
+        ("callbacks=[mine]", "callbacks: must be the name of a callback as package.module:Name"),
+        ("lr=3e-4", "lr: unknown key; did you mean learner.learning_rate?"),
+        ("learner.n_epochs=3", "did you mean learner.epochs?"),
+        ("total_env_steps=150k", "write 150000)"),
     ],
 )
 def test_one_problem_is_one_line_that_names_it(argument: str, expected: str) -> None:
@@ -166,7 +190,7 @@ def test_a_bad_file_is_a_problem(tmp_path: Path, text: str, expected: str) -> No
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """Catches a mistyped name without a word of what there is."""
     [problem] = problems_of(files=(tmp_path / "none.yaml",))
-    assert "No such file" in problem
+    assert "there is no such file, nor a shipped configuration (forage, " in problem
     assert "recall" in problem
 
 
@@ -451,3 +475,10 @@ def test_any_text_is_a_file_or_a_problem(tmp_path_factory: pytest.TempPathFactor
     file = tmp_path_factory.getbasetemp() / "text.yaml"
     file.write_text(text, encoding="utf-8")
     assert isinstance(load_config((file,), (text,))[0], Config)
+
+
+def test_names_of_other_systems_lead_to_settings() -> None:
+    """Catches a hint at a setting that has been renamed, and a name that is one of ours."""
+    every = set(_all_paths())
+    assert set(_ELSEWHERE.values()) <= every
+    assert not set(_ELSEWHERE) & {path.split(".")[-1] for path in every}

@@ -151,14 +151,15 @@ def test_pictures_are_those_that_the_command_draws() -> None:
 def literals() -> list[str]:
     """Every string of the sources, with ``...`` for what is put in."""
     found = []
-    for package in ("actors", "deploy", "envs", "learner", "policy"):
-        for source in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
-                elif isinstance(node, ast.JoinedStr):
-                    parts = (part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
-                    found.append("".join(map(str, parts)))
+    packages = ("actors", "deploy", "envs", "learner", "policy")
+    sources = [*ROOT.glob("*.py"), *(source for package in packages for source in (ROOT / package).rglob("*.py"))]
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+                found.append("".join(map(str, parts)))
     return found
 
 

@@ -19,7 +19,7 @@ def test_the_first_signal_asks_the_run_to_save_and_end(number, capsys):
         assert asked.requested.wait(10)
         assert asked.signal_number == number
     assert signal.getsignal(number) is before
-    assert "stopping after this update" in capsys.readouterr().err
+    assert "stopping: an update under way is finished" in capsys.readouterr().err
 
 
 def test_a_terminal_that_is_gone_takes_no_message(monkeypatch):

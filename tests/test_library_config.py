@@ -160,6 +160,9 @@ def test_what_no_process_can_use_is_refused() -> None:
 
     with pytest.raises(shoal.ConfigError, match=r"env.id: expected a class of environments.*NoEnvironment"):
         shoal.Config(env=NoEnvironment)
+    for made in (NoEnvironment(), 3.5 + 1j):
+        with pytest.raises(shoal.ConfigError, match=r"^env.id: expected an environment's id, its class, or .*give the"):
+            shoal.Config(env=made)
     with pytest.raises(shoal.ConfigError, match=r"policy.kind: expected a subclass of shoal.RecurrentPolicy"):
         shoal.Config(policy=NoEnvironment)
     with pytest.raises(shoal.ConfigError, match=r"policy.core: expected a subclass of shoal.Core, got .*NoEnvironment"):

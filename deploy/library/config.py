@@ -97,6 +97,12 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
         return value.item()
     if key == "env.id" and callable(value):
         return _named(key, value, problems)
+    if key == "env.id" and not isinstance(value, str | int | float | None):
+        problems.append(
+            "env.id: expected an environment's id, its class, or a function that makes one, got an object of "
+            f"{type(value).__name__}; give the class, and its arguments as env.kwargs"
+        )
+        return "recall"
     if key in ("policy.kind", "policy.core") and isinstance(value, type):
         return _named(key, value, problems)
     if key == "learner.loss" and callable(value):

@@ -34,6 +34,28 @@ MAX_DEPTH = 32
 MAX_PROBLEMS = 100
 """Problems of values that are explained; the others are counted."""
 
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "alpha"), "learner.learning_rate"),
+    **dict.fromkeys(("n_steps", "num_steps", "rollout", "horizon", "rollout_fragment_length"), "actor.unroll_length"),
+    **dict.fromkeys(("n_envs", "num_envs_per_worker", "num_envs_per_env_runner"), "env.num_envs"),
+    **dict.fromkeys(("num_workers", "num_env_runners"), "actor.num_actors"),
+    **dict.fromkeys(("n_epochs", "num_epochs", "update_epochs"), "learner.epochs"),
+    **dict.fromkeys(("num_minibatches", "num_batches_per_epoch"), "learner.minibatches"),
+    **dict.fromkeys(("train_batch_size", "train_batch_size_per_learner"), "learner.batch_size"),
+    **dict.fromkeys(("total_timesteps", "train_for_env_steps", "num_timesteps", "steps"), "total_env_steps"),
+    **dict.fromkeys(("ent_coef", "exploration_loss_coeff", "entropy_coeff"), "learner.entropy_coef"),
+    **dict.fromkeys(("vf_coef", "value_loss_coeff", "vf_loss_coeff"), "learner.value_coef"),
+    **dict.fromkeys(("clip_range", "ppo_clip_ratio", "clip_param"), "learner.clip_coef"),
+    **dict.fromkeys(("grad_clip", "max_gradient_norm"), "learner.max_grad_norm"),
+    **dict.fromkeys(("env_id", "env_name"), "env.id"),
+    **dict.fromkeys(("num_gpus", "accelerator"), "learner.device"),
+    **dict.fromkeys(("log_dir", "train_dir", "output_dir", "save_dir"), "run_dir"),
+}
+"""Settings by the names that Stable-Baselines3, Sample Factory, RLlib and CleanRL have for them."""
+
+_NAMED_BY = {"env": "id", "policy": "kind"}
+"""The setting of a section that says what the section is about."""
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
@@ -278,9 +300,11 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
         path = CONFIGS / f"{path}.yaml"
     try:
         data = _load(_text(path))
+    except FileNotFoundError:
+        problems.append(f"--config {path}: there is no such file, nor a shipped configuration ({_shipped()})")
+        return {}
     except Exception as error:  # noqa: BLE001  (PyYAML raises all sorts of things for odd tags and numbers)
-        shipped = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-        problems.append(f"--config {path}: {' '.join(str(error).split())} (shipped configurations: {shipped})")
+        problems.append(f"--config {path}: {' '.join(str(error).split())} (shipped configurations: {_shipped()})")
         return {}
     if data is None:
         return {}
@@ -288,6 +312,10 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"--config {path}: expected a mapping of settings, got {type(data).__name__}")
         return {}
     return data
+
+
+def _shipped() -> str:
+    return ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
 
 
 def _text(path: Path) -> str:
@@ -380,10 +408,18 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
     if kind == "unexpected_keyword_argument":
         fields = _fields_at(path[:-1])
         # A key of that very name elsewhere is likelier than one that looks like it here.
-        meant = _paths_by_name().get(path[-1], [])
-        meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(path[-1], fields, n=1)]
+        name = path[-1]
+        meant = _paths_by_name().get(name) or ([_ELSEWHERE[name]] if name in _ELSEWHERE else [])
+        meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(name, fields, n=1)]
         hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
         return [f"{dotted}: unknown key; {hint}"]
+    if kind == "dataclass_type":
+        value = details[0]["input"]
+        about = _NAMED_BY.get(dotted)
+        if about and isinstance(value, str) and value:
+            return [f"{dotted}: is a section of settings; did you mean {dotted}.{about}={value}?"]
+        example = f"{dotted}.{about or _fields_at(path)[0]}"
+        return [f"{dotted}: is a section of settings; set one of them, e.g. {example} (got {_short.repr(value)})"]
     if kind == "cross_field":
         # The message names the fields, and may be several problems, a line each.
         return [f"{dotted}.{line}" if dotted else line for line in details[0]["msg"].splitlines()]
@@ -402,12 +438,13 @@ def _spelling(kind: str, value: Any) -> str:
     if kind == "bool_type":
         return "; write true or false"
     if kind in ("int_type", "float_type") and isinstance(value, str):
+        text, factor = value.strip(), {"k": 1e3, "m": 1e6}.get(value.strip()[-1:].lower(), 1.0)
         try:
-            number = float(value)
+            number = float(text[:-1] if factor > 1 else text) * factor
         except ValueError:
             return ""
         if math.isfinite(number):
-            return f"; write {number:.15g} without quotes"
+            return f"; write {number:.15g}" + (" without quotes" if factor == 1 else "")
     return ""
 
 

@@ -17,7 +17,7 @@ from shoal.actors.config import ActorConfig
 from shoal.envs.config import EnvConfig
 from shoal.learner.config import POLICY_NAME, LearnerConfig, RecorderConfig, SelfPlayConfig, TeamConfig
 from shoal.policy.config import PolicyConfig
-from shoal.section import LONGEST_SECONDS, Seconds, Section
+from shoal.section import LONGEST_SECONDS, Named, Seconds, Section
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +151,7 @@ def _by_name(value: Any) -> Any:
 class CallbackConfig(Section):
     """A callback of the user's: a name alone, or a name with arguments."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    name: Annotated[str, Named(yours="the name of a callback as package.module:Name", pattern=r"[\w.]+:[\w.]+")]
     """``package.module:Name`` of a ``shoal.Callback`` class, or of a function that makes one."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for it."""

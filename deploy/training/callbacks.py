@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
 from shoal.deploy.settings.sections import CallbackConfig
+from shoal.given import no_module
 from shoal.learner.learner_worker import StepResult, Trained
 from shoal.learner.training_loop import ObserverFailed
 
@@ -323,7 +324,7 @@ def _find(config: CallbackConfig) -> Callable[..., Callback]:
     try:
         found = pkgutil.resolve_name(config.name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"there is no module {error.name!r} here; install the package that has it") from error
+        raise ValueError(no_module(error)) from error
     except AttributeError as error:
         raise ValueError(f"there is no such name in its module ({error})") from error
     if not callable(found):

@@ -80,7 +80,11 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
         # A terminal that is gone takes no message.
         with contextlib.suppress(OSError, ValueError):
             if not quiet:
-                print(f"\nstopping after this update; interrupt again to {again}", file=sys.stderr, flush=True)
+                print(
+                    f"\nstopping: an update under way is finished; interrupt again to {again}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     # The clock has its own thread, because a run may wait for actors that never come.
     clock = threading.Timer(max_seconds, asked.stop, ["max_seconds"])

@@ -376,12 +376,13 @@ class Progress:
         statistics = self._statistics
         mean = "-" if statistics.mean_return is None else f"{statistics.mean_return:.3f}"
         terms = statistics.terms
+        names = ("policy_loss", "value_loss", "entropy")
+        losses = [f"{terms[name]:.3f}" if name in terms else "-" for name in names]
         lag = f"{statistics.policy_lag.mean:.1f}" if statistics.policy_lag.count else "-"
         return (
             f"[{_clock(statistics.seconds)}] steps {self._steps('/')}  return {mean}  "
             f"sampled/s {sampled:,.0f}  trained/s {trained:,.0f}  lag {lag}  "
-            f"policy_loss {terms.get('policy_loss', 0):.3f}  value_loss {terms.get('value_loss', 0):.3f}  "
-            f"entropy {terms.get('entropy', 0):.3f}  eta {self._eta(trained)}"
+            f"policy_loss {losses[0]}  value_loss {losses[1]}  entropy {losses[2]}  eta {self._eta(trained)}"
         )
 
     def _render(self) -> Group:
@@ -421,7 +422,7 @@ def _summary_lines(summary: dict[str, Any], total_env_steps: int, *, is_whole: b
     if not session and is_whole:
         ended = f"Nothing was trained: the run has its total_env_steps={total_env_steps:,} already; set more to go on."
     elif summary["interrupted_by"]:
-        ended = "Interrupted; saved."
+        ended = "Interrupted; saved." if summary["session_updates"] else "Interrupted before the first update; saved."
     elif not is_whole:
         ended = _ENDED.get(summary["stopped_by"], ended)
     mean, random = summary["mean_return"], summary["random_return"]
