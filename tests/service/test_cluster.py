@@ -124,10 +124,10 @@ def newest(tmp_path: Path) -> int:
     return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
 
 
-def end(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGINT)
+def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
+    process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     return output
 
@@ -452,8 +452,8 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
 
 @pytest.mark.timeout(700)
 def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
-    """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C does not end, and
-    two that take the same places."""
+    """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C or SIGTERM do not
+    end, and two that take the same places."""
     nodes.have(2)
     four = "actor.num_actors=4"
     first = nodes.start(tmp_path, four)
@@ -466,11 +466,12 @@ def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
         assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 4 actors of 1 CPU" in line
         assert "do not fit, there is room for 0" in line
 
-    given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
-    nodes.runs.append(given_up)
-    waiting(given_up)
-    end(given_up)
-    assert not (tmp_path / "second" / "config.yaml").exists()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
+        nodes.runs.append(given_up)
+        waiting(given_up)
+        end(given_up, number)
+        assert not (tmp_path / "second" / "config.yaml").exists()
     both = []
     for name in ("second", "third"):
         short = (four, "cluster.wait_seconds=600", f"run_dir={name}", "total_env_steps=2000")
@@ -512,8 +513,8 @@ def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None
     from shoal.deploy.settings.sections import ClusterConfig, Config
 
     here = probe()
-    node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
-    silent = Node("1" * 56, "10.0.0.8", False, False, {}, {}, {})
+    node = Node("0" * 56, "10.0.0.7", False, False, {"CPU": 2.0}, {}, {})
+    silent = Node("1" * 56, "10.0.0.8", False, False, {"CPU": 2.0}, {}, {})
     cluster = Cluster.__new__(Cluster)
     cluster.config = ClusterConfig()
     config = Config()
@@ -524,6 +525,66 @@ def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None
     assert "runs other code than this process (/elsewhere, 000000000000" in problems[0]
     assert "has ray 2.1.0 (here " in problems[1]
     assert "did not answer" in problems[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        ((), "here, acts, learns, other"),
+        (("cluster.actor_labels={role: rollout}",), "here, acts"),
+        (("cluster.actor_labels={role: rollout}", "learner.num_learners=2"), "here, acts, learns, other"),
+        (
+            ("cluster.actor_labels={role: rollout}", "cluster.learner_labels={role: peer}", "learner.num_learners=2"),
+            "here, acts, learns",
+        ),
+        (("cluster.actor_resources={arm: 1}",), "here, other"),
+        (("cluster.actor_cpus=3",), "here, other"),
+    ],
+)
+def test_only_nodes_that_the_run_can_use_are_asked(settings: tuple[str, ...], used: str) -> None:
+    """Catches a cluster that no run can use as one of its nodes, which is for others, has another gymnasium."""
+    from shoal.actors.code import Code
+    from shoal.deploy.cluster.connect import Cluster, Node
+    from shoal.deploy.cluster.probe import probe
+    from shoal.deploy.placement.layout import Machine
+    from shoal.deploy.settings.load import load_config
+
+    def node(name: str, resources: dict[str, float], labels: dict[str, str], here: bool = False) -> Node:
+        return Node(name * 56, name, here, False, resources, resources, labels)
+
+    cpus = {"CPU": 2.0}
+    nodes = {
+        "here": node("0", {}, {}, here=True),
+        "acts": node("1", cpus, {"role": "rollout"}),
+        "learns": node("2", cpus, {"role": "peer"}),
+        "other": node("3", {"CPU": 4.0, "arm": 1.0}, {}),
+        "head": node("4", {}, {"role": "head"}),
+    }
+    config, problems = load_config(
+        (), ["env.id=recall", "cluster.autoscaling=true", "learner.num_learners=1", *settings]
+    )
+    assert not problems
+    own = probe()
+    foreign = own._replace(code=Code("/elsewhere", "0" * 64), versions={**own.versions, "gymnasium": "0.1"})
+    asked: list[Node] = []
+
+    class Known(Cluster):
+        def __init__(self) -> None:
+            self.config = config.cluster
+
+        def nodes(self) -> list[Node]:
+            return list(nodes.values())
+
+        def probe(self, nodes: Any, config: Any) -> Any:
+            asked.extend(nodes)
+            return {node: foreign if node.address in ("3", "4") else own for node in nodes}
+
+    if "other" in used:
+        with pytest.raises(ValueError, match=r"node 3 \(33333333\) runs other code"):
+            Known().machine(config, Machine(cores=2, accelerator=False))
+    else:
+        Known().machine(config, Machine(cores=2, accelerator=False))
+    assert ", ".join(name for name, each in nodes.items() if each in asked) == used
 
 
 @pytest.mark.slow
