@@ -105,7 +105,8 @@ def _own_token() -> Iterator[None]:
     Ray itself would write one to ``~/.ray/auth_token`` and leave it there: a cluster that is started later would ask
     for it on every node. And HOME may be read-only.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config  # there is no public path (Ray 2.54 to 2.60)
+    # There is no public path (Ray 2.54 to 2.60), nor a type.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     tokens, mode = AuthenticationTokenLoader.instance(), os.environ.get(MODE)
     if (mode or "token").lower() != "token" or tokens.has_token(ignore_auth_mode=True):

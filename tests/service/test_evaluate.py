@@ -329,8 +329,8 @@ def test_another_number_of_agents_takes_slots_that_fit(
     """Catches an option that is blamed and was not given: 9 slots of training make no games of four agents."""
     pytest.importorskip("pettingzoo")
     teams = ("policies.first.agents=[agent_0]", "policies.others.agents=['agent_[!0]']")
-    settings = ("env.id=pettingzoo:scripted_games:parallel_env", "env.num_envs=9", "learner.batch_size=9")
-    run = train(tmp_path / "run", *settings, *(teams if trained_policies == 2 else ()), steps=200)
+    settings = ("env.id=pettingzoo:scripted_games:parallel_env", "env.num_envs=9", "learner.batch_size=auto")
+    run = train(tmp_path / "run", *settings, "learner.minibatches=1", *(teams[: trained_policies * 2 - 2]))
     capsys.readouterr()
     four = ["evaluate", str(run), "--episodes", "4", "--env-kwargs", "num_agents=4"]
     assert main([*four, "--json"]) == 0
