@@ -253,7 +253,9 @@ def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
     of_policy = "{{ with $labels.policy }} ({{ . }}){{ end }}"
     # The label is of a target that `metrics.file_sd` names.
     of_run = "{{ with $labels.run }}{{ . }} at {{ end }}"
-    of_a_run = all(metric.startswith(("shoal_", "up", "process_", "instance")) for metric, _ in read(rule["expr"]).selectors)
+    of_a_run = all(
+        metric.startswith(("shoal_", "up", "process_", "instance")) for metric, _ in read(rule["expr"]).selectors
+    )
     assert rule["annotations"]["summary"].startswith(of_run) == of_a_run
     assert (of_policy in rule["annotations"]["summary"]) == ("policy" in _kept(rule["expr"], page))
     for text in rule["annotations"].values():

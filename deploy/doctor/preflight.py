@@ -26,7 +26,8 @@ MOST_SOCKET_PATH_BYTES = 107
 def check(config: Config, run_dir: Path, known: Sequence[str] = ()) -> list[str]:
     """All problems but those that are ``known``, each with the setting it comes from."""
     layout, found = _layout(config)
-    shares, problems = [], []
+    shares: list[tuple[EnvSpec, int]] = []
+    problems: list[str] = []
     if not any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
         shares, problems = _teams(config, layout) if config.policies else _environment(config)
     problems += found
