@@ -24,6 +24,7 @@ from ray.exceptions import (
 from shoal.actors.pool import MOST_REPORTED, Recoveries, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
+from shoal.envs.config import EnvironmentNotFound
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,12 @@ REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
 """How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
 BLAMELESS = frozenset({"preempted", "node_died"})
 """Reasons that say nothing about the actor: they do not count as failures of it."""
+MISSING = (ModuleNotFoundError, EnvironmentNotFound)
+"""Errors of a start that the next one would have, too."""
 
 
 class TooManyFailures(RuntimeError):
-    """One actor failed again and again; the message holds its last error."""
+    """One actor failed again and again, or lacks a module; the message holds its last error."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -102,6 +105,7 @@ class Supervisor:
         self.recoveries = Recoveries()
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
         """The latest replacements as (reason label, message); whoever reports them may empty it."""
+        self._one_was_up = False
         self._draining: frozenset[str] = frozenset()
         self._look_at = 0.0
         self._reported_at = -math.inf
@@ -212,7 +216,7 @@ class Supervisor:
                 slot.call = slot.handle.build.remote()
                 slot.deadline = time.monotonic() + self._build_timeout
             else:
-                slot.built = True
+                slot.built = self._one_was_up = True
                 if slot.failed_at is not None:
                     self.recoveries.add(time.monotonic() - slot.failed_at)
                     slot.failed_at = None
@@ -263,6 +267,12 @@ class Supervisor:
                 f"(ray start --object-store-memory), or make unrolls smaller (env.num_envs); {text}"
             )
         wait = backoff_seconds(slot.failures)
+        if isinstance(error, MISSING) and not self._one_was_up:
+            self.restarts[reason] += 1
+            raise TooManyFailures(
+                f"{self._title} {slot.actor} cannot start, now or later: {text}; install it wherever actors are, or "
+                "send it there (cluster.runtime_env)"
+            ) from error
         if slot.failures >= self._max_failures:
             self.restarts[reason] += 1
             raise TooManyFailures(

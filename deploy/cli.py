@@ -276,8 +276,7 @@ def _train(options: argparse.Namespace) -> int:
     from shoal.deploy.records.run_dir import CannotStart, new_run_dir
 
     run_dir = Path(config.run_dir or new_run_dir(config.env.id))
-
-    problems += preflight.check(config, run_dir)
+    problems += preflight.check(config, run_dir, problems)
     if problems:
         return _refuse(problems)
     if config.log.format == "json":
@@ -316,7 +315,8 @@ def _doctor(options: argparse.Namespace) -> int:
     from shoal.deploy.settings.load import load_config
 
     config, problems = load_config(options.config, options.settings)
-    lines, found = examine(config, Path(config.run_dir or new_run_dir(config.env.id)), measure=options.measure)
+    run_dir = Path(config.run_dir or new_run_dir(config.env.id))
+    lines, found = examine(config, run_dir, measure=options.measure, known=problems)
     print("\n".join(lines))
     if problems + found:
         return _refuse(problems + found)

@@ -37,11 +37,6 @@ def divide_agents(patterns: Patterns, env_id: str, agents: Sequence[Any]) -> dic
         for name in names
     ]
     problems = []
-    if lost := [name for name, own in zip(names, owners, strict=True) if not own]:
-        problems.append(
-            f"policies: {_list(lost)} of {env_id} {'belongs' if len(lost) == 1 else 'belong'} to no policy; name "
-            f"{'it' if len(lost) == 1 else 'them'} in policies.NAME.agents (patterns such as agent_* may do)"
-        )
     for name, own in zip(names, owners, strict=True):
         if len(own) > 1:
             problems.append(
@@ -54,6 +49,12 @@ def divide_agents(patterns: Patterns, env_id: str, agents: Sequence[Any]) -> dic
                 f"policies.{policy}.agents: no agent of {env_id} is named {' or '.join(wanted)}; its agents are "
                 f"{_list(names)}"
             )
+    lost = [name for name, own in zip(names, owners, strict=True) if not own]
+    if lost and not problems:  # they may be those that a policy without agents was meant for
+        problems.append(
+            f"policies: {_list(lost)} of {env_id} {'belongs' if len(lost) == 1 else 'belong'} to no policy; name "
+            f"{'it' if len(lost) == 1 else 'them'} in policies.NAME.agents (patterns such as agent_* may do)"
+        )
     if problems:
         raise ValueError("\n".join(problems))
     return {policy: tuple(index for index, own in enumerate(owners) if own == [policy]) for policy in patterns}

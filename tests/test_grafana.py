@@ -251,9 +251,15 @@ def test_alerts_say_what_to_do(name: str, page: dict[str, set[str]]) -> None:
     settings = set(_settings(to_dict(Config())))
     sections = "|".join(field.name for field in dataclasses.fields(Config))
     of_policy = "{{ with $labels.policy }} ({{ . }}){{ end }}"
+    # The label is of a target that `metrics.file_sd` names.
+    of_run = "{{ with $labels.run }}{{ . }} at {{ end }}"
+    of_a_run = all(
+        metric.startswith(("shoal_", "up", "process_", "instance")) for metric, _ in read(rule["expr"]).selectors
+    )
+    assert rule["annotations"]["summary"].startswith(of_run) == of_a_run
     assert (of_policy in rule["annotations"]["summary"]) == ("policy" in _kept(rule["expr"], page))
     for text in rule["annotations"].values():
-        for template in re.findall(r"\{\{(.*?)\}\}", text.replace(of_policy, "")):
+        for template in re.findall(r"\{\{(.*?)\}\}", text.replace(of_policy, "").replace(of_run, "")):
             value, *functions = (word.strip() for word in template.split("|"))
             assert value == "$value" or value.removeprefix("$labels.") in labels
             assert set(functions) <= {"humanize", "humanizeDuration", "humanizePercentage"}

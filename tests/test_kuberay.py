@@ -23,6 +23,7 @@ from launch_files import (
     container,
     documents,
     groups,
+    image,
     kustomization,
     objects,
     pods,
@@ -72,6 +73,27 @@ def test_kustomize_makes_what_the_other_tests_read() -> None:
         for one in yaml.safe_load_all(done.stdout):
             built[one["kind"], one["metadata"]["name"]] = one
     assert built == objects()
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl: https://kubernetes.io/docs/tasks/tools")
+def test_a_digest_pins_an_image_everywhere(tmp_path: Path) -> None:
+    """Catches a digest that reaches the cluster and not the job, or that the tag stays beside."""
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    file = tmp_path / "kuberay" / "cluster" / "kustomization.yaml"
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    file.write_text(re.sub(r"newTag: [\w.-]+-cpu", f"digest: {digest}", file.read_text()))
+    done = subprocess.run(
+        [KUBECTL, "kustomize", tmp_path / "kuberay" / "job"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    [job] = [one for one in yaml.safe_load_all(done.stdout) if one["kind"] == "RayJob"]
+    spec = job["spec"]["rayClusterSpec"]
+    pinned = image({"newName": "registry.example.com/shoal", "digest": digest})
+    assert container(spec["headGroupSpec"]["template"])["image"] == pinned
+    assert container(job["spec"]["submitterPodTemplate"])["image"] == pinned
+    found = {name: container(group["template"])["image"] for name, group in groups(spec).items()}
+    assert found["rollout"] == pinned
+    assert found["learner"] == found["peer"] != pinned
 
 
 def test_every_manifest_is_applied_and_the_images_stand_in_one_place() -> None:

@@ -98,8 +98,9 @@ def test_a_cpu_build_of_torch_acts_for_a_cuda_build_and_another_release_does_not
 
     here = probe()
     release = here.versions["torch"].partition("+")[0]
-    node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
+    node = Node("0" * 56, "10.0.0.7", False, False, {"CPU": 1.0}, {}, {})
     cluster = Cluster.__new__(Cluster)
+    cluster.config = Config().cluster
 
     def refused_with(torch: str) -> list[str]:
         answer = here._replace(versions={**here.versions, "torch": torch})

@@ -16,6 +16,7 @@ from metric_sources import make_sources
 from prometheus_client import CollectorRegistry, generate_latest
 from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
+from shoal.deploy.cli import main
 from shoal.deploy.doctor.examine import _layout as layout_lines
 from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, RunCollector
 from shoal.deploy.monitoring.learning import Interval, Recorded, judge
@@ -87,6 +88,30 @@ def test_one_policy_needs_no_policies() -> None:
     """Catches a run of several policies that has one, with its files and metrics in other places."""
     _, problems = load_config([], [f"env.id={ID}", "policies.all.agents=['*']"])
     assert [problem for problem in problems if "policies: all alone is one policy for all agents" in problem]
+
+
+ONE_MISTAKE = {
+    "policies.hunters.agents=hunter_*": "policies.hunters.agents: Input should be a valid list",
+    "policies.hunters.agents=[]": "policies.hunters.agents: List should have at least 1 item",
+    "policies.hunters.agents=[1]": "policies.hunters.agents: Input should be a valid string",
+    "policies.hunters=[hunter_*]": "policies.hunters: Input should be a dictionary",
+    "policies.hunters={}": "policies.hunters.agents: must be given, there is no default",
+    "policies.hunters.agent=[hunter_*]": "policies.hunters.agent: unknown key; did you mean policies.hunters.agents?",
+    "policies.hun/ters.agents=[hunter_*]": "policies.hun/ters: a policy's name is that of a folder",
+    "policies.hunters.agents=[huntr_*]": "policies.hunters.agents: no agent of pettingzoo:team_games:teams is named",
+    "seed=1": "policies: runners alone is one policy for all agents",
+}
+
+
+@pytest.mark.parametrize("mistake", ONE_MISTAKE)
+def test_one_mistake_is_one_problem(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches three more problems that follow from it, each of which looks like something to mend."""
+    settings = (f"env.id={ID}", "env.num_envs=12", "policies.runners.agents=[runner_*]", mistake, "mode=inline")
+    for command in ("train", "doctor"):
+        assert main([command, *settings, "metrics.port=-1", f"run_dir={tmp_path / 'run'}"]) == 2
+        first, problem = capsys.readouterr().err.splitlines()
+        assert first == "shoal: 1 problem, nothing was started:"
+        assert problem.startswith(f"  {ONE_MISTAKE[mistake]}")
 
 
 def test_doctor_measures_no_update_of_several_policies() -> None:

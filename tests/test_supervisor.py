@@ -10,12 +10,13 @@ import pytest
 import shoal.actors.pool as pool_module
 import shoal.actors.ray_pool as ray_pool_module
 import shoal.actors.supervisor as supervisor_module
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import MOST_REFUSED
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_pool import RayPool
 from shoal.actors.supervisor import ActorSlot, Supervisor, TooManyFailures
+from shoal.envs.config import EnvironmentNotFound
 
 
 class Call:
@@ -55,6 +56,8 @@ class Store:
 
     def get(self, call: Call, timeout: float) -> Any:
         """The answer."""
+        if isinstance(call, Raises):
+            raise call.answer
         if call in self.lost:
             self.waited.append(timeout)
             raise GetTimeoutError
@@ -101,6 +104,37 @@ def supervise(call_timeout_seconds: float) -> tuple[Supervisor, ActorSlot, list[
     assert slot.built
     supervisor.call(slot, "rollout")
     return supervisor, slot, lost
+
+
+class Raises(Call):
+    """In place of a call whose answer is an error of the actor's."""
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'maps'"), EnvironmentNotFound("no maps:Map")])
+@pytest.mark.parametrize("others_up", [False, True])
+def test_a_missing_module_is_not_tried_again(store: Store, error: Exception, others_up: bool) -> None:
+    """Catches five starts and a minute for a module that is not there the fifth time either; and a run that is well and
+    ends because a node that joined it lacks one."""
+    supervisor = Supervisor(
+        range(2),
+        title="actor",
+        make=lambda *_: Actor(),
+        needs="",
+        call_timeout_seconds=9.0,
+        max_consecutive_failures=5,
+        on_lost=lambda _: None,
+    )
+    well, lacking = supervisor.all
+    for slot in (*([well] * 2 if others_up else []), lacking):
+        supervisor.collect(slot)
+    lacking.call = Raises(RayTaskError("build", "", error))
+    if others_up:
+        supervisor.collect(lacking)
+        assert lacking.failures == 1
+    else:
+        with pytest.raises(TooManyFailures, match=r"actor 1 cannot start, now or later: .*map.*cluster\.runtime_env"):
+            supervisor.collect(lacking)
+    assert supervisor.restarts == {"error": 1}
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -24,7 +24,7 @@ from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
-from shoal.deploy.cluster.ray_session import RaySession, configure, leave, watched
+from shoal.deploy.cluster.ray_session import RaySession, configure, join, leave, watched
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
@@ -85,7 +85,10 @@ Answer = TypeVar("Answer")
 
 
 class Cluster:
-    """A cluster that this process is connected to."""
+    """A cluster that this process is connected to.
+
+    Whatever asks Ray for something raises RayLost where Ray ended before it answered.
+    """
 
     def __init__(self, config: ClusterConfig, watch: RayWatch, sent: Sequence[Path] = ()) -> None:
         self.config, self.watch, self.sent = config, watch, sent
@@ -96,6 +99,9 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """The living nodes."""
+        return self._asked(self._nodes)
+
+    def _nodes(self) -> list[Node]:
         from ray._private.state import available_resources_per_node  # a developer API without a public path
 
         here, draining, available = (
@@ -124,11 +130,21 @@ class Cluster:
             return self.config.autoscaling
         from ray._private.state import state
 
-        return state.get_cluster_config() is not None
+        return self._asked(lambda: state.get_cluster_config() is not None)
 
     def needs(self) -> dict[str, float]:
         """Resources of one rollout actor."""
         return {"CPU": self.config.actor_cpus, **self.config.actor_resources}
+
+    def uses(self, node: Node, config: Config) -> bool:
+        """Whether a process of the run may be on the node: this one, a rollout actor, or a peer learner."""
+        kinds = [(self.config.actor_labels, self.needs())]
+        if config.learner.num_learners != 1:
+            kinds.append((self.config.learner_labels, {"CPU": 1.0}))
+        return node.is_here or any(
+            matches(node.labels, labels) and all(node.resources.get(name, 0.0) >= need for name, need in needs.items())
+            for labels, needs in kinds
+        )
 
     def room(self, nodes: Sequence[Node]) -> Room:
         """Actors that fit on what is free now. On this machine the learner keeps at least half of the cores."""
@@ -159,7 +175,10 @@ class Cluster:
         self._wait(config, here)
         nodes = self.nodes()
         room = self.room(nodes)
-        problems = self.problems(config, nodes, room, here) or self.mismatches(self.probe(nodes, config), config)
+        problems = self.problems(config, nodes, room, here)
+        problems = problems or self.mismatches(
+            self.probe([node for node in nodes if self.uses(node, config)], config), config
+        )
         if problems:
             raise CannotStart("\n".join(problems))
         return self.place(config, room, here)
@@ -173,14 +192,14 @@ class Cluster:
         """
         began, say_at = time.monotonic(), 0.0
         while (waited := time.monotonic() - began) < self.config.wait_seconds:
-            nodes = self._asked(self.nodes)
+            nodes = self.nodes()
             idle = [dataclasses.replace(node, available=node.resources) for node in nodes]
             problems = self.problems(config, nodes, self.room(nodes), here)
             if self.problems(config, idle, self.room(idle), here):
                 return
             if not problems and self._asked(self._take_turn):
                 # Whoever had the turn before has its place by now.
-                nodes = self._asked(self.nodes)
+                nodes = self.nodes()
                 problems = self.problems(config, nodes, self.room(nodes), here)
                 if not problems:
                     return
@@ -195,8 +214,8 @@ class Cluster:
                 )
             self.watch.lost.wait(LOOK_SECONDS)
 
-    def _asked(self, ask: Callable[[], Answer]) -> Answer:
-        answer = self.watch.call(ask)
+    def _asked(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
+        answer = self.watch.call(ask, *arguments)
         if answer is None:
             raise RayLost(f"{self.watch.why}; nothing had started")
         return answer
@@ -216,7 +235,7 @@ class Cluster:
         turn, self._turn = self._turn, None
         if turn is not None and not self.watch.lost.is_set():
             with contextlib.suppress(Exception):  # it ends with this process
-                ray.kill(turn)
+                self.watch.call(ray.kill, turn)
 
     def end_turn_soon(self) -> None:
         """The same, when actors that are asked for from now on have their places."""
@@ -305,6 +324,9 @@ class Cluster:
 
     def probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
         """Every node's probe; None where it does not answer. Nodes that died meanwhile are left out."""
+        return self._asked(self._probe, nodes, config)
+
+    def _probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
         task, packages = ray.remote(num_cpus=0, max_retries=0)(probe), tuple(named_packages(config))
         asked = {}
         for node in nodes:
@@ -322,10 +344,12 @@ class Cluster:
         return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
 
     def mismatches(self, answers: Mapping[Node, Probe | None], config: Config) -> list[str]:
-        """Nodes that cannot take part: silent ones, those that run something else, and those that lack a package."""
+        """Nodes that the run would use and cannot: silent ones, those that run something else or lack a package."""
         found = []
         own_code, own, named = this_code(), versions(), named_packages(config)
         for node, answer in answers.items():
+            if not self.uses(node, config):
+                continue
             if answer is None:
                 found.append(f"cluster.address: node {node.name} did not answer within {PROBE_SECONDS:.0f} s")
                 continue
@@ -400,12 +424,7 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process
                 if "working_dir" not in runtime_env:
                     sent = [place for place in modules if place.stem not in names_of(theirs)]
                 runtime_env["py_modules"] = [*theirs, *map(str, sent), code]
-            ray.init(
-                address=config.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=runtime_env or None,
-            )
+            join(address=config.address, runtime_env=runtime_env or None)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
     with watched(ADVICE) as watch:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 import signal
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -27,6 +28,7 @@ LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = "/dev/shm"
 TOLERANCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """The variable by which Ray in this process takes another time than ``ray_watch.TOLERANCE_SECONDS``."""
+TOKEN, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
 LEAVE_SECONDS = 15.0
 """How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
 
@@ -80,6 +82,46 @@ def check_shared_memory(store_bytes: int) -> None:
             store_bytes / 2**20,
             1.1 * store_bytes / 2**30,
         )
+
+
+def join(**options: Any) -> None:
+    """``ray.init(**options)``, after which SIGTERM ends this process as elsewhere: with 143, and not with Ray's own 15.
+
+    A run that trains handles signals itself (``deploy.training.interruption``); this is for the time before and after.
+    """
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if threading.current_thread() is threading.main_thread():  # Ray sets no handler in another thread either
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """A token for the Ray that is started in the block and ends with it, where none is set up.
+
+    Ray itself would write one to ``~/.ray/auth_token`` and leave it there: a cluster that is started later would ask
+    for it on every node. And HOME may be read-only.
+    """
+    # There is no public path (Ray 2.54 to 2.60), nor a type.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    tokens, mode = AuthenticationTokenLoader.instance(), os.environ.get(MODE)
+    if (mode or "token").lower() != "token" or tokens.has_token(ignore_auth_mode=True):
+        yield
+        return
+    os.environ[TOKEN] = secrets.token_hex(32)
+    tokens.reset_cache()
+    try:
+        yield
+    finally:
+        os.environ.pop(TOKEN, None)
+        tokens.reset_cache()
+        if mode is None:  # Ray has set it
+            os.environ.pop(MODE, None)
+            Config.initialize("")
 
 
 @contextlib.contextmanager
@@ -194,19 +236,20 @@ def local(
     configure()
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
-    with _search_path(), start_watched(gone):
-        ray.init(
-            address="local",
-            # Processes are counted here, whatever the number of cores: there may be more of them.
-            num_cpus=max(available_cores(), num_actors + num_learners),
-            num_gpus=num_learners if accelerator else 0,
-            object_store_memory=store,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    advice = "The same command starts Ray anew and goes on from the checkpoint"
-    with _ended_with_the_block(), _without_debris(), watched(advice) as watch:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_own_token())
+        with _search_path(), start_watched(gone):
+            join(
+                address="local",
+                # Processes are counted here, whatever the number of cores: there may be more of them.
+                num_cpus=max(available_cores(), num_actors + num_learners),
+                num_gpus=num_learners if accelerator else 0,
+                object_store_memory=store,
+                include_dashboard=False,
+            )
+        stack.enter_context(_ended_with_the_block())
+        stack.enter_context(_without_debris())
+        watch = stack.enter_context(watched("The same command starts Ray anew and goes on from the checkpoint"))
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:

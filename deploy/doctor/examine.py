@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.actors.ray_watch import RayLost
 from shoal.deploy.doctor import preflight
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
@@ -21,22 +23,24 @@ if TYPE_CHECKING:  # Ray and torch are imported where they are used
 GIB = 2**30
 
 
-def examine(config: Config, run_dir: Path, *, measure: bool) -> tuple[list[str], list[str]]:
-    """(lines to read, problems that keep a run with this configuration from starting); ``measure`` takes seconds."""
-    problems = preflight.check(config, run_dir)
+def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """(lines to read, problems that keep a run with this configuration from starting, beside those that are ``known``);
+    ``measure`` takes seconds."""
+    problems = preflight.check(config, run_dir, known)
     lines = _machine(run_dir) + _environment(config)
-    if config.mode == "cluster" and not problems:
+    agents_known = not config.policies or not (problems or known)
+    if config.mode == "cluster" and not problems and agents_known:
         from shoal.deploy.cluster.connect import connect
         from shoal.deploy.cluster.own_modules import own_modules
 
         try:
-            with connect(config.cluster, own_modules(config)) as cluster:
+            with connect(config.cluster, own_modules(config), owns_process=False) as cluster:
                 lines += _cluster(config, cluster, problems, measure)
-        except CannotStart as error:
+        except (CannotStart, RayLost) as error:
             problems += str(error).splitlines()
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
-        slots = _team_slots(config) if config.policies and not problems else []
+        slots = _team_slots(config) if config.policies and agents_known else []
         lines += _layout(config, machine, slots, measure=measure and not problems)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
@@ -140,6 +144,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
             *labels,
             *(["draining"] if node.is_draining else []),
             *(["the learner is here"] if node.is_here else []),
+            *([] if cluster.uses(node, config) else ["not for this run"]),
         ]
         if answer := answers.get(node):
             if answer.shared_memory_bytes is not None:

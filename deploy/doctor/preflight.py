@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ MOST_SOCKET_PATH_BYTES = 107
 """Of an AF_UNIX address on Linux, as Ray checks it."""
 
 
-def check(config: Config, run_dir: Path) -> list[str]:
-    """All problems, each with the setting it comes from."""
+def check(config: Config, run_dir: Path, known: Sequence[str] = ()) -> list[str]:
+    """All problems but those that are ``known``, each with the setting it comes from."""
     layout, found = _layout(config)
-    shares, problems = _teams(config, layout) if config.policies else _environment(config)
+    shares: list[tuple[EnvSpec, int]] = []
+    problems: list[str] = []
+    if not any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
+        shares, problems = _teams(config, layout) if config.policies else _environment(config)
     problems += found
     if shares and not problems and config.learner.loss not in (PPO, IMPALA):
         from shoal.deploy.doctor.trial_update import check_loss

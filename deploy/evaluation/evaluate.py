@@ -23,6 +23,7 @@ from shoal.deploy.evaluation.job_process import run_jobs
 from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec, VectorEnvironment
 from shoal.envs.config import AdapterOptions, EnvConfig, split_options
+from shoal.envs.missions import MISSIONS
 from shoal.envs.play import Episodes, Player, join, play
 from shoal.envs.raised import raised
 from shoal.envs.recording import film, replay
@@ -216,7 +217,8 @@ def evaluation_setup(
 
     Args:
         checkpoint: what to play.
-        num_envs: None takes as many as it was trained with.
+        num_envs: None takes as many as it was trained with, or a few more where the environment has another number of
+            agents now.
         seed: of environments and actions.
         env_id: None takes the environment it was trained in.
         env_kwargs: arguments of the environment, added to those it was trained with where the environment is the same.
@@ -242,7 +244,7 @@ def evaluation_setup(
         trained_options = dataclasses.replace(trained_options, vectorization="sync")
     env = env_config(
         id=env_id or state["env_id"],
-        num_envs=num_envs or config["env"]["num_envs"],
+        num_envs=num_envs or _slots(config["env"]["num_envs"], env_id or state["env_id"]),
         kwargs={**({} if env_id else trained_kwargs), **(env_kwargs or {})},
         **{**dataclasses.asdict(trained_options), **(env_options or {})},
     )
@@ -252,10 +254,7 @@ def evaluation_setup(
         raise
     except Exception as error:  # other people's code: it raises anything
         raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
-    if env.num_envs % spec.num_agents:
-        raise ValueError(
-            f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
-        )
+    env = with_whole_games(env, spec.num_agents, asked=num_envs is not None)
     reset_memory = reset_memory_of(checkpoint)
     if reset_key(reset_memory) is not None and spec.spaces is None:
         raise ValueError(no_infos(env.id, reset_memory))
@@ -274,6 +273,28 @@ def env_config(**settings: Any) -> EnvConfig:
         raise ValueError(
             "\n".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
         ) from error
+
+
+def _slots(trained: int, env_id: str) -> int:
+    """As many as in training, or a few more where a mission of MettaGrid has more agents than they make games of."""
+    num_agents = MISSIONS[env_id].num_agents if env_id in MISSIONS else 1
+    return -(-trained // num_agents) * num_agents
+
+
+def with_whole_games(env: EnvConfig, num_agents: int, *, asked: bool) -> EnvConfig:
+    """``env`` with slots for whole games of ``num_agents``: those that were ``asked`` for, else the next multiple.
+
+    Raises:
+        ValueError: they make no whole games.
+    """
+    games = -(-env.num_envs // num_agents)
+    slots = games * num_agents
+    if asked and slots != env.num_envs:
+        fitting = " or ".join(str(n * num_agents) for n in (games - 1, games) if n)
+        raise ValueError(
+            f"--num-envs: {env.num_envs} slots must be a multiple of the {num_agents} agents of {env.id}; use {fitting}"
+        )
+    return dataclasses.replace(env, num_envs=slots)
 
 
 def fitted_setup(

@@ -20,6 +20,7 @@ from shoal.deploy.evaluation.evaluate import (
     keywords,
     play_sides,
     trained_arguments,
+    with_whole_games,
 )
 from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
@@ -132,7 +133,8 @@ def teams_side(
 
     Args:
         checkpoint: one of several policies.
-        num_envs: slots of all agents; None takes as many as in training.
+        num_envs: slots of all agents; None takes as many as in training, or a few more where the games have another
+            number of agents now.
         seed: of environments and actions.
         greedy: take the most probable actions instead of sampling.
         env_kwargs: arguments of the environment, added to those of training.
@@ -165,8 +167,7 @@ def teams_side(
     except Exception as error:  # other people's code: it raises anything
         raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
     num_agents = sum(len(group.agents) for group in specs.values())
-    if env.num_envs % num_agents:
-        raise ValueError(f"--num-envs: {env.num_envs} slots must be a multiple of the {num_agents} agents of {env.id}")
+    env = with_whole_games(env, num_agents, asked=num_envs is not None)
     games = env.num_envs // num_agents
     sides: dict[str, Side] = {}
     for name, group in specs.items():

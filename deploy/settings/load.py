@@ -107,6 +107,7 @@ def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[s
     # Bad settings are taken out and the rest is validated again: a section is checked across its fields only once each
     # of them is right.
     config = None
+    told: set[tuple[str, ...]] = set()
     while config is None:
         try:
             config = adapter.validate_python(raw)
@@ -114,13 +115,18 @@ def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[s
             found: dict[tuple[str, ...], list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
                 found.setdefault(_known(raw, detail["loc"]), []).append(detail)
-            for path, details in found.items():
-                if len(problems) < MAX_PROBLEMS:
+            for path, details in sorted(found.items(), key=lambda item: item[1][0]["type"] == "missing"):
+                # What is missing was taken out, or is there under a wrong name.
+                follows = details[0]["type"] == "missing" and any(one[: len(path)] == path for one in told)
+                told.add(path)
+                if not follows and len(problems) < MAX_PROBLEMS:
                     problems += _explain(path, details)
-                else:
+                elif not follows:
                     unexplained += 1
                 _remove(raw, path, details)
     problems += _cross_checks(config)
+    if not any(path[:1] == ("policies",) for path in told):
+        problems += _policies(config)
     if unexplained:
         problems.append(f"{unexplained} more problems like these; correct the first ones, then look again")
     return config, list(dict.fromkeys(problems))
@@ -187,7 +193,6 @@ def _cross_checks(config: Config) -> list[str]:
             "self_play.share: games against versions of the policy are played in mode=inline and mode=local; choose "
             "one of these, or self_play.share=0"
         )
-    problems += _policies(config)
     if config.evaluation.every_env_steps > config.total_env_steps:
         problems.append(
             f"evaluation.every_env_steps: {config.evaluation.every_env_steps} is more than total_env_steps="
@@ -423,6 +428,8 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
     if kind == "cross_field":
         # The message names the fields, and may be several problems, a line each.
         return [f"{dotted}.{line}" if dotted else line for line in details[0]["msg"].splitlines()]
+    if kind == "missing":
+        return [f"{dotted}.{detail['loc'][-1]}: must be given, there is no default" for detail in details]
     # Several errors of one setting are the branches of a union, or the elements of a list.
     expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
     got = list(dict.fromkeys(_short.repr(detail["input"]) for detail in itertools.islice(details, MAX_PROBLEMS)))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ def look_up(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
+def image(named: Mapping[str, str]) -> str:
+    """What kustomize makes of an entry of ``images``."""
+    return f"{named['newName']}@{named['digest']}" if "digest" in named else f"{named['newName']}:{named['newTag']}"
+
+
 @functools.cache
 def objects() -> dict[tuple[str, str], Any]:
     """Every Kubernetes object by kind and name, as ``kubectl apply -k`` makes it, without kubectl.
@@ -72,7 +77,7 @@ def objects() -> dict[tuple[str, str], Any]:
     """
     found = raw_objects("shared")
     [cluster] = raw_objects("cluster").values()
-    images = {i["name"]: f"{i['newName']}:{i['newTag']}" for i in kustomization("cluster")["images"]}
+    images = {i["name"]: image(i) for i in kustomization("cluster")["images"]}
     spec = cluster["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         container(group["template"])["image"] = images[container(group["template"])["image"]]

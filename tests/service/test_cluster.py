@@ -124,10 +124,10 @@ def newest(tmp_path: Path) -> int:
     return max((int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")), default=0)
 
 
-def end(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGINT)
+def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
+    process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     return output
 
@@ -452,8 +452,8 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
 
 @pytest.mark.timeout(700)
 def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
-    """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C does not end, and
-    two that take the same places."""
+    """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C or SIGTERM do not
+    end, and two that take the same places."""
     nodes.have(2)
     four = "actor.num_actors=4"
     first = nodes.start(tmp_path, four)
@@ -466,11 +466,12 @@ def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
         assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 4 actors of 1 CPU" in line
         assert "do not fit, there is room for 0" in line
 
-    given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
-    nodes.runs.append(given_up)
-    waiting(given_up)
-    end(given_up)
-    assert not (tmp_path / "second" / "config.yaml").exists()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
+        nodes.runs.append(given_up)
+        waiting(given_up)
+        end(given_up, number)
+        assert not (tmp_path / "second" / "config.yaml").exists()
     both = []
     for name in ("second", "third"):
         short = (four, "cluster.wait_seconds=600", f"run_dir={name}", "total_env_steps=2000")
@@ -512,8 +513,8 @@ def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path) -> None
     from shoal.deploy.settings.sections import ClusterConfig, Config
 
     here = probe()
-    node = Node("0" * 56, "10.0.0.7", False, False, {}, {}, {})
-    silent = Node("1" * 56, "10.0.0.8", False, False, {}, {}, {})
+    node = Node("0" * 56, "10.0.0.7", False, False, {"CPU": 2.0}, {}, {})
+    silent = Node("1" * 56, "10.0.0.8", False, False, {"CPU": 2.0}, {}, {})
     cluster = Cluster.__new__(Cluster)
     cluster.config = ClusterConfig()
     config = Config()

@@ -322,6 +322,24 @@ def test_bad_options_are_refused_before_anything_is_played(
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("trained_policies", [1, 2])
+def test_another_number_of_agents_takes_slots_that_fit(
+    trained_policies: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an option that is blamed and was not given: 9 slots of training make no games of four agents."""
+    pytest.importorskip("pettingzoo")
+    teams = ("policies.first.agents=[agent_0]", "policies.others.agents=['agent_[!0]']")
+    settings = ("env.id=pettingzoo:scripted_games:parallel_env", "env.num_envs=9", "learner.batch_size=auto")
+    run = train(tmp_path / "run", *settings, "learner.minibatches=1", *(teams[: trained_policies * 2 - 2]))
+    capsys.readouterr()
+    four = ["evaluate", str(run), "--episodes", "4", "--env-kwargs", "num_agents=4"]
+    assert main([*four, "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert main([*four, "--num-envs", "9"]) == 2
+    assert "--num-envs: 9 slots must be a multiple of the 4 agents of" in (said := capsys.readouterr().err)
+    assert "use 8 or 12" in said
+
+
 def test_all_that_is_wrong_is_said_at_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a first problem that hides the others."""
     options = ["--vs", "nowhere", "--vs", "sampled", "--video", "films", "--replay", "films"]

@@ -34,7 +34,7 @@ class Facts:
     """The inputs of the choice."""
 
     torch_range: str
-    """The project's own requirement, such as ``torch>=2.10``."""
+    """The project's own requirement, such as ``torch>=2.13``."""
     constraints: tuple[str, ...] = ()
     """Version specifiers for torch from the user's pip constraint files, such as ``<=2.14.1``."""
     override: str = ""
@@ -42,7 +42,6 @@ class Facts:
     installed: str | None = None
     """Version of the torch that this interpreter already has."""
     system: str = "Linux"
-    machine: str = "x86_64"
     nvidia_gpu: bool = False
 
 
@@ -134,12 +133,6 @@ def choose(facts: Facts, offers: Offers) -> Choice:
                 pip_arguments=(f"torch=={build}", *(("--find-links", page) if page else ())),
                 reason=f"torch {build} from {source}: there is no NVIDIA GPU, and the CPU build is far smaller",
             )
-    # PyPI's wheels for Linux on ARM are CPU builds up to 2.10 and CUDA builds since.
-    if facts.machine in ("aarch64", "arm64") and all(satisfies("2.10", bounds) for bounds in wanted):
-        return Choice(
-            pip_arguments=("torch==2.10.*",),
-            reason=f"torch 2.10, PyPI's last CPU build for {facts.machine}: no newer one is within reach",
-        )
     return Choice(
         pip_arguments=plain,
         reason=f"{facts.torch_range} from PyPI",
@@ -218,7 +211,6 @@ def gather() -> Facts:
         override=os.environ.get("TORCH", "").strip(),
         installed=installed,
         system=platform.system(),
-        machine=platform.machine(),
         nvidia_gpu=has_nvidia_gpu(),
     )
 

@@ -1,0 +1,67 @@
+"""The nodes of a cluster that a run may use, and no others, are asked what they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from shoal.actors.code import Code
+from shoal.deploy.cluster.connect import Cluster, Node
+from shoal.deploy.cluster.probe import probe
+from shoal.deploy.placement.layout import Machine
+from shoal.deploy.settings.load import load_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        ((), "here, acts, learns, other"),
+        (("cluster.actor_labels={role: rollout}",), "here, acts"),
+        (("cluster.actor_labels={role: rollout}", "learner.num_learners=2"), "here, acts, learns, other"),
+        (
+            ("cluster.actor_labels={role: rollout}", "cluster.learner_labels={role: peer}", "learner.num_learners=2"),
+            "here, acts, learns",
+        ),
+        (("cluster.actor_resources={arm: 1}",), "here, other"),
+        (("cluster.actor_cpus=3",), "here, other"),
+    ],
+)
+def test_only_nodes_that_the_run_can_use_are_asked(settings: tuple[str, ...], used: str) -> None:
+    """Catches a cluster that no run can use as one of its nodes, which is for others, has another gymnasium."""
+
+    def node(name: str, resources: dict[str, float], labels: dict[str, str], here: bool = False) -> Node:
+        return Node(name * 56, name, here, False, resources, resources, labels)
+
+    cpus = {"CPU": 2.0}
+    nodes = {
+        "here": node("0", {}, {}, here=True),
+        "acts": node("1", cpus, {"role": "rollout"}),
+        "learns": node("2", cpus, {"role": "peer"}),
+        "other": node("3", {"CPU": 4.0, "arm": 1.0}, {}),
+        "head": node("4", {}, {"role": "head"}),
+    }
+    config, problems = load_config(
+        (), ["env.id=recall", "cluster.autoscaling=true", "learner.num_learners=1", *settings]
+    )
+    assert not problems
+    own = probe()
+    foreign = own._replace(code=Code("/elsewhere", "0" * 64), versions={**own.versions, "gymnasium": "0.1"})
+    asked: list[Node] = []
+
+    class Known(Cluster):
+        def __init__(self) -> None:
+            self.config = config.cluster
+
+        def nodes(self) -> list[Node]:
+            return list(nodes.values())
+
+        def probe(self, nodes: Any, config: Any) -> Any:
+            asked.extend(nodes)
+            return {node: foreign if node.address in ("3", "4") else own for node in nodes}
+
+    if "other" in used:
+        with pytest.raises(ValueError, match=r"node 3 \(33333333\) runs other code"):
+            Known().machine(config, Machine(cores=2, accelerator=False))
+    else:
+        Known().machine(config, Machine(cores=2, accelerator=False))
+    assert ", ".join(name for name, each in nodes.items() if each in asked) == used
