@@ -131,7 +131,7 @@ def soak(name: str, settings: Sequence[str], seconds: float, out: Path) -> tuple
             if process.poll() is not None:
                 raise RuntimeError(f"the run ended by itself: exit code {process.returncode}, see {out / name}.log")
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # SIGINT stays ignored where a script starts this in the background
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
             end(process, seen)
@@ -203,7 +203,7 @@ def report(name: str, samples: Sequence[Mapping[str, Any]], code: int | None) ->
     ended = "" if code is None else f", ended with {code}"
     print(f"\n{name}: {steps:,.0f} environment steps in {seconds / 60:.0f} minutes{ended}")
     print(f"  {'':<34} {'first':>10} {'last':>10} {'per hour':>10} {'limit':>7}")
-    found, failed = {}, code not in (None, 0, 130)
+    found, failed = {}, code not in (None, 0, 128 + signal.SIGTERM)
     for (part, what), points in sorted(curves(samples).items()):
         slope = slope_per_hour(points)
         above = slope > LIMITS[what]
