@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from shoal.deploy.evaluation.arguments import add_arguments
 from shoal.deploy.records.warnings_handler import WarningsHandler
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
@@ -89,82 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     evaluate = commands.add_parser("evaluate", help="play episodes with a trained policy")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one of its checkpoints")
-    evaluate.add_argument("--episodes", type=int, default=512, help="episodes to play, one per agent (default 512)")
-    evaluate.add_argument("--seed", type=int, default=1, help="seed of environments and actions (default 1)")
-    evaluate.add_argument("--num-envs", type=int, help="slots stepped together (default: as trained)")
-    evaluate.add_argument(
-        "--max-episode-steps",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="cut episodes that have not ended after N steps, and say how many (default 10,000)",
-    )
-    evaluate.add_argument("--greedy", action="store_true", help="take the most probable action instead of sampling")
-    evaluate.add_argument("--zero-memory", action="store_true", help="zero the memory's state before every step")
-    evaluate.add_argument(
-        "--memory-horizon",
-        type=int,
-        nargs="*",
-        metavar="K",
-        help="how far back does it remember? Compare with memories of the last K steps only (default 0 1 2 4 8 16 32 "
-        "64), in the same environments with the same seeds; shoal report draws it",
-    )
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    evaluate.add_argument(
-        "--vs",
-        action="append",
-        default=[],
-        metavar="OTHER",
-        help="compare with OTHER in the same environments with the same seeds: another run or checkpoint, random, or "
-        "this policy played in another way: greedy, sampled or zero-memory; repeatable",
-    )
-    evaluate.add_argument(
-        "--processes",
-        type=int,
-        help="number of processes (default: as many as make it faster); results do not depend on it",
-    )
-    evaluate.add_argument(
-        "--video", type=Path, metavar="DIR", help="also record videos of episodes, if the environment renders images"
-    )
-    evaluate.add_argument(
-        "--replay",
-        type=Path,
-        metavar="DIR",
-        help="also write episodes as replays for MettaScope, if the environment is MettaGrid",
-    )
-    evaluate.add_argument(
-        "--recordings", type=int, default=1, metavar="N", help="number of episodes in --video and --replay (default 1)"
-    )
-    evaluate.add_argument(
-        "--env",
-        metavar="ID",
-        help="play in another environment; features and actions are matched by name, in any order",
-    )
-    evaluate.add_argument(
-        "--env-kwargs",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of the environment, VALUE in JSON; repeatable",
-    )
-    evaluate.add_argument(
-        "--env-options",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of env that differs from training, e.g. wrappers=[] or image_layout=none, VALUE in JSON; "
-        "repeatable",
-    )
-    for kind, absent in (("feature", "the environment does not have it"), ("action", "it is never taken here")):
-        evaluate.add_argument(
-            f"--map-{kind}",
-            action="append",
-            metavar="ENV=TRAINED",
-            help=f"read {kind} ENV of the environment as {kind} TRAINED of the policy; =TRAINED means that {absent}"
-            + (", ENV= that the policy does not see it" if kind == "feature" else "")
-            + "; repeatable",
-        )
+    add_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     report = commands.add_parser(
@@ -334,6 +260,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         play_sides,
     )
     from shoal.deploy.evaluation.job_process import JobFailed
+    from shoal.deploy.evaluation.matches import evaluate_matches
     from shoal.deploy.evaluation.memory_horizon import HORIZONS, conclusion, horizon_sides, to_record
     from shoal.deploy.evaluation.table import Played, Recorded, lines, recorded, to_json
     from shoal.deploy.evaluation.teams import evaluate_teams
@@ -389,6 +316,11 @@ def _evaluate(options: argparse.Namespace) -> int:
                 greedy=options.greedy,
                 memory_horizon=0 if options.zero_memory else None,
             )
+            if options.against:
+                told = evaluate_matches(own, options)
+                stack.close()
+                print(told)
+                return 0
         except (CheckpointError, ValueError) as error:
             return _refuse([str(error)])
         except (EnvironmentFault, JobFailed, OSError) as error:

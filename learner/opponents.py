@@ -120,14 +120,7 @@ class OpponentPool:
         Raises:
             ValueError: it is no such state.
         """
-        found = state.get("members") if isinstance(state, Mapping) else None
-        if not isinstance(found, list):
-            raise ValueError("expected a list of versions")
-        members = [_read_member(each, size) for each in found]
-        versions = [member.weights.policy_version for member in members]
-        if versions != sorted(set(versions)):
-            raise ValueError(f"versions must rise, got {versions}")
-        self._members = members[-self._config.pool_size :]
+        self._members = _read_members(state, size)[-self._config.pool_size :]
         self._tell()
 
 
@@ -140,9 +133,29 @@ def sentence(results: Sequence[Result]) -> str:
     return f"won {' and '.join(said)}; {len(results)} in the pool" if said else ""
 
 
+def read_versions(state: Any, size: int) -> tuple[Weights, ...]:
+    """The versions of ``OpponentPool.get_state``, oldest first; weights have ``size`` numbers.
+
+    Raises:
+        ValueError: it is no such state.
+    """
+    return tuple(member.weights for member in _read_members(state, size))
+
+
 def _hardness(result: Result) -> float:
     win_share = 0.5 if result.win_share is None else result.win_share
     return max((1 - win_share) ** 2, LEAST)
+
+
+def _read_members(state: Any, size: int) -> list[_Member]:
+    found = state.get("members") if isinstance(state, Mapping) else None
+    if not isinstance(found, list):
+        raise ValueError("expected a list of versions")
+    members = [_read_member(each, size) for each in found]
+    versions = [member.weights.policy_version for member in members]
+    if versions != sorted(set(versions)):
+        raise ValueError(f"versions must rise, got {versions}")
+    return members
 
 
 def _read_member(saved: Any, size: int) -> _Member:

@@ -337,10 +337,17 @@ def fitted_setup(
 def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOptions]:
     """The environment's own arguments and the options that the checkpoint was trained with."""
     state = checkpoint.state
+    is_vector = state["policy"]["observation"]["kind"] == "vector"
+    is_own = state["env_id"].partition("?")[0] in list_env_ids()
     if "env_options" in state:
-        return state["env_kwargs"], AdapterOptions(**state["env_options"])
+        options = AdapterOptions(**state["env_options"])
+        of_several = bool((state.get("config") or {}).get("policies"))
+        if is_vector and not (is_own or of_several) and options.image_layout == "auto":
+            # Numbers they were, whatever "auto" makes of them now; of several policies each was read in its own way.
+            options = dataclasses.replace(options, image_layout="none")
+        return state["env_kwargs"], options
     own, options = split_options(state["env_kwargs"])
-    if state["env_id"].partition("?")[0] not in list_env_ids():
+    if not is_own:
         # As observations were read then, whatever "auto" makes of them now.
         layouts: dict[str, Literal["none", "channels_last"]] = {"vector": "none", "image": "channels_last"}
         layout = layouts.get(state["policy"]["observation"]["kind"])
@@ -427,7 +434,7 @@ def checkpoint_side(
     )
 
 
-def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
+def opponent(word: str, side: Side, remapping: Remapping | None = None, *, option: str = "--vs") -> Side:
     """Make the opponent of ``side``, in the same environments with the same seeds.
 
     Args:
@@ -435,6 +442,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
             run directory or a checkpoint, played in the way of ``side``.
         side: what it is compared with.
         remapping: for another checkpoint, as in ``evaluation_setup``.
+        option: that of the command line, for messages.
 
     Raises:
         ValueError: it is none of these, or does not fit the environment.
@@ -449,7 +457,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
     if word in ways:
         other = dataclasses.replace(side, label=word, **ways[word])
         if (other.greedy, other.memory_horizon) == (side.greedy, side.memory_horizon):
-            raise ValueError(f"--vs {word}: {side.label} is played in that way already")
+            raise ValueError(f"{option} {word}: {side.label} is played in that way already")
         return other
     try:
         checkpoint = find_checkpoint(Path(word))
@@ -467,11 +475,10 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None) -> Side:
         )
         return checkpoint_side(checkpoint, theirs, label=word, greedy=side.greedy, memory_horizon=side.memory_horizon)
     except CheckpointError as error:
-        raise ValueError(
-            f"--vs {word}: {error} (or one of the words random, greedy, sampled and zero-memory)"
-        ) from error
+        words = "random, greedy, sampled and zero-memory" if option == "--vs" else "pool and random"
+        raise ValueError(f"{option} {word}: {error} (or one of the words {words})") from error
     except ValueError as error:
-        raise ValueError(f"--vs {word}: {error}") from error
+        raise ValueError(f"{option} {word}: {error}") from error
 
 
 def blocks(side: Playing, episodes: int, max_episode_steps: int = MAX_EPISODE_STEPS) -> list[Block]:

@@ -47,7 +47,7 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
         f"{side.setup.env_id}, policy version {checkpoint.policy_version}, actions {side.manner}",
         f"  episodes  {episodes.episodes} (one per agent{shared}), seed {side.setup.seed}",
         "",
-        *_columns(
+        *columns(
             ["", "return", "95% of the mean", "lowest", "median", "highest", "steps", "terminated"],
             [_row(played) for played in (own, *others)],
         ),
@@ -72,13 +72,13 @@ def lines(own: Played, others: Sequence[Played], recordings: Sequence[Recorded])
             [
                 f"{side.label} - {other.label}",
                 f"{difference.mean:+.3f}",
-                _interval(difference.mean, difference.half_width, "+.3f"),
+                interval(difference.mean, difference.half_width, "+.3f"),
                 "same starts" if difference.paired else "independent",
                 _significance(difference),
             ]
             for other, difference in found
         ]
-        said += ["", *_columns(["", "difference", "95% of it", "episodes", ""], rows)]
+        said += ["", *columns(["", "difference", "95% of it", "episodes", ""], rows)]
         said += [
             f"  {other.label} was trained in {trained_in}"
             for other, _ in found
@@ -129,7 +129,7 @@ def policies_lines(policies: Mapping[str, Played]) -> list[str]:
         f"{first.side.setup.env_id}, {len(policies)} policies, actions {first.side.manner}",
         f"  games     {games}, each with episodes of all agents, seed {first.side.setup.seed}",
         "",
-        *_columns(
+        *columns(
             ["", "return", "95% of the mean", "lowest", "median", "highest", "steps", "terminated"],
             [_row(played) for played in policies.values()],
         ),
@@ -222,7 +222,7 @@ def _row(played: Played) -> list[str]:
     return [
         side.label,
         f"{mean:.3f}",
-        _interval(mean, half_width, ".3f"),
+        interval(mean, half_width, ".3f"),
         f"{episodes.returns.min():.6g}",
         f"{np.median(episodes.returns):.6g}",
         f"{episodes.returns.max():.6g}",
@@ -231,7 +231,8 @@ def _row(played: Played) -> list[str]:
     ]
 
 
-def _interval(mean: float, half_width: float, form: str) -> str:
+def interval(mean: float, half_width: float, form: str) -> str:
+    """An interval in words."""
     if math.isnan(half_width):
         return "one episode gives none"
     return f"{mean - half_width:{form}} .. {mean + half_width:{form}}"
@@ -257,8 +258,8 @@ def _other_environment(side: Side) -> str:
     return f"{state['env_id'] or 'no environment in particular'}" + (f" with {arguments}" if arguments else "")
 
 
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  "

@@ -236,6 +236,7 @@ def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
     for name, given in {
         "--env": options.env,
         "--vs": options.vs,
+        "--against": options.against,
         "--memory-horizon": options.memory_horizon is not None,
         "--zero-memory": options.zero_memory,
         "--video": options.video,

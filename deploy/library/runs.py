@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from shoal.deploy.doctor import preflight
 from shoal.deploy.evaluation.evaluate import MAX_EPISODE_STEPS, checkpoint_side, evaluation_setup, play_sides
+from shoal.deploy.evaluation.matches import find_opponents, play_matches
 from shoal.deploy.evaluation.teams import play_teams, teams_side
 from shoal.deploy.library.acting import TrainedPolicy, load_policy
 from shoal.deploy.library.caller import deliver, process_state_kept, warnings_shown
@@ -18,7 +20,7 @@ from shoal.deploy.records.run_dir import CannotStart, new_run_dir
 from shoal.deploy.settings.load import ConfigError
 from shoal.deploy.training.callbacks import Callback
 from shoal.deploy.training.run import run
-from shoal.envs.play import Episodes
+from shoal.envs.play import Episodes, join
 from shoal.learner.checkpoint import find_saved
 
 
@@ -138,6 +140,7 @@ def evaluate(
     env: str | Callable[..., Any] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     env_options: Mapping[str, Any] | None = None,
+    against: str | Path | int | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     greedy: bool = False,
     memory_horizon: int | None = None,
@@ -154,6 +157,8 @@ def evaluate(
             name.
         env_kwargs: arguments of the environment; without ``env`` they are added to those of training.
         env_options: settings of ``env`` that differ from training, e.g. ``{"wrappers": []}``.
+        against: who plays all agents but one, in every seat in turn: ``"pool"`` (every version of self-play's pool), a
+            version of it by its number, another run or checkpoint, or ``"random"``.
         max_episode_steps: an episode that has not ended after so many steps is cut there and counts as it is.
         greedy: take the most probable action instead of sampling.
         memory_horizon: play with a memory of the last so many steps, 0 without any; None is the whole memory.
@@ -163,13 +168,15 @@ def evaluate(
 
     Returns:
         The episodes: ``mean``, ``standard_error``, and ``returns``, ``lengths``, ``terminated`` [episodes]. Where the
-        run trained several policies, which then play together, ``policies`` has those of each, by its name.
+        run trained several policies, which then play together, ``policies`` has those of each, by its name. With
+        ``against``, those of the trained agent alone, one per game: ``agent`` is its seat, ``metrics`` has 0 or 1 for
+        ``won``, ``drawn`` and ``lost``, and ``policies`` the same for each opponent, by its name.
 
     Raises:
         CheckpointError: there is no checkpoint.
         ValueError: the environment cannot be made, or has other features or actions; a policy class is missing; the
-            policy is one of several; or ``env`` or ``memory_horizon``, which are for one policy, are given where there
-            are several.
+            policy is one of several; or ``env``, ``memory_horizon`` or ``against``, which are for one policy, are given
+            where there are several; or ``against`` names nobody, or the environment has one agent.
         EnvironmentFault: the environment is beyond repair.
         JobFailed: the same in another process, or that process ended.
     """
@@ -184,7 +191,7 @@ def evaluate(
     with process_state_kept():
         checkpoint = find_saved(Path(run_dir))
         if checkpoint.policies:
-            for name, given in {"env": env, "memory_horizon": memory_horizon}.items():
+            for name, given in {"env": env, "memory_horizon": memory_horizon, "against": against}.items():
                 if given is not None:
                     raise ValueError(
                         f"{name}: is for one policy, and {run_dir} has several, {', '.join(checkpoint.policies)}, "
@@ -212,4 +219,8 @@ def evaluate(
             env_options=env_options,
         )
         side = checkpoint_side(checkpoint, setup, label=str(run_dir), greedy=greedy, memory_horizon=memory_horizon)
+        if against is not None:
+            others = find_opponents([str(against)], side)
+            played = play_matches(side, others, episodes, processes, max_episode_steps=max_episode_steps)
+            return dataclasses.replace(join(list(played.values())), policies=played)
         return play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)[0]
