@@ -6,6 +6,7 @@ What is listed in ``__all__`` is public. Names load on first use: ``import shoal
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("shoal")  # as pyproject.toml has it
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"  # the code alone, as a run sends it to other nodes
     if name == "policy":
         return importlib.import_module("shoal.policy")
     if name not in __all__:

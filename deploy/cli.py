@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from shoal import __version__
 from shoal.deploy.evaluation.arguments import add_arguments
 from shoal.deploy.records.warnings_handler import WarningsHandler
 
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shoal", description="Distributed rollouts and learning for recurrent policies."
     )
+    parser.add_argument("--version", action="version", version=f"shoal {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -426,7 +428,7 @@ def _validate(options: argparse.Namespace) -> int:
     _, problems = load_config(options.config, options.settings)
     if problems:
         return _refuse(problems)
-    print("valid")
+    print("valid (environment, policy, loss and callbacks are loaded by shoal doctor, not here)")
     return 0
 
 

@@ -9,12 +9,14 @@ import resource
 import signal
 import socket
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from service import SMALL, command, read_summary, shoal, start_shoal, wait_for
+from shoal import __version__
 from shoal.deploy.cli import main
 from shoal.learner.checkpoint import find_checkpoint
 
@@ -183,6 +185,15 @@ def test_export_is_read_with_plain_arrow(trained: Path, tmp_path: Path) -> None:
     assert main(["export", str(trained), "--out", str(tmp_path / "no" / "f")]) == 2
 
 
+def test_the_version_is_that_of_the_release(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a version of its own in the code, and none for a report of a bug."""
+    release = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"shoal {release}\n"
+    assert __version__ == release
+
+
 def test_config_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a `show` that is no file to use, a `schema` that is no JSON, a `validate` that lets things pass."""
     assert main(["config", "show", "learner.gamma=0.5"]) == 0
@@ -190,7 +201,7 @@ def test_config_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Config"
     assert main(["config", "validate", "--config", "recall"]) == 0
-    capsys.readouterr()
+    assert "are loaded by shoal doctor, not here" in capsys.readouterr().out
     assert main(["config", "validate", "learner.gama=1", "sed=1"]) == 2
     assert capsys.readouterr().err.count("did you mean") == 2
 
