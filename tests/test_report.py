@@ -499,12 +499,12 @@ def test_a_memory_or_books_that_are_wrong_are_shouted(tmp_path: Path) -> None:
     bad["ledger"]["trained"] -= 7
     text = report(write_run(tmp_path / "run", written, ended=bad)).text
     assert "WRONG actors and learner differ by no number" in text
-    assert "DO NOT BALANCE 7 steps are missing" in text
+    assert "DOES NOT BALANCE 7 steps are missing" in text
     for entry in written:
         entry |= {"log_prob_error": None, "log_prob_error_max": None, "ledger_imbalance_env_steps": 3}
     text = report(write_run(tmp_path / "going-on", written)).text
     assert "WRONG" in text
-    assert "DO NOT BALANCE 3 steps" in text
+    assert "DOES NOT BALANCE 3 steps" in text
     before = resumed_lines()
     before[9]["log_prob_error_max"] = 0.02  # the last line of the first session
     said = summary(before[-1])

@@ -260,8 +260,8 @@ def _balance(run: RecordedRun) -> Fact:
         return Fact("Step accounting", "not closed", f"{note}, by the sessions' own counts", "open")
     missing = _missing(run, ledger)
     if missing:
-        return Fact("Step accounting", "DO NOT BALANCE", f"{count(missing)} steps are missing; {note}", "bad")
-    return Fact("Step accounting", "balance", note, "good")
+        return Fact("Step accounting", "DOES NOT BALANCE", f"{count(missing)} steps are missing; {note}", "bad")
+    return Fact("Step accounting", "balances", note, "good")
 
 
 def _faults(run: RecordedRun) -> Fact:
