@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,15 @@ def test_commands_are_real(block: Block) -> None:
             assert importlib.util.find_spec(words[2]), words
 
 
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a command and of those below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from options_of(below)
+
+
 @pages
 def test_settings_and_options_in_the_prose_exist(page: Path) -> None:
     """Catches a setting or an option that was renamed, or never was."""
@@ -96,8 +107,7 @@ def test_settings_and_options_in_the_prose_exist(page: Path) -> None:
     sections = {path.rpartition(".")[0] for path in known} | {"callbacks"}
     entries = ("env.kwargs", "learner.schedules", "policy.components", "learner.loss_kwargs")
     entries += ("cluster.actor_labels", "cluster.learner_labels")
-    options = set(re.findall(r'"(--[a-z-]+)"|f"(--map-)', (ROOT / "deploy/cli.py").read_text()))
-    options = {first for first, _ in options} | {"--map-feature", "--map-action"}
+    options = set(options_of(_parser()))
     for span in spans(page):
         for name in re.findall(rf"(?<![\w/.-])((?:{'|'.join(SECTIONS)})\.[a-z_][\w.]*)(?![\w(/])", span):
             of_python = name.startswith("policy.") and hasattr(shoal.TrainedPolicy, name.split(".")[1])
