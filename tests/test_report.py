@@ -89,7 +89,7 @@ def test_the_headline_is_the_summary(ended: tuple[Path, list[Line]]) -> None:
     assert f"all of the {said['env_steps']:,}" not in text
     assert "updates take 93% of the learner's time: fewer optimizer steps" in text
     assert "right actors and learner differ by 9.5e-07 at most in log-probabilities (600 checks)" in text
-    assert f"balance {said['ledger']['sampled']:,} steps delivered" in text
+    assert f"balances {said['ledger']['sampled']:,} steps delivered" in text
     assert "dropped: shutdown 4,000" in text
 
 
