@@ -119,7 +119,7 @@ class DiscreteActions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ContinuousActions:
-    """float32 [B, len(low)]; the adapter clips to [low, high] before the environment sees them."""
+    """float32 [B, len(low)]; the adapter maps [-1, 1] onto [low, high], where there are both, and clips."""
 
     names: tuple[str, ...]
     low: tuple[float, ...]

@@ -17,7 +17,7 @@ import numpy as np
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions
 from shoal.envs.guard import Replaceable
-from shoal.envs.masks import MaskSource
+from shoal.envs.masks import MaskSource, choices, remark_unused
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared, action_converter, make_spec
@@ -58,6 +58,7 @@ class Seat(NamedTuple):
     """uint8 [num_mask]."""
     write: Writer
     masks: MaskSource | None
+    has_choices: bool
     reports: Reports
 
 
@@ -88,7 +89,8 @@ def make_groups(
         write = make_writer(spaces.observation, spec, batched=False, reports=told, field=field)
         flat = obs.reshape(len(slots), -1)
         seats = tuple(
-            Seat(number, row, flat[row : row + 1], mask[row], write, spaces.mask, told) for row in range(len(slots))
+            Seat(number, row, flat[row : row + 1], mask[row], write, spaces.mask, bool(choices(spaces.action)), told)
+            for row in range(len(slots))
         )
         groups.append(Group(spec, slots, obs, mask, told, action_converter(spaces.action), seats))
     return groups
@@ -145,9 +147,10 @@ class Game:
         )
         self._trials: list[TrialKey] = []
         """One for each agent; empty if no key of infos is watched."""
+        self._looks_for_masks = True
         self._playing = np.zeros(len(agents), dtype=bool)
         self._finished = np.zeros(len(agents), dtype=bool)
-        """Agents that had an episode since the last reset; PettingZoo does not revive agents."""
+        """Agents that have ended and were listed ever since."""
         self.inner = Replaceable(
             env_id,
             f"slots {slots.start}..{slots.stop - 1}",
@@ -221,16 +224,23 @@ class Game:
         for index, agent in enumerate(self._agents):
             with _naming(agent):
                 if not self._playing[index]:
+                    # One that has ended may still be listed; one that was gone and is listed again is back.
+                    self._finished[index] &= agent in live
                     self._enter(index, agent, obs, infos, enters=agent in live and not self._finished[index])
                     continue
                 seat = self._seats[index]
-                _observe(seat, agent, obs, infos)
-                self._reward[index] = check_reward(_of(reward, agent, "reward"))
                 self._terminated[index] = check_flag(_of(terminated, agent, "terminated"), "terminated")
                 self._truncated[index] = check_flag(_of(truncated, agent, "truncated"), "truncated")
+                self._reward[index] = check_reward(_of(reward, agent, "reward"))
+                if self._terminated[index] and isinstance(obs, Mapping) and agent not in obs:
+                    # Nothing is bootstrapped from it.
+                    seat.flat[:] = 0
+                    seat.action_mask[:] = 1
+                else:
+                    self._observe(seat, agent, obs, infos)
                 self._is_first[index] = False
                 if self._terminated[index] or self._truncated[index]:
-                    self._playing[index], self._finished[index] = False, True
+                    self._playing[index], self._finished[index] = False, agent in live
                     info = infos.get(agent) if isinstance(infos, Mapping) else None
                     seat.reports.end_episode(seat.row, info)
                     if self._trials:
@@ -246,13 +256,23 @@ class Game:
         self._playing[index] = enters
         seat = self._seats[index]
         if enters:
-            _observe(seat, agent, obs, infos)
+            self._observe(seat, agent, obs, infos)
             if self._trials:
                 info = infos.get(agent) if isinstance(infos, Mapping) else None
                 self._begins_anew[index] = self._trials[index].begin(info)
         else:
             seat.flat[:] = 0
             seat.action_mask[:] = 1
+
+    def _observe(self, seat: Seat, agent: Any, obs: Any, infos: Any) -> None:
+        seen = _of(obs, agent, "obs")
+        info = infos.get(agent) if isinstance(infos, Mapping) else None
+        if seat.masks:
+            seen, mask = seat.masks.split(seen, info)
+            seat.masks.write(mask, seat.action_mask)
+        elif self._looks_for_masks:
+            self._looks_for_masks = not remark_unused(info, seat.has_choices, f"agent {agent!r}", seat.reports)
+        seat.write(seen, seat.flat)
 
     def _live(self) -> set[Any]:
         live = set(self.inner.env.agents)
@@ -334,14 +354,6 @@ class Games:
         with self.surroundings:
             for game in self.all:
                 game.inner.close()
-
-
-def _observe(seat: Seat, agent: Any, obs: Any, infos: Any) -> None:
-    seen = _of(obs, agent, "obs")
-    if seat.masks:
-        seen, mask = seat.masks.split(seen, infos.get(agent) if isinstance(infos, Mapping) else None)
-        seat.masks.write(mask, seat.action_mask)
-    seat.write(seen, seat.flat)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
 from shoal.envs.env_state import get_state, set_state
-from shoal.envs.masks import choices
+from shoal.envs.masks import choices, remark_unused
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_generator, to_plain
 from shoal.envs.raised import raised
 from shoal.envs.reports import Reports
@@ -93,7 +93,7 @@ class Replaceable:
         self._steps += not is_very_first
         try:
             self._reset_once(fresh_seed=is_very_first or self._reseed_episodes)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._fault("reset", error)
             self._replace()
             return False
@@ -112,7 +112,7 @@ class Replaceable:
             if not isinstance(answer, tuple) or len(answer) != 5:
                 raise Malformed(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, info)")
             read(*answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._fault(f"step with action {short(action)}", error)
             self._replace()
             return False
@@ -166,7 +166,7 @@ class Replaceable:
         try:
             if env is not None:
                 env.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._messages.append(f"{self._where()}: close raised {raised(error)}")
 
     def _reset_once(self, *, fresh_seed: bool) -> None:
@@ -192,10 +192,10 @@ class Replaceable:
             try:
                 self._reset_once(fresh_seed=True)
                 return
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._fault("restart", error)
 
-    def _fault(self, during: str, error: Exception) -> None:
+    def _fault(self, during: str, error: BaseException) -> None:
         what = str(error) if isinstance(error, Malformed) else raised(error)
         message = f"{self._where()}, {during}: {what}"
         self._faults_in_a_row = 1 if self._healthy_steps >= HEALTHY_STEPS else self._faults_in_a_row + 1
@@ -224,7 +224,7 @@ def first_answer(env: Any, action: Any, seed: int) -> Any:
     """
     if not choices(action):
         return None
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         answer = env.reset(seed=seed)
         return answer if isinstance(answer, tuple) and len(answer) == 2 else None
     return None
@@ -260,6 +260,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         self._where = f"{spec.env_id}: slot {slot}"
         self._trials: TrialKey | None = None
         self._begins_anew = False
+        self._looks_for_masks = declared.mask is None
+        self._has_choices = bool(choices(declared.action))
         self.steps_until_cut = 0
         """After so many steps the episode is truncated, if it has not ended by then; 0: it is not. Set by name, too, by
         the process that steps this one."""
@@ -370,6 +372,8 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
         if self._masks:
             obs, mask = self._masks.split(obs, info)
             self._masks.write(mask, self._mask)
+        elif self._looks_for_masks and remark_unused(info, self._has_choices, self._where, self._reports):
+            self._looks_for_masks = False
         return obs
 
     def _read_step(self, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> None:

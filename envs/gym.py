@@ -25,6 +25,7 @@ from shoal.envs.boundary import EnvironmentFault, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec
 from shoal.envs.guard import ANEW, MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
+from shoal.envs.masks import with_masks_of_method
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
 from shoal.envs.spaces import action_converter, declared_by, make_spec
@@ -132,7 +133,7 @@ class GymEnvironment(_GuardedRows):
             with surroundings:
                 first = first_answer(env, env.action_space, first_seed(children[0]))
                 self._limit = _step_limit(env)
-            declared = declared_by(env, env.observation_space, env.action_space, first and first[1])
+            declared = declared_by(env_id, env, env.observation_space, env.action_space, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             env.close()
@@ -334,7 +335,7 @@ class _Maker:
         env = gymnasium.make(self.spec, disable_env_checker=True, **self.limit)
         for wrap in self.wrappers:
             env = wrap(env)
-        return env
+        return with_masks_of_method(env)
 
 
 def make_maker(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) -> _Maker:

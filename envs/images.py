@@ -14,7 +14,9 @@ from shoal.envs.boundary import ImageSpace
 from shoal.envs.config import Layout
 
 _PICTURE_SIDE = 16
-"""A matrix of bytes with shorter sides than this may be a table; with ``auto`` only larger ones are grey images."""
+"""A matrix with a shorter side than this may be a table; with ``auto`` only larger ones are, or may be, grey images."""
+_SHADES = ((0.0, 255.0), (0.0, 1.0))
+"""The bounds of grey images."""
 _BOARD_SIDE = 8
 """Numbers other than bytes in a box with shorter sides than this are read one by one with ``auto``."""
 _FEW = 4
@@ -48,7 +50,12 @@ def find_image(space: spaces.Box, layout: Layout, env_id: str) -> ImageSpace | N
     if not _may_be_image(space):
         return None
     if len(shape) == 2:
-        return _image(space, _Axes(0, 1, ()))
+        if _bounds(space) in _SHADES:
+            return _image(space, _Axes(0, 1, ()))
+        raise ValueError(
+            f"{env_id}: the observation space {_said(space)} may be a grey image or a table of numbers; set "
+            "env.image_layout to channels_last for an image, or to none"
+        )
     # Numbers without common bounds may be anything, whatever their shape.
     axes = _guess(shape) if len(shape) <= 4 and (space.dtype == np.uint8 or _bounds(space)) else None
     if axes is None:
@@ -63,12 +70,12 @@ def find_image(space: spaces.Box, layout: Layout, env_id: str) -> ImageSpace | N
 
 def _may_be_image(space: spaces.Box) -> bool:
     """Whether ``auto`` looks for an image in this box at all."""
-    shape, bounds = space.shape, _bounds(space)
-    if len(shape) < 2:
+    shape = space.shape
+    if len(shape) < 2 or 0 in shape:
         return False
     if len(shape) == 2:
-        shades = space.dtype == np.uint8 or np.issubdtype(space.dtype, np.floating)
-        return shades and min(shape) >= _PICTURE_SIDE and bounds in ((0, 255), (0, 1))
+        # Numbers without common bounds are no shades.
+        return min(shape) >= _PICTURE_SIDE and _bounds(space) is not None
     if space.dtype == np.uint8:
         return True
     return len(shape) <= 4 and sorted(shape)[-2] >= _BOARD_SIDE

@@ -1,4 +1,5 @@
-"""Legal actions: found in observations that are ``Dict(..., action_mask=...)`` or in ``info["action_mask"]``.
+"""Legal actions: found in observations that are ``Dict(..., action_mask=...)`` or in ``info["action_mask"]``; or what
+a method ``action_masks()`` says, as sb3-contrib has it.
 
 A mask has a 1 for each legal action, the choices of several beside each other, in the order of the policy's logits.
 """
@@ -9,11 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.writers import Malformed, short
+from shoal.envs.reports import Reports
+from shoal.envs.writers import Malformed, leaves_of, short
 
 KEY = "action_mask"
+METHOD = "action_masks"
+NOT_USED = "mask_not_used"
+"""Remark: there is a mask, and illegal actions are taken all the same."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class MaskSource:
             row[:] = 1
             return
         parts = mask if isinstance(mask, tuple) else (mask,)
+        if isinstance(mask, list) and len(mask) == len(self.sizes) and any(np.ndim(part) for part in mask):
+            parts = tuple(mask)  # a mask for each choice
         flat = np.concatenate([np.asarray(part).reshape(-1) for part in parts])
         if flat.size != row.size or not _are_flags(flat):
             raise Malformed(f"{KEY} {short(mask)} must be {row.size} numbers 0 or 1")
@@ -111,16 +119,72 @@ def _are_flags(values: np.ndarray) -> bool:
     return values.dtype.kind in "iufb" and not ((values != 0) & (values != 1)).any()
 
 
+class MasksOfMethod(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Puts what the method ``action_masks()`` of an environment or of a wrapper says into ``info``."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        return self._told(super().reset(seed=seed, options=options))
+
+    def step(self, action: Any) -> Any:
+        """Step."""
+        return self._told(super().step(action))
+
+    def _told(self, answer: Any) -> Any:
+        """The answer with a mask; one of another form is returned for the guard to refuse."""
+        if not isinstance(answer, tuple) or not answer or not (answer[-1] is None or isinstance(answer[-1], Mapping)):
+            return answer
+        return *answer[:-1], {KEY: self.env.get_wrapper_attr(METHOD)(), **(answer[-1] or {})}
+
+
+def with_masks_of_method(env: Any) -> Any:
+    """``env``, with masks in ``info`` where it or a wrapper of it says them by a method."""
+    layer = env
+    while layer is not None:
+        if callable(getattr(type(layer), METHOD, None)):
+            return MasksOfMethod(env)
+        layer = layer.env if isinstance(layer, gymnasium.Wrapper) else None
+    return env
+
+
+def remark_unused(info: Any, has_choices: bool, where: str, reports: Reports) -> bool:
+    """Say that ``info`` has a mask that is not used; return whether it has one."""
+    if not isinstance(info, Mapping) or KEY not in info:
+        return False
+    why = (
+        "the first reset's info had none: give it in the info of every reset, too"
+        if has_choices
+        else "only Discrete and MultiDiscrete actions have masks"
+    )
+    reports.remark(NOT_USED, 1, f"{where}: info has {KEY!r}, which is not used: {why}")
+    return True
+
+
 def find_mask(
-    observation: spaces.Space[Any], action: spaces.Space[Any], info: Any
+    env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any], info: Any
 ) -> tuple[spaces.Space[Any], MaskSource | None]:
-    """(the space of observations without a mask, where the masks are); ``info`` is that of a reset."""
+    """(the space of observations without a mask, where the masks are); ``info`` is that of a reset.
+
+    Raises:
+        ValueError: observations have a part of that name which is no mask of these actions.
+    """
     sizes = choices(action)
     if not sizes:
         return observation, None
+    for keys, _ in leaves_of(observation):
+        if KEY in keys[1:]:
+            path = "".join(f"[{key!r}]" for key in keys)
+            raise ValueError(
+                f"{env_id}: obs{path} is too deep to be the mask of legal actions: put it beside the observation, as "
+                f"Dict(observation=..., {KEY}=...), or give it another name"
+            )
     if isinstance(observation, spaces.Dict) and KEY in observation.spaces and len(observation.spaces) > 1:
-        if _length(observation.spaces[KEY]) != sum(sizes):
-            return observation, None
+        found = observation.spaces[KEY]
+        if _length(found) != sum(sizes):
+            raise ValueError(
+                f"{env_id}: obs[{KEY!r}] is {found}, which is no mask of {action}: expected {sum(sizes)} numbers 0 or "
+                "1, those of several choices beside each other; if it is none, give it another name"
+            )
         rest = {key: space for key, space in observation.spaces.items() if key != KEY}
         if len(rest) > 1:
             return spaces.Dict(rest), MaskSource("obs", sizes)
@@ -143,4 +207,7 @@ def _length(space: spaces.Space[Any]) -> int | None:
         return int(np.prod(space.shape, dtype=int))
     if isinstance(space, spaces.MultiDiscrete) and (space.nvec == 2).all():
         return int(space.nvec.size)
+    if isinstance(space, spaces.Tuple):
+        lengths = [_length(part) for part in space.spaces]
+        return None if None in lengths else sum(length for length in lengths if length is not None)
     return None

@@ -18,7 +18,7 @@ from shoal.envs.config import AdapterOptions
 from shoal.envs.env_state import get_state, set_state
 from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
-from shoal.envs.masks import KEY
+from shoal.envs.masks import KEY, choices, remark_unused
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays
 from shoal.envs.raised import raised
 from shoal.envs.spaces import action_converter, declared_by, make_spec
@@ -65,7 +65,7 @@ class NativeEnvironment(AutoresetRows):
             action = self._vector.single_action_space
             with surroundings:
                 first = first_answer(self._vector, action, self._seed)
-            declared = declared_by(self._vector, space, action, first and first[1])
+            declared = declared_by(env_id, self._vector, space, action, first and first[1])
             spec = make_spec(env_id, declared, options, same_step=mode is not AutoresetMode.NEXT_STEP)
         except BaseException:
             self._vector.close()
@@ -73,7 +73,8 @@ class NativeEnvironment(AutoresetRows):
         super().__init__(spec, num_envs, mode)
         self._surroundings, self.reports = surroundings, surroundings.reports
         self._to_env = action_converter(declared.action)
-        self._masks = declared.mask
+        self._masks, self._looks_for_masks = declared.mask, declared.mask is None
+        self._has_choices = bool(choices(action))
         self._write_batch = make_writer(declared.observation, spec, batched=True, reports=self.reports)
         self._write_one = make_writer(declared.observation, spec, batched=False, reports=self.reports)
         # Values are checked in this buffer and then copied: the caller's rows may be strided and cannot be flattened.
@@ -150,7 +151,7 @@ class NativeEnvironment(AutoresetRows):
             if answer is None:
                 with self._surroundings:
                     answer = self._vector.reset(seed=seed, options=options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised("reset", error) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             self._fail(f"reset answered {short(answer)}, must be (obs, infos)")
@@ -165,7 +166,7 @@ class NativeEnvironment(AutoresetRows):
             actions = self._to_env(action)
             with self._surroundings:
                 answer: Any = self._vector.step(actions)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised("step", error) from error
         if not isinstance(answer, tuple) or len(answer) != 5 or not isinstance(answer[4], dict):
             self._fail(f"step answered {short(answer)}, must be (obs, reward, terminated, truncated, infos)")
@@ -249,6 +250,8 @@ class NativeEnvironment(AutoresetRows):
     def _keep_masks(self, obs: Any, infos: Any, slots: np.ndarray | None = None) -> None:
         """Write ``action_mask``, of the slots of a bool [B] only where a reset left the others as they were."""
         if self._masks is None:
+            if self._looks_for_masks and remark_unused(infos, self._has_choices, self._where(None), self.reports):
+                self._looks_for_masks = False
             return
         try:
             _, masks = self._masks.split(obs, infos)
@@ -267,7 +270,7 @@ class NativeEnvironment(AutoresetRows):
     def _fail(self, what: str, slot: int | None = None) -> NoReturn:
         raise EnvironmentFault(f"{self._where(slot)}: {what}")
 
-    def _raised(self, during: str, error: Exception) -> EnvironmentFault:
+    def _raised(self, during: str, error: BaseException) -> EnvironmentFault:
         return EnvironmentFault(f"{self._where(None)}: {during} raised {raised(error)}")
 
     def _where(self, slot: int | None) -> str:

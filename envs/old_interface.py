@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 from shoal.envs.arguments import parameters
 from shoal.envs.writers import short
@@ -23,8 +24,8 @@ class OldEnvironment(gymnasium.Env[Any, Any]):
 
     def __init__(self, env: Any) -> None:
         self.env = env
-        self.observation_space = present_space(env.observation_space, "observation")
-        self.action_space = present_space(env.action_space, "action")
+        self.observation_space = present_space(env.observation_space, "the observation space")
+        self.action_space = present_space(env.action_space, "the action space")
         self.metadata = dict(getattr(env, "metadata", None) or {})
         self.render_mode = getattr(env, "render_mode", None)
         if callable(meanings := getattr(env, "get_action_meanings", None)):
@@ -74,8 +75,10 @@ def present_space(space: Any, what: str) -> spaces.Space[Any]:
         return spaces.Tuple([present_space(part, what) for part in inner])
     if hasattr(space, "nvec"):
         return spaces.MultiDiscrete(space.nvec)
+    if type(space).__name__ == "MultiBinary":  # which has an n, too, as Discrete
+        return spaces.MultiBinary(tuple(np.atleast_1d(space.n).tolist()))
     if all(hasattr(space, name) for name in ("low", "high", "shape", "dtype")):
         return spaces.Box(space.low, space.high, tuple(space.shape), dtype=space.dtype)
     if hasattr(space, "n"):
         return spaces.Discrete(int(space.n), start=int(getattr(space, "start", 0)))
-    raise ValueError(f"the {what} space is {short(space)}, must be a space of gymnasium or of the old gym")
+    raise ValueError(f"{what} is {short(space)}, must be a space of gymnasium or of the old gym")

@@ -301,7 +301,7 @@ def _make_first(
             # The first agent may join later.
             info = next((found for agent, found in infos.items() if found and agent in members), None)
             spaces = env.observation_space(members[0]), env.action_space(members[0])
-            declared[name] = indices, declared_by(env, *spaces, info)
+            declared[name] = indices, declared_by(env_id, env, *spaces, info)
         return env, agents, declared, answer
     except BaseException:
         with contextlib.suppress(Exception):

@@ -18,8 +18,8 @@ from shoal.envs.registry import make_vector_env
 
 
 def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
-    """Uniform over discrete actions, legal ones where masks say so, and over bounded intervals, standard normal where
-    there is no bound."""
+    """Uniform over discrete actions, legal ones where masks say so, and over [-1, 1], which adapters map onto bounds;
+    standard normal where an action has not both."""
     actions = spec.actions
     if isinstance(actions, DiscreteActions):
         sizes = np.array([len(names) for names in actions.names])
@@ -36,14 +36,11 @@ def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
             return lambda obs, is_first: rng.integers(sizes[0], size=len(obs))
         return lambda obs, is_first: rng.integers(sizes, size=(len(obs), len(sizes)))
     assert isinstance(actions, ContinuousActions)
-    low, high = np.array(actions.low, dtype=np.float32), np.array(actions.high, dtype=np.float32)
-    bounded = np.isfinite(low) & np.isfinite(high)
-    scale, offset = np.where(bounded, high - low, 0.0), np.where(bounded, low, 0.0)
+    bounded = np.isfinite(actions.low) & np.isfinite(actions.high)
 
     def play(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        shape = (len(obs), len(low))
-        uniform = offset + scale * rng.random(shape)
-        return np.where(bounded, uniform, rng.standard_normal(shape)).astype(np.float32)
+        shape = (len(obs), len(bounded))
+        return np.where(bounded, 2.0 * rng.random(shape) - 1.0, rng.standard_normal(shape)).astype(np.float32)
 
     return play
 

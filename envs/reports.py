@@ -19,6 +19,8 @@ OUT_OF_BOUNDS = "out_of_bounds"
 """Remark: an observation leaves the bounds that its space declares."""
 CLIPPED = "clipped"
 """Remark: an observation is so large that it was clipped (``envs.writers.OBSERVATION_LIMIT``)."""
+UNDECLARED = "undeclared"
+"""Remark: an observation has a part that its space has not."""
 
 
 @dataclasses.dataclass(slots=True)

@@ -17,9 +17,10 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Tuple):
         return {"kind": "tuple", "parts": [space_to_json(inner) for inner in space.spaces]}
     if isinstance(space, spaces.Discrete):
-        return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
+        return {"kind": "discrete", "n": int(space.n), "start": int(space.start), "dtype": space.dtype.name}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "multi_discrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        nvec, start = space.nvec.tolist(), space.start.tolist()
+        return {"kind": "multi_discrete", "nvec": nvec, "start": start, "dtype": np.dtype(space.dtype).name}
     if isinstance(space, spaces.MultiBinary):
         return {"kind": "multi_binary", "shape": list(space.shape)}
     assert isinstance(space, spaces.Box)
@@ -40,14 +41,19 @@ def space_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
         case "tuple":
             return spaces.Tuple([space_from_json(inner) for inner in data["parts"]])
         case "discrete":
-            return spaces.Discrete(data["n"], start=data["start"])
+            return spaces.Discrete(data["n"], start=data["start"], dtype=_integer(data))
         case "multi_discrete":
-            return spaces.MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+            return spaces.MultiDiscrete(np.array(data["nvec"]), dtype=_integer(data), start=np.array(data["start"]))
         case "multi_binary":
             return spaces.MultiBinary(data["shape"])
     shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
     low, high = (_from_bounds(data[side], shape, dtype) for side in ("low", "high"))
     return spaces.Box(low, high, dtype=dtype.type)
+
+
+def _integer(data: Mapping[str, Any]) -> type[np.integer[Any]]:
+    found: type[np.integer[Any]] = np.dtype(data.get("dtype", "int64")).type  # once, it was not saved
+    return found
 
 
 def _bounds(bounds: np.ndarray) -> list[float | int | str]:

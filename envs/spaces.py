@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from shoal.envs.boundary import (
 from shoal.envs.config import AdapterOptions, Layout
 from shoal.envs.images import find_image
 from shoal.envs.masks import MaskSource, find_mask
+from shoal.envs.old_interface import present_space
 from shoal.envs.space_json import space_from_json, space_to_json
 from shoal.envs.writers import leaves_of, parts_of
 
@@ -38,11 +40,24 @@ class Declared:
     """Where the masks of legal actions are, which are no part of ``observation``."""
 
 
-def declared_by(env: Any, observation: spaces.Space[Any], action: spaces.Space[Any], info: Any = None) -> Declared:
-    """Read an environment's metadata, its actions' names and, from the ``info`` of a reset, whether it has masks."""
+def declared_by(
+    env_id: str, env: Any, observation: spaces.Space[Any], action: spaces.Space[Any], info: Any = None
+) -> Declared:
+    """Read an environment's metadata, its actions' names and, from the ``info`` of a reset, whether it has masks.
+
+    Raises:
+        ValueError: a space is none, or observations have a mask that is none of these actions.
+    """
+    observation, action = (
+        present_space(space, f"{env_id}: the {what}")
+        for space, what in ((observation, "observation space"), (action, "action space"))
+    )
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
-    names = tuple(str(name) for name in meanings()) if callable(meanings) else ()
-    observation, mask = find_mask(observation, action, info)
+    names: tuple[str, ...] = ()
+    if callable(meanings):
+        with contextlib.suppress(Exception):  # a name is a nicety
+            names = tuple(str(name) for name in meanings())
+    observation, mask = find_mask(env_id, observation, action, info)
     return Declared(observation, action, (getattr(env, "metadata", None) or {}).get("token_space"), names, mask)
 
 
@@ -117,7 +132,12 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Sp
                 f"{env_id}: metadata['token_space'] says uint8 {(found.num_tokens, 3)}, observation space is {space}"
             )
         return found
-    _check_observation(space, "obs", env_id)
+    _check_observation(space, (), space, env_id)
+    if spaces.flatdim(space) == 0:
+        raise ValueError(
+            f"{env_id}: the observation space {_said(space)} holds no number; for a task without observations give a "
+            "Box of shape (1,) that is always 0"
+        )
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _parts(space, options, env_id)
     if not isinstance(options.image_layout, str):
@@ -190,14 +210,21 @@ def _named(
     return numbers, [path(leaves[index][0]) for index in images]
 
 
-def _check_observation(space: spaces.Space[Any], field: str, env_id: str) -> None:
+def _check_observation(space: spaces.Space[Any], keys: tuple[Any, ...], whole: spaces.Space[Any], env_id: str) -> None:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         for key, inner in parts_of(space):
-            _check_observation(inner, f"{field}[{key!r}]", env_id)
+            _check_observation(inner, (*keys, key), whole, env_id)
     elif not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        instead = "turn it into numbers by a wrapper of yours (env.wrappers)"
+        if len(keys) == 1 and isinstance(whole, spaces.Dict) and len(whole.spaces) > 1:
+            rest = ", ".join(str(key) for key in whole.spaces if key != keys[0])
+            instead = (
+                f"leave it out by env.wrappers='[{{gymnasium.wrappers:FilterObservation: {{filter_keys: [{rest}]}}}}]',"
+                f" or {instead}"
+            )
         raise ValueError(
-            f"{env_id}: {field} is a {type(space).__name__} space, which has no fixed size; supported: "
-            "Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
+            f"{env_id}: obs{_exact_path(keys)} is a {type(space).__name__} space, which has no fixed size; {instead}; "
+            "supported: Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple"
         )
 
 
@@ -244,7 +271,7 @@ def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousAct
         counts = [2] * int(np.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else space.nvec.reshape(-1)
         several = tuple(tuple(f"action_{choice}_{i}" for i in range(count)) for choice, count in enumerate(counts))
         return DiscreteActions(names=several, scalar=False)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.low.size:
         low, high = space.low.reshape(-1), space.high.reshape(-1)
         return ContinuousActions(
             names=tuple(f"action_{index}" for index in range(len(low))),
@@ -253,8 +280,13 @@ def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousAct
         )
     raise ValueError(
         f"{env_id}: action space {space} is not supported; supported: "
-        "Discrete, MultiDiscrete, MultiBinary, Box of floats"
+        "Discrete, MultiDiscrete, MultiBinary, Box of floats. Wrap the environment in a gymnasium.ActionWrapper whose "
+        "action_space is one of these (env.wrappers)"
     )
+
+
+_NO_BOUND = 1e9
+"""A bound of an action that is as large as this is none: libraries write the largest number of a type for infinity."""
 
 
 class ActionMap(NamedTuple):
@@ -274,13 +306,15 @@ def action_map(space: spaces.Space[Any]) -> ActionMap:
     shape = space.shape or ()
     if not isinstance(space, spaces.Box):
         start = np.asarray(getattr(space, "start", 0), np.int64)
-        dtype = np.dtype(np.int8 if isinstance(space, spaces.MultiBinary) else np.int64)
-        return ActionMap(shape, np.asarray(1, np.int64), start, None, None, dtype)
+        return ActionMap(shape, np.asarray(1, np.int64), start, None, None, np.dtype(space.dtype))
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    # [-1, 1] is mapped onto the bounds where an action has both of them.
-    bounded = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    return ActionMap(shape, high / 2 - low / 2, low / 2 + high / 2, space.low, space.high, np.dtype(space.dtype))
+    has_low, has_high = low > -_NO_BOUND, high < _NO_BOUND
+    low, high = np.where(has_low, low, 0.0), np.where(has_high, high, 0.0)
+    # [-1, 1] is mapped onto the bounds where an action has both of them, and moved within the only one.
+    both = has_low & has_high
+    moved = np.where(has_low, np.maximum(low + 1.0, 0.0), np.where(has_high, np.minimum(high - 1.0, 0.0), 0.0))
+    scale, offset = np.where(both, high / 2 - low / 2, 1.0), np.where(both, low / 2 + high / 2, moved)
+    return ActionMap(shape, scale, offset, space.low, space.high, np.dtype(space.dtype))
 
 
 def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:

@@ -14,6 +14,7 @@ import warnings
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import numpy as np
 from shoal.envs.reports import Reports
 
 SHOWN_LINES = 3
@@ -30,6 +31,9 @@ class _Settings(NamedTuple):
     default_dtype: Any
     gradients: bool | None
     torch_threads: int | None
+    device: Any
+    determinism: int | None
+    numpy_errors: dict[str, Any]
     directory: str | None
     warning_filters: list[Any]
     interrupt: Any
@@ -42,6 +46,9 @@ _WORDS = {
     "default_dtype": "torch's default type",
     "gradients": "whether torch records gradients",
     "torch_threads": "torch's number of threads",
+    "device": "torch's default device",
+    "determinism": "whether torch keeps to deterministic algorithms",
+    "numpy_errors": "what numpy does with floating-point errors",
     "directory": "the working directory",
     "interrupt": "what SIGINT does",
     "terminate": "what SIGTERM does",
@@ -86,7 +93,10 @@ class Surroundings:
         left = _settings(None if self._is_thorough else self._begun)
         if self._begun.default_dtype is None and left.default_dtype is not None:
             # Imported just now: what others will expect is what torch begins with.
-            fresh = {"default_dtype": sys.modules["torch"].float32, "gradients": True}
+            torch: Any = sys.modules["torch"]
+            fresh: dict[str, Any] = {"default_dtype": torch.float32, "gradients": True, "determinism": 0}
+            if hasattr(torch, "get_default_device"):
+                fresh["device"] = torch.device("cpu")
             self._outside = self._outside._replace(torch_threads=left.torch_threads, **fresh)
             self._begun = self._begun._replace(torch_threads=left.torch_threads, **fresh)
         if left != self._begun:
@@ -155,12 +165,16 @@ def _settings(known: _Settings | None = None) -> _Settings:
     )
     if known is not None:
         return known._replace(default_dtype=of_torch[0], gradients=of_torch[1], torch_threads=of_torch[2])
+    has_device = loaded and hasattr(torch, "get_default_device")
     try:
         directory = os.getcwd()
     except OSError:  # it is gone
         directory = None
     return _Settings(
         *of_torch,
+        torch.get_default_device() if has_device and torch else None,
+        torch.get_deterministic_debug_mode() if has_device and torch else None,
+        {**np.geterr()},
         directory,
         list(warnings.filters),
         signal.getsignal(signal.SIGINT),
@@ -177,6 +191,13 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
         torch.set_grad_enabled(wanted.gradients)
     if wanted.torch_threads is not None and wanted.torch_threads != now.torch_threads:
         torch.set_num_threads(wanted.torch_threads)
+    if wanted.device is not None and wanted.device != now.device:
+        # With None it is the CPU, too, and no call of torch looks for it.
+        torch.set_default_device(None if wanted.device.type == "cpu" else wanted.device)
+    if wanted.determinism is not None and wanted.determinism != now.determinism:
+        torch.set_deterministic_debug_mode(wanted.determinism)
+    if wanted.numpy_errors != now.numpy_errors:
+        np.seterr(**wanted.numpy_errors)
     if wanted.directory is not None and wanted.directory != now.directory:
         os.chdir(wanted.directory)
     if wanted.warning_filters != now.warning_filters:

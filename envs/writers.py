@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import DictSpace, EnvSpec, ImageSpace, Space
-from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, Reports
+from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, UNDECLARED, Reports
 
 Writer = Callable[[Any, np.ndarray], None]
 """(observation, rows [B, size]): writes the rows, or raises ``Malformed``."""
@@ -89,7 +89,7 @@ def _space_writer(
         parts = [
             (key, _space_writer(inner, f"{field}[{key!r}]", batched, reports, places)) for key, inner in parts_of(space)
         ]
-        return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field)
+        return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field, reports)
     where, axes = next(places)
     write = _leaf_writer(space, field, batched, reports, axes)
     return lambda obs, rows: write(obs, rows[:, where])
@@ -221,11 +221,15 @@ def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...
 
 
 def _parts_writer(
-    parts: list[tuple[Any, Writer]], kind: type[Mapping[Any, Any]] | type[Sequence[Any]], field: str
+    parts: list[tuple[Any, Writer]], kind: type[Mapping[Any, Any]] | type[Sequence[Any]], field: str, reports: Reports
 ) -> Writer:
     def write(obs: Any, rows: np.ndarray) -> None:
-        if not isinstance(obs, kind) or len(obs) != len(parts):
-            raise Malformed(f"{field} {short(obs)} must be a {kind.__name__} of {len(parts)}")
+        if not isinstance(obs, kind) or len(obs) < len(parts) or (kind is Sequence and len(obs) > len(parts)):
+            raise Malformed(f"{field} {short(obs)} must be a {kind.__name__} of {len(parts)}{_keys(parts, kind)}")
+        if len(obs) > len(parts):
+            declared = {key for key, _ in parts}
+            more = sorted(str(key) for key in obs if key not in declared)
+            reports.remark(UNDECLARED, 1, f"{field} has {', '.join(more)}, which its space has not: left out")
         for key, writer in parts:
             try:
                 part = obs[key]
@@ -234,6 +238,10 @@ def _parts_writer(
             writer(part, rows)
 
     return write
+
+
+def _keys(parts: list[tuple[Any, Writer]], kind: type) -> str:
+    return f": {', '.join(str(key) for key, _ in parts)}" if kind is Mapping else ""
 
 
 def _array(obs: Any, shape: tuple[int, ...], slots: int, field: str, batched: bool) -> np.ndarray:

@@ -16,7 +16,7 @@ from scripted_vectors import MODES, Rows
 from service import make_setup
 from shoal.envs.boundary import EnvironmentFault, ReportingEnvironment, VectorEnvironment
 from shoal.envs.play import join, play
-from shoal.envs.reports import CLIPPED, MOST_NUMBERS, OUT_OF_BOUNDS, Reports, numbers_in
+from shoal.envs.reports import CLIPPED, MOST_NUMBERS, OUT_OF_BOUNDS, UNDECLARED, Reports, numbers_in
 from shoal.envs.writers import OBSERVATION_LIMIT
 from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import MOST_METRICS, RunStatistics, TrajectoryReport
@@ -148,6 +148,22 @@ def test_an_observation_that_leaves_its_bounds_is_counted_and_kept(how: str) -> 
     assert told.counts == {OUT_OF_BOUNDS: 4}
     assert "flat index 0: 10.0 not in [-9.0, 9.0]" in told.examples[OUT_OF_BOUNDS]
     assert not env.reports  # type: ignore[attr-defined]
+    env.close()
+
+
+@pytest.mark.parametrize("how", ["sync", "native", "pettingzoo"])
+def test_a_part_that_no_space_declares_is_left_out_and_counted(how: str) -> None:
+    """Catches an environment that other libraries take and that was given up here, and a part that is lost silently."""
+    if how == "pettingzoo":
+        pytest.importorskip("pettingzoo")
+    CASES["more"] = Case(lambda t: {"a": OK, "debug": OK * t, "b": OK}, spaces.Dict(a=F32, b=F32))
+    env = echo(how, "more")
+    observations, _ = steps(env, 3)
+    assert observations == [[[1, 2, 1, 2]] * SLOTS] * 4
+    assert env.faults == []
+    told = env.reports.take()  # type: ignore[attr-defined]
+    assert told.counts[UNDECLARED] >= 4
+    assert told.examples[UNDECLARED] == "obs has debug, which its space has not: left out"
     env.close()
 
 

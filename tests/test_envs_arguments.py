@@ -159,6 +159,14 @@ def test_checkpoints_of_before_are_read_as_they_were_trained(env_id: str, kind: 
         {"vectorization": 1},
         AdapterOptions(image_layout="channels_first"),
     )
+    # What "auto" read as numbers stays numbers, but where each of several policies was read in its own way.
+    found = {
+        bool(policies): trained_arguments(
+            Checkpoint(Path("x"), {**now, "env_options": {}, "config": {"policies": policies}})
+        )[1].image_layout
+        for policies in ({}, {"a": {}})
+    }
+    assert found == {False: "none" if layout == "none" else "auto", True: "auto"}
 
 
 class Add(gymnasium.ObservationWrapper[Any, Any, Any]):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from shoal.envs.boundary import (
     ContinuousActions,
@@ -22,7 +23,11 @@ from shoal.envs.boundary import (
 )
 from shoal.envs.config import AdapterOptions, EnvConfig, EnvironmentNotFound
 from shoal.envs.gym import GymEnvironment
+from shoal.envs.play import play
+from shoal.envs.reference import random_player
 from shoal.envs.registry import make_vector_env
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class SpaceEnv(gymnasium.Env[Any, Any]):
@@ -100,6 +105,8 @@ class BrokenEnv(gymnasium.Env[np.ndarray, int]):
                 answer[2] = 2
             case "truncated none":
                 answer[3] = None
+            case "exits":
+                sys.exit(3)
         return tuple(answer)
 
     def close(self) -> None:
@@ -231,27 +238,72 @@ def test_spaces_without_a_fixed_size_are_refused(space: Any) -> None:
         (spaces.MultiBinary(3), np.array([[1, 0, 1]]), [1, 0, 1]),
         (spaces.Box(-1, 2, (2, 1)), np.array([[-3.0, 9.0]], dtype=np.float32), [[-1], [2]]),
         (spaces.Box(-np.inf, np.inf, (1,)), np.array([[50.0]], dtype=np.float32), [50.0]),
+        (spaces.Box(5, np.inf, (2,)), np.array([[-1.0, 1.0]], dtype=np.float32), [5.0, 7.0]),
+        (spaces.Box(-np.inf, -3, (2,)), np.array([[-1.0, 1.0]], dtype=np.float32), [-5.0, -3.0]),
+        (spaces.Box(-5, np.inf, (2,)), np.array([[-1.0, 9.0]], dtype=np.float32), [-1.0, 9.0]),
+        (spaces.Box(-LARGEST, LARGEST, (2,)), np.array([[-1.0, 0.5]], dtype=np.float32), [-1.0, 0.5]),
+        (spaces.Box(0, LARGEST, (2,)), np.array([[-1.0, 1.0]], dtype=np.float32), [0.0, 2.0]),
+        (spaces.Box(-2, 2, ()), np.array([[0.5]], dtype=np.float32), 1.0),
+        (spaces.MultiDiscrete([3, 2], dtype=np.uint8), np.array([[2, 1]]), [2, 1]),
+        (spaces.Discrete(3, dtype=np.int8), np.array([2]), 2),
     ],
-    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box", "unbounded"],
+    ids=str,
 )
 def test_actions_arrive(space: Any, action: np.ndarray, reaches: Any) -> None:
-    """Catches a forgotten ``start``, an unclipped number, a lost shape."""
+    """Catches a forgotten ``start``, an unclipped number, a lost shape; an action that stays at its only bound, or is
+    the largest number there is; and a type that the space does not contain."""
     env = GymEnvironment("EnvsTestSpace-v0", 1, 0, action_space=space)
     assert env.spec.action_shape == action.shape[1:]
     assert isinstance(env.spec.actions, ContinuousActions if isinstance(space, spaces.Box) else DiscreteActions)
     rows = make_rows(env)
     env.reset(rows.obs)
     env.step(action.astype(env.spec.action_dtype), rows)
-    assert space.contains(SpaceEnv.actions[-1])
+    assert space.contains(np.asarray(SpaceEnv.actions[-1], space.dtype))
+    assert np.asarray(SpaceEnv.actions[-1]).dtype == space.dtype
     np.testing.assert_array_equal(SpaceEnv.actions[-1], reaches)
     env.close()
 
 
-@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), int)])
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), int), spaces.Box(-1, 1, (0,))],
+)
 def test_other_action_spaces_are_refused(space: Any) -> None:
-    """Catches a head for something that has none."""
-    with pytest.raises(ValueError, match=r"EnvsTestSpace-v0: action space .* is not supported"):
+    """Catches a head for something that has none, and a word that does not say what to do."""
+    with pytest.raises(ValueError, match=r"EnvsTestSpace-v0: action space .* is not supported.*ActionWrapper"):
         GymEnvironment("EnvsTestSpace-v0", 1, 0, action_space=space)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (0,)), spaces.Dict({}), spaces.Tuple((spaces.Box(0, 1, (2, 0)),))])
+def test_observations_of_nothing_are_refused(space: Any) -> None:
+    """Catches numpy's word about an array without elements."""
+    with pytest.raises(ValueError, match=r"EnvsTestSpace-v0: the observation space .* holds no number"):
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
+
+
+def test_the_wrapper_that_is_named_leaves_a_text_out() -> None:
+    """Catches advice that does not work."""
+    space = spaces.Dict(image=spaces.Box(0, 255, (7, 7, 3), np.uint8), mission=spaces.Text(9), way=spaces.Discrete(4))
+    with pytest.raises(ValueError, match=r"obs\['mission'\] is a Text space") as refused:
+        GymEnvironment("EnvsTestSpace-v0", 1, 0, observation_space=space)
+    said = re.search(r"env.wrappers='(.*?)'", str(refused.value))
+    assert said
+    options = AdapterOptions(wrappers=yaml.safe_load(said[1]))
+    env = GymEnvironment("EnvsTestSpace-v0", 1, 0, options, observation_space=space)
+    assert "image" in env.spec.declared
+    assert "mission" not in env.spec.declared
+    env.close()
+
+
+def test_random_actions_are_spread_over_the_bounds() -> None:
+    """Catches actions in the environment's units, which are mapped onto its bounds once more: nearly all were 1000."""
+    env = GymEnvironment("EnvsTestSpace-v0", 4, 0, action_space=spaces.Box(0, 1000, (1,)))
+    SpaceEnv.actions.clear()
+    play(env, random_player(env.spec, np.random.default_rng(0)), 4, max_env_steps=400)
+    actions = np.concatenate(SpaceEnv.actions)
+    assert abs(np.mean(actions) - 500) < 60
+    assert abs(np.std(actions) - 289) < 40
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +320,7 @@ def test_other_action_spaces_are_refused(space: Any) -> None:
         ("reward none", "reward NoneType None is not a number"),
         ("terminated two", "terminated int 2 is not a bool"),
         ("truncated none", "truncated NoneType None is not a bool"),
+        ("exits", "SystemExit: 3"),
     ],
 )
 def test_a_fault_costs_one_slot_one_transition(how: str, said: str) -> None:

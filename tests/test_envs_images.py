@@ -126,9 +126,11 @@ def box(shape: tuple[int, ...], dtype: Any = np.uint8, low: float = 0, high: flo
         (box((3, 4, 84, 84)), r"\(stacked frames, channels first\) of 84 x 84 pixels with 12 channels"),
         (box((16, 16)), r"\(grey\) of 16 x 16 pixels with 1 channel,"),
         (box((15, 84)), r"^uint8 \(15, 84\) as 1,260 numbers"),
-        (box((20, 20), high=10), r"^uint8 \(20, 20\) as 400 numbers"),
+        (box((20, 20), np.int32), r"^int32 \(20, 20\) as an image \(grey\) .* divided by 255"),
+        (box((20, 20), np.bool_, 0, 1), r"^bool \(20, 20\) as an image \(grey\) .* divided by 1,"),
+        (box((20, 20), np.float32, -np.inf, np.inf), r"^float32 \(20, 20\) as 400 numbers"),
+        (spaces.Dict(a=box((2,)), b=box((0,))), r"as 2 numbers"),
         (box((6, 7, 2), np.int8, 0, 1), r"as 84 numbers"),
-        (box((64, 64), np.float32, -1, 1), r"as 4,096 numbers"),
         (
             spaces.Dict({"a": box((2, 2)), "b": spaces.Discrete(3)}),
             r"Dict of a uint8 \(2, 2\), b Discrete\(3\) as 7 n",
@@ -153,11 +155,15 @@ def test_a_line_says_how_observations_are_read(space: spaces.Space[Any], said: s
         box((9, 9, 9, 9)),
         box((2, 2, 2, 2, 2)),
         box((64, 64, 3), np.float32, -np.inf, np.inf),
+        box((64, 64), np.float32, -1, 1),
+        box((20, 20), high=10),
+        box((64, 64), np.uint16, 0, 65535),
     ],
     ids=str,
 )
 def test_shapes_that_say_nothing_are_refused(space: spaces.Box) -> None:
-    """Catches a 2 x 4 grid of colours read as two channels, and unbounded numbers taken for a picture."""
+    """Catches a 2 x 4 grid of colours read as two channels, unbounded numbers taken for a picture, and a grey picture
+    within [-1, 1] that is 4,096 numbers without a word."""
     with pytest.raises(ValueError, match=r"E: the observation space .* set env.image_layout"):
         make_spec("E", Declared(space, spaces.Discrete(4)))
 

@@ -9,18 +9,20 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from echo_envs import CASES, HOWS, SLOTS, Case, EchoVector, echo, even, mask, two_masks
+from echo_envs import CASES, HOWS, PART, SLOTS, Case, EchoVector, echo, even, mask, two_masks
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from scripted_vectors import MODES, Rows
 from service import make_setup
 from shoal.deploy.evaluation.evaluate import PolicyPlayer
 from shoal.envs.boundary import EnvironmentFault, MaskedEnvironment, VectorSpace
-from shoal.envs.masks import MaskSource
+from shoal.envs.config import AdapterOptions
+from shoal.envs.masks import NOT_USED, MaskSource
 from shoal.envs.native import NativeEnvironment
 from shoal.envs.play import play
 from shoal.envs.reading import reading
 from shoal.envs.reference import random_player
+from shoal.envs.registry import make_vector_env
 from shoal.envs.writers import Malformed
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.config import LearnerConfig
@@ -30,11 +32,12 @@ from shoal.policy.actions import Discrete, legal
 from shoal.policy.trajectory import TrajectoryError, TrajectoryHeader, from_bytes, to_bytes
 from shoal.policy.weights import flatten_weights
 
+TWO = ("masks of two choices", "masks in a list", "masks in a tuple of obs")
 SINGLE = ("mask in info", "mask in obs", "mask in obs, truncated", "mask beside others")
 
 
 def expected(case: str, t: int) -> list[int]:
-    if case == "masks of two choices":
+    if case in TWO:
         return np.concatenate(two_masks(t)).tolist()
     if case == "no choice":
         return mask(t).tolist() if t % 2 else [1] * 5
@@ -44,12 +47,12 @@ def expected(case: str, t: int) -> list[int]:
 def skip_without(how: str, case: str = "") -> None:
     if how == "pettingzoo":
         pytest.importorskip("pettingzoo")
-    if how == "native" and case == "masks of two choices":
+    if how == "native" and case in TWO:
         pytest.skip("gymnasium's vectors have no form for it")
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("case", [*SINGLE, "masks of two choices", "no choice"])
+@pytest.mark.parametrize("case", [*SINGLE, *TWO, "no choice"])
 def test_masks_are_those_of_the_observations(case: str, how: str) -> None:
     """Catches the mask of the step before, of another slot, of the episode that ended, and a mask read as numbers."""
     skip_without(how, case)
@@ -92,6 +95,63 @@ def test_masks_in_every_mode(case: str, how: str, mode: str) -> None:
         assert env.action_mask.tolist() == [mask(t).tolist()] * SLOTS
         env.step(choose(rows.obs, rows.is_first, env.action_mask), rows)
     assert env.faults == []
+    env.close()
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_masks_of_a_method_are_used(how: str) -> None:
+    """Catches sb3-contrib's ``action_masks()`` passed over without a word, and an info that is lost for it."""
+    env = make_vector_env("echo_envs:Methodical", SLOTS, 0, AdapterOptions(vectorization=how))  # type: ignore[arg-type]
+    assert isinstance(env, MaskedEnvironment)
+    assert env.spec.num_mask == 5
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    choose = random_player(env.spec, np.random.default_rng(0))
+    for _ in range(8):
+        assert env.action_mask.tolist() == [mask(int(rows.obs[0, 0])).tolist()] * SLOTS
+        env.step(choose(rows.obs, rows.is_first, env.action_mask), rows)
+    assert env.faults == []
+    assert [numbers for _, numbers in env.reports.take().episodes] == [{"score": 4.0}] * SLOTS  # type: ignore[attr-defined]
+    env.close()
+
+
+BITS = spaces.Box(0, 1, (5,), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (spaces.Dict(observation=PART, action_mask=spaces.Box(0, 1, (4,), np.int8)), "expected 5 numbers 0 or 1"),
+        (spaces.Dict(observation=PART, action_mask=spaces.Box(0, 1, (2, 3), np.int8)), "expected 5 numbers 0 or 1"),
+        (spaces.Dict(observation=PART, action_mask=spaces.Tuple((BITS, spaces.Text(3)))), "expected 5 numbers 0 or 1"),
+        (spaces.Dict(agent=spaces.Dict(observation=PART, action_mask=BITS)), "is too deep"),
+        (spaces.Tuple((PART, spaces.Dict(action_mask=BITS))), "is too deep"),
+    ],
+    ids=["short", "padded", "text", "nested", "in a tuple"],
+)
+def test_masks_that_do_not_fit_the_actions_are_refused(space: spaces.Space[Any], said: str) -> None:
+    """Catches a mask that was read as five numbers more, while illegal actions were taken."""
+    CASES["misfit"] = Case(even, space, action=spaces.MultiDiscrete([3, 2]))
+    with pytest.raises(ValueError, match=rf"Echo-v0: obs.*action_mask.*{said}.*give it another name"):
+        echo("sync", "misfit")
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [("a mask in steps", "the first reset's info had none"), ("a mask of bits", "only Discrete and MultiDiscrete")],
+)
+def test_masks_that_are_not_used_are_remarked(case: str, why: str, how: str) -> None:
+    """Catches an environment whose masks do nothing, without a word."""
+    skip_without(how)
+    env = echo(how, case)
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    for _ in range(3):
+        env.step(np.zeros((SLOTS, *env.spec.action_shape), np.int64), rows)
+    told = env.reports.take()  # type: ignore[attr-defined]
+    assert 1 <= told.counts[NOT_USED] <= SLOTS
+    assert why in told.examples[NOT_USED]
     env.close()
 
 

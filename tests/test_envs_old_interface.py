@@ -76,9 +76,19 @@ def test_nested_old_spaces_are_understood() -> None:
     assert spec.observation == VectorSpace(size=5, names=("a=0", "a=1", "a=2", "b[0]", "b[1]"), categorical=(0, 1, 2))
 
 
+def test_old_flags_are_no_choice() -> None:
+    """Catches the old gym's MultiBinary(3) read as one of three, and its spaces refused where the class is one of
+    gymnasium's."""
+    spec = make_env_spec("old_envs:Flags")
+    assert spec.observation == VectorSpace(size=3, categorical=(0, 1, 2))
+    assert isinstance(spec.actions, DiscreteActions)
+    assert [len(names) for names in spec.actions.names] == [2, 2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("env_id", "options", "said"),
     [
+        ("old_envs:Unfinished", SYNC, "Unfinished: the observation space is NoneType None, must be a space"),
         ("old_envs:Nothing", SYNC, "old_envs:Nothing' is no class with reset and step"),
         ("old_envs:Bare", SYNC, "from .*Bare.*, which is no environment: it has no observation_space, action_space"),
         ("old_envs:Odd", SYNC, "the action space is str 'anything', must be a space of gymnasium"),

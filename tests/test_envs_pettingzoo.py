@@ -130,6 +130,32 @@ def test_an_agent_that_joins_late() -> None:
     assert not log.is_first[enters + 1, 1]
 
 
+def test_agents_that_come_back_play_on() -> None:
+    """Catches a revived agent that is never asked again, on which its game then fails."""
+    env = make(3, salt=2, how="revives")
+    log = Log(env, 150)
+    env.close()
+    assert env.faults == []
+    for slot in range(3):
+        found = log.episodes(slot)
+        assert len(found) > 5
+        assert found == play_script(slot, 2, len(found))
+    # While the others play on.
+    back = log.is_first[1:].sum(1) < 3
+    assert (log.is_first[1:] & log.obs[1:].any(2) & back[:, None]).sum() > 5
+
+
+def test_the_last_observation_of_the_terminated_may_be_left_out() -> None:
+    """Catches a game that is given up for a row that nothing is computed from."""
+    env = make(3, salt=1, how="keeps last rows")
+    log = Log(env, 60)
+    env.close()
+    assert env.faults == []
+    assert log.terminated.sum() > 5
+    bare = log.terminated & ~log.obs.any(2)
+    assert bare.any()
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -44,6 +44,9 @@ def settings() -> tuple[Any, ...]:
         signal.getsignal(signal.SIGTERM),
         signal.getsignal(signal.SIGHUP),
         sys.stdout,
+        torch.zeros(1).device,
+        torch.get_deterministic_debug_mode(),
+        np.geterr(),
     )
 
 
@@ -59,6 +62,9 @@ def _restored() -> Any:
     os.chdir(before[3])
     signal.signal(signal.SIGTERM, before[5])
     signal.signal(signal.SIGHUP, before[6])
+    torch.set_default_device(None)
+    torch.set_deterministic_debug_mode(before[9])
+    np.seterr(**before[10])
 
 
 @pytest.mark.parametrize("when", ["init", "reset", "step"])

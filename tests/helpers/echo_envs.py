@@ -122,6 +122,18 @@ CASES: dict[str, Case] = {
         spaces.Dict(a=PART, action_mask=spaces.MultiBinary(5), b=PART),
         action=FIVE,
     ),
+    "masks in a list": Case(even, PART, info=lambda t: {"action_mask": list(two_masks(t))}, action=PAIR),
+    "masks in a tuple of obs": Case(
+        lambda t: {"observation": even(t), "action_mask": two_masks(t)},
+        spaces.Dict(
+            observation=PART, action_mask=spaces.Tuple((spaces.MultiBinary(3), spaces.Box(0, 1, (2,), np.int8)))
+        ),
+        action=PAIR,
+    ),
+    "a mask in steps": Case(even, PART, info=lambda t: {"action_mask": np.ones(5, np.int8)} if t else {}, action=FIVE),
+    "a mask of bits": Case(
+        even, PART, info=lambda t: {"action_mask": np.ones(3, np.int8)}, action=spaces.MultiBinary(3)
+    ),
     "masks of two choices": Case(even, PART, info=lambda t: {"action_mask": two_masks(t)}, action=PAIR),
     "no choice": Case(even, PART, info=lambda t: {"action_mask": mask(t) * (t % 2)}, action=FIVE),
     "parts": Case(
@@ -154,11 +166,27 @@ class EchoEnv(gymnasium.Env[Any, Any]):
         legal = self.case.info(self.t).get("action_mask")
         if legal is None and isinstance(obs := self.case.obs(self.t), dict):
             legal = obs.get("action_mask")
-        if legal is not None and not isinstance(legal, tuple) and legal.any():
-            assert legal[action - self.action_space.start], f"action {action} is illegal: {legal}"  # type: ignore[attr-defined]
+        if isinstance(legal, np.ndarray) and isinstance(self.action_space, spaces.Discrete) and legal.any():
+            assert legal[action - self.action_space.start], f"action {action} is illegal: {legal}"
         self.t += 1
         case, t = self.case, self.t
         return case.obs(t), case.reward(t), case.terminated(t), case.truncated(t), case.info(t)
+
+
+class Methodical(EchoEnv):
+    """Says its masks by a method, as for sb3-contrib."""
+
+    def __init__(self) -> None:
+        super().__init__("mask in info")
+
+    def action_masks(self) -> np.ndarray:
+        return mask(self.t).astype(bool)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)[0], {}
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"score": self.t}
 
 
 class EchoVector(VectorEnv[Any, Any, Any]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -96,6 +96,27 @@ class Odd(Old):
     """A space that says nothing."""
 
     action_space = "anything"  # type: ignore[assignment]
+
+
+class MultiBinary(NamedTuple):
+    """As the old gym's, which has an n as Discrete has."""
+
+    n: Any
+    shape: tuple[int, ...]
+
+
+class Flags(gymnasium.Env[Any, Any]):
+    """An environment of gymnasium's with spaces of the old gym."""
+
+    observation_space = MultiBinary(3, (3,))  # type: ignore[assignment]
+    action_space = MultiBinary([2, 2], (2, 2))  # type: ignore[assignment]
+
+
+class Unfinished(gymnasium.Env[Any, Any]):
+    """One that forgets to set its spaces."""
+
+    observation_space = None  # type: ignore[assignment]
+    action_space = None  # type: ignore[assignment]
 
 
 class Nested(Old):

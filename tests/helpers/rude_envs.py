@@ -12,7 +12,18 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-EVERY = ("dtype", "gradients", "threads", "directory", "filters", "signals", "hang_up")
+EVERY = (
+    "dtype",
+    "gradients",
+    "threads",
+    "directory",
+    "filters",
+    "signals",
+    "hang_up",
+    "device",
+    "determinism",
+    "numpy",
+)
 
 
 class Rude(gymnasium.Env[np.ndarray, int]):
@@ -63,6 +74,12 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             case "hang_up":
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            case "device":
+                torch.set_default_device("meta")
+            case "determinism":
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            case "numpy":
+                np.seterr(all="raise")
 
     def _check(self) -> None:
         match self.what:
@@ -80,6 +97,12 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
             case "hang_up":
                 assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            case "device":
+                assert torch.zeros(1).device.type == "meta"
+            case "determinism":
+                assert torch.is_deterministic_algorithms_warn_only_enabled()
+            case "numpy":
+                assert np.geterr()["under"] == "raise"
 
 
 class Wanders(Rude):

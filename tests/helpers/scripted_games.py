@@ -79,6 +79,12 @@ class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined] 
         truncated = {agent: answer[3] or (over and not answer[2]) for agent, answer in answers.items()}
         self.ended |= {agent for agent in self.agents if terminated[agent] or truncated[agent]}
         self.agents = [agent for agent in self.agents if agent not in self.ended]
+        if self.how == "revives" and self.agents:
+            # An agent that was out of the game in this step is back after it.
+            for agent in sorted(self.ended - set(answers)):
+                self.agents.append(agent)
+                self.ended.remove(agent)
+                obs[agent] = observe("box", self.scripts[agent].reset())
         if self.agents and self.step_ == 3:
             for index in self.late:
                 agent = self.possible_agents[index]
@@ -103,6 +109,10 @@ class ScriptedGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined] 
                     self.agents.remove(agent)
                 case "stranger":
                     self.agents.append("stranger")
+                case "keeps last rows":
+                    for gone in self.ended - set(self.agents):
+                        if terminated.get(gone):
+                            del obs[gone]
                 case "lists the ended":
                     self.agents = list(self.possible_agents)
                     obs = {agent: observe("box", self.scripts[agent].state) for agent in self.agents}
