@@ -6,6 +6,7 @@ run it in their own process do so inside ``Surroundings``, once per step of all 
 
 from __future__ import annotations
 
+import _signal  # its answers are compared at every step; ``signal`` makes an enumeration's member of each
 import os
 import signal
 import sys
@@ -18,8 +19,6 @@ from shoal.envs.reports import Reports
 
 SHOWN_LINES = 3
 """Lines that an environment prints which are shown; the rest is counted."""
-FIRST_ENTRIES, RARELY = 128, 64
-"""Settings that take long to look at are looked at in the first entries, and then in every 64th."""
 PRINTED, CHANGED = "printed", "process_setting"
 """Remarks: it printed a line; it changed a setting of the process."""
 
@@ -37,7 +36,6 @@ class _Settings(NamedTuple):
     hang_up: Any
 
 
-_CHEAP = frozenset(("default_dtype", "gradients", "torch_threads"))
 _WORDS = {
     "default_dtype": "torch's default type",
     "gradients": "whether torch records gradients",
@@ -61,15 +59,11 @@ class Surroundings:
         self._own: dict[str, Any] = {}
         """The environment's settings, where they differ."""
         self._outside = self._begun = _settings()
-        self._entries, self._is_thorough = 0, True
         self._lines, self._unfinished = 0, ""
         self._told: set[str] = set()
 
     def __enter__(self) -> None:
-        self._entries += 1
-        rarely = self._entries > FIRST_ENTRIES and self._entries % RARELY
-        self._is_thorough = not rarely or not self._own.keys() <= _CHEAP
-        self._outside = self._begun = _settings(None if self._is_thorough else self._outside)
+        self._outside = self._begun = _settings()
         if self._own:
             self._begun = self._outside._replace(**self._own)
             _apply(self._begun, self._outside)
@@ -83,7 +77,7 @@ class Surroundings:
         _inside.surroundings = None
         if isinstance(sys.stdout, _Output):
             sys.stdout = sys.stdout.real
-        left = _settings(None if self._is_thorough else self._begun)
+        left = _settings()
         if self._begun.default_dtype is None and left.default_dtype is not None:
             # Imported just now: what others will expect is what torch begins with.
             fresh = {"default_dtype": sys.modules["torch"].float32, "gradients": True}
@@ -143,8 +137,8 @@ class _Output:
         return getattr(self.real, name)
 
 
-def _settings(known: _Settings | None = None) -> _Settings:
-    """The present settings; but for torch's, those of ``known`` where it is given, which takes a tenth of the time."""
+def _settings() -> _Settings:
+    """The present settings."""
     torch = sys.modules.get("torch")
     # A module that is being imported has nothing yet.
     loaded = torch is not None and hasattr(torch, "get_default_dtype") and hasattr(torch, "get_num_threads")
@@ -153,8 +147,6 @@ def _settings(known: _Settings | None = None) -> _Settings:
         torch.is_grad_enabled() if loaded and torch else None,
         torch.get_num_threads() if loaded and torch else None,
     )
-    if known is not None:
-        return known._replace(default_dtype=of_torch[0], gradients=of_torch[1], torch_threads=of_torch[2])
     try:
         directory = os.getcwd()
     except OSError:  # it is gone
@@ -163,9 +155,9 @@ def _settings(known: _Settings | None = None) -> _Settings:
         *of_torch,
         directory,
         list(warnings.filters),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-        signal.getsignal(signal.SIGHUP),
+        _signal.getsignal(_signal.SIGINT),
+        _signal.getsignal(_signal.SIGTERM),
+        _signal.getsignal(_signal.SIGHUP),
     )
 
 
