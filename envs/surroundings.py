@@ -46,6 +46,7 @@ _WORDS = {
     "hang_up": "what SIGHUP does",
 }
 """Settings whose change is worth a remark: libraries change the filters of warnings as a matter of course."""
+_HANDLERS = ("interrupt", "terminate", "hang_up")
 
 
 class Surroundings:
@@ -97,7 +98,8 @@ class Surroundings:
                 del self._own[name]
             elif name in _WORDS and name not in self._told:
                 self._told.add(name)
-                said = f"{self._env_id} changes {_WORDS[name]} from {before} to {now}; that is kept for it alone"
+                old, new = _in_words(name, before), _in_words(name, now)
+                said = f"{self._env_id} changes {_WORDS[name]} from {old} to {new}; that is kept for it alone"
                 self.reports.remark(CHANGED, 1, said)
 
     def print(self, text: str) -> None:
@@ -135,6 +137,10 @@ class _Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+
+def _in_words(name: str, value: Any) -> Any:
+    return signal.Handlers(value).name if name in _HANDLERS and isinstance(value, int) else value
 
 
 def _settings() -> _Settings:
