@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +35,7 @@ class RayPool:
         actors: their indices in the run.
         options: Ray options of every actor: resources and placement (``deploy.cluster.ray_session``).
         first_restart_index: of every actor's first process; higher than those of an earlier pool of the same run.
+        out_of_reach: tells at once whether Ray's raylet has ended.
 
     Not thread-safe: ``pump`` and ``close`` are called from one thread, or one after the other.
     """
@@ -48,8 +49,9 @@ class RayPool:
         options: Mapping[str, Any],
         *,
         first_restart_index: int = 0,
+        out_of_reach: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._sink = sink
+        self._sink, self._out_of_reach = sink, out_of_reach
         self._refused: Counter[int] = Counter()
         """Refused deliveries in a row, by actor."""
         remote = ray.remote(**ACTOR_OPTIONS, **options)(RolloutActor)
@@ -115,6 +117,8 @@ class RayPool:
         if ready:
             # Whatever else finished meanwhile comes along without a wait of its own.
             ready, _ = ray.wait(list(under_way), num_returns=len(under_way), timeout=0)
+        if ready and self._out_of_reach():
+            return  # Ray ends a process that reads from the store of a raylet that is gone
         for ref in ready:
             slot = under_way[ref]
             failures = slot.failures

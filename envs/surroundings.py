@@ -6,6 +6,8 @@ run it in their own process do so inside ``Surroundings``, once per step of all 
 
 from __future__ import annotations
 
+# Its answers are compared at every step; ``signal`` makes an enumeration's member of each.
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import sys
@@ -19,8 +21,6 @@ from shoal.envs.reports import Reports
 
 SHOWN_LINES = 3
 """Lines that an environment prints which are shown; the rest is counted."""
-FIRST_ENTRIES, RARELY = 128, 64
-"""Settings that take long to look at are looked at in the first entries, and then in every 64th."""
 PRINTED, CHANGED = "printed", "process_setting"
 """Remarks: it printed a line; it changed a setting of the process."""
 
@@ -31,7 +31,7 @@ class _Settings(NamedTuple):
     default_dtype: Any
     gradients: bool | None
     torch_threads: int | None
-    device: Any
+    device: str | None
     determinism: int | None
     numpy_errors: dict[str, Any]
     directory: str | None
@@ -41,7 +41,6 @@ class _Settings(NamedTuple):
     hang_up: Any
 
 
-_CHEAP = frozenset(("default_dtype", "gradients", "torch_threads"))
 _WORDS = {
     "default_dtype": "torch's default type",
     "gradients": "whether torch records gradients",
@@ -55,6 +54,7 @@ _WORDS = {
     "hang_up": "what SIGHUP does",
 }
 """Settings whose change is worth a remark: libraries change the filters of warnings as a matter of course."""
+_HANDLERS = ("interrupt", "terminate", "hang_up")
 
 
 class Surroundings:
@@ -68,15 +68,11 @@ class Surroundings:
         self._own: dict[str, Any] = {}
         """The environment's settings, where they differ."""
         self._outside = self._begun = _settings()
-        self._entries, self._is_thorough = 0, True
         self._lines, self._unfinished = 0, ""
         self._told: set[str] = set()
 
     def __enter__(self) -> None:
-        self._entries += 1
-        rarely = self._entries > FIRST_ENTRIES and self._entries % RARELY
-        self._is_thorough = not rarely or not self._own.keys() <= _CHEAP
-        self._outside = self._begun = _settings(None if self._is_thorough else self._outside)
+        self._outside = self._begun = _settings()
         if self._own:
             self._begun = self._outside._replace(**self._own)
             _apply(self._begun, self._outside)
@@ -90,13 +86,13 @@ class Surroundings:
         _inside.surroundings = None
         if isinstance(sys.stdout, _Output):
             sys.stdout = sys.stdout.real
-        left = _settings(None if self._is_thorough else self._begun)
+        left = _settings()
         if self._begun.default_dtype is None and left.default_dtype is not None:
             # Imported just now: what others will expect is what torch begins with.
             torch: Any = sys.modules["torch"]
             fresh: dict[str, Any] = {"default_dtype": torch.float32, "gradients": True, "determinism": 0}
             if hasattr(torch, "get_default_device"):
-                fresh["device"] = torch.device("cpu")
+                fresh["device"] = "cpu"
             self._outside = self._outside._replace(torch_threads=left.torch_threads, **fresh)
             self._begun = self._begun._replace(torch_threads=left.torch_threads, **fresh)
         if left != self._begun:
@@ -113,7 +109,8 @@ class Surroundings:
                 del self._own[name]
             elif name in _WORDS and name not in self._told:
                 self._told.add(name)
-                said = f"{self._env_id} changes {_WORDS[name]} from {before} to {now}; that is kept for it alone"
+                old, new = _in_words(name, before), _in_words(name, now)
+                said = f"{self._env_id} changes {_WORDS[name]} from {old} to {new}; that is kept for it alone"
                 self.reports.remark(CHANGED, 1, said)
 
     def print(self, text: str) -> None:
@@ -153,8 +150,12 @@ class _Output:
         return getattr(self.real, name)
 
 
-def _settings(known: _Settings | None = None) -> _Settings:
-    """The present settings; but for torch's, those of ``known`` where it is given, which takes a tenth of the time."""
+def _in_words(name: str, value: Any) -> Any:
+    return signal.Handlers(value).name if name in _HANDLERS and isinstance(value, int) else value
+
+
+def _settings() -> _Settings:
+    """The present settings."""
     torch = sys.modules.get("torch")
     # A module that is being imported has nothing yet.
     loaded = torch is not None and hasattr(torch, "get_default_dtype") and hasattr(torch, "get_num_threads")
@@ -163,24 +164,28 @@ def _settings(known: _Settings | None = None) -> _Settings:
         torch.is_grad_enabled() if loaded and torch else None,
         torch.get_num_threads() if loaded and torch else None,
     )
-    if known is not None:
-        return known._replace(default_dtype=of_torch[0], gradients=of_torch[1], torch_threads=of_torch[2])
-    has_device = loaded and hasattr(torch, "get_default_device")
+    has_device = loaded and torch is not None and hasattr(torch, "get_default_device")
     try:
         directory = os.getcwd()
     except OSError:  # it is gone
         directory = None
     return _Settings(
         *of_torch,
-        torch.get_default_device() if has_device and torch else None,
+        _default_device(torch) if has_device else None,
         torch.get_deterministic_debug_mode() if has_device and torch else None,
         {**np.geterr()},
         directory,
         list(warnings.filters),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGTERM),
-        signal.getsignal(signal.SIGHUP),
+        _signal.getsignal(_signal.SIGINT),
+        _signal.getsignal(_signal.SIGTERM),
+        _signal.getsignal(_signal.SIGHUP),
     )
+
+
+def _default_device(torch: Any) -> str:
+    """Of torch, whose own function takes as long as all other settings. A default device is a mode of its functions."""
+    modes = getattr(torch._C, "_len_torch_function_stack", None)
+    return str(torch.get_default_device()) if modes is None or modes() else "cpu"
 
 
 def _apply(wanted: _Settings, now: _Settings) -> None:
@@ -193,7 +198,7 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
         torch.set_num_threads(wanted.torch_threads)
     if wanted.device is not None and wanted.device != now.device:
         # With None it is the CPU, too, and no call of torch looks for it.
-        torch.set_default_device(None if wanted.device.type == "cpu" else wanted.device)
+        torch.set_default_device(None if wanted.device == "cpu" else wanted.device)
     if wanted.determinism is not None and wanted.determinism != now.determinism:
         torch.set_deterministic_debug_mode(wanted.determinism)
     if wanted.numpy_errors != now.numpy_errors:

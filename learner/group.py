@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, and not in its __all__
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+LOOK = datetime.timedelta(seconds=0.5)
+"""How often who waits for the others looks whether anybody can still be reached."""
 SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921
 """The ioctl request for an interface's address, on Linux and on systems derived from BSD."""
 
@@ -60,6 +63,7 @@ class LearnerGroup:
         rank: this learner's place, 0 in the run's own process.
         size: number of learners.
         timeout_seconds: longest time to wait for the others.
+        out_of_reach: set when nobody can be reached any more: who waits for the others then gets ``LearnerLost``.
 
     Raises:
         LearnerLost: not all members came within that time.
@@ -74,9 +78,13 @@ class LearnerGroup:
         rank: int,
         size: int,
         timeout_seconds: float,
+        out_of_reach: threading.Event | None = None,
     ) -> None:
         self.rank, self.size = rank, size
         self._store = store
+        self._out_of_reach = out_of_reach or threading.Event()
+        self._is_left_behind = False
+        """What others were asked for may go on until its time limit."""
         self.seconds = 0.0
         """Seconds spent in adding up and in waiting for slower learners."""
         with _lost("joining"):
@@ -99,7 +107,7 @@ class LearnerGroup:
         start = time.perf_counter()
         with _lost("adding up"):
             if self.size <= 2:
-                dist.all_reduce(x)  # a + b is b + a
+                self._wait(x, dist.all_reduce(x, async_op=True))  # a + b is b + a
             else:
                 self._sum_in_order(x)
         self.seconds += time.perf_counter() - start
@@ -113,11 +121,11 @@ class LearnerGroup:
         mine = x.new_zeros(self.size * part)
         mine[: x.numel()] = x.reshape(-1)
         parts = torch.empty_like(mine)
-        dist.all_to_all_single(parts, mine)
+        self._wait(x, dist.all_to_all_single(parts, mine, async_op=True))
         total, *others = parts.split(part)
         for other in others:
             total += other
-        dist.all_gather(list(mine.split(part)), total.clone())
+        self._wait(x, dist.all_gather(list(mine.split(part)), total.clone(), async_op=True))
         x.copy_(mine[: x.numel()].view_as(x))
 
     def broadcast(self, state: dict[str, Any]) -> dict[str, Any]:
@@ -132,18 +140,45 @@ class LearnerGroup:
         payload = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8)
         size = torch.tensor([len(payload)])
         with _lost("sharing the weights"):
-            dist.broadcast(size, 0)
+            self._wait(size, dist.broadcast(size, 0, async_op=True))
             if self.rank:
                 payload = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(payload, 0)
+            self._wait(payload, dist.broadcast(payload, 0, async_op=True))
         if self.rank == 0:
             return state
         loaded: dict[str, Any] = torch.load(io.BytesIO(payload.numpy().tobytes()), weights_only=True)
         return loaded
 
+    def _wait(self, x: Tensor, work: dist.Work) -> None:
+        """Wait for what was asked of the others with ``x``.
+
+        Raises:
+            LearnerLost: nobody can be reached any more.
+            RuntimeError: another learner did not take part.
+        """
+        if x.is_cuda:
+            work.wait()  # the device waits, not this thread
+            return
+        while True:
+            try:
+                work.wait(LOOK)
+                return
+            except RuntimeError:  # it has failed, or is not done yet
+                if work.is_completed():
+                    work.wait()
+                    return
+            if self._out_of_reach.is_set():
+                self._is_left_behind = True
+                raise LearnerLost("a learner was waited for, and nobody can be reached any more")
+
     def close(self) -> None:
         """Leave the group; a learner that still waits for this one gets ``LearnerLost`` at once."""
-        if dist.is_initialized():
+        if not dist.is_initialized():
+            return
+        if self._is_left_behind:
+            # It waits for what is under way.
+            threading.Thread(target=dist.destroy_process_group, name="learner-group-end", daemon=True).start()
+        else:
             dist.destroy_process_group()
 
 
@@ -183,5 +218,7 @@ def _interface_of(address: str) -> str | None:
 def _lost(doing: str) -> Iterator[None]:
     try:
         yield
+    except LearnerLost:
+        raise
     except RuntimeError as error:  # all errors of torch.distributed are of this class
         raise LearnerLost(f"a learner was lost while {doing}: {error}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rude_envs import EVERY
+from rude_envs import EVERY, Rude
 from scripted_vectors import Rows
 from service import make_setup
 from shoal.envs.boundary import VectorEnvironment
@@ -92,6 +92,29 @@ def test_settings_of_the_process_are_kept_apart(how: str, what: str, when: str) 
         assert f"{env.spec.env_id} changes" in told.examples[CHANGED]
     env.close()
     assert settings() == before
+
+
+@pytest.mark.parametrize("what", EVERY)
+def test_settings_are_kept_apart_however_late_they_change(what: str) -> None:
+    """Catches settings that are looked at in the first steps, and later only now and then."""
+    before = settings()
+    env, surroundings = Rude(what="", when="late"), Surroundings("E")
+    for _ in range(300):
+        with surroundings:
+            pass
+    env.what = what
+    for _ in range(3):
+        with surroundings:
+            env._maybe("late")
+            env._check()
+        assert settings() == before
+    with surroundings:
+        env._check()
+    assert settings() == before
+    told = surroundings.reports.take()
+    assert told.counts == ({} if what == "filters" else {CHANGED: 1})
+    if what == "signals":
+        assert "what SIGTERM does from SIG_DFL to SIG_IGN" in told.examples[CHANGED]
 
 
 def test_asking_for_a_spec_changes_nothing() -> None:

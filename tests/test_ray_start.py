@@ -111,6 +111,34 @@ def test_a_start_that_does_not_end_is_told(
     assert "the raylet of this machine ended while Ray was started" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "x" * 200_000 + " C Check failed: Timed out waiting for file /tmp/ray/metrics_agent_port_1\n*** StackTrace",
+            True,
+        ),
+        ("Timed out waiting for file" + "x" * 200_000, False),
+        ("Check failed: no memory", False),
+        (None, False),
+    ],
+)
+def test_a_machine_that_is_too_busy_for_rays_start_is_said(
+    log: str | None, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that ends for a reason that only Ray's logs have: one of its processes took more than 15 s."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    for number, text in ((1, "Timed out waiting for file"), (2, log)):
+        logs = tmp_path / "ray" / f"session_2026-01-0{number}_00-00-00_000000_{os.getpid()}" / "logs"
+        logs.mkdir(parents=True)
+        if text is not None:
+            (logs / "raylet.out").write_text(text)
+    for program, its in (("raylet", said), ("gcs_server", False)):
+        sentence = ray_start._sentence(ray_start.PROGRAMS[program])
+        assert ("this machine is too busy" in sentence) == its
+        assert sentence.endswith("; nothing was trained. The same command starts Ray anew")
+
+
 def test_a_start_that_goes_well_or_fails_by_itself_is_left_alone(
     program: Callable[[str], subprocess.Popen[bytes]], looks: list[dict[int, tuple[str, bool]]]
 ) -> None:

@@ -1,9 +1,10 @@
-"""The run directory: where its files are, and whose summary lies in it."""
+"""The run directory: where its files are, whose summary lies in it, and what environments and clocks do to that."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,53 @@ def test_the_traceback_of_a_run_lies_with_the_run(tmp_path: Path, capsys: pytest
     traceback = tmp_path / "here" / "run" / "traceback.txt"
     assert "lost my way" in traceback.read_text()
     assert str(traceback) in capsys.readouterr().err
+
+
+def test_an_environment_that_seeds_every_random_stream_changes_nothing_else() -> None:
+    """Catches actions or minibatches that are drawn from a stream of the whole process: an environment that seeds it
+    in every step has them drawn alike for ever."""
+    hashes = set()
+    for seeds in ("true", "false"):
+        settings = [each for each in WANDERING if not each.startswith(("env.id", "run_dir"))]
+        settings += ["env.id=rude_envs:Seeds-v0", f"env.kwargs={{seeds: {seeds}}}", f"run_dir=seeds-{seeds}"]
+        assert main(["train", *settings, "total_env_steps=300"]) == 0
+        hashes.add(json.loads(Path(f"seeds-{seeds}", "summary.json").read_text())["weights_sha256"])
+    assert len(hashes) == 1
+
+
+class SetsTheClock(shoal.Callback):
+    """Sets the clock back by a day, and later forward by more."""
+
+    seconds = 0.0
+
+    def on_update(self, run: Any, update: Any) -> Mapping[str, float] | None:
+        self.seconds = {0: 0.0, 1: -86_400.0, 2: 1e6}[update.policy_version % 3]
+        return None
+
+
+def test_a_clock_that_is_set_moves_nothing_but_dates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a run that ends or counts seconds that it did not have because the clock was set, and a report that
+    cannot be made of it."""
+    clock, real = SetsTheClock(), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + clock.seconds)
+    begun = time.monotonic()
+    config = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
+    config |= {"learner.batch_size": 8, "learner.epochs": 1, "learner.minibatches": 1}  # type: ignore[dict-item]
+    config |= {"evaluation.random_seconds": 0, "log.every_seconds": 0.1}  # type: ignore[dict-item]
+    run = shoal.train(
+        config=config, run_dir="run", total_env_steps=1000, max_seconds=100_000.0, callbacks=[clock], progress=False
+    )
+    assert run.summary["stopped_by"] is None
+    assert 0 < run.summary["wall_seconds"] <= time.monotonic() - begun
+    lines = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
+    assert len({round(line["time"], -4) for line in lines}) > 1  # it was set
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] <= time.monotonic() - begun
+    assert main(["report", "run"]) == 0
+    assert "run" in capsys.readouterr().out
 
 
 class Looks(shoal.Callback):

@@ -216,3 +216,19 @@ def test_refused_deliveries_in_between_replace_nobody(store: Store) -> None:
     while sink.turn < 40:
         pool.pump(0.01)
     assert pool.restarts == {}
+
+
+def test_no_answer_is_read_where_the_raylet_has_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that Ray ends, unsaved, because an unroll was ready when its raylet ended and is read then."""
+    sink: Any = Sink(set())
+    ended: list[bool] = []
+    pool = RayPool(None, range(2), ActorConfig(), sink, {}, out_of_reach=lambda: bool(ended))  # type: ignore[arg-type]
+    while sink.turn < 4:
+        pool.pump(0.01)
+    turn = sink.turn
+    # It ends while the pool waits for an answer.
+    monkeypatch.setattr(store, "wait", lambda calls, **_: (ended.append(True), (calls, []))[1])
+    monkeypatch.setattr(store, "get", lambda *_, **__: pytest.fail("Ray would have ended this process"))
+    for _ in range(3):
+        pool.pump(0.01)
+    assert sink.turn == turn

@@ -275,6 +275,7 @@ class RayPeers:
                     rank=0,
                     size=len(members) + 1,
                     timeout_seconds=self._timeout,
+                    out_of_reach=self._watch.lost,
                 )
                 learner.synchronize(self._group)
             except LearnerLost:

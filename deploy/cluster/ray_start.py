@@ -6,6 +6,7 @@ Ray then waits for half a minute and raises an error, or for a minute and ends t
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from shoal.actors.ray_watch import RayLost
 LOOK_SECONDS = 0.2
 NOTICE_SECONDS = 3.0
 """How long Ray may take to notice it by itself, and to say why."""
+TOO_SLOW = b"Timed out waiting for file"
+"""What a raylet's log says when it ends because one of its own processes took longer than the 15 s that Ray allows."""
+LAST_BYTES = 64 * 1024
 PROGRAMS = {"gcs_server": "its head (GCS)", "raylet": "the raylet of this machine"}
 
 
@@ -59,7 +63,27 @@ def start_watched(gone: Callable[[str], object]) -> Iterator[None]:
 
 
 def _sentence(what: str) -> str:
-    return f"Ray is lost: {what} ended while Ray was started; nothing was trained. The same command starts Ray anew"
+    why = ""
+    if what == PROGRAMS["raylet"] and _was_too_slow():
+        why = (
+            ", because Ray allows 15 s for the start of its own processes and this machine is too busy for that, or "
+            "its disk too slow"
+        )
+    begun = f"Ray is lost: {what} ended while Ray was started{why}"
+    return f"{begun}; nothing was trained. The same command starts Ray anew"
+
+
+def _was_too_slow() -> bool:
+    """Whether the log of the raylet that this process started last says so."""
+    sessions = sorted(Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray").glob(f"session_*_{os.getpid()}"))
+    if not sessions:
+        return False
+    try:
+        with (sessions[-1] / "logs" / "raylet.out").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
+            return TOO_SLOW in log.read()
+    except OSError:
+        return False
 
 
 def _started() -> dict[int, tuple[str, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args
@@ -152,7 +153,10 @@ def start_workers(
         for each in runs:
             each.learner.publish_to = ray.put
         sink = _sink(runs)
-        actors = _made(ray, RayPool, setup_of_actors(runs), run.share.actors, run.config.actor, sink, ray.actor_options)
+        make_pool = functools.partial(RayPool, out_of_reach=ray.watch.out_of_reach)
+        actors = _made(
+            ray, make_pool, setup_of_actors(runs), run.share.actors, run.config.actor, sink, ray.actor_options
+        )
         learners: tuple[Learners, ...] = tuple(OneLearner(worker=each.learner, drive=None) for each in runs)
         if peers:
             learners = (SeveralLearners(worker=run.learner, drive=None, peers=peers),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import warnings
 from typing import Any
@@ -126,6 +127,21 @@ class Wanders(Rude):
         return super().step(action)
 
 
+class Seeds(Rude):
+    """Seeds every random stream of the process in each step, where it ``seeds``."""
+
+    def __init__(self, seeds: bool = True) -> None:
+        super().__init__(what="nothing")
+        self.seeds = seeds
+
+    def step(self, action: int) -> Any:
+        if self.seeds:
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002  (as environments do)
+            torch.manual_seed(0)
+        return super().step(action)
+
+
 class Prints(Rude):
     """Prints on standard output in every way there is: ``print``, another process, and below Python."""
 
@@ -138,6 +154,7 @@ class Prints(Rude):
 
 gymnasium.register("Prints-v0", Prints, kwargs={"what": "nothing"})
 gymnasium.register("Rude-v0", Rude)
+gymnasium.register("Seeds-v0", Seeds)
 gymnasium.register("Wanders-v0", Wanders)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -79,7 +80,16 @@ class Group:
             self.processes.append(process)
             self.connections.append(ours)
         self.learner = _make(0, size, settings)
-        self.group = LearnerGroup(self.store, device=CPU, generation=0, rank=0, size=size, timeout_seconds=60)
+        self.out_of_reach = threading.Event()
+        self.group = LearnerGroup(
+            self.store,
+            device=CPU,
+            generation=0,
+            rank=0,
+            size=size,
+            timeout_seconds=60,
+            out_of_reach=self.out_of_reach,
+        )
         self.learner.synchronize(self.group)
 
     def update(self, seed: int) -> list[tuple[str, Any]]:
@@ -164,4 +174,30 @@ def test_a_dead_learner_is_noticed_at_once_and_nothing_changes(minibatches: int)
         assert sha256 == before
         assert time.monotonic() - start < 30  # its time limit is 60
     finally:
+        group.close()
+
+
+@pytest.mark.parametrize(("size", "settings"), [(2, {}), (3, {}), (2, {"epochs": 2, "minibatches": 2})])
+def test_a_learner_that_says_nothing_is_not_waited_for_where_nobody_can_be_reached(
+    size: int, settings: dict[str, Any]
+) -> None:
+    """A run whose cluster is gone, and which waits for a machine that went away without a word until it is ended,
+    unsaved; a process that can make no other group after it."""
+    group = Group(size, **settings)
+    try:
+        [(before, _), *_] = group.update(1)
+        for process in group.processes:
+            os.kill(process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+        threading.Timer(1.0, group.out_of_reach.set).start()
+        with pytest.raises(LearnerLost, match="nobody can be reached"):
+            group.learner.update(_part(2, 0))
+        assert flatten_weights(group.learner.policy, 0).sha256 == before
+        group.group.close()
+        alone = LearnerGroup(open_store("127.0.0.1", 60), device=CPU, generation=1, rank=0, size=1, timeout_seconds=60)
+        group.learner.synchronize(alone)
+        group.learner.update(_part(2, 0))
+        alone.close()
+    finally:
+        for process in group.processes:
+            process.kill()
         group.close()

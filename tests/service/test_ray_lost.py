@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import SHARED, SMALL, actor_processes, alive, descendants, read_summary, shoal, start_shoal, wait_for
+from service import (
+    SHARED,
+    SMALL,
+    actor_processes,
+    alive,
+    descendants,
+    learner_processes,
+    read_summary,
+    shoal,
+    start_shoal,
+    wait_for,
+)
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.training import run as training_run
 from shoal.learner.training_loop import Saving
@@ -23,6 +34,8 @@ from shoal.learner.training_loop import Saving
 ENDLESS = ("total_env_steps=1000000000", "max_seconds=280", "checkpoint.every_updates=0", "run_dir=run")
 LAYOUTS = {
     "fed": (*SMALL, "actor.num_actors=2"),
+    # Ray keeps answers of 100 KiB and more in its store, which ends with the raylet.
+    "stored": (*SMALL, "actor.num_actors=2", "env.num_envs=64", "actor.unroll_length=64", "learner.batch_size=128"),
     "colocated": (*SHARED, "placement=colocated", "learner.num_learners=2"),
     "several_fed": (
         *(*SHARED, "learner.batch_size=16", "placement=disaggregated"),
@@ -92,9 +105,11 @@ def test_a_run_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
     goes_on(tmp_path, lost, *settings)
 
 
-def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
-    """Catches a run whose next weights are put where no raylet is: the whole process hangs and is ended, unsaved."""
-    lost, settings = loses(tmp_path, LAYOUTS["fed"], "/raylet", "raylet of this machine")
+@pytest.mark.parametrize("layout", ["fed", "stored"])
+def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path, layout: str) -> None:
+    """Catches a run whose next weights are put, or whose next unroll is read, where no raylet is: Ray ends the whole
+    process, unsaved."""
+    lost, settings = loses(tmp_path, LAYOUTS[layout], "/raylet", "raylet of this machine")
     goes_on(tmp_path, lost, *settings)
 
 
@@ -104,6 +119,25 @@ def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
 def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, program: str, missing: str) -> None:
     """Catches a learner that waits for peers behind a Ray that is gone, or forgets the steps that these trained."""
     lost, settings = loses(tmp_path, LAYOUTS[layout], program, missing)
+    goes_on(tmp_path, lost, *settings)
+
+
+@pytest.mark.slow
+def test_a_peer_that_hangs_keeps_no_lost_run_waiting(tmp_path: Path) -> None:
+    """Catches an update that waits for a learner that does not answer, until Ray ends the process, unsaved: where a
+    machine goes away without a word, the head on it is lost too."""
+    settings = (*LAYOUTS["colocated"], "mode=local", "log.every_seconds=0.5")
+    process = start_shoal("train", *settings, *ENDLESS, cwd=tmp_path)
+    wait_for(lambda: trained(tmp_path / "run"), process=process)
+    [peer] = learner_processes(process.pid)
+    os.kill(peer, signal.SIGSTOP)
+    try:
+        wait_for(lambda: "no update was made for" in (tmp_path / "run" / "run.log").read_text(), process=process)
+        os.kill(process_of(process.pid, "/gcs_server"), signal.SIGKILL)
+        lost = ended_well(tmp_path, process, "GCS")
+    finally:
+        os.kill(peer, signal.SIGKILL)
+    assert set(lost["ledger"]["dropped"]) <= {"learner_lost", "shutdown"}
     goes_on(tmp_path, lost, *settings)
 
 
