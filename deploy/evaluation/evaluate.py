@@ -28,7 +28,7 @@ from shoal.envs.raised import raised
 from shoal.envs.recording import film, replay
 from shoal.envs.reference import random_player
 from shoal.envs.registry import list_env_ids, make_env_spec
-from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint, refusing_damage
 from shoal.policy import RecurrentPolicy
 from shoal.policy.actions import legal
 from shoal.policy.graph import LSTM
@@ -42,6 +42,8 @@ more processes can take part."""
 MOST_BLOCKS = 64
 MAX_EPISODE_STEPS = 10_000
 """An episode that has not ended after so many steps is cut: some environments have no end."""
+_MOST_SLOTS_OR_STEPS = 2**20
+"""Slots of an actor, or steps of an unroll, that a checkpoint may say it was trained with."""
 _RECORDED = 2**32 - 1
 """Spawn key of the random streams of recorded episodes; blocks count from 0."""
 
@@ -233,7 +235,8 @@ def evaluation_setup(
     if env_id in (None, state["env_id"]):
         _check_plays_all(checkpoint)
     if remapping is None:
-        remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
+        with refusing_damage(checkpoint.path, passed_on=ValueError):
+            remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
     if not (env_id or state["env_id"]):
         raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
     trained_kwargs, trained_options = trained_arguments(checkpoint)
@@ -256,8 +259,10 @@ def evaluation_setup(
         raise ValueError(
             f"--num-envs: {env.num_envs} slots must be a multiple of the {spec.num_agents} agents of {env.id}"
         )
-    reset_memory = reset_memory_of(checkpoint)
-    if reset_key(reset_memory) is not None and spec.spaces is None:
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        reset_memory = reset_memory_of(checkpoint)
+        key = reset_key(reset_memory)
+    if key is not None and spec.spaces is None:
         raise ValueError(no_infos(env.id, reset_memory))
     return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
 
@@ -282,8 +287,15 @@ def fitted_setup(
     """The checkpoint's policy in the environment ``env``, which ``spec`` describes; the environment is not made.
 
     Raises:
-        ValueError: it has other features or actions (``policy.remap``).
+        ValueError: it has other features or actions (``policy.remap``), or the checkpoint holds what no run saved.
     """
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        return _fitted_setup(checkpoint, env, spec, seed, remapping)
+
+
+def _fitted_setup(
+    checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, seed: int, remapping: Remapping | None
+) -> WorkerSetup:
     state = checkpoint.state
     presented = (observation_of(spec), actions_of(spec))
     interface = remap(state["policy"], *presented, _own_remapping(checkpoint) if remapping is None else remapping)
@@ -314,8 +326,16 @@ def fitted_setup(
 
 
 def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOptions]:
-    """The environment's own arguments and the options that the checkpoint was trained with."""
-    state = checkpoint.state
+    """The environment's own arguments and the options that the checkpoint was trained with.
+
+    Raises:
+        ValueError: no run saved them.
+    """
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        return _trained_arguments(checkpoint.state)
+
+
+def _trained_arguments(state: Mapping[str, Any]) -> tuple[dict[str, Any], AdapterOptions]:
     if "env_options" in state:
         return state["env_kwargs"], AdapterOptions(**state["env_options"])
     own, options = split_options(state["env_kwargs"])
@@ -339,14 +359,18 @@ def check_saved_by_run(checkpoint: Checkpoint) -> None:
     env, actor = parts.get("env"), parts.get("actor")
     fits = {
         "config": isinstance(env, dict) and isinstance(actor, dict) and isinstance(parts.get("policy"), dict),
-        "config.env.num_envs": isinstance(env, dict) and isinstance(env.get("num_envs"), int),
-        "config.actor.unroll_length": isinstance(actor, dict) and isinstance(actor.get("unroll_length"), int),
+        "config.env.num_envs": isinstance(env, dict) and _is_size(env.get("num_envs")),
+        "config.actor.unroll_length": isinstance(actor, dict) and _is_size(actor.get("unroll_length")),
         "env_id": isinstance(state.get("env_id"), str),
         "env_kwargs": isinstance(state.get("env_kwargs"), dict),
         "mean_return": "mean_return" in state and isinstance(state["mean_return"], int | float | None),
     }
     if wrong := [name for name, right in fits.items() if not right]:
         raise ValueError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(wrong)}, or has others")
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MOST_SLOTS_OR_STEPS
 
 
 def _check_plays_all(checkpoint: Checkpoint) -> None:
@@ -392,10 +416,15 @@ def checkpoint_side(
     greedy: bool = False,
     memory_horizon: int | None = None,
 ) -> Side:
-    """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
-    with torch.random.fork_rng(devices=()):
-        policy = setup.make_policy()
-    policy.load_state_dict(checkpoint.load_weights())
+    """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit.
+
+    Raises:
+        ValueError: the policy cannot be made, or its weights are others.
+    """
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        with torch.random.fork_rng(devices=()):
+            policy = setup.make_policy()
+        policy.load_state_dict(checkpoint.load_weights())
     return Side(
         label=label or str(checkpoint.path),
         setup=setup,
