@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 MOST_NUMBERS = 32
 """Most numbers that are taken from one ``info``: each becomes a metric."""
 _LONGEST_NAME = 64
+_LARGEST_NUMBER = 1e300
+"""Beyond it the mean of a few is infinite; NaN is below nothing."""
 _NO_RESULT = frozenset(("TimeLimit.truncated",))
 
 OUT_OF_BOUNDS = "out_of_bounds"
@@ -96,4 +97,4 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:  # Python's integers have no end
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) < _LARGEST_NUMBER else None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """Size and sha256 of a regular file."""
     with _open(path) as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def check_archive(path: Path) -> None:
+    """Check that an archive takes no more memory than it has bytes: a compressed one may take a thousand times as much.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no archive, or a part of it is compressed.
+    """
+    try:
+        with _open(path) as file, zipfile.ZipFile(file) as archive:
+            compressed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} is no archive: {error}") from error
+    if compressed:
+        raise ValueError(f"{path} is compressed, which nothing is that a run saves: {', '.join(compressed[:3])}")
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,7 @@ Where a run trains several policies, ``<policy_version>/<policy>/`` has all of t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -23,16 +24,22 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from shoal.learner.checked_files import fingerprint, read_json, sync
+from shoal.learner.checked_files import check_archive, fingerprint, read_json, sync
 from shoal.learner.config import ADAM, POLICIES, POLICY_NAME
-from shoal.learner.described_policy import changed_components, describe_policy, make_described_policy, other_core
+from shoal.learner.described_policy import (
+    changed_components,
+    check_sizes,
+    describe_policy,
+    make_described_policy,
+    other_core,
+)
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
 from shoal.learner.plain_file import load_plain, save_plain
@@ -61,6 +68,22 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used: it is incomplete or changed, or has another format or another policy."""
 
 
+@contextlib.contextmanager
+def refusing_damage(path: Path, passed_on: type[Exception] = CheckpointError) -> Iterator[None]:
+    """Take in what ``path`` holds. Hashes that are right say nothing of contents that no run saved.
+
+    Raises:
+        CheckpointError: whatever became of it, but for ``passed_on``.
+    """
+    try:
+        yield
+    except passed_on:
+        raise
+    except Exception as error:
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} holds what cannot be used: {what}") from error
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A complete, verified checkpoint on disk."""
@@ -80,14 +103,24 @@ class Checkpoint:
         return int(self.state["policy_version"])
 
     def make_policy(self) -> RecurrentPolicy:
-        """The policy as it was saved, rebuilt from its description in the checkpoint."""
-        policy = make_described_policy(self.state["policy"])
-        policy.load_state_dict(self.load_weights())
+        """The policy as it was saved, rebuilt from its description in the checkpoint.
+
+        Raises:
+            CheckpointError: there is no such policy here, or its weights are others.
+        """
+        with refusing_damage(self.path):
+            policy = make_described_policy(self.state["policy"])
+            policy.load_state_dict(self.load_weights())
         return policy
 
     def load_weights(self) -> dict[str, torch.Tensor]:
-        """The policy's ``state_dict``."""
-        return load_file(self.path / "weights.safetensors")
+        """The policy's ``state_dict``.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        with refusing_damage(self.path / _FILES[0]):
+            return load_file(self.path / _FILES[0])
 
     def load_rollouts(self) -> Any:
         """What ``Checkpoints.save`` was given as ``rollouts``.
@@ -120,6 +153,10 @@ class Checkpoint:
         Raises:
             CheckpointError: it holds a policy of another shape, or something else than tensors and plain data.
         """
+        with refusing_damage(self.path):
+            self._restore(learner)
+
+    def _restore(self, learner: Learner) -> None:
         if problem := other_core(self.state["policy"], learner.policy):
             raise CheckpointError(f"{self.path} {problem}")
         if changed := changed_components(self.state["policy"], learner.policy):
@@ -160,12 +197,18 @@ class Checkpoint:
         learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
 
     def restore_start_states(self, learner: Learner) -> None:
-        """Load the states that were refreshed for the next unrolls, where these are those that follow."""
-        if learner.refreshed is not None and (states := self._load_training(learner).get("start_states")):
-            learner.refreshed.load_state_dict(states)
+        """Load the states that were refreshed for the next unrolls, where these are those that follow.
+
+        Raises:
+            CheckpointError: they cannot be read, or are none.
+        """
+        with refusing_damage(self.path / _FILES[2]):
+            if learner.refreshed is not None and (states := self._load_training(learner).get("start_states")):
+                learner.refreshed.load_state_dict(states)
 
     def _load_training(self, learner: Learner) -> dict[str, Any]:
         try:
+            check_archive(self.path / "optimizer.pt")
             # mmap=False: a mapped file could change after it was verified.
             found: dict[str, Any] = torch.load(
                 self.path / "optimizer.pt", weights_only=True, mmap=False, map_location=learner.path.device
@@ -430,6 +473,8 @@ def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
     state = _verify(path, manifest, (*_FILES, *(name for name in _OPTIONAL if name in manifest)))
     if not isinstance(state.get("policy"), dict):
         raise CheckpointError(f"{path / _FILES[3]}: policy must be a mapping, got {state.get('policy')!r}")
+    with refusing_damage(path):
+        check_sizes(state["policy"], path / _FILES[0])
     return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
 from shoal.policy.observation import observation_from_json, observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
+
+_COMMON_SIZE = 2**14
+"""Up to it a size is not looked for: two of them make a tensor of a gigabyte."""
+_NO_SIZES = ("kwargs", "feature_normalizations", "feature_names", "categorical_features", "left_out", "action_rows")
 
 
 def other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
@@ -33,6 +41,39 @@ def changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) ->
     saved = resolve(components_from_json(components), observation, policy.core_name)
     here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)
     return differences(saved, here)
+
+
+def check_sizes(described: Mapping[str, Any], weights: Path) -> None:
+    """Check that a description asks for no larger sizes than there are in ``weights``, a file of its tensors: they are
+    allocated before the weights are loaded, and compared only then.
+
+    Raises:
+        ValueError: it does, or they are no such file.
+    """
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{weights.name} is no file of tensors: {error}") from error
+    most = max((*itertools.chain(*shapes), _COMMON_SIZE))
+    # Whatever a core of the user's takes need not be a size.
+    left_out = ("core_kwargs",) if ":" in str(described.get("core")) else ()
+    for name, size in _sizes({key: value for key, value in described.items() if key not in left_out}):
+        if size > most:
+            raise ValueError(f"{name} is {reprlib.repr(size)}, and no tensor of {weights.name} has such a size")
+
+
+def _sizes(value: Any, name: str = "policy") -> Iterator[tuple[str, int]]:
+    """The whole numbers in a description, but for those that only name or count, by their places."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in _NO_SIZES:
+                yield from _sizes(inner, f"{name}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sizes(inner, name)
+    elif isinstance(value, int):
+        yield name, value
 
 
 def make_described_policy(

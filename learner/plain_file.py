@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shoal.learner.checked_files import check_archive
 
 _KIND = "#"
 
@@ -36,6 +37,7 @@ def load_plain(path: Path) -> Any:
         ValueError: it is no such file.
     """
     try:
+        check_archive(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _put_back(json.loads(arrays["document"].tobytes()), arrays)
     except (OSError, ValueError):

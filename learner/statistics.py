@@ -54,6 +54,20 @@ class Histogram:
         return self.sum / self.count if self.count else float("nan")
 
 
+_UNREPORTED: Mapping[str, Any] = {
+    "episode_returns": [],
+    "episode_lengths": [],
+    "policy_seconds": 0.0,
+    "env_seconds": 0.0,
+    "pack_seconds": 0.0,
+    "ignored_tokens": 0,
+    "faults": [],
+    "remarks": {},
+    "episode_metrics": {},
+}
+"""The statistics of an actor that reports none."""
+
+
 class TrajectoryReport(NamedTuple):
     """The statistics that an actor reported with one trajectory, without the trajectory's data."""
 
@@ -70,7 +84,7 @@ def report_trajectories(batch: Sequence[Trajectory], policy_version: int) -> tup
         TrajectoryReport(
             actor=t.header.actor,
             env_steps=t.env_steps,
-            statistics=t.header.statistics,
+            statistics={**_UNREPORTED, **t.header.statistics},
             policy_lag=policy_version - t.header.policy_version,
             num_bytes=t.num_bytes,
         )

@@ -21,7 +21,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -253,10 +254,62 @@ def _header(metadata: Mapping[str, str]) -> TrajectoryHeader:
         statistics = json.loads(metadata["statistics"])
     except (ValueError, RecursionError) as error:
         raise TrajectoryError(f"metadata that cannot be read: {error}") from error
-    if min(numbers.values()) < 0 or not isinstance(statistics, dict):
+    if not all(map(_is_count, numbers.values())) or not isinstance(statistics, dict):
         raise TrajectoryError(f"expected numbers from 0 and a JSON object of statistics, got {numbers}, {statistics!r}")
+    for name, value in statistics.items():
+        if name in _REPORTED and not _REPORTED[name](value):
+            raise TrajectoryError(f"statistics that no actor reports: {name} is {reprlib.repr(value)}")
     return TrajectoryHeader(run_id=metadata["run_id"], statistics=statistics, **numbers)
 
+
+def _is_number(value: Any) -> bool:
+    # Sums of many must be finite, too.
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_seconds(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_one, value))
+
+
+def _mapping_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(is_one, value.values()))
+
+
+def _pair_of(*are: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == len(are)
+        and all(is_one(part) for is_one, part in zip(are, value, strict=True))
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_REPORTED: Mapping[str, Callable[[Any], bool]] = {
+    "policy_seconds": _is_seconds,
+    "env_seconds": _is_seconds,
+    "pack_seconds": _is_seconds,
+    "env_steps": _is_count,
+    "episode_returns": _list_of(_is_number),
+    "episode_lengths": _list_of(_is_count),
+    "faults": _list_of(_is_text),
+    "episode_metrics": _mapping_of(_list_of(_is_number)),
+    "remarks": _mapping_of(_pair_of(_is_count, _is_text)),
+    "ignored_tokens": _is_count,
+    "games": _list_of(_pair_of(_is_count, _is_number)),
+    "opponent_env_steps": _is_count,
+}
+"""What each of an actor's statistics must be. Metrics, the ledger's episodes and self-play take them in unseen."""
 
 _METADATA_KEYS = frozenset(
     (

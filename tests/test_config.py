@@ -469,6 +469,18 @@ def test_junk_never_raises(
     assert load_config((), ())[1] == []
 
 
+def test_nesting_ends_long_before_the_interpreter_does(tmp_path: Path) -> None:
+    """Catches brackets that cost the square of their number where a program has raised its limit of recursion."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        [problem] = problems_of(files=(write(tmp_path / "deep.yaml", "env: " + "[" * 3000),))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "nested deeper than 100 levels" in problem
+    assert problems_of("env.kwargs={a: " + "[" * 90 + "]" * 90 + "}") == []
+
+
 @given(text=st.text(max_size=40))
 def test_any_text_is_a_file_or_a_problem(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """Catches what the YAML parser raises besides its own errors."""

@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 from make_env import make_env
 from scripted_vectors import Rows
-from shoal.deploy.evaluation.evaluate import trained_arguments
+from shoal.deploy.evaluation.saved_run import trained_arguments
 from shoal.envs.config import AdapterOptions, EnvConfig, split_options
 from shoal.envs.registry import make_env_spec, make_vector_env
 from shoal.envs.wrappers import find_wrappers

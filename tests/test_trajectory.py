@@ -251,6 +251,10 @@ CONTENTS = {
     "negative": (lambda: {"metadata": {"policy_version": "-1"}}, "numbers from 0"),
     "no JSON": (lambda: {"metadata": {"statistics": "{"}}, "metadata that cannot be read"),
     "no object": (lambda: {"metadata": {"statistics": "[]"}}, "JSON object"),
+    "beyond an integer": (lambda: {"metadata": {"policy_version": str(2**63)}}, "numbers from 0"),
+    "returns that are none": (lambda: {"metadata": {"statistics": '{"episode_returns": 3}'}}, "episode_returns is 3"),
+    "a return of NaN": (lambda: {"metadata": {"statistics": '{"episode_returns": [NaN]}'}}, r"is \[nan\]"),
+    "a remark without its count": (lambda: {"metadata": {"statistics": '{"remarks": {"a": 1}}'}}, "remarks is"),
     "deep JSON": (lambda: {"metadata": {"statistics": "[" * 100_000}}, "metadata that cannot be read"),
 }
 

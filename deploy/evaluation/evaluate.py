@@ -10,30 +10,38 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from shoal.actors.config import EPISODE, reset_key
+from shoal.actors.config import reset_key
 from shoal.actors.teams import TeamSetup
 from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, no_infos, observation_of
 from shoal.deploy.evaluation.job_process import run_jobs
+from shoal.deploy.evaluation.saved_run import (
+    check_plays_all,
+    check_saved_by_run,
+    own_remapping,
+    remapping_of,
+    reset_memory_of,
+    trained_arguments,
+)
 from shoal.deploy.monitoring.intervals import Difference, difference
 from shoal.envs.boundary import EnvSpec, VectorEnvironment
-from shoal.envs.config import AdapterOptions, EnvConfig, split_options
+from shoal.envs.config import EnvConfig
 from shoal.envs.missions import MISSIONS
 from shoal.envs.play import Episodes, Player, join, play
 from shoal.envs.raised import raised
 from shoal.envs.recording import film, replay
 from shoal.envs.reference import random_player
-from shoal.envs.registry import list_env_ids, make_env_spec
-from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from shoal.envs.registry import make_env_spec
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint, refusing_damage
 from shoal.policy import RecurrentPolicy
 from shoal.policy.actions import legal
 from shoal.policy.graph import LSTM
-from shoal.policy.remap import NameMap, Remapping, remap
+from shoal.policy.remap import Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
 from torch import Tensor
 
@@ -233,9 +241,10 @@ def evaluation_setup(
     state = checkpoint.state
     config = state["config"]
     if env_id in (None, state["env_id"]):
-        _check_plays_all(checkpoint)
+        check_plays_all(checkpoint)
     if remapping is None:
-        remapping = _own_remapping(checkpoint) if env_id is None else _remapping({})
+        with refusing_damage(checkpoint.path, passed_on=ValueError):
+            remapping = own_remapping(checkpoint) if env_id is None else remapping_of({})
     if not (env_id or state["env_id"]):
         raise ValueError(f"{checkpoint.path} was imported for no environment in particular; name one with --env")
     trained_kwargs, trained_options = trained_arguments(checkpoint)
@@ -255,8 +264,10 @@ def evaluation_setup(
     except Exception as error:  # other people's code: it raises anything
         raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
     env = with_whole_games(env, spec.num_agents, asked=num_envs is not None)
-    reset_memory = reset_memory_of(checkpoint)
-    if reset_key(reset_memory) is not None and spec.spaces is None:
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        reset_memory = reset_memory_of(checkpoint)
+        key = reset_key(reset_memory)
+    if key is not None and spec.spaces is None:
         raise ValueError(no_infos(env.id, reset_memory))
     return fitted_setup(checkpoint, env, spec, seed=seed, remapping=remapping)
 
@@ -303,11 +314,18 @@ def fitted_setup(
     """The checkpoint's policy in the environment ``env``, which ``spec`` describes; the environment is not made.
 
     Raises:
-        ValueError: it has other features or actions (``policy.remap``).
+        ValueError: it has other features or actions (``policy.remap``), or the checkpoint holds what no run saved.
     """
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        return _fitted_setup(checkpoint, env, spec, seed, remapping)
+
+
+def _fitted_setup(
+    checkpoint: Checkpoint, env: EnvConfig, spec: EnvSpec, seed: int, remapping: Remapping | None
+) -> WorkerSetup:
     state = checkpoint.state
     presented = (observation_of(spec), actions_of(spec))
-    interface = remap(state["policy"], *presented, _own_remapping(checkpoint) if remapping is None else remapping)
+    interface = remap(state["policy"], *presented, own_remapping(checkpoint) if remapping is None else remapping)
     return WorkerSetup(
         env_id=env.id,
         env_kwargs=env.kwargs,
@@ -334,84 +352,6 @@ def fitted_setup(
     )
 
 
-def trained_arguments(checkpoint: Checkpoint) -> tuple[dict[str, Any], AdapterOptions]:
-    """The environment's own arguments and the options that the checkpoint was trained with."""
-    state = checkpoint.state
-    is_vector = state["policy"]["observation"]["kind"] == "vector"
-    is_own = state["env_id"].partition("?")[0] in list_env_ids()
-    if "env_options" in state:
-        options = AdapterOptions(**state["env_options"])
-        of_several = bool((state.get("config") or {}).get("policies"))
-        if is_vector and not (is_own or of_several) and options.image_layout == "auto":
-            # Numbers they were, whatever "auto" makes of them now; of several policies each was read in its own way.
-            options = dataclasses.replace(options, image_layout="none")
-        return state["env_kwargs"], options
-    own, options = split_options(state["env_kwargs"])
-    if not is_own:
-        # As observations were read then, whatever "auto" makes of them now.
-        layouts: dict[str, Literal["none", "channels_last"]] = {"vector": "none", "image": "channels_last"}
-        layout = layouts.get(state["policy"]["observation"]["kind"])
-        options = dataclasses.replace(options, image_layout=layout or options.image_layout)
-    return own, options
-
-
-def check_saved_by_run(checkpoint: Checkpoint) -> None:
-    """Check what an evaluation reads beside the weights.
-
-    Raises:
-        ValueError: no run saved this.
-    """
-    state = checkpoint.state
-    config = state.get("config")
-    parts = config if isinstance(config, dict) else {}
-    env, actor = parts.get("env"), parts.get("actor")
-    fits = {
-        "config": isinstance(env, dict) and isinstance(actor, dict) and isinstance(parts.get("policy"), dict),
-        "config.env.num_envs": isinstance(env, dict) and isinstance(env.get("num_envs"), int),
-        "config.actor.unroll_length": isinstance(actor, dict) and isinstance(actor.get("unroll_length"), int),
-        "env_id": isinstance(state.get("env_id"), str),
-        "env_kwargs": isinstance(state.get("env_kwargs"), dict),
-        "mean_return": "mean_return" in state and isinstance(state["mean_return"], int | float | None),
-    }
-    if wrong := [name for name, right in fits.items() if not right]:
-        raise ValueError(f"{checkpoint.path} was not saved by a run: its state lacks {', '.join(wrong)}, or has others")
-
-
-def _check_plays_all(checkpoint: Checkpoint) -> None:
-    """Check that the policy was trained to play every agent of its environment.
-
-    Raises:
-        ValueError: it is one of several policies.
-    """
-    policies = checkpoint.state["config"].get("policies")
-    if isinstance(policies, dict) and policies:
-        whole = checkpoint.path.parent
-        run = whole if (whole / "manifest.json").is_file() else "RUN"
-        raise ValueError(
-            f"{checkpoint.path} is of one of the policies {', '.join(policies)}, and would play the agents of the "
-            f"others, too; shoal evaluate {run} plays each with its own policy"
-        )
-
-
-def _remapping(settings: Mapping[str, Any]) -> Remapping:
-    return Remapping(
-        NameMap(settings.get("map_features", ()), "--map-feature"),
-        NameMap(settings.get("map_actions", ()), "--map-action"),
-    )
-
-
-def reset_memory_of(checkpoint: Checkpoint) -> str:
-    """The run's ``actor.reset_memory``; runs from before there was a choice zeroed the memory with every episode."""
-    config = checkpoint.state.get("config") or {}
-    found: str = config.get("actor", {}).get("reset_memory", EPISODE)
-    return found
-
-
-def _own_remapping(checkpoint: Checkpoint) -> Remapping:
-    """The remapping that the checkpoint was trained with."""
-    return _remapping(checkpoint.state["config"]["policy"])
-
-
 def checkpoint_side(
     checkpoint: Checkpoint,
     setup: WorkerSetup,
@@ -420,10 +360,15 @@ def checkpoint_side(
     greedy: bool = False,
     memory_horizon: int | None = None,
 ) -> Side:
-    """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit."""
-    with torch.random.fork_rng(devices=()):
-        policy = setup.make_policy()
-    policy.load_state_dict(checkpoint.load_weights())
+    """A checkpoint's policy, in the environment that ``evaluation_setup`` found it to fit.
+
+    Raises:
+        ValueError: the policy cannot be made, or its weights are others.
+    """
+    with refusing_damage(checkpoint.path, passed_on=ValueError):
+        with torch.random.fork_rng(devices=()):
+            policy = setup.make_policy()
+        policy.load_state_dict(checkpoint.load_weights())
     return Side(
         label=label or str(checkpoint.path),
         setup=setup,
@@ -463,7 +408,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None, *, optio
         checkpoint = find_checkpoint(Path(word))
         setup = side.setup
         if remapping is None and checkpoint.state["env_id"] == setup.env_id:
-            remapping = _own_remapping(checkpoint)
+            remapping = own_remapping(checkpoint)
         theirs = evaluation_setup(
             checkpoint,
             num_envs=setup.num_envs,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.deploy.evaluation.evaluate import Side, compare, trained_arguments
+from shoal.deploy.evaluation.evaluate import Side, compare
+from shoal.deploy.evaluation.saved_run import trained_arguments
 from shoal.deploy.monitoring.intervals import Difference, confidence_interval
 from shoal.envs.play import Episodes
 from shoal.learner.checkpoint import Checkpoint

@@ -13,15 +13,14 @@ from shoal.actors.teams import TeamSetup
 from shoal.deploy.evaluation.evaluate import (
     MAX_EPISODE_STEPS,
     Side,
-    check_saved_by_run,
     checkpoint_side,
     env_config,
     fitted_setup,
     keywords,
     play_sides,
-    trained_arguments,
     with_whole_games,
 )
+from shoal.deploy.evaluation.saved_run import check_saved_by_run, trained_arguments
 from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
 from shoal.envs.config import AdapterOptions

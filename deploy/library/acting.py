@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from shoal.actors.config import EPISODE
-from shoal.deploy.evaluation.evaluate import fitted_setup, reset_memory_of, trained_arguments
+from shoal.deploy.evaluation.evaluate import fitted_setup
+from shoal.deploy.evaluation.saved_run import reset_memory_of, trained_arguments
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
 from shoal.envs.masks import KEY, MaskSource
 from shoal.envs.spaces import Declared, action_converter, declared_from_json, make_spec
 from shoal.envs.writers import Malformed, make_writer
-from shoal.learner.checkpoint import Checkpoint, find_checkpoint
+from shoal.learner.checkpoint import Checkpoint, find_checkpoint, refusing_damage
 from shoal.policy.actions import Discrete, legal
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
@@ -176,11 +177,11 @@ def load_policy(path: str | Path, *, greedy: bool = False, seed: int = 0) -> Tra
         seed: of sampled actions.
 
     Raises:
-        CheckpointError: there is no checkpoint.
+        CheckpointError: there is no checkpoint, or it holds what no run saved.
         ValueError: the policy is a class that cannot be imported here; the message names it.
     """
     checkpoint = find_checkpoint(Path(path))
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), refusing_damage(checkpoint.path, passed_on=ValueError):
         return _load(checkpoint, greedy=greedy, seed=seed)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from shoal.deploy.evaluation.evaluate import reset_memory_of
+from shoal.deploy.evaluation.saved_run import reset_memory_of
 from shoal.deploy.library.acting import load_policy
 from shoal.deploy.library.exporting import CannotExport
 from shoal.envs.space_json import space_to_json

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
+MOST_COLUMNS = 5000
+"""Names that are kept, each as a column of all lines: a run has some hundreds."""
 REQUIRED = ("time", "session", "seconds", "env_steps")
 
 
@@ -138,6 +140,8 @@ def read_metrics(path: Path) -> RecordedMetrics:
                 torn = not line.endswith(b"\n")
                 continue
             for name, number in numbers.items():
+                if name not in columns and len(columns) == MOST_COLUMNS:
+                    continue
                 column = columns.setdefault(name, array("d"))
                 _pad(column, count)
                 column.append(number)

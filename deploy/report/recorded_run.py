@@ -11,7 +11,11 @@ import yaml
 from shoal.deploy.records.run_dir import MEMORY_HORIZON
 from shoal.deploy.report.log import Complaints, read_log
 from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
+from shoal.deploy.settings.load import BoundedComposer
 from shoal.learner.config import POLICIES
+
+MOST_CHARACTERS = 2**18
+"""Of a ``config.yaml`` whose settings are read: many times the largest, and seconds for the parser."""
 
 
 class Evaluation(NamedTuple):
@@ -155,10 +159,15 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
+class _Texts(BoundedComposer, yaml.BaseLoader):
+    """Every value as text: equal settings are equal texts."""
+
+
 def _config(text: str) -> dict[str, Any]:
+    if len(text) > MOST_CHARACTERS:
+        return {}
     try:
-        # BaseLoader keeps every value as text: equal settings are equal texts.
-        config = yaml.load(text, yaml.BaseLoader)  # noqa: S506  (it makes strings, lists and dicts only)
+        config = yaml.load(text, _Texts)  # noqa: S506  (it makes strings, lists and dicts only)
     except (yaml.YAMLError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -31,6 +31,8 @@ CONFIGS = Path(__file__).parent / "configs"
 MAX_FILE_BYTES = 2**16
 """Many times the largest configuration; seconds for the parser."""
 MAX_DEPTH = 32
+MAX_NESTING = 100
+"""Levels of a value in YAML."""
 MAX_PROBLEMS = 100
 """Problems of values that are explained; the others are counted."""
 
@@ -252,17 +254,32 @@ def _said(config: Config, path: str) -> str:
     return f"{path.split('.')[-1]}={value}" if isinstance(value, int | float | str) else path.split(".")[-1]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain words as in YAML 1.2: in 1.1 ``no`` is false, ``1e-3`` a string, ``12:30`` a number. No key twice, no
-    alias."""
+class BoundedComposer:
+    """For PyYAML's loaders: no alias, because a few lines of them expand to gigabytes, and no endless nesting, which
+    costs the square of its depth."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (filled below; PyYAML copies what it shares)
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As the base class, but for aliases: a few lines of them expand to gigabytes."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+        """As the loader's, but for these."""
+        event = self.peek_event()  # type: ignore[attr-defined]
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
+        if self._depth == MAX_NESTING:
+            what = f"nested deeper than {MAX_NESTING} levels"
+            raise yaml.composer.ComposerError(None, None, what, mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)  # type: ignore[misc]
+        finally:
+            self._depth -= 1
+
+
+class _Loader(BoundedComposer, yaml.SafeLoader):
+    """Plain words as in YAML 1.2: in 1.1 ``no`` is false, ``1e-3`` a string, ``12:30`` a number. No key twice."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (filled below; PyYAML copies what it shares)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """As the base class, but YAML would silently take the last of equal keys, and keys here are names."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
-from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved
+from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved, refusing_damage
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
 from shoal.learner.opponents import OpponentPool
@@ -117,7 +117,8 @@ def match_names(config: Config, origin: Origin, observation: Observation, action
         NameMap(settings.map_features, "policy.map_features"), NameMap(settings.map_actions, "policy.map_actions")
     )
     if origin.checkpoint:
-        return remap(origin.checkpoint.state["policy"], observation, actions, remapping)
+        with refusing_damage(origin.checkpoint.path, passed_on=ValueError):
+            return remap(origin.checkpoint.state["policy"], observation, actions, remapping)
     for names in (remapping.features, remapping.actions):
         if names.entries:
             raise ValueError(f"{names.option}: nothing is resumed, so there are no trained names to map to")
