@@ -6,7 +6,7 @@ run it in their own process do so inside ``Surroundings``, once per step of all 
 
 from __future__ import annotations
 
-import _signal  # its answers are compared at every step; ``signal`` makes an enumeration's member of each
+import _signal  # type: ignore[import-not-found]  # ``signal`` makes a member of an enumeration of every answer
 import os
 import signal
 import sys
