@@ -141,7 +141,7 @@ class LocalRun:
         self._counts["processes that a kill left at first"] += len(processes([child]))
         self._counts["kills"] += 1
         self._counts["kills during a write"] += any(
-            name.startswith((".incomplete-", ".replaced-")) for name in names(checkpoints)
+            name.startswith((".incomplete-", ".replaced-")) for name in names(checkpoints) - seen
         )
         self._counts["kills before the session's first checkpoint"] += not new
         newest = self._newest()["policy_version"]
