@@ -72,7 +72,7 @@ def trial(directory: Path, cases: list[str], kills: int, seed: int) -> dict[str,
 
 def run_alone(run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
     """The summary of a run that nobody interrupts."""
-    child = start(run, settings)
+    child = start(run, (*SMALL, *settings))
     _, status = os.waitpid(child, 0)
     assert status == 0, (run / "output").read_text()
     return summary(run)
@@ -83,7 +83,7 @@ def run_killed(
 ) -> dict[str, Any]:
     """The summary of a run whose sessions are killed until one comes to its end, or ``most`` have been."""
     while True:
-        child = start(run, settings)
+        child = start(run, (*SMALL, *settings))
         if most and kill(child, run, chance, counts):
             most -= 1
             continue
@@ -148,7 +148,7 @@ def start(run: Path, settings: tuple[str, ...]) -> int:
         os.dup2(output, 2)
         from shoal.deploy.cli import main as shoal
 
-        code = shoal(["train", *SMALL, *settings, f"run_dir={run}"])
+        code = shoal(["train", *settings, f"run_dir={run}"])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
