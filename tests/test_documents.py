@@ -96,7 +96,8 @@ def test_settings_and_options_in_the_prose_exist(page: Path) -> None:
     sections = {path.rpartition(".")[0] for path in known} | {"callbacks"}
     entries = ("env.kwargs", "learner.schedules", "policy.components", "learner.loss_kwargs")
     entries += ("cluster.actor_labels", "cluster.learner_labels")
-    options = set(re.findall(r'"(--[a-z-]+)"|f"(--map-)', (ROOT / "deploy/cli.py").read_text()))
+    parsers = "".join((ROOT / "deploy" / file).read_text() for file in ("cli.py", "evaluation/arguments.py"))
+    options = set(re.findall(r'"(--[a-z-]+)"|f"(--map-)', parsers))
     options = {first for first, _ in options} | {"--map-feature", "--map-action"}
     for span in spans(page):
         for name in re.findall(rf"(?<![\w/.-])((?:{'|'.join(SECTIONS)})\.[a-z_][\w.]*)(?![\w(/])", span):
