@@ -235,12 +235,13 @@ class BoundedComposer:
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """As the loader's, but for these."""
-        event = self.peek_event()  # type: ignore[attr-defined]
+        event: Any = self.peek_event()  # type: ignore[attr-defined]
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         if self._depth == MAX_NESTING:
             what = f"nested deeper than {MAX_NESTING} levels"
-            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, what, mark)
         self._depth += 1
         try:
             return super().compose_node(parent, index)  # type: ignore[misc]
