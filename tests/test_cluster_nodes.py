@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 from shoal.actors.code import Code
+from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster.connect import Cluster, Node
 from shoal.deploy.cluster.probe import probe
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,20 @@ def test_only_nodes_that_the_run_can_use_are_asked(settings: tuple[str, ...], us
     else:
         Known().machine(config, Machine(cores=2, accelerator=False))
     assert ", ".join(name for name, each in nodes.items() if each in asked) == used
+
+
+def test_a_head_that_is_lost_while_nodes_are_asked_is_said() -> None:
+    """Catches two minutes of nothing, or an end by Ray in its own words: the nodes' answers do not come any more."""
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        watch = RayWatch(f"127.0.0.1:{head.getsockname()[1]}", "", "Start it again")
+    try:
+        assert watch.lost.wait(60)
+        cluster = Cluster.__new__(Cluster)
+        cluster.config, cluster.watch = Config().cluster, watch
+        for ask in (cluster.nodes, lambda: cluster.probe([], Config()), lambda: cluster.autoscaling):
+            with pytest.raises(RayLost, match=r"Ray is lost: .*; nothing had started"):
+                ask()
+    finally:
+        watch.close()

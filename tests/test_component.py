@@ -45,7 +45,7 @@ def problems_of(components, kind="component"):
         ("{critic_1: {sise: 9}}", ".critic_1.sise: unknown key; did you mean policy.components.critic_1.size?"),
         ("{critic_1: {activation: gelu}}", "Input should be 'relu', 'tanh' or 'none' (got 'gelu'; did you mean relu?)"),
         ("{critic_1: {gain: 0}}", ".critic_1.gain: Input should be greater than 0 (got 0)"),
-        ("{critic_1: 5}", ".critic_1: Input should be a dictionary"),
+        ("{critic_1: 5}", ".critic_1: is a section of settings; set one of them, e.g. "),
         ("{critic_1: {kind: liner}}", ".critic_1.kind: 'liner' is unknown; there are tokens_to_box,"),
         ("{critic_1: {kind: liner}}", "(did you mean linear?)"),
         (

@@ -84,7 +84,7 @@ def test_a_function_may_make_a_registered_environment(give: Callable[..., str]) 
 @pytest.mark.parametrize(
     ("env_id", "expected"),
     [
-        ("no_such_module:Env", "there is no module 'no_such_module'; install the package that has it"),
+        ("no_such_module:Env", "there is no module 'no_such_module' here; install the package that has it"),
         ("json:Nothing", "json neither registers nor defines it"),
         ("json:decoder", "'json:decoder' is no class with reset and step"),
         ("json:JSONDecoder", "'json:JSONDecoder' is no class with reset and step"),

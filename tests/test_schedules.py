@@ -198,7 +198,7 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
         ("learner.schedules.gamma={kind: linear, end: 0}", "learner.schedules.gamma: Input should be 'learning_rate'"),
         ("learner.schedules.clip_coef.kind=linaer", "(got 'linaer'; did you mean linear?)"),
         ("learner.schedules.clip_coef={knd: linear}", "did you mean learner.schedules.clip_coef.kind?"),
-        ("learner.schedules.clip_coef=linear", "learner.schedules.clip_coef: Input should be"),
+        ("learner.schedules.clip_coef=linear", "learner.schedules.clip_coef: is a section of settings"),
         ("learner.schedules.clip_coef.end=0.1", "learner.schedules.clip_coef.end=0.1 needs kind linear or cosine"),
         ("learner.schedules.clip_coef.over_env_steps=5", "clip_coef.over_env_steps=5 needs kind linear or cosine"),
         ("learner.schedules.clip_coef={kind: linear, end: -1}", "clip_coef.end: Input should be greater than or equal"),

@@ -214,51 +214,6 @@ def test_a_run_on_a_cluster_whose_head_is_killed_saves_and_goes_on(tmp_path: Pat
         goes_on(tmp_path, lost, *layout, f"cluster.address={cluster.address}")
 
 
-ASKING = """
-    import sys
-    from shoal.deploy.cluster.connect import connect
-    from shoal.deploy.placement.layout import Machine
-    from shoal.deploy.settings.load import load_config
-
-    config, problems = load_config((), ["env.id=recall", "mode=cluster", *sys.argv[1:]])
-    assert not problems
-    with connect(config.cluster) as cluster:
-        ask = cluster._probe
-
-        def probe(*arguments):
-            print("asking", flush=True)
-            return ask(*arguments)
-
-        cluster._probe = probe
-        cluster.machine(config, Machine(cores=1, accelerator=False))
-"""
-
-
-def test_a_head_that_is_killed_while_nodes_are_asked_is_said(tmp_path: Path) -> None:
-    """Catches two minutes of nothing, or an end by Ray in its own words: the nodes' answers do not come any more."""
-    script = tmp_path / "asking.py"
-    script.write_text(textwrap.dedent(ASKING))
-    with two_nodes() as cluster:
-        [silent] = cluster.worker_nodes
-        silent = silent.all_processes["raylet"][0].process.pid
-        os.kill(silent, signal.SIGSTOP)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, str(script), f"cluster.address={cluster.address}"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "asking\n"
-            os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            os.kill(silent, signal.SIGCONT)
-    assert process.returncode == 1, output
-    assert re.search(r"RayLost: Ray is lost: .*; nothing had started$", output.strip()), output
-
-
 STARTED = """
     import time
     from shoal.deploy.cluster.ray_session import local
