@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import ray
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import MOST_REFUSED, ActorState, Recoveries, RefusedDeliveries, TrajectorySink
@@ -26,6 +28,10 @@ ACTOR_OPTIONS: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Ray options of every actor of a run, whatever its resources."""
+_OWN_REFERENCES = 3
+"""To a payload that nobody reads: of the list, of the variable that goes through it, and of ``sys.getrefcount``."""
+_left: list[np.ndarray] = []
+"""Unrolls whose raylet ended before them, for as long as this process lives."""
 
 
 class RayPool:
@@ -52,6 +58,9 @@ class RayPool:
         out_of_reach: Callable[[], bool] = lambda: False,
     ) -> None:
         self._sink, self._out_of_reach = sink, out_of_reach
+        self._delivered: list[np.ndarray] = []
+        """Unrolls in Ray's store that are read or were lately. Ray ends a process that lets go of one where the raylet
+        is gone, so that nobody but this pool is ever the last to do so."""
         self._refused: Counter[int] = Counter()
         """Refused deliveries in a row, by actor."""
         remote = ray.remote(**ACTOR_OPTIONS, **options)(RolloutActor)
@@ -102,6 +111,7 @@ class RayPool:
         Raises:
             TooManyFailures: an actor failed ``max_consecutive_failures`` times in a row.
         """
+        self._let_go()
         supervisor = self._supervisor
         supervisor.start_due()
         # An actor that is still starting would act with weights that are old when it is up.
@@ -128,6 +138,7 @@ class RayPool:
 
     def _deliver(self, slot: ActorSlot, payload: Any, failures: int) -> None:
         """``failures``: of the actor slot in a row before this answer; one that is refused does not end the row."""
+        self._delivered += payload if isinstance(payload, list) else [payload]
         why = self._sink.deliver(slot.actor, payload)
         if why is None:
             self._refused[slot.actor] = 0
@@ -138,9 +149,16 @@ class RayPool:
             self._refused[slot.actor] = 0
             self._supervisor.fail(slot, "refused", RefusedDeliveries(why))
 
+    def _let_go(self) -> None:
+        """Let go of unrolls that nobody else has any more, while there is a raylet."""
+        if self._delivered and not self._out_of_reach():
+            self._delivered = [payload for payload in self._delivered if sys.getrefcount(payload) > _OWN_REFERENCES]
+
     def close(self) -> None:
         """Kill all actors; unrolls under way are dropped unseen."""
         self._supervisor.close()
+        if self._out_of_reach():
+            _left.extend(self._delivered)
 
 
 def state_of(slot: ActorSlot) -> ActorState:

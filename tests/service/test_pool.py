@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import ray
 import shoal.actors.supervisor as supervisor_module
@@ -137,6 +138,18 @@ class Run:
         assert shared_memory() <= self._memory
         wait_for(lambda: files_and_pipes(os.getpid()) <= self.may_hold, seconds=60)
         wait_for(lambda: not any(map(alive, processes)), seconds=60)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_unrolls_that_nobody_reads_leave_the_store() -> None:
+    """Catches a pool that keeps every unroll, so that memory fills up, and one whose unrolls are let go of by whoever
+    read them last, where the raylet may be gone."""
+    run = Run(make_setup("recall"))
+    for _ in range(20):
+        read = run.update()
+        assert any(np.shares_memory(read.columns["obs"], payload) for payload in run.pool._delivered)
+        assert len(run.pool._delivered) <= 6  # some wait in the queue, some came at last
+    run.close()
 
 
 @pytest.mark.usefixtures("cluster")
