@@ -44,9 +44,14 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.stdout.close()
 
 
-def start(started: list[subprocess.Popen[str]], *arguments: str) -> subprocess.Popen[str]:
-    """A process that has said that it is up."""
-    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
+def start(
+    started: list[subprocess.Popen[str]], *arguments: str, title: str = sys.executable, log: Path | None = None
+) -> subprocess.Popen[str]:
+    """A process that has said that it is up; ``log``: a file that it may write."""
+    with log.open("a") if log else contextlib.nullcontext() as errors:
+        process = subprocess.Popen(
+            [title, "-c", *arguments], executable=sys.executable, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     started.append(process)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -56,22 +61,32 @@ def start(started: list[subprocess.Popen[str]], *arguments: str) -> subprocess.P
 def test_the_session_of_a_killed_run_is_removed_with_its_processes(
     tmp_path: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    """Catches directories that stay for good, and the loss of those of a run that lives, or of a reader of the logs."""
+    """Catches directories and processes that stay, also those that Ray has given a title in the place of their options,
+    and the loss of those of a run that lives, of a reader of the logs, and of others that write beside Ray."""
     dead, lives, own = (session(tmp_path, number) for number in (1, 2, 3))
     killed, _ = start(started, HOLDER, str(dead)), start(started, HOLDER, str(lives))
-    left = start(started, AGENT, f"--session-dir={dead}")
+    agent = "ray::DashboardAgent"
+    left = [
+        start(started, AGENT, f"--session-dir={dead}"),
+        start(started, AGENT, title=agent, log=dead / "logs" / "agent.err"),
+    ]
     others = [
         start(started, AGENT, word) for word in (f"--session-dir={lives}", str(dead / "logs"), f"--session-dir={dead}2")
+    ]
+    others += [
+        start(started, AGENT, title=agent, log=lives / "logs" / "agent.err"),
+        start(started, AGENT, title=agent),
+        start(started, AGENT, log=dead / "logs" / "of a script"),
     ]
     with claimed(own):
         assert remove_debris(tmp_path) == []
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert remove_debris(tmp_path) == [dead]
-    assert left.wait() == -signal.SIGKILL
+    assert [process.wait() for process in left] == [-signal.SIGKILL] * 2
     assert not dead.exists()
     assert (lives / "logs" / "raylet.out").read_text() == "x"
-    assert [process.poll() for process in others] == [None] * 3
+    assert [process.poll() for process in others] == [None] * len(others)
     # The logs of a run that ended by itself stay.
     assert remove_debris(tmp_path) == []
     assert sorted(path.name for path in own.iterdir()) == ["logs"]

@@ -50,7 +50,7 @@ def remove_debris(folder: Path) -> list[Path]:
     removed = []
     for session in sorted(folder.glob("session_*")):
         with contextlib.suppress(OSError), _taken(session):
-            _end_processes(session.name)
+            _end_processes(session)
             shutil.rmtree(session)
             removed.append(session)
     return removed
@@ -77,22 +77,35 @@ def _taken(session: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _end_processes(session_name: str) -> None:
-    """End this user's processes that have the session in an option, as all of Ray's do, but no reader of its logs."""
+def _end_processes(session: Path) -> None:
+    """End this user's processes that are Ray's and of the session, but no reader of its logs."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended, or is another user's
-            if entry.stat().st_uid != os.geteuid() or not _names(entry, session_name):
+            if entry.stat().st_uid != os.geteuid() or not _is_of(entry, session):
                 continue
             process = os.pidfd_open(int(entry.name))
             try:
                 # Its number may be that of another process by now.
-                if _names(entry, session_name):
+                if _is_of(entry, session):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             finally:
                 os.close(process)
 
 
-def _names(entry: Path, session_name: str) -> bool:
+def _is_of(entry: Path, session: Path) -> bool:
+    """Whether a process is Ray's and of the session: an option names it, or, where the process has put a title in the
+    place of its options (``ray::DashboardAgent``), it writes files there."""
     options = (entry / "cmdline").read_bytes().split(b"\0")
-    name = re.compile(re.escape(session_name.encode()) + rb"(?!\d)")
-    return any(option.startswith(b"--") and name.search(option) for option in options)
+    name = re.compile(re.escape(session.name.encode()) + rb"(?!\d)")
+    if any(option.startswith(b"--") and name.search(option) for option in options):
+        return True
+    return options[0].startswith(b"ray::") and any(_written(entry, session))
+
+
+def _written(entry: Path, session: Path) -> Iterator[bool]:
+    """For every file of the session that a process has open: whether it may write it."""
+    for link in (entry / "fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            if Path(os.readlink(link)).is_relative_to(session.resolve()):
+                flags = re.search(r"^flags:\s*([0-7]+)", (entry / "fdinfo" / link.name).read_text(), re.M)
+                yield flags is not None and bool(int(flags[1], 8) & os.O_ACCMODE)
