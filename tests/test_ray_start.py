@@ -176,7 +176,7 @@ def test_a_run_has_a_token_and_leaves_none(set_up: bool, tmp_path: Path, monkeyp
         file.write_text("b" * 40)
     tokens.reset_cache()
     try:
-        with _own_token():
+        with _own_token(threading.Event()):
             monkeypatch.setenv(MODE, "token")  # as Ray does when it starts
             Config.initialize("")
             ensure_token_if_auth_enabled()

@@ -99,8 +99,9 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _own_token() -> Iterator[None]:
-    """A token for the Ray that is started in the block and ends with it, where none is set up.
+def _own_token(lost: threading.Event) -> Iterator[None]:
+    """A token for the Ray that is started in the block and ends with it, where none is set up; it stays this process's
+    where Ray is ``lost``, from which it is still being disconnected then.
 
     Ray itself would write one to ``~/.ray/auth_token`` and leave it there: a cluster that is started later would ask
     for it on every node. And HOME may be read-only.
@@ -117,11 +118,12 @@ def _own_token() -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(TOKEN, None)
-        tokens.reset_cache()
-        if mode is None:  # Ray has set it
-            os.environ.pop(MODE, None)
-            Config.initialize("")
+        if not lost.is_set():
+            os.environ.pop(TOKEN, None)
+            tokens.reset_cache()
+            if mode is None:  # Ray has set it
+                os.environ.pop(MODE, None)
+                Config.initialize("")
 
 
 @contextlib.contextmanager
@@ -237,7 +239,8 @@ def local(
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_own_token())
+        lost = threading.Event()
+        stack.enter_context(_own_token(lost))
         with _search_path(), start_watched(gone):
             join(
                 address="local",
@@ -250,6 +253,7 @@ def local(
         stack.enter_context(_ended_with_the_block())
         stack.enter_context(_without_debris())
         watch = stack.enter_context(watched("The same command starts Ray anew and goes on from the checkpoint"))
+        watch.tell(lost.set)
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:
