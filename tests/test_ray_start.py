@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from shoal.actors.ray_watch import RayLost
 from shoal.deploy.cluster import ray_start
+from shoal.deploy.cluster.ray_session import MODE, TOKEN, _own_token
 from shoal.deploy.cluster.ray_start import start_watched
 
 
@@ -159,3 +160,33 @@ def test_a_start_that_goes_well_or_fails_by_itself_is_left_alone(
     with pytest.raises(ValueError, match="a port"):
         start()
     assert told == []
+
+
+@pytest.mark.parametrize("set_up", [False, True])
+def test_a_run_has_a_token_and_leaves_none(set_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a token of one run that a cluster asks for later, on every node; and one that is set up and not used."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(MODE, raising=False)
+    file, tokens = tmp_path / ".ray" / "auth_token", AuthenticationTokenLoader.instance()
+    if set_up:
+        file.parent.mkdir()
+        file.write_text("b" * 40)
+    tokens.reset_cache()
+    try:
+        with _own_token(threading.Event()):
+            monkeypatch.setenv(MODE, "token")  # as Ray does when it starts
+            Config.initialize("")
+            ensure_token_if_auth_enabled()
+            found = tokens.get_raw_token(ignore_auth_mode=True)
+            assert found == ("b" * 40 if set_up else os.environ[TOKEN])
+        assert file.exists() == set_up
+        assert tokens.has_token(ignore_auth_mode=True) == set_up
+        assert TOKEN not in os.environ
+        assert set_up or MODE not in os.environ
+    finally:
+        monkeypatch.undo()
+        tokens.reset_cache()
+        Config.initialize("")

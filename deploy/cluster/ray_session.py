@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 import signal
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = "/dev/shm"
 TOLERANCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """The variable by which Ray in this process takes another time than ``ray_watch.TOLERANCE_SECONDS``."""
+TOKEN, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
 LEAVE_SECONDS = 15.0
 """How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
 
@@ -94,6 +96,34 @@ def join(**options: Any) -> None:
 
 def _end(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def _own_token(lost: threading.Event) -> Iterator[None]:
+    """A token for the Ray that is started in the block and ends with it, where none is set up; it stays this process's
+    where Ray is ``lost``, from which it is still being disconnected then.
+
+    Ray itself would write one to ``~/.ray/auth_token`` and leave it there: a cluster that is started later would ask
+    for it on every node. And HOME may be read-only.
+    """
+    # There is no public path (Ray 2.54 to 2.60), nor a type.
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    tokens, mode = AuthenticationTokenLoader.instance(), os.environ.get(MODE)
+    if (mode or "token").lower() != "token" or tokens.has_token(ignore_auth_mode=True):
+        yield
+        return
+    os.environ[TOKEN] = secrets.token_hex(32)
+    tokens.reset_cache()
+    try:
+        yield
+    finally:
+        if not lost.is_set():
+            os.environ.pop(TOKEN, None)
+            tokens.reset_cache()
+            if mode is None:  # Ray has set it
+                os.environ.pop(MODE, None)
+                Config.initialize("")
 
 
 @contextlib.contextmanager
@@ -209,6 +239,8 @@ def local(
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
     with contextlib.ExitStack() as stack:
+        lost = threading.Event()
+        stack.enter_context(_own_token(lost))
         with _search_path(), start_watched(gone):
             join(
                 address="local",
@@ -221,6 +253,7 @@ def local(
         stack.enter_context(_ended_with_the_block())
         stack.enter_context(_without_debris())
         watch = stack.enter_context(watched("The same command starts Ray anew and goes on from the checkpoint"))
+        watch.tell(lost.set)
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:

@@ -37,6 +37,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.parametrize("home", ["empty", "/proc/none"])
+def test_a_local_run_keeps_its_token_to_itself(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches ~/.ray/auth_token, for which a cluster that is started later asks on every node; and a run that fails
+    where HOME cannot be written."""
+    if home == "empty":
+        (tmp_path / "empty").mkdir()
+        home = str(tmp_path / "empty")
+    monkeypatch.setenv("HOME", home)
+    local = ("mode=local", "actor.num_actors=2", "total_env_steps=400", "run_dir=run")
+    done = shoal("train", *SMALL, *local, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not Path(home, ".ray", "auth_token").exists()
+    assert read_summary(tmp_path / "run")["books_balance"]
+
+
 def test_help_answers_at_once(tmp_path: Path) -> None:
     """Catches a heavy import: help and typing errors must not cost seconds (of the processor: others may be busy)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
