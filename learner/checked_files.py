@@ -64,7 +64,7 @@ def check_archive(path: Path) -> None:
     try:
         with _open(path) as file, zipfile.ZipFile(file) as archive:
             compressed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter for parts of an unknown version
         raise ValueError(f"{path} is no archive: {error}") from error
     if compressed:
         raise ValueError(f"{path} is compressed, which nothing is that a run saves: {', '.join(compressed[:3])}")

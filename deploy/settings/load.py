@@ -262,6 +262,7 @@ class BoundedComposer:
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """As the loader's, but for these."""
+        # mypy does not know that this is mixed into a loader, which has both methods.
         event = self.peek_event()  # type: ignore[attr-defined]
         mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):

@@ -21,8 +21,8 @@ HELPERS = str(ROOT / "tests" / "helpers")
 sys.path.append(HELPERS)
 # The processes that are attacked import them, too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), HELPERS)))
-from attacks import MODULES  # noqa: E402
-from attacks.campaign import campaign  # noqa: E402
+from attacks import MODULES  # noqa: E402  (found by the path above)
+from attacks.campaign import campaign  # noqa: E402  (found by the path above)
 
 
 def main() -> int:

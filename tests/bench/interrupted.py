@@ -20,9 +20,9 @@ HELPERS = str(Path(__file__).resolve().parents[1] / "helpers")
 sys.path.append(HELPERS)
 # Environments in processes of their own import their modules, too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), HELPERS)))
-from _own_ray import own_ray  # noqa: E402
-from kills import CASES, trial  # noqa: E402
-from local_kills import LOCAL_CASES, local_trial  # noqa: E402
+from _own_ray import own_ray  # noqa: E402  (found by the path above)
+from kills import CASES, trial  # noqa: E402  (found by the path above)
+from local_kills import LOCAL_CASES, local_trial  # noqa: E402  (found by the path above)
 
 
 def main() -> int:
