@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
+from typing import Any
 
 import ray
+from ray.exceptions import RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.ray_actor import ProcessLocation
 
+ANSWER_SECONDS = 2.0
+"""How long the head may take to answer.
+
+Ray's other ways to ask wait for as long as it takes, and Ray ends a process that has waited for its head for a minute,
+also one that has been disconnected and trains on with another Ray meanwhile.
+"""
+
+
+class NoAnswer(Exception):
+    """The head did not answer in time: it is busy, out of reach, or has ended."""
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RpcError as error:
+        from ray._raylet import (  # type: ignore[attr-defined]
+            GRPC_STATUS_CODE_DEADLINE_EXCEEDED,
+            GRPC_STATUS_CODE_UNAVAILABLE,
+        )
+
+        if error.rpc_code in (GRPC_STATUS_CODE_DEADLINE_EXCEEDED, GRPC_STATUS_CODE_UNAVAILABLE):
+            raise NoAnswer(str(error)) from error
+        raise
+
+
+def _head() -> Any:
+    # There is no public way with a time limit (Ray 2.60).
+    from ray._private.worker import global_worker
+
+    return global_worker.gcs_client
+
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of nodes that are draining: preempted, scaled down, or stopped by hand."""
-    # There is no public API (Ray 2.60).
-    from ray._private.state import state
+    """Ids of nodes that are draining: preempted, scaled down, or stopped by hand.
 
-    return frozenset(state.get_draining_nodes())
+    Raises:
+        NoAnswer: within ``ANSWER_SECONDS``.
+    """
+    with _answered():
+        return frozenset(_head().get_draining_nodes(timeout=ANSWER_SECONDS))
 
 
 def starting_processes() -> dict[str, ProcessLocation]:
-    """Processes of this job's actors that have a node and have not finished their start, by actor id."""
-    # There is no public API without a dashboard (Ray 2.60). The process id is known once the actor has a node.
-    from ray._private.state import state
+    """Processes of this job's actors that have a node and have not finished their start, by actor id.
 
+    Raises:
+        NoAnswer: within ``ANSWER_SECONDS``.
+    """
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    pending = state.actor_table(None, job, "PENDING_CREATION")
+
+    async def ask() -> Any:
+        return await _head().async_get_all_actor_info(
+            job_id=job, actor_state_name="PENDING_CREATION", timeout=ANSWER_SECONDS
+        )
+
+    with _answered():
+        pending = asyncio.run(ask())
+    # The process id is known once the actor has a node.
     return {
-        actor: ProcessLocation(info["Address"]["NodeID"], info["Pid"]) for actor, info in pending.items() if info["Pid"]
+        actor.hex(): ProcessLocation(info.address.node_id.hex(), info.pid)
+        for actor, info in pending.items()
+        if info.pid
     }
 
 

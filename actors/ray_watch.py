@@ -81,7 +81,10 @@ class RayWatch:
             with contextlib.suppress(OSError):  # tried again, and judged, at the next look
                 self._raylet = _connect_local(raylet)
         self._looking, self._lock = threading.Lock(), threading.Lock()
+        self._returned = threading.Condition(self._lock)
         self._waiting: set[threading.Event] = set()
+        self._calls = 0
+        """Calls of Ray's that are under way, waited for or not."""
         self._told: list[Callable[[], object]] = []
         self._warned: list[Callable[[], object]] = []
         self._closed = threading.Event()
@@ -156,12 +159,12 @@ class RayWatch:
                 values.append(function(*arguments))
             except BaseException as error:  # noqa: BLE001  (raised by who waits)
                 errors.append(error)
+            finally:
+                self._end_call()
             settled.set()
 
-        with self._lock:
-            if self.lost.is_set():
-                return None
-            self._waiting.add(settled)
+        if not self._begin_call(settled):
+            return None
         threading.Thread(target=work, name="ray-call", daemon=True).start()
         settled.wait()
         with self._lock:
@@ -171,6 +174,31 @@ class RayWatch:
         if errors:
             raise errors[0]
         return values[0]
+
+    def _begin_call(self, *waiting: threading.Event) -> bool:
+        """Whether a call may be made, which ``_end_call`` then follows: not where Ray is lost.
+
+        ``waiting`` are set when Ray is lost.
+        """
+        with self._lock:
+            if self.lost.is_set():
+                return False
+            self._calls += 1
+            self._waiting.update(waiting)
+        return True
+
+    def _end_call(self) -> None:
+        with self._returned:
+            self._calls -= 1
+            self._returned.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Whether all calls have returned that were under way when Ray was lost, after a wait of at most ``seconds``.
+
+        No other begins where Ray is lost.
+        """
+        with self._returned:
+            return self._returned.wait_for(lambda: self._calls == 0, seconds)
 
     def put(self, value: Any, put: Callable[[Any], Any]) -> Any:
         """``put(value)``; where Ray is lost the value itself, which nobody will fetch.
@@ -193,7 +221,7 @@ class RayWatch:
         """
 
         def guarded(timeout: float) -> None:
-            if self.out_of_reach():
+            if self.out_of_reach() or not self._begin_call():
                 time.sleep(timeout)
                 return
             try:
@@ -201,6 +229,8 @@ class RayWatch:
             except Exception:
                 if not self._is_lost_in_the_end():
                     raise
+            finally:
+                self._end_call()
 
         return guarded
 

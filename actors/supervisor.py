@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -23,7 +24,7 @@ from ray.exceptions import (
 )
 from shoal.actors.pool import MOST_REPORTED, Recoveries, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
-from shoal.actors.ray_nodes import draining_nodes, end_process, starting_processes
+from shoal.actors.ray_nodes import NoAnswer, draining_nodes, end_process, starting_processes
 from shoal.envs.config import EnvironmentNotFound
 
 log = logging.getLogger(__name__)
@@ -139,8 +140,10 @@ class Supervisor:
                 self.start(slot)
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
-            self._draining = draining_nodes()
-            self._look_for_waiting(now)
+            # Of a head that does not answer nothing new is known; ``ray_watch`` judges whether it is lost.
+            with contextlib.suppress(NoAnswer):
+                self._draining = draining_nodes()
+                self._look_for_waiting(now)
         for slot in self.up() if self._draining else ():
             # A call in flight is finished and collected first.
             if slot.call is None and self.must_leave(slot):

@@ -82,6 +82,32 @@ def test_the_end_of_either_is_noticed_and_lets_everybody_go(
     never.set()
 
 
+def test_what_is_under_way_is_known_until_it_returns(places: Places, watch: RayWatch) -> None:
+    """Catches a process that is disconnected from a lost Ray under a call of ours: what that call does next starts a
+    Ray of its own, in vain, and Ray ends the process a minute later."""
+    left, pumping, pumped = threading.Event(), threading.Event(), threading.Event()
+
+    def pump(_: float) -> None:
+        pumping.set()
+        pumped.wait()
+
+    guarded = watch.pump(pump)
+    pumps = threading.Thread(target=guarded, args=(0.0,), daemon=True)
+    pumps.start()
+    pumping.wait()
+    threading.Timer(0.1, places.end, ["head"]).start()
+    assert watch.call(left.wait) is None
+    assert not watch.settle(0.01)
+    left.set()
+    assert not watch.settle(0.2)
+    pumped.set()
+    assert watch.settle(60.0)
+    pumps.join()
+    pumped.clear()
+    guarded(0.0)  # would wait for ever
+    assert watch.call(pytest.fail) is None
+
+
 def test_nothing_is_put_where_the_raylet_has_just_ended(places: Places, watch: RayWatch) -> None:
     """Catches a ``ray.put`` between the raylet's end and the next look: it would stop every thread of the process."""
     assert watch.put(5, str) == "5"

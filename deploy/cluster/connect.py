@@ -24,7 +24,7 @@ from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
-from shoal.deploy.cluster.ray_session import RaySession, configure, join, leave, watched
+from shoal.deploy.cluster.ray_session import RaySession, configure, join, leave, wait_until_free, watched
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
@@ -393,7 +393,9 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process
 
     Raises:
         CannotStart: nobody answers there, or it refuses this process; or this process has joined another cluster.
+        RayLost: a Ray that was lost before still holds this process.
     """
+    wait_until_free()
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if config.address not in ("auto", joined):

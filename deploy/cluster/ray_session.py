@@ -11,13 +11,14 @@ import signal
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayWatch
+from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayLost, RayWatch
 from shoal.deploy.cluster.ray_debris import claimed, remove_debris
 from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
@@ -29,8 +30,15 @@ SHARED_MEMORY = "/dev/shm"
 TOLERANCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """The variable by which Ray in this process takes another time than ``ray_watch.TOLERANCE_SECONDS``."""
 TOKEN, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"
-LEAVE_SECONDS = 15.0
+LEAVE_SECONDS = 20.0
 """How long a process that goes on waits for Ray to let go of it, once Ray is lost."""
+SETTLE_SECONDS = 5.0
+"""How long calls that wait for a Ray that is lost are waited for, before and after the process is disconnected."""
+FREE_SECONDS = 60.0
+"""How long its next run waits for that."""
+
+_disconnecting: list[threading.Thread] = []
+"""They disconnect this process from a Ray that it lost: a Ray that is started meanwhile would be shut down by them."""
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +107,9 @@ def _end(number: int, _frame: object) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _own_token(lost: threading.Event) -> Iterator[None]:
+def _own_token(held: threading.Event) -> Iterator[None]:
     """A token for the Ray that is started in the block and ends with it, where none is set up; it stays this process's
-    where Ray is ``lost``, from which it is still being disconnected then.
+    where Ray still holds it after the block (``held``).
 
     Ray itself would write one to ``~/.ray/auth_token`` and leave it there: a cluster that is started later would ask
     for it on every node. And HOME may be read-only.
@@ -110,6 +118,7 @@ def _own_token(lost: threading.Event) -> Iterator[None]:
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     tokens, mode = AuthenticationTokenLoader.instance(), os.environ.get(MODE)
+    tokens.reset_cache()  # that of a Ray that was lost
     if (mode or "token").lower() != "token" or tokens.has_token(ignore_auth_mode=True):
         yield
         return
@@ -118,7 +127,7 @@ def _own_token(lost: threading.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        if not lost.is_set():
+        if not held.is_set():
             os.environ.pop(TOKEN, None)
             tokens.reset_cache()
             if mode is None:  # Ray has set it
@@ -182,24 +191,72 @@ def _without_debris() -> Iterator[None]:
         yield
 
 
-def leave(watch: RayWatch, *, owns_process: bool) -> None:
-    """Watch no more, disconnect from Ray, and end what ``ray.init`` started.
+def leave(watch: RayWatch, *, owns_process: bool) -> bool:
+    """Watch no more, disconnect from Ray, and end what ``ray.init`` started; False where Ray still holds this process.
 
     Where Ray is lost, ``owns_process`` says that this process ends now and need not be disconnected.
     """
     watch.close()
     if not watch.lost.is_set():
         ray.shutdown()
-        return
+        return True
+    if owns_process:
+        _end_processes()
+        return False
+    # It asks for answers that do not come, each for some seconds.
+    _disconnecting.append(threading.Thread(target=_disconnect, args=(watch,), name="ray-shutdown", daemon=True))
+    _disconnecting[-1].start()
+    return _disconnected(LEAVE_SECONDS)
+
+
+def _end_processes() -> None:
+    """End what ``ray.init`` started in this process, if it did."""
     from ray._private.worker import global_worker
 
     if global_worker.node:
         global_worker.node.kill_all_processes(check_alive=False, allow_graceful=False)
-    if not owns_process:
-        # It asks for answers that do not come, each for some seconds.
-        disconnecting = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
-        disconnecting.start()
-        disconnecting.join(LEAVE_SECONDS)
+
+
+def _disconnect(watch: RayWatch) -> None:
+    """Disconnect from a Ray that is lost, once the calls that wait for it have returned.
+
+    A call that comes later would start a Ray of its own, as Ray does for programs that did not: that is turned off
+    while one is still under way.
+    """
+    from ray._private import auto_init_hook  # Ray's own switch is a variable that it reads when it is imported
+
+    # A call that finds its raylet gone would end this process.
+    settled, allowed = watch.settle(SETTLE_SECONDS), auto_init_hook.enable_auto_connect
+    if not settled:
+        auto_init_hook.enable_auto_connect = False
+    _end_processes()
+    ray.shutdown()
+    if settled or watch.settle(SETTLE_SECONDS):
+        auto_init_hook.enable_auto_connect = allowed
+
+
+def _disconnected(seconds: float) -> bool:
+    """Whether this process is free of every Ray that it lost, after a wait of at most ``seconds``."""
+    until = time.monotonic() + seconds
+    while _disconnecting:
+        _disconnecting[0].join(max(until - time.monotonic(), 0.0))
+        if _disconnecting[0].is_alive():
+            return False
+        _disconnecting.pop(0)
+    return True
+
+
+def wait_until_free() -> None:
+    """Wait for a Ray that this process lost before to let go of it: call this before another is used.
+
+    Raises:
+        RayLost: it does not.
+    """
+    if not _disconnected(FREE_SECONDS):
+        raise RayLost(
+            f"the Ray that this process lost before has not let go of it in {FREE_SECONDS:.0f} s; nothing was trained. "
+            "Start the program again: the run then goes on from its checkpoint"
+        )
 
 
 @contextlib.contextmanager
@@ -219,8 +276,9 @@ def local(
     (``ray_start``).
 
     Raises:
-        RayLost: it ended while it was started.
+        RayLost: it ended while it was started, or one that was lost before still holds this process.
     """
+    wait_until_free()
     learner = {"num_cpus": 1, "num_gpus": int(accelerator)}
     if ray.is_initialized():
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -239,8 +297,8 @@ def local(
     store = max(SMALLEST_STORE_BYTES, num_actors * unroll_bytes * UNROLLS_PER_ACTOR_IN_STORE)
     check_shared_memory(store)
     with contextlib.ExitStack() as stack:
-        lost = threading.Event()
-        stack.enter_context(_own_token(lost))
+        held = threading.Event()
+        stack.enter_context(_own_token(held))
         with _search_path(), start_watched(gone):
             join(
                 address="local",
@@ -253,11 +311,11 @@ def local(
         stack.enter_context(_ended_with_the_block())
         stack.enter_context(_without_debris())
         watch = stack.enter_context(watched("The same command starts Ray anew and goes on from the checkpoint"))
-        watch.tell(lost.set)
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
         finally:
-            leave(watch, owns_process=owns_process)
+            if not leave(watch, owns_process=owns_process):
+                held.set()
 
 
 @contextlib.contextmanager
