@@ -33,9 +33,11 @@ class Unroll:
     policy_version: int
     """The version that it acts with."""
     begun_at: float
-    trained_until: float | None
-    """None: it is trained within ``max_policy_lag`` versions. Else its actor is too slow for that, and it is trained
-    whatever its lag is if it comes back by this time."""
+    trained_until: float | None = None
+    """None: it is trained within ``max_policy_lag`` versions. Else its actor is too slow for that, always or at times,
+    and it is trained whatever its lag is if it comes back by this time."""
+    in_turn: bool = True
+    """It is expected in time, and comes before those that begin later."""
 
 
 class Durations:
@@ -45,14 +47,14 @@ class Durations:
         self._seconds: deque[float] = deque(maxlen=MEASURED)
         self.usual = 0.0
         """The mean, in seconds; 0 before the first."""
-        self.shortest = 0.0
+        self.shortest = self.longest = 0.0
         """In seconds; 0 before the first."""
 
     def add(self, seconds: float) -> None:
         """Add the latest one."""
         self._seconds.append(seconds)
         self.usual = sum(self._seconds) / len(self._seconds)
-        self.shortest = min(self._seconds)
+        self.shortest, self.longest = min(self._seconds), max(self._seconds)
 
 
 class Admission:
@@ -116,24 +118,27 @@ class Admission:
         offered = set(idle)
         queue = [actor for actor in self._waiting if actor in offered]
         for actor in queue:
+            own = self._durations.get(actor)
+            trained_until, in_turn = None, True
             if self._quota is not None:
                 if self._admitted[actor] >= self._quota:
                     continue
-                trained_until = None
-            elif self._in_time(actor, now, delivered, queue):
-                trained_until = None
+            elif own is None or self._in_time(actor, own.longest, now, delivered, queue):
                 self._find_fast_again(actor)
+            elif self._in_time(actor, own.shortest, now, delivered, queue):
+                # Its long unrolls are trained, too: they may be those of other states than its short ones.
+                trained_until = now + PATIENCE * own.longest
             elif self._may_be_late(actor, now):
-                trained_until = now + PATIENCE * self._durations[actor].usual
+                trained_until, in_turn = now + PATIENCE * own.usual, False
             else:
                 continue  # it is another one's turn; with fewer unrolls ahead this one may be in time
-            self._begin(actor, Unroll(self._serial(), policy_version, now, trained_until))
+            self._begin(actor, Unroll(self._serial(), policy_version, now, trained_until, in_turn))
             return actor
         return None
 
     def begin(self, actor: int, policy_version: int) -> None:
         """An unroll of ``actor`` starts with ``policy_version``, because another admission decided so."""
-        self._begin(actor, Unroll(self._serial(), policy_version, self._clock(), None))
+        self._begin(actor, Unroll(self._serial(), policy_version, self._clock()))
 
     def _begin(self, actor: int, unroll: Unroll) -> None:
         self._waiting.pop(actor, None)
@@ -162,8 +167,10 @@ class Admission:
 
     def place(self, unroll: Unroll, policy_version: int) -> Place:
         """The place in the mailbox of an ``unroll`` that came back at ``policy_version``."""
-        if unroll.trained_until is None or self._clock() > unroll.trained_until:
-            latest = unroll.policy_version + self.max_policy_lag
+        latest = unroll.policy_version + self.max_policy_lag
+        # The batch under way is made up already: the next one is taken one version later.
+        late = policy_version + self._updating > latest
+        if unroll.trained_until is None or self._clock() > unroll.trained_until or (unroll.in_turn and not late):
             return Place((unroll.policy_version, unroll.serial), latest)
         # Behind those that began before now: they are still to be in time.
         return Place((policy_version, self._serial()), None)
@@ -224,20 +231,20 @@ class Admission:
     def _updating(self) -> bool:
         return self._update_began is not None
 
-    def _in_time(self, actor: int, now: float, delivered: int, queue: Sequence[int]) -> bool:
-        """Whether an unroll of ``actor`` that starts now, and takes no longer than its quickest of late, is in time."""
-        own = self._durations.get(actor)
-        if own is None or own.usual == 0:
-            return True  # it was never measured; or the clock stands still, so that nobody overtakes it
+    def _in_time(self, actor: int, seconds: float, now: float, delivered: int, queue: Sequence[int]) -> bool:
+        """Whether an unroll of ``actor`` that starts now, and takes so many ``seconds``, is in time."""
+        own = self._durations[actor]
+        if own.usual == 0:
+            return True  # the clock stands still, so that nobody overtakes it
 
         def usual(other: int) -> float:
             return self._durations.get(other, own).usual
 
         update = self._updates.usual
         return in_time(
-            duration=own.shortest,
+            duration=seconds,
             under_way=[
-                UnderWay(max(0.0, unroll.begun_at + usual(other) - now), unroll.trained_until is None, usual(other))
+                UnderWay(max(0.0, unroll.begun_at + usual(other) - now), unroll.in_turn, usual(other))
                 for other, unroll in self._under_way.items()
             ],
             idle=[usual(other) for other in queue if other != actor],

@@ -62,7 +62,8 @@ class LearnerConfig(Section):
     desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
     up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
-    no further step. 0 leaves it to its course."""
+    no further step. 0 leaves it to its course. It sees what the steps before the last one moved, and the lag: with one
+    epoch, one minibatch and lag 0 it sees nothing."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[
         str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class", pattern=r"[\w.]+:[\w.]+")
@@ -98,8 +99,8 @@ class LearnerConfig(Section):
     entropy has no largest value."""
     schedules: Mapping[Scheduled, ScheduleConfig] = dataclasses.field(default_factory=dict)
     """Courses of ``learning_rate``, ``entropy_coef``, ``clip_coef`` and ``value_clip_coef`` over the trained
-    environment steps of the run, by name: ``learner.schedules.clip_coef={kind: linear, end: 0.1}``. Where it is not
-    named, learning_rate falls in a straight line to 0 at total_env_steps (``{kind: constant}`` keeps it), and any other
+    environment steps of the run, by name: ``learner.schedules.clip_coef={kind: linear, end: 0.1}``. Where none is
+    given, learning_rate falls in a straight line to 0 at total_env_steps (``{kind: constant}`` keeps it), and any other
     setting stays as it is."""
     normalize_advantage: bool = True
     """Advantages get mean 0 and are divided by their standard deviation over the minibatch."""
@@ -137,6 +138,13 @@ class LearnerConfig(Section):
                 "loss_kwargs={loss_kwargs} need a loss that is named by its function, e.g. loss=my_package.losses:mine",
                 {"loss_kwargs": self.loss_kwargs},
             )
+        if self.loss == IMPALA and self.epochs > 1:
+            raise PydanticCustomError(
+                "cross_field",
+                "loss=impala is for epochs=1, got epochs={epochs}: its importance weights are those of the first pass, "
+                "and nothing bounds how far later ones move the policy; set epochs=1, or loss=ppo",
+                {"loss": self.loss, "epochs": self.epochs},
+            )
         if self.batch_size != "auto" and self.batch_size % self.minibatches:
             raise PydanticCustomError(
                 "cross_field",
@@ -148,7 +156,7 @@ class LearnerConfig(Section):
                 },
             )
         course = self.schedules.get("value_clip_coef")
-        if course and (not self.value_clip_coef or (course.kind != "constant" and not course.end)):
+        if course and (not self.value_clip_coef or (course.moves and not course.end)):
             raise PydanticCustomError(
                 "cross_field",
                 "schedules.value_clip_coef goes from value_clip_coef={value_clip_coef} to {end}, but 0 turns value "

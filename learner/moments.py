@@ -10,6 +10,9 @@ import torch
 from shoal.learner.vtrace import Targets
 from torch import Tensor
 
+ROUNDING = 1e-12
+"""Part of a mean square below which a variance that was computed from it is 0."""
+
 
 class Moments(NamedTuple):
     """Sums over the valid transitions of one optimizer step, in double precision."""
@@ -45,12 +48,14 @@ class Moments(NamedTuple):
 
     @property
     def explained_variance(self) -> float:
-        """1 - var(vs - V) / var(vs); NaN without a valid transition."""
+        """1 - var(vs - V) / var(vs); NaN without a valid transition, or where vs does not vary."""
         if not self.transitions:
             return float("nan")
         residual = self.residual_squared / self.transitions - (self.residual / self.transitions) ** 2
-        target = self.target_squared / self.transitions - (self.target / self.transitions) ** 2
-        return 1 - residual / (target + 1e-12)
+        square = self.target_squared / self.transitions
+        target = square - (self.target / self.transitions) ** 2
+        # The difference of two equal numbers is their rounding.
+        return 1 - residual / target if target > ROUNDING * square else float("nan")
 
 
 def sum_moments(targets: Targets, value: Tensor, valid: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ float64, and moves both after an update. Sums run over all learners, so that all
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -50,16 +51,20 @@ class ObservationStatistics:
 
     def sums(self, shard: TensorDict) -> Tensor:
         """[1 + 3 N]: number of valid transitions in a shard [B], and per column the sums over them of x - m and
-        (x - m)^2 and their number of outliers; m is the running mean. In float64, where the device has it."""
+        (x - m)^2 and their number of outliers; m is the running mean. In float64, where the device has it.
+
+        Where a column has no spread yet, every shard takes its own values for what is usual."""
         obs = shard["obs"][:, :-1]
         x = self._policy.trained_columns(obs.reshape(-1, obs.shape[-1])).detach()
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         weight = valid_transitions(shard).reshape(-1).to(x.device, wide)
         x = x.to(wide) - self._mean.to(x.device, wide)
-        bound = OUTLIER * (self._deviations / self._count.clamp_min(1)).sqrt()
-        bound = torch.where(bound > 0, bound, torch.inf).to(x.device, wide)
-        outliers = weight @ (x.abs() > bound).to(wide)
-        x = x.clamp(-bound, bound)
+        high = OUTLIER * (self._deviations / self._count.clamp_min(1)).sqrt().to(x.device, wide)
+        low = -high
+        if (unknown := (high == 0) & self._normalizer.measured & self._normalizer.present).any():
+            low[unknown], high[unknown] = _usual_range(x[:, unknown])
+        outliers = weight @ ((x < low) | (x > high)).to(wide)
+        x = x.clamp(low, high)
         return torch.cat([weight.sum()[None], weight @ x, weight @ x.square(), outliers])
 
     def end_update(self, sums: Tensor) -> None:
@@ -112,6 +117,24 @@ class ObservationStatistics:
         """The inverse of ``state_dict``."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+
+
+def _usual_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value [K] that is no outlier among those of a batch [M, K], whose columns have not varied yet.
+
+    ``OUTLIER`` times the distance from the median within which nine tenths of them lie, in place of a standard
+    deviation, which one broken reading would make. Without a bound where these are equal: the others are what there is
+    to see.
+    """
+    low, high = torch.full_like(x[0], -torch.inf), torch.full_like(x[0], torch.inf)
+    varies = x.amax(0) > x.amin(0)
+    if varies.any():
+        x = x[:, varies]
+        median = x.median(0).values
+        spread = (x - median).abs().kthvalue(math.ceil(0.9 * (len(x) - 1)), 0).values
+        reach = torch.where(spread > 0, OUTLIER * spread, torch.inf)
+        low[varies], high[varies] = median - reach, median + reach
+    return low, high
 
 
 class ValueStatistics:

@@ -6,6 +6,7 @@ resumed run goes on where it was, and learners that make updates together have e
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
@@ -29,9 +30,11 @@ Scheduled = Literal["learning_rate", "entropy_coef", "clip_coef", "value_clip_co
 class ScheduleConfig(Section):
     """The course of one setting: from its own value (``learner.NAME``) to ``end``, after a warm-up if there is one."""
 
-    kind: Literal["constant", "linear", "cosine"] = "constant"
+    kind: Literal["constant", "linear", "cosine"] | None = None
     """``constant`` stays at the setting's value, ``linear`` goes to ``end`` in a straight line, ``cosine`` along half a
-    wave: slowly at first and at last (Loshchilov and Hutter 2017, SGDR, eq. 5, without restarts)."""
+    wave: slowly at first and at last (Loshchilov and Hutter 2017, SGDR, eq. 5, without restarts). Without a kind it is
+    linear where ``end`` or ``over_env_steps`` is given, and else what the setting does by itself: a warm-up alone
+    changes nothing of what comes after it."""
     end: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Value at the end, in the unit of the setting itself, and from then on; without it ``linear`` and ``cosine`` go
     to 0."""
@@ -44,12 +47,11 @@ class ScheduleConfig(Section):
     number it does not."""
 
     def __post_init__(self) -> None:
-        goes = self.kind != "constant"
-        if not goes and self.end is not None:
+        if self.kind == "constant" and self.end is not None:
             raise PydanticCustomError(
                 "cross_field", "end={end} needs kind linear or cosine, which go there", {"end": self.end}
             )
-        if not goes and self.over_env_steps != "run":
+        if self.kind == "constant" and self.over_env_steps != "run":
             raise PydanticCustomError(
                 "cross_field",
                 "over_env_steps={over_env_steps} needs kind linear or cosine",
@@ -62,6 +64,13 @@ class ScheduleConfig(Section):
                 "includes it",
                 {"warmup_env_steps": self.warmup_env_steps, "over_env_steps": self.over_env_steps},
             )
+
+    @property
+    def moves(self) -> bool:
+        """Whether it says that the setting goes to ``end``."""
+        if self.kind is None:
+            return self.end is not None or self.over_env_steps != "run"
+        return self.kind != "constant"
 
     def value(self, setting: float, env_steps: int, total_env_steps: int | None) -> float:
         """The value after ``env_steps`` trained environment steps.
@@ -76,7 +85,7 @@ class ScheduleConfig(Section):
         """
         if env_steps < self.warmup_env_steps:
             return setting * (WARMUP_FROM + (1 - WARMUP_FROM) * env_steps / self.warmup_env_steps)
-        if self.kind == "constant":
+        if not self.moves:
             return setting
         over = total_env_steps if self.over_env_steps == "run" else self.over_env_steps
         if over is None:
@@ -89,7 +98,7 @@ class ScheduleConfig(Section):
 
 
 COURSES: Mapping[Scheduled, ScheduleConfig] = {"learning_rate": ScheduleConfig(kind="linear")}
-"""Courses of settings that ``learner.schedules`` does not name, in a run whose end is known: what was learned is not
+"""Courses of settings of which ``learner.schedules`` says none, in a run whose end is known: what was learned is not
 undone by late steps as large as the first. Any other setting stays as it is."""
 
 
@@ -110,11 +119,21 @@ def scheduled_settings(config: LearnerConfig, env_steps: int, total_env_steps: i
     Raises:
         ValueError: ``total_env_steps`` is None, and a schedule that the settings name goes over the whole run.
     """
-    courses = config.schedules if total_env_steps is None else {**COURSES, **config.schedules}
-    constant = ScheduleConfig()
     return ScheduledSettings(
         **{
-            name: courses.get(name, constant).value(getattr(config, name), env_steps, total_env_steps)
+            name: course(config.schedules, name, total_env_steps).value(
+                getattr(config, name), env_steps, total_env_steps
+            )
             for name in get_args(Scheduled)
         }
     )
+
+
+def course(
+    schedules: Mapping[Scheduled, ScheduleConfig], name: Scheduled, total_env_steps: int | None
+) -> ScheduleConfig:
+    """The course of the setting ``name`` in a run whose end is known, or is not (None)."""
+    given, by_itself = schedules.get(name, ScheduleConfig()), COURSES.get(name)
+    if given.kind is not None or given.moves or by_itself is None or total_env_steps is None:
+        return given
+    return dataclasses.replace(given, kind=by_itself.kind)

@@ -94,7 +94,8 @@ class PolicyConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegularizationConfig(Section):
-    """Weight clipping and the L2-init loss. Both are off by default, as in the original.
+    """Weight clipping and the L2-init loss. Both are off by default, as in the original. A value head that is rescaled
+    (learner.normalize_values) has neither: its weights follow the unit of the values.
 
     Names, in the overrides and in ``exclude``, are those of components (``lstm``) or of parameters
     (``lstm.weight_hh_l0``), or patterns of either (``cnn*``, ``*.weight``). Of several that match, the last counts.

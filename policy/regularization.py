@@ -2,7 +2,8 @@
 
 Clipping follows Elsayed et al. 2024, "Weight Clipping for Deep Continual and Reinforcement Learning": after every
 optimizer step |w| <= clip_scale * max|w_init|. The loss is that of Kumar et al. 2023, "Maintaining Plasticity in
-Continual Learning via Regenerative Regularization" (L2 Init): l2_init_coef * sum (w - w_init)^2.
+Continual Learning via Regenerative Regularization" (L2 Init): l2_init_coef * sum (w - w_init)^2. A value head that is
+rescaled (``learner.normalize_values``) has neither.
 """
 
 from __future__ import annotations
@@ -36,7 +37,14 @@ class WeightRegularizer:
         """w0 by parameter, the initial weights until ``update_l2_init_reference``."""
         largest = torch.stack([w0.abs().max() for w0 in self.reference.values()]).tolist()
         self._initial_max: dict[str, float] = dict(zip(self.parameters, largest, strict=True))
-        free = [name for name in self.parameters if not any(_matches(name, key) for key in config.exclude)]
+        # PopArt gives this layer the unit of the values, which moves; the initial weights' is another.
+        rescaled = getattr(policy, "value_scale", None) is not None
+        head = {id(p) for p in policy.value_head.parameters()} if rescaled else set()
+        free = [
+            name
+            for name, p in self.parameters.items()
+            if id(p) not in head and not any(_matches(name, key) for key in config.exclude)
+        ]
         _check_names(self.parameters, free, config)
         self._clip_scale = {
             name: scale for name in free if (scale := _lookup(config.clip_overrides, name, config.clip_scale)) > 0
@@ -141,7 +149,10 @@ def _check_names(parameters: Mapping[str, Tensor], free: list[str], config: Regu
         if not unknown:
             continue
         if any(_matches(name, key) for name in parameters for key in unknown):
-            hint = f"regularization.exclude={list(config.exclude)} leaves these out; change it to have them in"
+            hint = (
+                f"regularization.exclude={list(config.exclude)}, or learner.normalize_values, which rescales the value "
+                "head, leaves these out; change it to have them in"
+            )
         else:
             close = difflib.get_close_matches(unknown[0], [*components, *parameters], n=1)
             hint = (f"did you mean {close[0]!r}? " if close else "") + f"The policy's components are {components}"

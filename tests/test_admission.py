@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 
@@ -49,6 +50,21 @@ def test_the_work_of_a_slow_actor_is_not_thrown_away(factor, max_policy_lag, tra
     assert said[0].startswith(f"actor 7 is too slow for actor.max_policy_lag={max_policy_lag}")
 
 
+@pytest.mark.parametrize(("short", "long", "period"), [(1.5, 8.0, 2), (1.0, 4.0, 4), (8.0, 1.5, 4)])
+def test_the_long_unrolls_of_an_actor_that_varies_are_trained(short, long, period):
+    """Every long unroll stale because the actor's short ones are in time: what is trained is only what was quick."""
+    made = itertools.count()
+
+    def duration(actor, _):
+        return 1.0 if actor != 7 else (short if next(made) % period == 0 else long)
+
+    simulation = Simulation(num_actors=8, duration=duration, update=lambda _: 0.1, per_batch=8, max_policy_lag=2)
+    outcome = simulation.run(200)
+    assert [unroll.actor for unroll in outcome.stale] in ([], [7])  # the first long one: nobody knew of such
+    assert min(outcome.trained[actor] for actor in range(7)) >= 190
+    assert outcome.trained[7] >= 200 / (short + long * (period - 1)) * period / 2
+
+
 def test_an_actor_that_is_fast_again_is_in_time_again(caplog):
     """A lag without a bound for ever, because a machine was busy for a minute."""
     simulation = Simulation(
@@ -86,25 +102,32 @@ DURATIONS = st.floats(1.0, 6.0)
     per_batch=st.integers(1, 6),
     max_policy_lag=st.integers(1, 4),
     slows_down=st.one_of(st.none(), st.floats(1.5, 10.0)),
+    varies=st.lists(st.floats(1.0, 8.0), max_size=3),
 )
 @settings(max_examples=examples(15), deadline=None)
-def test_everybody_has_its_share_in_time(durations, update, per_batch, max_policy_lag, slows_down):
+def test_everybody_has_its_share_in_time(durations, update, per_batch, max_policy_lag, slows_down, varies):
     """A share below half of the fair one; an unroll that is made to be thrown away; a learner that waits for nothing.
 
-    Durations are constant, except that actor 0 may slow down for good after a third of the time.
+    Durations are constant, except that actor 0 may slow down for good after a third of the time, and its unrolls may
+    take turns in being longer.
     """
     seconds = 12 * max(*durations, update)
+    made = itertools.count()
 
-    def duration(actor, now):
+    def shortest(actor, now):
         slower = slows_down if slows_down and actor == 0 and now > seconds / 3 else 1.0
         return slower * durations[actor]
+
+    def duration(actor, now):
+        longer = [1.0, *varies][next(made) % (len(varies) + 1)] if actor == 0 else 1.0
+        return longer * shortest(actor, now)
 
     def check(simulation):
         """The learner is not idle while somebody could start: one that nobody overtakes and that has a place."""
         if simulation.updating or simulation.ahead // per_batch > max_policy_lag:
             return
         for actor in simulation.idle():
-            assert duration(actor, simulation.now) > min(durations)
+            assert shortest(actor, simulation.now) > min(durations)
 
     simulation = Simulation(
         num_actors=len(durations),
@@ -114,11 +137,14 @@ def test_everybody_has_its_share_in_time(durations, update, per_batch, max_polic
         max_policy_lag=max_policy_lag,
     )
     outcome = simulation.run(seconds, check)
-    # Its actor took longer than what was measured, or somebody had not been measured yet when it began.
+    # Its actor took longer than what was measured, or somebody had not been measured yet when it began; or somebody
+    # else took less than usual.
     known = max(simulation.measured_since.get(actor, seconds) for actor in range(len(durations)))
     for unroll in outcome.stale:
+        if varies and unroll.actor != 0:
+            continue
         assert unroll.seconds > unroll.measured * (1 + 1e-9) or unroll.begun_at <= known, unroll
-    if slows_down is None:
+    if slows_down is None and not varies:
         most = [seconds / one for one in durations]
         for actor, share in enumerate(fair_shares(outcome.trained.total(), most)):
             # One was the first, one is under way, one waits.

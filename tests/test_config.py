@@ -91,6 +91,7 @@ def write(path: Path, text: str) -> Path:
         ("env=CartPole-v1", "env: is a section of settings; did you mean env.id=CartPole-v1?"),
         ("policy=nets:Mine", "did you mean policy.kind=nets:Mine?"),
         ("learner=5", "learner: is a section of settings; set one of them, e.g. learner.device (got 5)"),
+        ("learner.loss=impala", "learner.loss=impala is for epochs=1, got epochs=4: its importance weights"),
         (
             "learner.loss=ppoo",
             "learner.loss: must be ppo, impala, or a loss of yours as package.module:name; did",

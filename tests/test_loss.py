@@ -198,7 +198,7 @@ def test_a_sound_loss_starts(tmp_path: Any) -> None:
 def test_the_first_lines_of_a_run_say_what_is_learned() -> None:
     """Catches a loss that runs unnoticed, and values in units of the reward without a word."""
     config, _ = load_config((), [*SMALL])
-    learner = make_learner(small_policy(), loss="impala", normalize_values=True)
+    learner = make_learner(small_policy(), loss="impala", epochs=1, normalize_values=True)
     run: Any = SimpleNamespace(config=config, learner=SimpleNamespace(learner=learner))
     said = progress._update(run)
     assert said.startswith("loss impala, ")

@@ -25,3 +25,12 @@ def test_void_transitions_count_nowhere(share: float, offset: float) -> None:
     assert moments.transitions == kept.sum()
     assert moments.explained_variance == pytest.approx(expected, abs=1e-6)
     assert moments.advantage_std == pytest.approx(np.std(advantage.double().numpy()[kept]), rel=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, 1000.1])
+def test_targets_that_do_not_vary_explain_nothing(constant: float) -> None:
+    """Catches values said to explain a million times the targets' variance, which is the rounding of their squares."""
+    vs = torch.full((12, 5), constant)
+    value = vs + torch.randn(12, 5, generator=torch.Generator().manual_seed(3))
+    moments = Moments(*sum_moments(Targets(vs=vs, advantage=vs), value, torch.ones(12, 5, dtype=torch.bool)).tolist())
+    assert np.isnan(moments.explained_variance)

@@ -274,6 +274,26 @@ def test_a_constant_column_is_zero(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("huge", [1e30, float(np.finfo(np.float32).max)])
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_huge_reading_spoils_no_beginning(huge, known, caplog):
+    """Catches a reading that is broken before anything is known of its column, and makes all others 0 for the rest of
+    the run, without a word."""
+    learner = make_learner(make_policy(), **STEPS)
+    reference = trained(batches(8)).policy.vector_normalizer.scale
+    for batch in batches(known):
+        learner.update(column(batch, lambda x: torch.full_like(x, 3.0)))  # constant so far
+    first, *others = batches(8)
+    slot, t = valid_transitions(first).nonzero()[0].tolist()
+    first["obs"][slot, t, :2] = huge
+    for batch in (first, *others):
+        learner.update(batch)
+    ratio = (learner.policy.vector_normalizer.scale / reference).tolist()
+    assert 0.02 < ratio[0] < 2, ratio
+    assert 0.02 < ratio[1] < 2, ratio
+    assert "had values over 100 standard deviations" in caplog.text
+
+
+@pytest.mark.parametrize("huge", [1e30, float(np.finfo(np.float32).max)])
 def test_a_huge_reading_spoils_nothing(huge, caplog):
     """Catches one broken reading that makes all others 0 for the rest of the run, or overflows."""
     learner = trained(batches(4))

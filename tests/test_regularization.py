@@ -73,6 +73,21 @@ def test_parameters_that_start_at_zero_can_move():
     assert regularizer(policy, clip_scale=2.0, clip_floor=0.05).bounds["fc1.weight"] == 0.05
 
 
+def test_a_value_head_that_is_rescaled_has_neither():
+    """Catches values that move with their unit: PopArt makes the weights larger where the spread of returns falls, and
+    a bound of the initial ones cuts them off, or the loss draws them back."""
+    policy = small_policy()
+    [name] = [name for name, p in policy.named_parameters() if p is policy.value_head.weight]
+    assert name in regularizer(policy, clip_scale=1.0).bounds
+    policy.normalize(observations=False, values=True)
+    both = regularizer(policy, clip_scale=1.0, l2_init_coef=0.1)
+    assert name not in both.bounds
+    assert name not in both.l2_init_coefs
+    assert len(both.bounds) == len(both.l2_init_coefs) > 5
+    with pytest.raises(ValueError, match=r"learner\.normalize_values, which rescales the value head"):
+        regularizer(policy, clip_overrides={name: 2.0})
+
+
 def test_off_is_off():
     """Work in every step for what nobody asked for; weights clamped to a scale of 0."""
     policy = small_policy()

@@ -27,6 +27,9 @@ HALF_COSINE = 0.5 * (1 + math.cos(math.pi / 4))
         ({}, {0: 2.0, 50: 2.0, 1000: 2.0}),
         ({"kind": "linear"}, {0: 2.0, 25: 1.5, 99: 0.02, 100: 0.0, 1000: 0.0}),
         ({"kind": "linear", "end": 6.0}, {0: 2.0, 25: 3.0, 100: 6.0, 101: 6.0}),
+        ({"end": 6.0}, {0: 2.0, 25: 3.0, 100: 6.0, 101: 6.0}),
+        ({"over_env_steps": 50}, {0: 2.0, 25: 1.0, 50: 0.0}),
+        ({"kind": "constant"}, {0: 2.0, 50: 2.0, 1000: 2.0}),
         ({"kind": "cosine", "end": 0.0}, {0: 2.0, 25: 2 * HALF_COSINE, 50: 1.0, 100: 0.0, 200: 0.0}),
         ({"kind": "linear", "end": 0.0, "over_env_steps": 1000}, {100: 1.8, 1000: 0.0, 2000: 0.0}),
         ({"warmup_env_steps": 10}, {0: 2 * WARMUP_FROM, 5: 1 + WARMUP_FROM, 10: 2.0, 90: 2.0}),
@@ -58,10 +61,21 @@ def test_the_learning_rate_falls_over_the_run_unless_it_is_told() -> None:
 
     assert rates(1000) == pytest.approx([0.001, 0.00075, 0.0, 0.0])
     assert rates(None) == [0.001] * 4
-    assert rates(1000, learning_rate=ScheduleConfig()) == [0.001] * 4
+    assert rates(1000, learning_rate=ScheduleConfig(kind="constant")) == [0.001] * 4
+    assert rates(1000, learning_rate=ScheduleConfig(end=0.001)) == [0.001] * 4
     assert rates(1000, clip_coef=ScheduleConfig(kind="linear")) == rates(1000)
     late = scheduled_settings(LearnerConfig(entropy_coef=0.02), 999, 1000)
     assert late[1:] == scheduled_settings(LearnerConfig(entropy_coef=0.02), 0, 1000)[1:]
+
+
+def test_a_warm_up_alone_takes_nothing_else_away() -> None:
+    """Catches a learning rate that falls no more over the run because it warms up first."""
+    warm = {"learning_rate": ScheduleConfig(warmup_env_steps=200), "clip_coef": ScheduleConfig(warmup_env_steps=200)}
+    config = LearnerConfig(learning_rate=0.001, clip_coef=0.2, schedules=warm)
+    rates, clips = zip(*[scheduled_settings(config, at, 1000)[:3:2] for at in (100, 200, 600, 1000)], strict=True)
+    assert rates == pytest.approx([0.001 * (WARMUP_FROM + 1) / 2, 0.001, 0.0005, 0.0])
+    assert clips == pytest.approx([0.2 * (WARMUP_FROM + 1) / 2, 0.2, 0.2, 0.2])
+    assert scheduled_settings(config, 600, None).learning_rate == 0.001  # no end is known
 
 
 ALL = {
@@ -199,8 +213,8 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
         ("learner.schedules.clip_coef.kind=linaer", "(got 'linaer'; did you mean linear?)"),
         ("learner.schedules.clip_coef={knd: linear}", "did you mean learner.schedules.clip_coef.kind?"),
         ("learner.schedules.clip_coef=linear", "learner.schedules.clip_coef: is a section of settings"),
-        ("learner.schedules.clip_coef.end=0.1", "learner.schedules.clip_coef.end=0.1 needs kind linear or cosine"),
-        ("learner.schedules.clip_coef.over_env_steps=5", "clip_coef.over_env_steps=5 needs kind linear or cosine"),
+        ("learner.schedules.clip_coef={kind: constant, end: 0.1}", "clip_coef.end=0.1 needs kind linear or cosine"),
+        ("learner.schedules.clip_coef={kind: constant, over_env_steps: 5}", "over_env_steps=5 needs kind linear or"),
         ("learner.schedules.clip_coef={kind: linear, end: -1}", "clip_coef.end: Input should be greater than or equal"),
         (
             "learner.schedules.clip_coef={kind: linear, end: 0, warmup_env_steps: 50, over_env_steps: 50}",

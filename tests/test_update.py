@@ -74,7 +74,7 @@ SETTINGS = {
     "vtrace": {},
     "gae": {"advantage": "gae"},
     "bounds": {"rho_bar": 0.6, "c_bar": 1.4, "clip_coef": 0.3, "normalize_advantage": False, "advantage_lambda": 1.0},
-    "impala": {"loss": "impala", "rho_bar": 0.6, "value_clip_coef": 0.0},
+    "impala": {"loss": "impala", "epochs": 1, "rho_bar": 0.6, "value_clip_coef": 0.0},
     "l2_init": {"regularization": RegularizationConfig(l2_init_coef=0.01)},
 }
 

@@ -27,7 +27,7 @@ from shoal.learner.config import PPO
 from shoal.learner.opponents import Result
 from shoal.learner.opponents import sentence as won
 from shoal.learner.parity_check import TOLERANCE
-from shoal.learner.schedules import COURSES
+from shoal.learner.schedules import course
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.actions import Discrete
@@ -99,9 +99,9 @@ def _update(run: PreparedRun) -> str:
     settings = learner.config
     steps = settings.epochs * settings.minibatches
     rate = f"learning rate {'up to ' if settings.desired_kl else ''}{settings.learning_rate:g}"
-    course = {**COURSES, **settings.schedules}["learning_rate"]
-    if course.kind != "constant":
-        rate += f", {course.kind} to {course.end or 0:g}"
+    of_rate = course(settings.schedules, "learning_rate", run.config.total_env_steps)
+    if of_rate.moves:
+        rate += f", {of_rate.kind or 'linear'} to {of_rate.end or 0:g}"
     chosen = ""
     if run.config.learner.entropy_coef == "auto":
         chosen = " (discrete actions)" if isinstance(policy.actions, Discrete) else " (continuous actions)"

@@ -24,7 +24,7 @@ class Made:
     begun_at: float
     seconds: float
     measured: float
-    """The shortest of the durations that admission went by; 0 for the first unroll of an actor."""
+    """The longest of the durations that admission went by; 0 for the first unroll of an actor."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -111,7 +111,7 @@ class Simulation:
         while (admitted := self.queue.admit(self.idle())) is not None:
             actor, _ = admitted
             durations = self.queue._admission._durations.get(actor)
-            measured = durations.shortest if durations else 0.0
+            measured = durations.longest if durations else 0.0
             made = Made(actor, self.now, self._duration(actor, self.now), measured)
             self.under_way[actor] = made
             heapq.heappush(self._events, (self.now + made.seconds, actor))
