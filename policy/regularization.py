@@ -38,8 +38,8 @@ class WeightRegularizer:
         largest = torch.stack([w0.abs().max() for w0 in self.reference.values()]).tolist()
         self._initial_max: dict[str, float] = dict(zip(self.parameters, largest, strict=True))
         # PopArt gives this layer the unit of the values, which moves; the initial weights' is another.
-        rescaled = getattr(policy, "value_scale", None) is not None
-        head = {id(p) for p in policy.value_head.parameters()} if rescaled else set()
+        rescaled = policy.value_head if getattr(policy, "value_scale", None) is not None else None
+        head = {id(p) for p in rescaled.parameters()} if isinstance(rescaled, nn.Module) else set()
         free = [
             name
             for name, p in self.parameters.items()

@@ -8,17 +8,32 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shoal.deploy.cluster.ray_debris import LOCK, claimed, remove_debris
+from shoal.deploy.cluster import ray_debris
+from shoal.deploy.cluster.ray_debris import LOCK, claimed, claimed_when_made, remove_debris
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from shoal.deploy.cluster.ray_debris import claimed
 with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+STARTER = """
+import os, sys, time
+from pathlib import Path
+from shoal.deploy.cluster.ray_debris import LOCK, claimed_when_made
+folder = Path(sys.argv[1])
+with claimed_when_made(folder):
+    session = folder / f"session_2026-01-01_00-00-00_000009_{os.getpid()}"
+    session.mkdir()
+    while not (session / LOCK).exists():
+        time.sleep(0.01)
     print("held", flush=True)
     time.sleep(600)
 """
@@ -56,6 +71,35 @@ def start(
     assert process.stdout is not None
     assert process.stdout.readline()
     return process
+
+
+def test_the_session_of_a_run_that_was_killed_while_it_started_ray_is_removed(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Catches a session that is nobody's until Ray is up: killed before, its directory stays for ever, and its
+    processes for a minute."""
+    starts = start(started, STARTER, str(tmp_path))
+    [made] = tmp_path.iterdir()
+    assert remove_debris(tmp_path) == []
+    starts.kill()
+    starts.wait()
+    assert remove_debris(tmp_path) == [made]
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_session_is_claimed_once_and_let_go(slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a session that is claimed twice, which is an error, or by nobody where Ray was quicker than the look; one
+    of a former Ray of this process that is claimed again; and a claim that stays."""
+    monkeypatch.setattr(ray_debris, "LOOK_SECONDS", 600.0 if slow else 0.001)
+    before, own = session(tmp_path, os.getpid()), tmp_path / f"session_2026-01-02_00-00-00_000001_{os.getpid()}"
+    with claimed_when_made(tmp_path) as settle:
+        own.mkdir()
+        while not slow and not (own / LOCK).exists():
+            time.sleep(0.001)
+        settle(own)
+        assert [path.name for path in own.iterdir()] == [LOCK]
+        assert LOCK not in [path.name for path in before.iterdir()]
+    assert not list(own.iterdir())
 
 
 def test_the_session_of_a_killed_run_is_removed_with_its_processes(

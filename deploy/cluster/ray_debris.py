@@ -15,10 +15,12 @@ import re
 import shutil
 import signal
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOCK = "shoal.lock"
+LOOK_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -40,6 +42,43 @@ def claimed(session: Path) -> Iterator[None]:
         for path in (made, session / LOCK):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claimed_when_made(folder: Path) -> Iterator[Callable[[Path], None]]:
+    """Hold the directory that Ray makes below ``folder`` for a session of this process, as soon as it is there: a
+    process that is killed while it starts Ray leaves debris, too.
+
+    Yields a function that is to be called with the session's directory once Ray is started.
+    """
+    sessions = f"session_*_{os.getpid()}"
+    known, started = set(folder.glob(sessions)), threading.Event()
+    with contextlib.ExitStack() as held:
+
+        def claim(session: Path) -> None:
+            with contextlib.suppress(OSError):  # a full disk, or it is not whole yet
+                held.enter_context(claimed(session))
+                known.add(session)
+
+        def look() -> None:
+            while not started.wait(LOOK_SECONDS):
+                for session in set(folder.glob(sessions)) - known:
+                    claim(session)
+
+        thread = threading.Thread(target=look, name="ray-claim", daemon=True)
+
+        def settle(session: Path) -> None:
+            started.set()
+            thread.join()
+            if session not in known:  # else it is claimed
+                claim(session)
+
+        thread.start()
+        try:
+            yield settle
+        finally:
+            started.set()
+            thread.join()
 
 
 def remove_debris(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayLost, RayWatch
-from shoal.deploy.cluster.ray_debris import claimed, remove_debris
+from shoal.deploy.cluster.ray_debris import claimed_when_made, remove_debris
 from shoal.deploy.cluster.ray_start import start_watched
 from shoal.deploy.placement.hardware import available_cores
 
@@ -177,18 +177,11 @@ def _ended_with_the_block() -> Iterator[None]:
             os.close(process)
 
 
-@contextlib.contextmanager
-def _without_debris() -> Iterator[None]:
-    """Hold the directory of the Ray that this process started, and remove those of runs that are gone."""
+def _session_directory() -> Path:
+    """Of the Ray that this process started."""
     from ray._private.worker import global_worker
 
-    session = Path(global_worker.node.get_session_dir_path())
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a full disk: no later run removes it
-            stack.enter_context(claimed(session))
-        for removed in remove_debris(session.parent):
-            log.info("removed what a run that is gone left of its Ray: %s", removed)
-        yield
+    return Path(global_worker.node.get_session_dir_path())
 
 
 def leave(watch: RayWatch, *, owns_process: bool) -> bool:
@@ -299,6 +292,7 @@ def local(
     with contextlib.ExitStack() as stack:
         held = threading.Event()
         stack.enter_context(_own_token(held))
+        claim = stack.enter_context(claimed_when_made(Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray")))
         with _search_path(), start_watched(gone):
             join(
                 address="local",
@@ -309,7 +303,10 @@ def local(
                 include_dashboard=False,
             )
         stack.enter_context(_ended_with_the_block())
-        stack.enter_context(_without_debris())
+        session = _session_directory()
+        claim(session)
+        for removed in remove_debris(session.parent):
+            log.info("removed what a run that is gone left of its Ray: %s", removed)
         watch = stack.enter_context(watched("The same command starts Ray anew and goes on from the checkpoint"))
         try:
             yield RaySession(address=LOOPBACK, actor_options={"num_cpus": 1}, learner_options=learner, watch=watch)
