@@ -24,6 +24,8 @@ ANSWER_SECONDS = 5.0
 """How long a head may take to accept a connection: its kernel does so however busy it is."""
 TOLERANCE_SECONDS = 60.0
 """How long Ray lets a head be out of reach before it ends the process, if it is not told otherwise."""
+ROOM_SECONDS = 60.0
+"""How long the object store may have no room for new weights."""
 SAVING_SECONDS = 15.0
 """Of these, what is left for saving when the run ends."""
 _GONE = frozenset(
@@ -203,16 +205,28 @@ class RayWatch:
     def put(self, value: Any, put: Callable[[Any], Any]) -> Any:
         """``put(value)``; where Ray is lost the value itself, which nobody will fetch.
 
-        Ray's own ``put`` would hold the whole process, all threads of it, where there is no raylet.
+        Ray's own ``put`` would hold the whole process, all threads of it, where there is no raylet. Where its store has
+        no room for the value, nor a disk to spill to, it is tried again for ``ROOM_SECONDS``; then Ray is called lost.
         """
-        if self.out_of_reach():
-            return value
-        try:
-            return put(value)
-        except Exception:
-            if self._is_lost_in_the_end():
-                return value
-            raise
+        from ray.exceptions import ObjectStoreFullError, OutOfDiskError  # a run without Ray does not import it
+
+        full_since: float | None = None
+        while not self.out_of_reach():
+            try:
+                return put(value)
+            except (ObjectStoreFullError, OutOfDiskError) as error:
+                now = time.monotonic()
+                if full_since is None:
+                    full_since = now
+                    log.warning("Ray's object store on this machine has no room (%s); tried again", _first_line(error))
+                elif now - full_since > ROOM_SECONDS:
+                    self._lose(f"its object store on this machine has had no room for {ROOM_SECONDS:.0f} s")
+                self.lost.wait(AGAIN_SECONDS)
+            except Exception:
+                if self._is_lost_in_the_end():
+                    break
+                raise
+        return value
 
     def pump(self, pump: Callable[[float], None]) -> Callable[[float], None]:
         """``pump`` of a pool, which does nothing where Ray is lost.
@@ -285,6 +299,10 @@ class RayWatch:
             settled.set()
         for each in told:
             each()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _connect_local(path: str) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from shoal.actors import ray_watch
 from shoal.actors.ray_watch import RayWatch
 
@@ -80,6 +82,33 @@ def test_the_end_of_either_is_noticed_and_lets_everybody_go(
     assert later.is_set()
     assert watch.call(pytest.fail, "called although Ray is lost") is None
     never.set()
+
+
+@pytest.mark.parametrize("full", [ObjectStoreFullError, OutOfDiskError])
+@pytest.mark.parametrize("times", [3, 10**9])
+def test_weights_wait_for_room_in_the_store(
+    watch: RayWatch,
+    full: type[Exception],
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Catches a run that ends unsaved, with an update in hand, because the store of its machine was full."""
+    monkeypatch.setattr(ray_watch, "AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(ray_watch, "ROOM_SECONDS", 0.3 if times > 3 else 600.0)
+    tries = itertools.count()
+
+    def put(value: str) -> str:
+        if next(tries) < times:
+            raise full("no room")
+        return f"stored {value}"
+
+    assert watch.put("weights", put) == ("stored weights" if times == 3 else "weights")
+    assert watch.lost.is_set() == (times > 3)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("Ray's object store on this machine has no room (no room")
+    assert len(said) == 1 + (times > 3)
+    assert times == 3 or "object store on this machine has had no room for" in said[1]
 
 
 def test_what_is_under_way_is_known_until_it_returns(places: Places, watch: RayWatch) -> None:

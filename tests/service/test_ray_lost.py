@@ -46,7 +46,8 @@ LAYOUTS = {
 
 def trained(run: Path) -> bool:
     """Whether updates were made, as the history of metrics says."""
-    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []
+    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").is_file() else ""
+    lines = text.split("\n")[:-1]  # without what is being written
     return bool(lines) and json.loads(lines[-1])["policy_version"] > 2
 
 
