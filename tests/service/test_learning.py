@@ -23,15 +23,18 @@ from service import (
     wait_for,
 )
 
+CORES = ("gru", "linear")
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.one_process
-def test_recall_is_solved_by_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [(), *((f"policy.core={core}", "total_env_steps=200_000") for core in CORES)])
+def test_recall_is_solved_by_memory(settings: tuple[str, ...], tmp_path: Path) -> None:
     """Catches whatever keeps the policy from learning to remember: a memory cut off, a gradient that does not go back
     through time, rewards or advantages on the wrong step. Without its memory the same policy can only guess.
     """
-    done = shoal("train", "--config", "recall", "run_dir=run", cwd=tmp_path, timeout=600)
+    done = shoal("train", "--config", "recall", "run_dir=run", *settings, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     summary = read_summary(tmp_path / "run")
     assert summary["mean_return"] >= 0.95, done.stdout
