@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace
+from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace, VectorSpace
+from shoal.envs.spaces import NO_BOUND
 
 _MOST_CHARACTERS = 160
 
@@ -20,18 +21,22 @@ def _observations(spec: EnvSpec) -> str:
     elif isinstance(space, ImageSpace):
         found = _image(space)
     elif isinstance(space, DictSpace):
-        numbers = [_numbers(space.numbers.size)] if space.numbers.size else []
+        numbers = [_numbers(space.numbers)] if space.numbers.size else []
         found = ", and ".join([*numbers, *(f"{name} as {_image(image)}" for name, image in space.images)])
     else:
-        found = _numbers(space.size)
+        found = _numbers(space)
     if not spec.declared:
         return found
     short = spec.declared if len(spec.declared) <= _MOST_CHARACTERS else spec.declared[: _MOST_CHARACTERS - 3] + "..."
     return f"{short} as {found}"
 
 
-def _numbers(count: int) -> str:
-    return f"{count:,} number" + "s" * (count > 1)
+def _numbers(space: VectorSpace) -> str:
+    found = f"{space.size:,} number" + "s" * (space.size > 1)
+    codes = len(space.categorical)
+    if not codes:
+        return found
+    return f"{found}, " + (f"{codes:,} of them 0 or 1" if codes < space.size else "each 0 or 1")
 
 
 def _image(image: ImageSpace) -> str:
@@ -62,7 +67,9 @@ def _actions(spec: EnvSpec) -> str:
     if isinstance(actions, ContinuousActions):
         bounds = sorted(set(zip(actions.low, actions.high, strict=True)))
         shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds[:3]) + ", ..." * (len(bounds) > 3)
-        return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}"
+        mapped = any(max(map(abs, bound)) < NO_BOUND and bound != (-1.0, 1.0) for bound in bounds)
+        onto = ", onto which [-1, 1] is mapped" * mapped
+        return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}{onto}"
     sizes = [len(names) for names in actions.names]
     legal = ", of which a mask tells the legal ones" if spec.num_mask else ""
     if actions.scalar:

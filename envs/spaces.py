@@ -285,7 +285,7 @@ def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousAct
     )
 
 
-_NO_BOUND = 1e9
+NO_BOUND = 1e9
 """A bound of an action that is as large as this is none: libraries write the largest number of a type for infinity."""
 
 
@@ -308,7 +308,7 @@ def action_map(space: spaces.Space[Any]) -> ActionMap:
         start = np.asarray(getattr(space, "start", 0), np.int64)
         return ActionMap(shape, np.asarray(1, np.int64), start, None, None, np.dtype(space.dtype))
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    has_low, has_high = low > -_NO_BOUND, high < _NO_BOUND
+    has_low, has_high = low > -NO_BOUND, high < NO_BOUND
     low, high = np.where(has_low, low, 0.0), np.where(has_high, high, 0.0)
     # [-1, 1] is mapped onto the bounds where an action has both of them, and moved within the only one.
     both = has_low & has_high

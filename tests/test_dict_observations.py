@@ -104,7 +104,10 @@ def test_every_part_is_where_the_policy_looks_for_it(batched: bool) -> None:
 
 def test_how_parts_are_read() -> None:
     """Catches an image that is read as numbers without a word, and a setting that has no effect inside a Dict."""
-    assert "7 numbers, and camera as an image (channels first) of 40 x 48 pixels" in reading(spec_of(SPACE))[0]
+    assert (
+        "7 numbers, 5 of them 0 or 1, and camera as an image (channels first) of 40 x 48 pixels"
+        in reading(spec_of(SPACE))[0]
+    )
     plain = spec_of(SPACE, image_layout="none").observation
     assert isinstance(plain, VectorSpace)
     assert plain.size == spaces.flatdim(SPACE)

@@ -24,12 +24,14 @@ from service import (
 )
 
 CORES = ("gru", "linear")
+# The rate that the recipe keeps is too large for these at the end: 0.6 and 0.95 after 200,000 steps, once there was 1.
+FALLING = ("total_env_steps=200_000", "learner.schedules.learning_rate={kind: linear}")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.one_process
-@pytest.mark.parametrize("settings", [(), *((f"policy.core={core}", "total_env_steps=200_000") for core in CORES)])
+@pytest.mark.parametrize("settings", [(), *((f"policy.core={core}", *FALLING) for core in CORES)])
 def test_recall_is_solved_by_memory(settings: tuple[str, ...], tmp_path: Path) -> None:
     """Catches whatever keeps the policy from learning to remember: a memory cut off, a gradient that does not go back
     through time, rewards or advantages on the wrong step. Without its memory the same policy can only guess.

@@ -1,0 +1,43 @@
+"""What a run says of an environment's spaces, in its first lines and in ``shoal doctor``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from shoal.envs.reading import reading
+from shoal.envs.spaces import Declared, make_spec
+
+ONE = spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Box(-1, 1, (3,)), "as 3 numbers"),
+        (spaces.Discrete(5), "as 5 numbers, each 0 or 1"),
+        (spaces.Dict({"a": spaces.Box(0, 9, (2,)), "b": spaces.Discrete(4)}), "as 6 numbers, 4 of them 0 or 1"),
+    ],
+)
+def test_codes_are_told_from_magnitudes(space: spaces.Space[Any], words: str) -> None:
+    """Catches a code that is normalized, or a magnitude that is not, without a word."""
+    assert reading(make_spec("E", Declared(space, ONE)))[0].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        ([-1, -1], [1, 1], "2 numbers within [-1, 1]"),
+        ([0, 0], [1000, 1000], "2 numbers within [0, 1000], onto which [-1, 1] is mapped"),
+        ([-1, 0], [1, 5], "2 numbers within [-1, 1], [0, 5], onto which [-1, 1] is mapped"),
+        ([-np.inf], [np.inf], "1 number within [-inf, inf]"),
+        ([0], [np.inf], "1 number within [0, inf]"),
+        ([-2e9], [2e9], "1 number within [-2e+09, 2e+09]"),
+    ],
+)
+def test_the_mapping_of_actions_is_said(low: list[float], high: list[float], words: str) -> None:
+    """Catches actions that reach the environment in other units than the policy's, without a word."""
+    box = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+    assert reading(make_spec("E", Declared(spaces.Box(-1, 1, (3,)), box)))[1] == words
