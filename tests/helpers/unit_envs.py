@@ -1,6 +1,8 @@
-"""CartPole and Pendulum in other units: nothing to learn differs, only the numbers."""
+"""CartPole, Pendulum and the memory task in other units: nothing to learn differs, only the numbers."""
 
 from __future__ import annotations
+
+import functools
 
 import gymnasium
 import numpy as np
@@ -25,12 +27,35 @@ class InUnits(gymnasium.ObservationWrapper, gymnasium.utils.RecordConstructorArg
         return obs, float(reward) * self._reward, terminated, truncated, info
 
 
-def _make(name: str):
+class Recall(gymnasium.Env):
+    """``envs.recall`` as one of gymnasium's: a cue, 4 to 8 blank steps, and a reward of 1 for who knows it."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (5,), np.float32)
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        """Show the cue."""
+        super().reset(seed=seed)
+        self._cue, self._until_go = int(self.np_random.integers(4)), int(self.np_random.integers(4, 9)) + 1
+        return np.eye(5, dtype=np.float32)[self._cue], {}
+
+    def step(self, action):
+        """A blank step, the go signal, or the answer's reward."""
+        answered = self._until_go == 0
+        self._until_go -= 1
+        obs = np.zeros(5, np.float32)
+        obs[4] = self._until_go == 0
+        return obs, float(answered and action == self._cue), answered, False, {}
+
+
+def _make(construct):
     def make(reward: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> gymnasium.Env:
-        return InUnits(gymnasium.make(name), reward, scale, shift)
+        return InUnits(construct(), reward, scale, shift)
 
     return make
 
 
 for _name in ("CartPole-v1", "Pendulum-v1"):
-    gymnasium.register(_name.replace("-v1", "InUnits-v1"), entry_point=_make(_name))
+    _constructor = functools.partial(gymnasium.make, _name)
+    gymnasium.register(_name.replace("-v1", "InUnits-v1"), entry_point=_make(_constructor))
+gymnasium.register("RecallInUnits-v1", entry_point=_make(Recall))
