@@ -89,6 +89,7 @@ class Checkpoint:
     """A complete, verified checkpoint on disk."""
 
     path: Path
+    """Absolute: what the user's modules do to the working directory does not move it."""
     state: Mapping[str, Any]
     has_rollouts: bool = False
     """Whether ``load_rollouts`` has something to load."""
@@ -461,7 +462,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if state.get("policies") != list(policies):
         named = f"policies must be {list(policies)}, which are beside it, got {state.get('policies')!r}"
         raise CheckpointError(f"{path / _FILES[3]}: {named}")
-    return Checkpoint(path, state, policies=policies)
+    return Checkpoint(path.absolute(), state, policies=policies)
 
 
 def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
@@ -475,7 +476,7 @@ def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path / _FILES[3]}: policy must be a mapping, got {state.get('policy')!r}")
     with refusing_damage(path):
         check_sizes(state["policy"], path / _FILES[0])
-    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
+    return Checkpoint(path.absolute(), state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
