@@ -299,11 +299,11 @@ class Checkpoints:
             write(temporary, common)
             replaced = self.directory / (_REPLACED + final.name)
             if final.exists():  # the same version again: a run that stopped right after saving
-                shutil.rmtree(replaced, ignore_errors=True)
+                _remove(replaced)
                 os.rename(final, replaced)
             os.rename(temporary, final)
             sync(self.directory)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -343,7 +343,7 @@ class Checkpoints:
         kept = list(itertools.islice(filter(self._verifies, complete), self._keep))
         if len(kept) == self._keep:
             for path in set(complete) - set(kept):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def _verifies(self, path: Path) -> bool:
         if path not in self._verified:
@@ -432,6 +432,14 @@ def _write_manifest(directory: Path, names: Iterable[str]) -> None:
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*directory.iterdir(), directory):
         sync(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; where it is a link to one on other storage, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _saved(path: Path) -> int | None:
