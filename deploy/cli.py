@@ -202,8 +202,11 @@ def _train(options: argparse.Namespace) -> int:
     config, problems = load_config(options.config, options.settings)
     from shoal.deploy.doctor import preflight
     from shoal.deploy.records.run_dir import CannotStart, new_run_dir
+    from shoal.deploy.settings.paths import with_absolute_paths
 
-    run_dir = Path(config.run_dir or new_run_dir(config.env.id))
+    # Before anything of the user's is imported, which may change the directory.
+    config, given = with_absolute_paths(config), Path(config.run_dir or new_run_dir(config.env.id))
+    run_dir = given.absolute()
     problems += preflight.check(config, run_dir, problems)
     if problems:
         return _refuse(problems)
@@ -215,15 +218,14 @@ def _train(options: argparse.Namespace) -> int:
     from shoal.actors.ray_watch import RayLost
     from shoal.deploy.training.run import run
 
-    place = run_dir.absolute()  # wherever the environment may be when it fails
     try:
-        outcome = run(config, run_dir)
+        outcome = run(config, run_dir, shown=given)
     except CannotStart as error:
         return _refuse(str(error).splitlines())
     except RayLost as error:
-        _leave(_fail("the run failed", error, place))
+        _leave(_fail("the run failed", error, run_dir))
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
-        return _fail("the run failed", error, place)
+        return _fail("the run failed", error, run_dir)
     # A signal after the summary, in the wait for the last scrape, interrupted nothing.
     code = 128 + outcome.interrupted_by if outcome.interrupted_by and outcome.summary["interrupted_by"] else 0
     return _leave(code) if outcome.ray_lost else code
@@ -241,10 +243,11 @@ def _doctor(options: argparse.Namespace) -> int:
     from shoal.deploy.doctor.examine import examine
     from shoal.deploy.records.run_dir import new_run_dir
     from shoal.deploy.settings.load import load_config
+    from shoal.deploy.settings.paths import with_absolute_paths
 
     config, problems = load_config(options.config, options.settings)
-    run_dir = Path(config.run_dir or new_run_dir(config.env.id))
-    lines, found = examine(config, run_dir, measure=options.measure, known=problems)
+    run_dir = Path(config.run_dir or new_run_dir(config.env.id)).absolute()
+    lines, found = examine(with_absolute_paths(config), run_dir, measure=options.measure, known=problems)
     print("\n".join(lines))
     if problems + found:
         return _refuse(problems + found)
@@ -286,6 +289,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return _refuse(problems)
     from shoal.deploy.training.screen import printing_to_standard_error
 
+    here = Path.cwd()  # a module of the user's may change it
     with contextlib.ExitStack() as stack:
         if options.json:
             stack.enter_context(printing_to_standard_error())
@@ -319,7 +323,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 memory_horizon=0 if options.zero_memory else None,
             )
             if options.against:
-                told = evaluate_matches(own, options)
+                told = evaluate_matches(own, options, here)
                 stack.close()
                 print(told)
                 return 0
@@ -336,13 +340,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             cut, problems = [], [str(error)]
         for word in options.vs:
             try:
-                sides.append(opponent(word, own, remapping))
+                sides.append(opponent(word, own, remapping, here=here))
             except ValueError as error:
                 problems.append(str(error))
         for kind in ("video", "replay"):
             if (directory := getattr(options, kind)) is not None:
                 try:
-                    recorders.append(Recorder(kind, own, directory, options.max_episode_steps))
+                    recorders.append(Recorder(kind, own, here / directory, options.max_episode_steps))
                     stack.callback(recorders[-1].close)
                 except ValueError as error:
                     problems.append(str(error))
@@ -365,10 +369,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         horizons = others[len(sides) - 1 :]
         found["memory_horizon"] = record = to_record(played, horizons)
         said += ["", f"  {conclusion(played, horizons)}"]
-        if (options.run / "checkpoints").is_dir():
+        if (here / options.run / "checkpoints").is_dir():
             try:
-                write_json(path := options.run / MEMORY_HORIZON, record)
-                said.append(f"  recorded in {path}, for shoal report")
+                write_json(here / options.run / MEMORY_HORIZON, record)
+                said.append(f"  recorded in {options.run / MEMORY_HORIZON}, for shoal report")
             except OSError as error:
                 print(f"shoal: the memory horizon is not recorded for shoal report: {error}", file=sys.stderr)
     print(json.dumps(found) if options.json else "\n".join(said))
@@ -459,7 +463,7 @@ def _export_onnx(options: argparse.Namespace) -> str:
 
     written = export_onnx(options.run, options.onnx)
     return (
-        f"{written.path}: {written.bytes:,} bytes; its numbers differ from the policy's by {written.error:.1e} at most"
+        f"{options.onnx}: {written.bytes:,} bytes; its numbers differ from the policy's by {written.error:.1e} at most"
     )
 
 
@@ -479,12 +483,12 @@ def _export_unroll(options: argparse.Namespace) -> str:
     from shoal.learner.checkpoint import find_checkpoint
     from shoal.policy.weights import flatten_weights
 
-    checkpoint = find_checkpoint(options.run)
+    checkpoint, out = find_checkpoint(options.run), options.out.absolute()
     setup = evaluation_setup(checkpoint, num_envs=None, seed=options.seed)
     worker = setup.make_worker(0, 0)
     payload = worker.rollout(flatten_weights(checkpoint.make_policy(), checkpoint.policy_version))
     worker.close()
-    options.out.write_bytes(payload.tobytes())
+    out.write_bytes(payload.tobytes())
     return f"{options.out}: one unroll, {setup.num_envs} slots x {setup.unroll_length} steps, {payload.nbytes:,} bytes"
 
 

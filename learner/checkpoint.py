@@ -89,6 +89,7 @@ class Checkpoint:
     """A complete, verified checkpoint on disk."""
 
     path: Path
+    """Absolute: what the user's modules do to the working directory does not move it."""
     state: Mapping[str, Any]
     has_rollouts: bool = False
     """Whether ``load_rollouts`` has something to load."""
@@ -298,11 +299,11 @@ class Checkpoints:
             write(temporary, common)
             replaced = self.directory / (_REPLACED + final.name)
             if final.exists():  # the same version again: a run that stopped right after saving
-                shutil.rmtree(replaced, ignore_errors=True)
+                _remove(replaced)
                 os.rename(final, replaced)
             os.rename(temporary, final)
             sync(self.directory)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -342,7 +343,7 @@ class Checkpoints:
         kept = list(itertools.islice(filter(self._verifies, complete), self._keep))
         if len(kept) == self._keep:
             for path in set(complete) - set(kept):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def _verifies(self, path: Path) -> bool:
         if path not in self._verified:
@@ -433,6 +434,14 @@ def _write_manifest(directory: Path, names: Iterable[str]) -> None:
         sync(path)
 
 
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; where it is a link to one on other storage, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _saved(path: Path) -> int | None:
     """The place of a checkpoint in the order of saving, from 1; 0 for one of an earlier version of shoal.
 
@@ -461,7 +470,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if state.get("policies") != list(policies):
         named = f"policies must be {list(policies)}, which are beside it, got {state.get('policies')!r}"
         raise CheckpointError(f"{path / _FILES[3]}: {named}")
-    return Checkpoint(path, state, policies=policies)
+    return Checkpoint(path.absolute(), state, policies=policies)
 
 
 def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
@@ -475,7 +484,7 @@ def _load_policy(path: Path, manifest: Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path / _FILES[3]}: policy must be a mapping, got {state.get('policy')!r}")
     with refusing_damage(path):
         check_sizes(state["policy"], path / _FILES[0])
-    return Checkpoint(path, state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
+    return Checkpoint(path.absolute(), state, _ROLLOUTS in manifest, _OPPONENTS in manifest)
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:

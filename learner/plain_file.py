@@ -6,7 +6,9 @@ An uncompressed ``.npz``, read with ``allow_pickle=False``: array ``document`` i
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,28 @@ def load_plain(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no such file.
     """
+    with _opened(path) as arrays:
+        return _put_back(json.loads(arrays["document"].tobytes()), arrays)
+
+
+def load_document(path: Path) -> Any:
+    """What ``save_plain`` wrote, without its arrays, which are not read: mappings with their numbers stand for them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file.
+    """
+    with _opened(path) as arrays:
+        return json.loads(arrays["document"].tobytes())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The arrays of a file by name, each read where it is asked for. Raises what ``load_plain`` does."""
     try:
         check_archive(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _put_back(json.loads(arrays["document"].tobytes()), arrays)
+            yield arrays
     except (OSError, ValueError):
         raise
     except Exception as error:  # zipfile and numpy raise errors of any class for damaged archives

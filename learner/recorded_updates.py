@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from shoal.learner.config import POLICIES, LearnerConfig
 from shoal.learner.described_policy import describe_policy
 from shoal.learner.learner import Learner
-from shoal.learner.plain_file import load_plain, save_plain
+from shoal.learner.plain_file import load_document, load_plain, save_plain
 from shoal.learner.recorder import Outcome, Recorded, Recorder
 from shoal.policy.observation import observation_to_json
 from torch import Tensor
@@ -146,9 +146,10 @@ class RecordedUpdates:
             others = peers({one.attempt for one in waiting}) if any(one.num_learners > 1 for one in waiting) else []
             self._directory.mkdir(parents=True, exist_ok=True)
             self._clear_abandoned()
-            for one in waiting:
+            last = max((_saved(path) for path, _ in _files(self._directory)), default=0)
+            for saved, one in enumerate(waiting, last + 1):
                 parts = [one, *(other for other in others if other.attempt == one.attempt)]
-                path = self._save(learner, one, parts)
+                path = self._save(learner, one, parts, saved)
                 if one.outcome != "made":
                     log.error("the %s update is recorded in %s; shoal replay makes it again", one.outcome, path)
             self._clear_old()
@@ -159,13 +160,14 @@ class RecordedUpdates:
         finally:
             recorder.was_written([one.attempt for one in waiting])
 
-    def _save(self, learner: Learner, one: Recorded, parts: Sequence[Recorded]) -> Path:
+    def _save(self, learner: Learner, one: Recorded, parts: Sequence[Recorded], saved: int) -> Path:
         other = "" if one.outcome == "made" else f"-{one.outcome}-{one.attempt}"
         path = self._directory / f"{one.policy_version:09d}{other}.npz"
         temporary = self._directory / f"{_INCOMPLETE}{uuid.uuid4().hex}"
         about = dict(self._about)
         document = {
             "format_version": FORMAT_VERSION,
+            "saved": saved,
             "run_id": about.pop("run_id"),
             "about": about,
             "policy_version": one.policy_version - 1,
@@ -202,11 +204,21 @@ class RecordedUpdates:
             abandoned.unlink(missing_ok=True)
 
     def _clear_old(self) -> None:
-        """Remove all but the last, by the time of writing: versions fall where a run goes on from an older one."""
+        """Remove all but the last, in the order of writing: versions fall where a run goes on from an older one, and
+        the clock where it is set back."""
         for made in (True, False):
             paths = [path for path, found in _files(self._directory) if (found[2] is None) == made]
-            for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))[: -self._keep]:
+            for path in sorted(paths, key=_saved)[: -self._keep]:
                 path.unlink(missing_ok=True)
+
+
+def _saved(path: Path) -> int:
+    """The place of a file in the order of writing, from 1; 0 where it does not say, or is damaged."""
+    try:
+        saved = load_document(path).get("saved")
+    except (OSError, ValueError, AttributeError):
+        return 0
+    return saved if type(saved) is int else 0
 
 
 def machine(learner: Learner) -> dict[str, str]:

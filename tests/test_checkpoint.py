@@ -81,6 +81,20 @@ def test_training_continues_bit_for_bit(tmp_path):
     assert same_weights(resumed.policy, learner.policy)
 
 
+def test_a_checkpoint_on_other_storage_is_replaced_and_removed_as_a_link(directory, tmp_path):
+    """Catches a link to a checkpoint that is never removed, and that keeps the same version from being saved again."""
+    (tmp_path / "storage").mkdir()
+    for name in ("000000001", "000000003"):
+        shutil.move(directory / name, tmp_path / "storage" / name)
+        (directory / name).symlink_to(tmp_path / "storage" / name)
+    checkpoints, learner = Checkpoints(directory, keep=2), trained(3)
+    for _ in range(2):
+        assert checkpoints.save(learner, {}) == directory / "000000003"
+        assert sorted(path.name for path in directory.iterdir()) == ["000000002", "000000003"]
+    for name in ("000000001", "000000003"):
+        assert load_checkpoint(tmp_path / "storage" / name)
+
+
 @pytest.mark.parametrize(
     ("observation", "actions"),
     [

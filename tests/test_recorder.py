@@ -403,6 +403,30 @@ def test_the_last_few_are_kept_within_the_bytes(tmp_path: Path, keep: int, caplo
         ] * warnings
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_written_last_is_kept_whatever_the_clock_says(tmp_path: Path, keep: int) -> None:
+    """Catches an update that is removed as soon as it is written, because the clock was set back since the last ones,
+    or because the run goes on from an older version; the log has named its file by then."""
+    learner = make_learner(tiny_policy())
+    flown = batches(5, learner.policy)
+    for one in flown[1::2]:
+        one["reward"][0, 0] = math.nan
+    config = RecorderConfig(keep_updates=keep)
+    recorded_run(tmp_path, learner, flown, config)
+    for path in (tmp_path / "recorder").iterdir():
+        os.utime(path, (2e9, 2e9))
+    (tmp_path / "recorder" / "000000099.npz").write_bytes(b"damaged")
+    again = make_learner(tiny_policy())
+    flown = batches(3, learner.policy)
+    flown[1]["reward"][0, 0] = math.nan
+    recorded_run(tmp_path, again, flown, config)
+    names = list(recorded_names(tmp_path))
+    assert [name for name in names if "-" not in name] == ["1", "2"][-keep:]
+    assert "2-skipped-1" in names
+    assert len(names) == 2 * keep
+    assert find_recorded(tmp_path, "2").policy_version == 1
+
+
 def tensors_of(recorded: Recorded) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
 

@@ -379,7 +379,9 @@ def checkpoint_side(
     )
 
 
-def opponent(word: str, side: Side, remapping: Remapping | None = None, *, option: str = "--vs") -> Side:
+def opponent(
+    word: str, side: Side, remapping: Remapping | None = None, *, here: Path = Path(), option: str = "--vs"
+) -> Side:
     """Make the opponent of ``side``, in the same environments with the same seeds.
 
     Args:
@@ -387,6 +389,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None, *, optio
             run directory or a checkpoint, played in the way of ``side``.
         side: what it is compared with.
         remapping: for another checkpoint, as in ``evaluation_setup``.
+        here: the directory that a relative path begins in, whatever the environment has made of the current one.
         option: that of the command line, for messages.
 
     Raises:
@@ -405,7 +408,7 @@ def opponent(word: str, side: Side, remapping: Remapping | None = None, *, optio
             raise ValueError(f"{option} {word}: {side.label} is played in that way already")
         return other
     try:
-        checkpoint = find_checkpoint(Path(word))
+        checkpoint = find_checkpoint(here / word)
         setup = side.setup
         if remapping is None and checkpoint.state["env_id"] == setup.env_id:
             remapping = own_remapping(checkpoint)

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,14 @@ class Match:
         return env, SeatPlayer(players[0], players[1], self.seat, self.num_agents)
 
 
-def find_opponents(words: Sequence[str], side: Side) -> dict[str, Side]:
+def find_opponents(words: Sequence[str], side: Side, here: Path = Path()) -> dict[str, Side]:
     """Who plays against ``side``, by name.
 
     Args:
         words: ``pool`` is every version of the pool of self-play that ``side``'s checkpoint has, a number one of them;
             ``random``; else a run directory or a checkpoint.
         side: a checkpoint's.
+        here: the directory that relative paths begin in.
 
     Raises:
         ValueError: a word is none of these, or names what does not fit the environment.
@@ -94,7 +96,7 @@ def find_opponents(words: Sequence[str], side: Side) -> dict[str, Side]:
         elif word in ("greedy", "sampled", "zero-memory"):
             raise ValueError(f"--against {word}: write pool, the number of a version, a run, a checkpoint, or random")
         else:
-            found[word] = opponent(word, side, option="--against")
+            found[word] = opponent(word, side, here=here, option="--against")
     return found
 
 
@@ -165,8 +167,8 @@ def with_results(games: Episodes, seat: int, num_agents: int) -> Episodes:
     return dataclasses.replace(own, metrics={**own.metrics, **told})
 
 
-def evaluate_matches(side: Side, options: argparse.Namespace) -> str:
-    """``shoal evaluate --against``: what it prints.
+def evaluate_matches(side: Side, options: argparse.Namespace, here: Path) -> str:
+    """``shoal evaluate --against``: what it prints. ``here`` is the directory that relative paths begin in.
 
     Raises:
         ValueError: an option that is not for this, or as ``find_opponents`` and ``play_matches``.
@@ -183,7 +185,7 @@ def evaluate_matches(side: Side, options: argparse.Namespace) -> str:
             raise ValueError(
                 f"{name}: compares or records games that the policy plays alone; leave it out, or --against"
             )
-    opponents = find_opponents(options.against, side)
+    opponents = find_opponents(options.against, side, here)
     played = play_matches(
         side, opponents, options.episodes, options.processes, max_episode_steps=options.max_episode_steps
     )

@@ -94,7 +94,8 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise CannotExport(f"{error.name} is not installed: pip install 'shoal[onnx]'") from error
-    checkpoint = find_checkpoint(Path(run_dir))
+    # The policy's module may change the directory when it is imported.
+    checkpoint, path = find_checkpoint(Path(run_dir)), Path(file).absolute()
     try:
         trained = load_policy(run_dir)
     except CheckpointError:
@@ -129,7 +130,6 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
             raise CannotExport(f"PyTorch cannot translate {policy.kind}: {type(error).__name__}: {text}") from error
     assert program is not None
     program.model.metadata_props.update(_metadata(checkpoint, policy, declared))
-    path = Path(file)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         program.save(str(temporary))

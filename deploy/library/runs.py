@@ -18,6 +18,7 @@ from shoal.deploy.library.caller import deliver, process_state_kept, warnings_sh
 from shoal.deploy.library.config import Layer, make_config
 from shoal.deploy.records.run_dir import CannotStart, new_run_dir
 from shoal.deploy.settings.load import ConfigError
+from shoal.deploy.settings.paths import with_absolute_paths
 from shoal.deploy.training.callbacks import Callback
 from shoal.deploy.training.run import run
 from shoal.envs.play import Episodes, join
@@ -35,7 +36,7 @@ class Run:
     """
 
     def __init__(self, run_dir: str | Path) -> None:
-        self.run_dir = Path(run_dir)
+        self.run_dir = Path(run_dir).absolute()
         if not self.run_dir.is_dir():
             raise FileNotFoundError(f"there is no run directory {self.run_dir}")
 
@@ -121,6 +122,7 @@ def train(
     """
     resolved = make_config(config, {} if env is None else {"env": env}, settings)
     run_dir = Path(resolved.run_dir or new_run_dir(resolved.env.id)).absolute()
+    resolved = with_absolute_paths(resolved)
     with process_state_kept(), warnings_shown() if progress else contextlib.nullcontext():
         if problems := preflight.check(resolved, run_dir):
             raise ConfigError(problems)
@@ -188,6 +190,7 @@ def evaluate(
             raise ValueError(f"{name}={number} must be at least 1")
     if memory_horizon is not None and memory_horizon < 0:
         raise ValueError(f"memory_horizon={memory_horizon} must not be negative")
+    here = Path.cwd()
     with process_state_kept():
         checkpoint = find_saved(Path(run_dir))
         if checkpoint.policies:
@@ -220,7 +223,7 @@ def evaluate(
         )
         side = checkpoint_side(checkpoint, setup, label=str(run_dir), greedy=greedy, memory_horizon=memory_horizon)
         if against is not None:
-            others = find_opponents([str(against)], side)
+            others = find_opponents([str(against)], side, here)
             played = play_matches(side, others, episodes, processes, max_episode_steps=max_episode_steps)
             return dataclasses.replace(join(list(played.values())), policies=played)
         return play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)[0]

@@ -75,6 +75,7 @@ class PreparedRun:
         return {
             "run_id": self.origin.run_id,
             "session": self.origin.session,
+            "run_dir": str(self.checkpoints.directory.parent.resolve()),
             "env_id": self.config.env.id,
             "env_kwargs": self.config.env.kwargs,
             "spaces": self.setup.env.spaces,
@@ -188,7 +189,7 @@ def _policies(
 def describe_together(runs: Sequence[PreparedRun]) -> dict[str, Any]:
     """What belongs to a run of several policies and to none of them, for checkpoints."""
     described = runs[0].describe()
-    shared = ("run_id", "session", "env_id", "env_kwargs", "env_options", "config", "versions")
+    shared = ("run_id", "session", "run_dir", "env_id", "env_kwargs", "env_options", "config", "versions")
     ledger = Ledger()
     for run in runs:
         ledger.add(run.learner.queue.snapshot())

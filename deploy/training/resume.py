@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
+from shoal.learner.checked_files import read_json
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved, refusing_damage
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker
@@ -34,7 +38,7 @@ class Origin:
     session: int
     """Number of times the run was resumed."""
     same_run: bool = False
-    """Whether the checkpoint is of this very run."""
+    """Whether the checkpoint is of this very run, or of the run that its directory is a copy of."""
 
     def of(self, policy: str) -> Origin:
         """That of one of several policies."""
@@ -46,7 +50,8 @@ class Origin:
 def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     """The checkpoint that ``config.resume`` asks for, or a fresh run.
 
-    A run in another directory than its checkpoint's is a new run with weights and counts of the old one.
+    A run in another directory than its checkpoint's is a new run with weights and counts of the old one. So is one in a
+    copy of a run directory that is still there, which has the statistics and environments of the old one, too.
 
     Raises:
         CheckpointError: no checkpoint can be used, or no run saved it.
@@ -59,14 +64,54 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
     if checkpoint is None:
         return Origin(checkpoint=None, run_id=uuid.uuid4().hex, session=0)
     check_origin(config, checkpoint)
-    state = checkpoint.state
-    run_dir = checkpoints.directory.parent.resolve()
-    same = checkpoint.path.resolve().is_relative_to(run_dir)
-    run_id = state["run_id"] if same else uuid.uuid4().hex
-    of = "this run" if same else f"run {state['run_id']}, as the new run {run_id}"
+    state, run_dir = checkpoint.state, checkpoints.directory.parent
+    same = config.resume == "auto" or _is_among(checkpoint, checkpoints)
+    original = _copied_from(state, run_dir) if same else None
+    keeps_id = same and original is None
+    run_id = state["run_id"] if keeps_id else uuid.uuid4().hex
+    of = "this run" if keeps_id else f"run {state['run_id']}, as the new run {run_id}"
     log.info("resumed from %s of %s, session %d", checkpoint.path, of, 1 + state["session"])
+    if original is not None:
+        log.warning(
+            "%s is a copy of %s: it goes on as a run of its own, with the new run_id %s", run_dir, original, run_id
+        )
     _warn_of_changed_start(config, state["config"])
     return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same)
+
+
+def _is_among(checkpoint: Checkpoint, checkpoints: Checkpoints) -> bool:
+    """Whether it is one of the run's. Links may lead to either: ``RUN/checkpoints`` may be on other storage."""
+    own = (checkpoints.directory, checkpoints.directory.parent / "best")
+    found_in = (checkpoint.path.parent, checkpoint.path.resolve().parent)
+    return any(mine.exists() and mine.samefile(theirs) for mine in own for theirs in found_in)
+
+
+def _copied_from(state: Mapping[str, Any], run_dir: Path) -> Path | None:
+    """The run directory that ``run_dir`` is a copy of, where that is still there, as another directory with this run.
+
+    A run that was moved has left its old place. A run whose directory has several paths, through links or other mount
+    points, is found at all of them. Where nothing can be told, there is no copy.
+    """
+    original = Path(str(state.get("run_dir", "")))
+    try:
+        if not original.is_absolute() or original == run_dir.resolve() or state["run_id"] not in _run_ids(original):
+            return None
+        # Devices and inodes are no proof of another directory: the same storage mounted twice may have others.
+        with tempfile.NamedTemporaryFile(dir=run_dir, prefix=".is-this-") as file:
+            return None if (original / Path(file.name).name).exists() else original
+    except (OSError, ValueError):
+        return None
+
+
+def _run_ids(run_dir: Path) -> set[str]:
+    """Ids of the runs that saved the checkpoints of a run directory; of damaged ones none."""
+    found: set[str] = set()
+    for path in (run_dir / "checkpoints").glob("[0-9]*/state.json"):
+        try:
+            found.add(str(read_json(path).get("run_id")))
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 def check_origin(config: Config, checkpoint: Checkpoint) -> None:

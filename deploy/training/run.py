@@ -74,6 +74,7 @@ def run(
     run_dir: Path,
     *,
     callbacks: Sequence[Callback] = (),
+    shown: Path | None = None,
     quiet: bool = False,
     owns_process: bool = True,
 ) -> Outcome:
@@ -83,6 +84,7 @@ def run(
         config: the configuration, checked by ``deploy.doctor.preflight``.
         run_dir: directory of the run.
         callbacks: called beside those of ``config.callbacks``.
+        shown: what the summary on the screen calls the directory; None is its absolute path.
         quiet: print nothing.
         owns_process: a second signal ends the process; otherwise it raises KeyboardInterrupt.
 
@@ -93,7 +95,7 @@ def run(
         Exception: whatever ended the run early; the summary is written all the same.
     """
     # An environment may change the working directory in the middle of the run.
-    run_dir, as_given = run_dir.absolute(), run_dir
+    run_dir = run_dir.absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(exclusive(run_dir))
@@ -136,7 +138,7 @@ def run(
             raise
         for each, progress in zip(prepared, watchers.progress, strict=True):
             own = summary["policies"][each.policy] if each.policy else summary
-            progress.summary(own, as_given, is_last=each is prepared[-1])
+            progress.summary(own, shown or run_dir, is_last=each is prepared[-1])
         if watch and asked.stopped_by == "ray_lost":
             raise RayLost(f"{watch.why}; policy version {summary['policy_version']} is saved")
         if asked.signal_number is None:

@@ -90,12 +90,11 @@ def import_weights(
         ValueError: the file, the description or both together are no policy; nothing was written.
         OSError: it cannot be read or written.
     """
+    out = out.absolute()
     checkpoints = Checkpoints(out / "checkpoints")
     if checkpoints.latest() is not None:
         raise ValueError(f"{out} holds checkpoints already; choose another directory")
     config = Config(env=EnvConfig(id=env_id) if env_id else EnvConfig())
-    if env_id:
-        make_env_spec(env_id)
     described = _description(description)
     observation = TokenObservation(
         described["width"],
@@ -108,6 +107,8 @@ def import_weights(
     names = actions.flat_names
     expected = make_policy(kind, observation, actions, max(len(names), 1)).state_dict()
     original = read_original(_read_tensors(file), expected)
+    if env_id:
+        make_env_spec(env_id)  # whose module may change the directory that paths begin in
     _check_normalizations(original.normalizations, observation)
     table = len(original.weights["action_embeddings.weight"])
     rows = _rows(names, original.rows, original.first_row if first_row is None else first_row, first_row)
@@ -118,6 +119,7 @@ def import_weights(
     state = {
         "run_id": uuid.uuid4().hex,
         "session": 0,
+        "run_dir": str(out.resolve()),
         "env_id": env_id,
         "env_kwargs": {},
         "env_options": {},

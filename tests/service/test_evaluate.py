@@ -288,7 +288,7 @@ def test_a_difference_beyond_noise_is_said_to_be_one(tmp_path: Path, capsys: pyt
         (["--seed", "-1"], "--seed: -1 must not be negative"),
         (["--memory-horizon", "-2"], "--memory-horizon: -2 steps must not be negative"),
         (["--memory-horizon", "3", "--zero-memory"], "compares with the whole memory: leave out --zero-memory"),
-        (["--vs", "nowhere"], "--vs nowhere: no checkpoint in nowhere: there is nothing of that name"),
+        (["--vs", "nowhere"], "--vs nowhere: no checkpoint in HERE/nowhere: there is nothing of that name"),
         (["--vs", "nowhere"], "random, greedy, sampled and zero-memory"),
         (["--vs", "sampled"], "--vs sampled: RUN is played in that way already"),
         (["--vs", "OTHER"], "--vs OTHER: "),
@@ -316,7 +316,7 @@ def test_bad_options_are_refused_before_anything_is_played(
     before = set(tmp_path.iterdir())
     assert main(["evaluate", str(trained), *options]) == 2
     said = capsys.readouterr().err
-    assert expected.replace("RUN", str(trained)) in said
+    assert expected.replace("RUN", str(trained)).replace("HERE", str(tmp_path)) in said
     assert "nothing was started" in said
     assert "Traceback" not in said
     assert set(tmp_path.iterdir()) == before
