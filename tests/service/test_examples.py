@@ -94,7 +94,7 @@ def test_an_encoder_of_images_goes_where_the_policy_goes(wind: bool, tmp_path: P
     run = shoal.train(run_dir=tmp_path / "run", progress=False, **{**settings, "total_env_steps": 1024})
     assert steps < run.summary["env_steps"]
     assert run.evaluate(episodes=8).episodes == 8
-    assert shoal.export_onnx(run.run_dir, tmp_path / "run.onnx").difference <= 1e-4
+    assert shoal.export_onnx(run.run_dir, tmp_path / "run.onnx").error <= 1e-4
     policy = run.policy.network
     obs = torch.from_numpy(np.zeros((2, *policy.observation.shape), policy.observation.dtype))
     [image] = policy.images(obs)
