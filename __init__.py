@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     )
     from shoal.envs.play import Episodes
     from shoal.learner.loss import LossInputs, impala_loss, ppo_loss
-    from shoal.policy import ComponentPolicy, Core, FastPolicy, PolicyOutput, RecurrentPolicy, TokenObservation, zeroed
+    from shoal.policy import (
+        ComponentPolicy,
+        Core,
+        DictObservation,
+        FastPolicy,
+        ImageObservation,
+        PolicyOutput,
+        RecurrentPolicy,
+        TokenObservation,
+        VectorObservation,
+        zeroed,
+    )
 
 __all__ = [
     "Callback",
@@ -36,9 +47,11 @@ __all__ = [
     "Config",
     "ConfigError",
     "Core",
+    "DictObservation",
     "EndedEpisodes",
     "Episodes",
     "FastPolicy",
+    "ImageObservation",
     "LossInputs",
     "PolicyOutput",
     "RecurrentPolicy",
@@ -48,6 +61,7 @@ __all__ = [
     "TokenObservation",
     "TrainedPolicy",
     "Update",
+    "VectorObservation",
     "evaluate",
     "export_minari",
     "export_onnx",

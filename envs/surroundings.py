@@ -8,8 +8,11 @@ from __future__ import annotations
 
 # Its answers are compared at every step; ``signal`` makes an enumeration's member of each.
 import _signal  # type: ignore[import-not-found]
+import contextlib
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -39,6 +42,15 @@ class _Settings(NamedTuple):
     interrupt: Any
     terminate: Any
     hang_up: Any
+    broken_pipe: Any
+    umask: int
+    socket_timeout: float | None
+    logging_disabled: int
+    root_level: int
+    root_handlers: list[tuple[logging.Handler, int]]
+    """Of the root logger, each with its level."""
+    own_loggers: tuple[bool, int]
+    """Of the logger ``shoal``: whether it is disabled, and its level. What is done to all loggers is done to it."""
 
 
 _WORDS = {
@@ -52,9 +64,17 @@ _WORDS = {
     "interrupt": "what SIGINT does",
     "terminate": "what SIGTERM does",
     "hang_up": "what SIGHUP does",
+    "broken_pipe": "what SIGPIPE does",
+    "umask": "the permissions that new files lack (umask)",
+    "socket_timeout": "the default timeout of sockets",
+    "logging_disabled": "the level up to which nothing is logged (logging.disable)",
+    "own_loggers": "what shoal's own loggers write",
 }
-"""Settings whose change is worth a remark: libraries change the filters of warnings as a matter of course."""
-_HANDLERS = ("interrupt", "terminate", "hang_up")
+"""Settings whose change is worth a remark: libraries change the filters of warnings and the root logger as a matter of
+course."""
+_HANDLERS = ("interrupt", "terminate", "hang_up", "broken_pipe")
+_UNDONE = ("own_loggers",)
+"""Settings that no environment has a use for: they are as before inside, too, where other threads of shoal log."""
 
 
 class Surroundings:
@@ -104,14 +124,15 @@ class Surroundings:
         for name, before, now, outside in zip(_Settings._fields, self._begun, left, self._outside, strict=True):
             if now == before:
                 continue
-            self._own[name] = now
+            if name not in _UNDONE:
+                self._own[name] = now
             if now == outside:
-                del self._own[name]
+                self._own.pop(name, None)
             elif name in _WORDS and name not in self._told:
                 self._told.add(name)
                 old, new = _in_words(name, before), _in_words(name, now)
-                said = f"{self._env_id} changes {_WORDS[name]} from {old} to {new}; that is kept for it alone"
-                self.reports.remark(CHANGED, 1, said)
+                then = "that is undone" if name in _UNDONE else "that is kept for it alone"
+                self.reports.remark(CHANGED, 1, f"{self._env_id} changes {_WORDS[name]} from {old} to {new}; {then}")
 
     def print(self, text: str) -> None:
         """Take what the environment prints: the first lines are shown, on standard error, and all are counted."""
@@ -122,7 +143,9 @@ class Surroundings:
             self._lines += 1
             if self._lines <= SHOWN_LINES:
                 more = "; what it prints from here on is not shown" if self._lines == SHOWN_LINES else ""
-                print(f"{self._env_id} prints: {line[:200]}{more}", file=sys.stderr)
+                # Nobody may read it any more (| head), which is no fault of the environment.
+                with contextlib.suppress(OSError, ValueError):
+                    print(f"{self._env_id} prints: {line[:200]}{more}", file=sys.stderr)
             self.reports.remark(PRINTED, 1, f"{self._env_id} prints: {line[:200]}")
 
 
@@ -151,7 +174,16 @@ class _Output:
 
 
 def _in_words(name: str, value: Any) -> Any:
-    return signal.Handlers(value).name if name in _HANDLERS and isinstance(value, int) else value
+    if name in _HANDLERS and isinstance(value, int):
+        return signal.Handlers(value).name
+    if name == "umask":
+        return f"{value:03o}"
+    if name == "logging_disabled":
+        return logging.getLevelName(value)
+    if name == "own_loggers":
+        disabled, level = value
+        return "nothing" if disabled else f"records of level {logging.getLevelName(level)}"
+    return value
 
 
 def _settings() -> _Settings:
@@ -179,7 +211,34 @@ def _settings() -> _Settings:
         _signal.getsignal(_signal.SIGINT),
         _signal.getsignal(_signal.SIGTERM),
         _signal.getsignal(_signal.SIGHUP),
+        _signal.getsignal(_signal.SIGPIPE),
+        _umask(),
+        socket.getdefaulttimeout(),
+        _ROOT.manager.disable,
+        _ROOT.level,
+        [(handler, handler.level) for handler in _ROOT.handlers],
+        (_OWN.disabled, _OWN.level),
     )
+
+
+_ROOT, _OWN = logging.getLogger(), logging.getLogger("shoal")
+_last_umask = 0o077
+
+
+def _umask() -> int:
+    """It is read by setting one. Where nobody has changed it, that is the same, so that no file of another thread is
+    made with a wrong one."""
+    global _last_umask
+    found = os.umask(_last_umask)
+    if found != _last_umask:
+        _set_umask(found)
+    return found
+
+
+def _set_umask(umask: int) -> None:
+    global _last_umask
+    os.umask(umask)
+    _last_umask = umask
 
 
 def _default_device(torch: Any) -> str:
@@ -208,12 +267,38 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
     if wanted.warning_filters != now.warning_filters:
         warnings.resetwarnings()  # which also forgets what the filters were found to say
         warnings.filters[:] = wanted.warning_filters  # type: ignore[index]
+    if wanted.umask != now.umask:
+        _set_umask(wanted.umask)
+    if wanted.socket_timeout != now.socket_timeout:
+        socket.setdefaulttimeout(wanted.socket_timeout)
+    _apply_logging(wanted, now)
     if threading.current_thread() is threading.main_thread():
         for number, handler, present in (
             (signal.SIGINT, wanted.interrupt, now.interrupt),
             (signal.SIGTERM, wanted.terminate, now.terminate),
             (signal.SIGHUP, wanted.hang_up, now.hang_up),
+            (signal.SIGPIPE, wanted.broken_pipe, now.broken_pipe),
         ):
             # None is a handler that was not set by Python, which Python cannot set.
             if handler != present and handler is not None:
                 signal.signal(number, handler)
+
+
+def _apply_logging(wanted: _Settings, now: _Settings) -> None:
+    if wanted.logging_disabled != now.logging_disabled:
+        logging.disable(wanted.logging_disabled)
+    if wanted.root_level != now.root_level:
+        _ROOT.setLevel(wanted.root_level)
+    if wanted.root_handlers != now.root_handlers:
+        _ROOT.handlers[:] = [handler for handler, _ in wanted.root_handlers]
+        for handler, level in wanted.root_handlers:
+            handler.setLevel(level)
+    if wanted.own_loggers != now.own_loggers:
+        disabled, level = wanted.own_loggers
+        _OWN.disabled = disabled
+        _OWN.setLevel(level)
+        for name, logger in list(_ROOT.manager.loggerDict.items()):
+            if name.startswith("shoal.") and isinstance(logger, logging.Logger):
+                logger.disabled = disabled
+                if logger.level == now.own_loggers[1] != level:
+                    logger.setLevel(logging.NOTSET)

@@ -112,7 +112,7 @@ class FastPolicy(RecurrentPolicy):
             self.to_box = TokensToBox(trained, self.observation)
             planes = self.to_box.num_planes
         else:
-            planes, self._scale = trained.channels, trained.scale
+            planes = trained.channels
         self.cnn1: nn.Conv2d
         self.cnn2: nn.Conv2d
         features = self._make_convolutions(trained, planes, "", whole=isinstance(trained, TokenObservation))
@@ -166,13 +166,13 @@ class FastPolicy(RecurrentPolicy):
         if isinstance(trained, VectorObservation):
             x = self.network_input(obs)
         elif isinstance(trained, DictObservation):
-            boxes = [self.image(obs, index) / image.scale for index, (_, image) in enumerate(trained.images)]
-            parts = [self._convolve(box, f"image{index}_") for index, box in enumerate(boxes)]
+            parts = [self._convolve(box, f"image{index}_") for index, box in enumerate(self.images(obs))]
             x = torch.cat([self.network_input(obs), *parts] if trained.numbers.size else parts, 1)
         elif isinstance(trained, TokenObservation):
             x = F.relu(convolve(self.cnn2, F.relu(self._convolve_tokens(obs)))).flatten(1)
         else:
-            x = self._convolve(obs.permute(0, 3, 1, 2).to(self.fc1.weight.dtype) / self._scale)
+            [box] = self.images(obs)
+            x = self._convolve(box)
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
 
     def heads(self, core: Tensor) -> PolicyOutput:

@@ -183,7 +183,7 @@ class VectorObservation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageObservation:
-    """[height, width, channels] in ``dtype``, divided by ``scale``."""
+    """[height, width, channels] in ``dtype``, whatever the environment's order; networks divide it by ``scale``."""
 
     height: int
     width: int
@@ -191,6 +191,7 @@ class ImageObservation:
     dtype: str = "uint8"
     """``uint8`` or ``float32``."""
     scale: float = 255.0
+    """The largest magnitude that the environment declares: 255 of bytes."""
     kernels: Sequence[tuple[int, int]] | None = None
     """(kernel, stride) of the default network's two convolutions; None chooses them by size (``image_kernels``). They
     are saved with the weights, so that weights stay usable where the choice changes."""

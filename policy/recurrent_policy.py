@@ -17,7 +17,7 @@ from shoal.policy.graph import CORE, LSTM, core_component
 from shoal.policy.lstm import as_core
 from shoal.policy.memory import Memory
 from shoal.policy.normalization import ObservationNormalizer, ValueScale
-from shoal.policy.observation import DictObservation, Observation, numbers_of
+from shoal.policy.observation import DictObservation, ImageObservation, Observation, numbers_of
 from shoal.policy.precision import at_least_float32, without_autocast
 from shoal.policy.resets import ResetPlan, State, plan_resets
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class RecurrentPolicy(nn.Module):
     A subclass creates its layers, among them the core by ``make_core``, and implements ``encode``, ``heads`` and
     ``logits``. A policy that has one core, whatever the settings say, assigns it: a ``Core`` as ``core``, or a
     ``torch.nn.LSTM`` as ``lstm``. No row of these may depend on another row, on chance, or on earlier calls. ``encode``
-    reads numbers through ``network_input`` (and the images of a Dict through ``image``), and ``heads`` returns values
+    reads numbers through ``network_input`` and images through ``images``, and ``heads`` returns values
     through ``in_reward_units``; without a layer ``value_head``, a policy normalizes no values.
 
     Args:
@@ -324,6 +324,23 @@ class RecurrentPolicy(nn.Module):
         assert isinstance(self.observation, DictObservation)
         _, image = self.observation.images[index]
         return obs[:, self.observation.spans[index]].unflatten(1, image.shape).permute(0, 3, 1, 2)
+
+    def images(self, obs: Tensor) -> list[Tensor]:
+        """What an encoder reads of images, as numbers within -1 and 1 or 0 and 1.
+
+        Args:
+            obs: [N, height, width, channels] uint8 or float32 of an ``ImageObservation``, or the rows of a
+                ``DictObservation``, float32 [N, size].
+
+        Returns each image as float32 [N, channels, height, width], divided by its ``scale``: the only one, or those
+        of the Dict in the order of its ``images``. Other observations have none.
+        """
+        trained = self.trained_observation
+        if isinstance(trained, DictObservation):
+            return [self.image(obs, index) / image.scale for index, (_, image) in enumerate(trained.images)]
+        if isinstance(trained, ImageObservation):
+            return [obs.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / trained.scale]
+        return []
 
     def network_input(self, obs: Tensor) -> Tensor:
         """``trained_columns``, normalized where this policy normalizes observations."""

@@ -7,11 +7,13 @@ import ast
 import functools
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import shoal
+import yaml
 from documents import DOCS, HOW, PAGES, ROOT, Block, blocks, commands
 from shoal.deploy.cli import _parser
 from shoal.deploy.docs import pictures
@@ -147,6 +149,16 @@ def test_the_reference_has_every_setting() -> None:
     defaults = Config()
     assert f"Default: `{defaults.actor.unroll_length}`" in entries["actor.unroll_length"]
     assert TEXT[BY_NAME["settings.md"]].count(MARKER) == 1
+
+
+def test_settings_of_families_can_be_copied() -> None:
+    """Catches a row that leaves settings out, or has others than those that were tried."""
+    text = TEXT[BY_NAME["environments.md"]]
+    rows = re.findall(r"^\| ([^|]+) \| [^|]* \| [^|]* \| `([^`|]+)` \| [^|]* \|$", text, re.M)
+    tried = yaml.safe_load((ROOT / "tests" / "bench" / "families.yaml").read_text(encoding="utf-8"))
+    assert {family: shlex.split(settings) for family, settings in rows} == {
+        family: entry["settings"] for family, entry in tried.items()
+    }
 
 
 def test_pictures_are_those_that_the_command_draws() -> None:

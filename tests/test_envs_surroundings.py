@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import logging.config
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ import torch
 from rude_envs import EVERY, Rude
 from scripted_vectors import Rows
 from service import make_setup
+from shoal.deploy.records.run_dir import log_file
 from shoal.envs.boundary import VectorEnvironment
 from shoal.envs.config import AdapterOptions
 from shoal.envs.registry import make_env_spec, make_vector_env
@@ -25,6 +30,19 @@ from shoal.policy.trajectory import from_bytes
 from shoal.policy.weights import flatten_weights
 
 HOWS = ("sync", "pettingzoo")
+QUIETLY = ("filters", "root")
+"""What libraries change as a matter of course."""
+FILE_CONFIG = """
+[loggers]
+keys=root
+[handlers]
+keys=
+[formatters]
+keys=
+[logger_root]
+level=CRITICAL
+handlers=
+"""
 
 
 def make(how: str, **kwargs: Any) -> VectorEnvironment:
@@ -34,7 +52,12 @@ def make(how: str, **kwargs: Any) -> VectorEnvironment:
     return make_vector_env("rude_envs:Rude-v0", 2, 0, AdapterOptions(vectorization=how), **kwargs)  # type: ignore[arg-type]
 
 
+LOGGERS = ("shoal", "shoal.actors", "shoal.learner.trajectory_queue")
+
+
 def settings() -> tuple[Any, ...]:
+    os.umask(umask := os.umask(0o022))
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     return (
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
@@ -47,6 +70,13 @@ def settings() -> tuple[Any, ...]:
         torch.zeros(1).device,
         torch.get_deterministic_debug_mode(),
         np.geterr(),
+        signal.getsignal(signal.SIGPIPE),
+        umask,
+        socket.getdefaulttimeout(),
+        logging.root.manager.disable,
+        logging.root.level,
+        list(logging.root.handlers),
+        [(logger.disabled, logger.level) for logger in loggers],
     )
 
 
@@ -65,6 +95,15 @@ def _restored() -> Any:
     torch.set_default_device(None)
     torch.set_deterministic_debug_mode(before[9])
     np.seterr(**before[10])
+    signal.signal(signal.SIGPIPE, before[11])
+    os.umask(before[12])
+    socket.setdefaulttimeout(before[13])
+    logging.disable(before[14])
+    logging.root.setLevel(before[15])
+    logging.root.handlers[:] = before[16]
+    for name, (disabled, level) in zip(LOGGERS, before[17], strict=True):
+        logging.getLogger(name).disabled = disabled
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.mark.parametrize("when", ["init", "reset", "step"])
@@ -85,7 +124,7 @@ def test_settings_of_the_process_are_kept_apart(how: str, what: str, when: str) 
         assert settings() == before
     assert env.faults == []
     told = env.reports.take()  # type: ignore[attr-defined]
-    if what == "filters":
+    if what in QUIETLY:
         assert not told
     else:
         assert told.counts[CHANGED] == 1
@@ -112,9 +151,50 @@ def test_settings_are_kept_apart_however_late_they_change(what: str) -> None:
         env._check()
     assert settings() == before
     told = surroundings.reports.take()
-    assert told.counts == ({} if what == "filters" else {CHANGED: 1})
+    assert told.counts == ({} if what in QUIETLY else {CHANGED: 1})
     if what == "signals":
         assert "what SIGTERM does from SIG_DFL to SIG_IGN" in told.examples[CHANGED]
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        lambda: logging.disable(logging.CRITICAL),
+        lambda: logging.config.dictConfig({"version": 1, "root": {"handlers": [], "level": "CRITICAL"}}),
+        lambda: logging.config.fileConfig(io.StringIO(FILE_CONFIG)),
+        lambda: logging.basicConfig(handlers=[logging.NullHandler()], level=logging.CRITICAL, force=True),
+        lambda: [logging.getLogger(name).setLevel(logging.CRITICAL) for name in list(logging.root.manager.loggerDict)],
+        lambda: [handler.setLevel(logging.CRITICAL) for handler in logging.root.handlers],
+    ],
+    ids=["disable", "dictConfig", "fileConfig", "basicConfig", "every logger", "every handler"],
+)
+def test_a_run_keeps_its_log(silence: Any, tmp_path: Path) -> None:
+    """Catches run.log and warnings that end where an environment's library sets up logging as it likes."""
+    logging.getLogger("shoal.learner.trajectory_queue")
+    surroundings = Surroundings("E")
+    with log_file(tmp_path, json_lines=False):
+        for _ in range(2):
+            with surroundings:
+                silence()
+            for name in LOGGERS:
+                logging.getLogger(name).info("said by %s", name)
+    said = (tmp_path / "run.log").read_text()
+    for name in LOGGERS:
+        assert said.count(f"INFO {name}: said by {name}\n") == 2
+
+
+def test_the_umask_is_never_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a umask that is read by setting another one, which a file of another thread is then made with."""
+    surroundings, really, made = Surroundings("E"), os.umask, []
+    with surroundings:
+        pass
+    umask = really(0o022)
+    really(umask)
+    monkeypatch.setattr(os, "umask", lambda mask: made.append(mask) or really(mask))
+    for _ in range(3):
+        with surroundings:
+            pass
+    assert set(made) == {umask}
 
 
 def test_asking_for_a_spec_changes_nothing() -> None:
@@ -153,6 +233,27 @@ def test_what_environments_print_is_shown_a_little_and_counted(how: str, capfd: 
     assert "not shown" in lines[-1]
     told = env.reports.take()  # type: ignore[attr-defined]
     assert told.counts == {PRINTED: 4 * 2 * 5}
+
+
+class Unread(io.StringIO):
+    """Standard error whose reader has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_environments_print_costs_nothing_where_nobody_reads(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches ``2>&1 | head -1`` as a fault of the environment, which loses its episodes."""
+    monkeypatch.setattr(sys, "stderr", Unread())
+    env = make(how, lines=1)
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    for _ in range(4):
+        env.step(np.zeros(2, np.int64), rows)
+    assert env.faults == []
+    assert env.reports.take().counts == {PRINTED: 4 * 2}  # type: ignore[attr-defined]
+    env.close()
 
 
 def test_what_environments_print_in_their_processes_is_counted() -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from shoal import given
 from shoal.deploy.cluster.named_packages import named_packages
 from shoal.deploy.cluster.probe import probe
+from shoal.deploy.docs.settings_reference import _attribute_docstrings
 from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import Config
+from shoal.section import Named, Section
 
 
 @pytest.mark.parametrize(
@@ -20,9 +28,10 @@ from shoal.deploy.settings.load import load_config
         (["env.id=CartPole-v1", "env.wrappers=[{gymnasium.wrappers:TimeLimit: {}}]"], {"gymnasium": "env.wrappers"}),
         (["env.id=CartPole-v1", "env.wrappers=[gymnasium.wrappers:FlattenObservation]"], {"gymnasium": "env.wrappers"}),
         (["policy.kind=networks:Any"], {"networks": "policy.kind"}),
+        (["policy.core=networks:Any"], {"networks": "policy.core"}),
         (["learner.optimizer=torch.optim:AdamW"], {"torch": "learner.optimizer"}),
         (["learner.loss=no_such_package:loss"], {}),  # this process lacks it, too, and says so by itself
-        (["learner.loss=__main__:loss", "policy.kind=__main__:Mine"], {}),  # they go along
+        (["learner.loss=__main__:loss", "policy.kind=__main__:Mine", "policy.core=__main__:Core"], {}),  # they go along
     ],
 )
 def test_packages_by_setting(settings: list[str], expected: dict[str, str]) -> None:
@@ -34,8 +43,43 @@ def test_what_was_given_as_an_object_is_not_looked_for(monkeypatch: pytest.Monke
     """Catches objects that go along and are asked for on the nodes all the same."""
     monkeypatch.setitem(given.environments, "named_envs:made here", object)
     monkeypatch.setitem(given.losses, "networks:loss", print)
-    settings = ["env.id=named_envs:made here", "learner.loss=networks:loss"]
+    monkeypatch.setitem(given.cores, "networks:Core", object)
+    settings = ["env.id=named_envs:made here", "learner.loss=networks:loss", "policy.core=networks:Core"]
     assert named_packages(load_config([], settings)[0]) == {}
+
+
+HERE_ALONE = {"callbacks.name"}
+"""Settings that name code of the user's which the process that runs the command imports, and no other."""
+
+
+def settings_that_name_code(section: type, path: str = "") -> Iterator[str]:
+    """Dotted names of the settings below ``section`` that are marked as ``Named`` or described as names of code."""
+    described = _attribute_docstrings(section)
+    for name, hint in typing.get_type_hints(section, include_extras=True).items():
+        parts = list(parts_of(hint))
+        if any(isinstance(part, Named) for part in parts) or re.search(r"module:\w", described.get(name, "")):
+            yield path + name
+        for part in parts:
+            if isinstance(part, type) and issubclass(part, Section):
+                yield from settings_that_name_code(part, f"{path}{name}.")
+
+
+def parts_of(hint: Any) -> Iterator[Any]:
+    """A type, what it is made of, and what it is annotated with."""
+    yield hint
+    for part in (*typing.get_args(hint), *getattr(hint, "__metadata__", ())):
+        if part is not hint:
+            yield from parts_of(part)
+
+
+def test_every_setting_that_names_code_is_looked_at() -> None:
+    """Catches a new setting of this kind, whose module would be neither sent to the nodes nor looked for there."""
+    found = {*settings_that_name_code(Config)} - HERE_ALONE
+    assert {"policy.kind", "policy.core", "learner.loss", "learner.optimizer", "env.id", "env.wrappers"} <= found
+    for setting in sorted(found):
+        value = "[networks:Any]" if setting == "env.wrappers" else "networks:Any"
+        config = load_config([], ["env.id=CartPole-v1", f"{setting}={value}"])[0]
+        assert named_packages(config) == {"networks": setting}
 
 
 def test_a_node_names_what_it_lacks() -> None:

@@ -49,6 +49,17 @@ def test_what_is_imported_from_beside_the_environment_is_sent(project: Path) -> 
     }
 
 
+@pytest.mark.parametrize(
+    "setting", ["policy.kind", "policy.core", "learner.loss", "learner.optimizer", "env.id", "env.wrappers"]
+)
+def test_what_any_setting_names_is_sent(setting: str, project: Path) -> None:
+    """Catches a node without the module of a core, which every actor makes."""
+    name = "not_sent:Mine"
+    assert own_modules(make_config({setting: [name] if setting == "env.wrappers" else name})) == [
+        project / "not_sent.py"
+    ]
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "recall", "gymnasium.envs.classic_control:CartPoleEnv"])
 def test_what_is_installed_is_not_sent(env_id: str, project: Path) -> None:
     """Catches gymnasium itself on its way to every node, or whatever else lies in the current directory."""

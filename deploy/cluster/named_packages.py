@@ -17,8 +17,10 @@ def named_packages(config: Config) -> dict[str, str]:
     What was given as an object goes along as the object; callbacks run in this process only.
     """
     learner = config.learner
+    given_here = {*given.policies, *given.cores, *given.losses}
     names = [
         ("policy.kind", config.policy.kind),
+        ("policy.core", config.policy.core),
         ("learner.loss", learner.loss),
         ("learner.optimizer", learner.optimizer),
     ]
@@ -32,7 +34,7 @@ def named_packages(config: Config) -> dict[str, str]:
     for setting, name in names:
         module, colon, _ = name.partition(":")
         package = module.partition(".")[0]
-        given_here = name in given.policies or name in given.losses or package == "__main__"
-        if colon and package.isidentifier() and not given_here and importlib.util.find_spec(package):
+        goes_along = name in given_here or package == "__main__"
+        if colon and package.isidentifier() and not goes_along and importlib.util.find_spec(package):
             found.setdefault(package, setting)
     return found

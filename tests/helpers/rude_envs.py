@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import logging.config
 import os
 import random
 import signal
+import socket
 import warnings
 from typing import Any
 
@@ -24,7 +27,15 @@ EVERY = (
     "device",
     "determinism",
     "numpy",
+    "pipe",
+    "umask",
+    "timeout",
+    "logging",
+    "root",
+    "loggers",
 )
+
+QUIET = logging.NullHandler()
 
 
 class Rude(gymnasium.Env[np.ndarray, int]):
@@ -81,6 +92,18 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 torch.use_deterministic_algorithms(True, warn_only=True)
             case "numpy":
                 np.seterr(all="raise")
+            case "pipe":
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            case "umask":
+                os.umask(0o177)
+            case "timeout":
+                socket.setdefaulttimeout(0.5)
+            case "logging":
+                logging.disable(logging.CRITICAL)
+            case "root":
+                logging.basicConfig(level=logging.ERROR, handlers=[QUIET], force=True)
+            case "loggers":  # every one that is not named is disabled
+                logging.config.dictConfig({"version": 1, "loggers": {"rude": {"level": "DEBUG"}}})
 
     def _check(self) -> None:
         match self.what:
@@ -104,6 +127,17 @@ class Rude(gymnasium.Env[np.ndarray, int]):
                 assert torch.is_deterministic_algorithms_warn_only_enabled()
             case "numpy":
                 assert np.geterr()["under"] == "raise"
+            case "pipe":
+                assert signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
+            case "umask":
+                os.umask(found := os.umask(0o177))
+                assert found == 0o177
+            case "timeout":
+                assert socket.getdefaulttimeout() == 0.5
+            case "logging":
+                assert logging.root.manager.disable == logging.CRITICAL
+            case "root":
+                assert (logging.root.handlers, logging.root.level) == ([QUIET], logging.ERROR)
 
 
 class Wanders(Rude):

@@ -8,8 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import shoal
+import torch
 from service import read_summary
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
@@ -22,6 +26,7 @@ SMALL = (
 )
 SAYS = {
     "own_core.py": "with Traces:",
+    "own_encoder.py": "Seeing with",
     "own_environment.py": "one episode: return",
     "own_loss.py": "with reward prediction:",
     "own_policy.py": "Narrow with",
@@ -69,6 +74,35 @@ def test_an_example_runs(name: str, mode: str, tmp_path: Path) -> None:
         assert last["callback/delay"] >= 1
         # Options reached the environments: without them every episode has nine steps.
         assert summaries[0]["episodes"] > summaries[0]["env_steps"] / 6
+
+
+@pytest.mark.parametrize("wind", [False, True], ids=["image", "Dict"])
+def test_an_encoder_of_images_goes_where_the_policy_goes(wind: bool, tmp_path: Path) -> None:
+    """Catches an encoder that trains, and cannot be resumed, evaluated or exported; and a part of a Dict it ignores."""
+    pytest.importorskip("onnxruntime")
+    settings: dict[str, Any] = {
+        **dict(word.split("=") for word in SMALL),
+        "env.id": "shoal.deploy.examples.own_encoder:Catch",
+        "env.kwargs": {"wind": wind},
+        "policy.kind": "shoal.deploy.examples.own_encoder:Seeing",
+        "policy.kwargs": {"channels": [4], "size": 16},
+        "mode": "inline",
+    }
+    settings |= {key: int(value) for key, value in settings.items() if isinstance(value, str) and value.isdecimal()}
+    begun = shoal.train(run_dir=tmp_path / "run", progress=False, **{**settings, "total_env_steps": 512})
+    steps = begun.summary["env_steps"]
+    run = shoal.train(run_dir=tmp_path / "run", progress=False, **{**settings, "total_env_steps": 1024})
+    assert steps < run.summary["env_steps"]
+    assert run.evaluate(episodes=8).episodes == 8
+    assert shoal.export_onnx(run.run_dir, tmp_path / "run.onnx").error <= 1e-4
+    policy = run.policy.network
+    obs = torch.from_numpy(np.zeros((2, *policy.observation.shape), policy.observation.dtype))
+    [image] = policy.images(obs)
+    assert (image.dtype, image.shape) == (torch.float32, (2, 3, 16, 16))
+    assert policy.encode(obs).shape == (2, 16 + wind)
+    obs[1].fill_(255) if not wind else obs[1, 1:].fill_(255)
+    assert policy.images(obs)[0][1].unique().tolist() == [1.0]
+    assert not torch.equal(*policy.encode(obs)[:, :16])
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
