@@ -91,9 +91,24 @@ class _WorkerGuard(Guard):
         except EnvironmentFault as fault:
             return self._first, 0.0, False, False, _given_up(fault)
 
+    def set_state(self, state: Any, resets: bool) -> Any:
+        """Go on as in ``Guard``; an environment that is given up is reported as in ``info``."""
+        try:
+            with self._surroundings:
+                return super().set_state(state, resets)
+        except EnvironmentFault as fault:
+            return _given_up(fault)
+
 
 def _given_up(fault: EnvironmentFault) -> dict[str, Any]:
     return {GIVEN_UP: (str(fault), traceback.format_exc())}
+
+
+def told_fault(message: str, trace: str) -> EnvironmentFault:
+    """The fault that a worker reported under ``GIVEN_UP``."""
+    fault = EnvironmentFault(message)
+    fault.add_note(f"In its process:\n{trace}")
+    return fault
 
 
 def _work(index: int, promise: Callable[[], _Promise], *rest: Any) -> None:
@@ -211,7 +226,7 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         """``Guard.set_state`` of every slot, with its own state; not while a step is in progress.
 
         Raises:
-            EnvironmentFault: a process ended; the others are ended too.
+            EnvironmentFault: a process ended, and the others are ended too; or an environment was given up.
         """
         try:
             for pipe, *arguments in zip(self.parent_pipes, states, resets, strict=True):
@@ -220,6 +235,9 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         except (EOFError, OSError) as error:
             raise self._name_the_dead(error) from error
         self._raise_if_errors(successes)
+        for result in results:
+            if isinstance(result, dict):
+                raise told_fault(*result[GIVEN_UP])
         return list(results)
 
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ RUN = [
 def trained(run: Path) -> bool:
     """Whether a line of its history says so."""
     history = run / "metrics.jsonl"
-    lines = history.read_text().splitlines() if history.exists() else []
+    *lines, _ = history.read_text().split("\n") if history.exists() else [""]  # the last one may be half a line
     return bool(lines) and json.loads(lines[-1])["policy_version"] > 0
 
 
