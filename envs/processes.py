@@ -240,7 +240,7 @@ class ProcessVectorEnv(_AsyncVectorEnv):
                 raise told_fault(*result[GIVEN_UP])
         return list(results)
 
-    def call(self, name: str, /, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every guard, as in gymnasium.
 
         Raises:
