@@ -202,8 +202,11 @@ _outlast_signals()
 game = subprocess.Popen(["sleep", "1000"])
 game.terminate()
 print(game.wait(timeout=60))
+begun, begin = os.pipe()
 if not (helper := os.fork()):
+    os.write(begin, b"!")
     time.sleep(1000)
+os.read(begun, 1)
 os.kill(helper, signal.SIGTERM)
 print(os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]))
 """
