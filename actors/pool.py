@@ -78,6 +78,10 @@ class Worker(Protocol):
 class Setup(Protocol):
     """Makes the workers of a pool: ``actors.worker_setup.WorkerSetup`` or ``actors.teams.TeamSetup``."""
 
+    @property
+    def num_envs(self) -> int:
+        """Slots of every worker."""
+
     def make_worker(self, actor: int, restart_index: int) -> Worker:
         """The worker of one actor; every (actor, restart index) has random streams of its own."""
 
@@ -127,6 +131,8 @@ class InlinePool:
         """The monotonic time of its failure, for every worker whose replacement could not be made yet."""
         self._back_at: dict[int, float] = {}
         """The end of the pause before the next try, for these."""
+        self._failed_at_save: dict[int, Exception] = {}
+        """What a worker raised that was asked for its state; it is replaced by the next ``pump``."""
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
         """The latest replacements as (reason label, message); whoever reports them may empty it."""
         self.restarts: Counter[str] = Counter()
@@ -151,6 +157,9 @@ class InlinePool:
             Exception: what a worker, or the making of its replacement, raised ``max_consecutive_failures`` times in a
                 row.
         """
+        while self._failed_at_save:
+            actor, failure = self._failed_at_save.popitem()
+            self._fail(actor, "error", failure)
         for actor in [actor for actor, back_at in self._back_at.items() if time.monotonic() >= back_at]:
             self._make_replacement(actor)
         if not self._workers:
@@ -169,19 +178,43 @@ class InlinePool:
                 self._deliver(actor, payload)
 
     def get_state(self) -> dict[str, Any]:
-        """The workers' states by actor, as plain data; between two calls of ``pump``."""
-        return {str(actor): worker.get_state() for actor, worker in self._workers.items()}
+        """The workers' states by actor, as plain data; between two calls of ``pump``.
+
+        A worker that fails at it costs its own state: the weights are saved all the same, and it is replaced later.
+        """
+        states = {}
+        for actor, worker in self._workers.items():
+            try:
+                states[str(actor)] = worker.get_state()
+            except Exception as error:  # noqa: BLE001  (environments raise anything)
+                self._failed_at_save[actor] = error
+                log.warning(
+                    "the environments of actor %d do not say their state, so a run resumed from this checkpoint begins "
+                    "their episodes anew: %s: %s",
+                    actor,
+                    type(error).__name__,
+                    error,
+                )
+        return states
 
     def set_state(self, state: Mapping[str, Any]) -> dict[tuple[int, int], str]:
         """Go on from ``get_state`` of an equal pool, before the first call of ``pump``.
 
-        Return the slots that begin an episode instead, as (actor, slot), each with the reason.
+        Return the slots that begin an episode instead, as (actor, slot), each with the reason. A worker that fails at
+        it is replaced, as after any failure.
+
+        Raises:
+            Exception: as ``pump``.
         """
-        return {
-            (actor, slot): why
-            for actor, worker in self._workers.items()
-            for slot, why in worker.set_state(state.get(str(actor))).items()
-        }
+        begun: dict[tuple[int, int], str] = {}
+        for actor, worker in list(self._workers.items()):
+            try:
+                failed = worker.set_state(state.get(str(actor)))
+            except Exception as error:  # noqa: BLE001  (environments raise anything)
+                failed = dict.fromkeys(range(self._setup.num_envs), f"{type(error).__name__}: {error}")
+                self._fail(actor, "error", error)
+            begun |= {(actor, slot): why for slot, why in failed.items()}
+        return begun
 
     def _deliver(self, actor: int, payload: Any) -> None:
         why = self._sink.deliver(actor, payload)

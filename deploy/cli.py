@@ -25,7 +25,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done, 1: failed, 2: bad input; 129, 130 or 143: interrupted by SIGHUP, SIGINT or SIGTERM, and a run has saved.
+    0: done, 1: failed, 2: bad input; 128 + n: interrupted by signal n (SIGHUP, SIGINT, SIGUSR1, SIGTERM, SIGXCPU), and
+    a run has saved.
     """
     options = _parser().parse_args(arguments)
     if (here := os.getcwd()) not in sys.path:

@@ -147,11 +147,12 @@ class Replaceable:
         set_state(self.env, state["env"])
 
     def restart(self) -> None:
-        """Begin an episode in a new environment, with a seed of its own.
+        """Begin an episode in a new environment, with a seed of its own and no faults before.
 
         Raises:
             EnvironmentFault: too many faults in a row.
         """
+        self._healthy_steps = self._faults_in_a_row = 0
         self._replace()
 
     def take_messages(self) -> tuple[str, ...]:
@@ -335,7 +336,7 @@ class Guard(gymnasium.Env[np.ndarray, Any]):
             self._inner.set_state(state)
         except DoesNotFit as error:
             self._inner.restart()
-            return self._first, self._mask, str(error)
+            return self._first, self._mask, "; ".join((str(error), *self._inner.take_messages()))
         self._mask[:], self.steps_until_cut = mask != 0, cut
         if resets:
             # On this object alone and once: no later step looks whether it has to reset.

@@ -21,13 +21,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal import given
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, mode_named
-from shoal.envs.boundary import EnvironmentFault, StepRows
+from shoal.envs.boundary import StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec
 from shoal.envs.guard import ANEW, MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
 from shoal.envs.masks import with_masks_of_method
 from shoal.envs.plain_state import DoesNotFit, read_arrays
-from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe
+from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe, told_fault
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.wrappers import Wrapping, find_wrappers
@@ -82,10 +82,7 @@ class _GuardedRows(AutoresetRows):
             # What the step said whose slot was reset in it.
             self._collect({key: value for key, value in infos["final_info"].items() if MASK not in key})
         if GIVEN_UP in infos:
-            message, trace = infos[GIVEN_UP][np.argmax(infos[f"_{GIVEN_UP}"])]
-            fault = EnvironmentFault(message)
-            fault.add_note(f"In its process:\n{trace}")
-            raise fault
+            raise told_fault(*infos[GIVEN_UP][np.argmax(infos[f"_{GIVEN_UP}"])])
 
     def _report(self, messages: tuple[str, ...]) -> None:
         self.faults += messages

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -33,6 +34,10 @@ from shoal.envs.surroundings import Surroundings
 
 GIVEN_UP = "given_up"
 """Key of ``info`` under which a worker reports that its environment was given up: (message, traceback)."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+"""Signals that ask a run to end (``deploy.training.interruption``), which may reach every process of it."""
+_UNKNOWN = 255
+"""Exit code that multiprocessing gives a process whose fork server has ended, whether or not the process has."""
 _CLOSE_SECONDS = 5.0
 """Seconds after which a process that was asked to close is killed: an environment's ``close`` may hang."""
 
@@ -86,17 +91,53 @@ class _WorkerGuard(Guard):
         except EnvironmentFault as fault:
             return self._first, 0.0, False, False, _given_up(fault)
 
+    def set_state(self, state: Any, resets: bool) -> Any:
+        """Go on as in ``Guard``; an environment that is given up is reported as in ``info``."""
+        try:
+            with self._surroundings:
+                return super().set_state(state, resets)
+        except EnvironmentFault as fault:
+            return _given_up(fault)
+
 
 def _given_up(fault: EnvironmentFault) -> dict[str, Any]:
     return {GIVEN_UP: (str(fault), traceback.format_exc())}
 
 
+def told_fault(message: str, trace: str) -> EnvironmentFault:
+    """The fault that a worker reported under ``GIVEN_UP``."""
+    fault = EnvironmentFault(message)
+    fault.add_note(f"In its process:\n{trace}")
+    return fault
+
+
 def _work(index: int, promise: Callable[[], _Promise], *rest: Any) -> None:
     """A worker process: the loop of gymnasium's, around a guard."""
-    # Ctrl-C in a terminal reaches every process of it; the run is ended by the one that started this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _outlast_signals()
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     _async_worker(index, functools.partial(promise().recipe.guard, _WorkerGuard), *rest)
+
+
+def _outlast_signals() -> None:
+    """Stay until the parent closes this process or ends: a closed terminal, a scheduler or a service manager signals
+    every process of a run, which still asks for the environments' states then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    passed_over = [number for number in STOPPING if number != signal.SIGINT]
+    for number in passed_over:
+        # Not ignored: a program that the environment starts would inherit that, and could not be terminated.
+        signal.signal(number, _pass_over)
+        signal.siginterrupt(number, False)
+
+    def end_as_usual() -> None:
+        for number in passed_over:
+            if signal.getsignal(number) is _pass_over:
+                signal.signal(number, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=end_as_usual)
+
+
+def _pass_over(number: int, frame: object) -> None:
+    """Do nothing."""
 
 
 def _end_with_parent() -> None:
@@ -127,6 +168,7 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         """
         self._env_id = recipes[0].spec.env_id
         self.processes, self.parent_pipes = [], []
+        _start_tracker()
         context = _start_method()
         if context == "forkserver":
             # Imported once there, instead of once in every process.
@@ -184,7 +226,7 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         """``Guard.set_state`` of every slot, with its own state; not while a step is in progress.
 
         Raises:
-            EnvironmentFault: a process ended; the others are ended too.
+            EnvironmentFault: a process ended, and the others are ended too; or an environment was given up.
         """
         try:
             for pipe, *arguments in zip(self.parent_pipes, states, resets, strict=True):
@@ -193,7 +235,32 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         except (EOFError, OSError) as error:
             raise self._name_the_dead(error) from error
         self._raise_if_errors(successes)
+        for result in results:
+            if isinstance(result, dict):
+                raise told_fault(*result[GIVEN_UP])
         return list(results)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every guard, as in gymnasium.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            return super().call(name, *args, **kwargs)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every guard, as in gymnasium.
+
+        Raises:
+            EnvironmentFault: a process ended; the others are ended too.
+        """
+        try:
+            super().set_attr(name, values)
+        except (EOFError, OSError) as error:
+            raise self._name_the_dead(error) from error
 
     @property
     def is_stepping(self) -> bool:
@@ -221,8 +288,10 @@ class ProcessVectorEnv(_AsyncVectorEnv):
             with contextlib.suppress(OSError):
                 pipe.send(("close", None))
         deadline = time.monotonic() + (0.0 if terminate or timeout is None else timeout)
-        for process in self.processes:
+        for pipe, process in zip(self.parent_pipes, self.processes, strict=True):
             process.join(max(0.0, deadline - time.monotonic()))
+            if pipe is not None and process.exitcode == _UNKNOWN:
+                _read_to_end(pipe, deadline)
         for process in self.processes:
             if process.exitcode is None:
                 process.kill()
@@ -255,6 +324,23 @@ class ProcessVectorEnv(_AsyncVectorEnv):
         self.close(terminate=True)
         what = "; ".join(dead) or f"its processes cannot be started or reached ({type(error).__name__}: {error})"
         return EnvironmentFault(f"{self._env_id}: {what}")
+
+
+def _read_to_end(pipe: multiprocessing.connection.Connection, deadline: float) -> None:
+    """Wait for the end of the process that has the pipe's other end."""
+    with contextlib.suppress(EOFError, OSError):
+        while pipe.poll(max(0.0, deadline - time.monotonic())):
+            pipe.recv()
+
+
+def _start_tracker() -> None:
+    """Start the process in which multiprocessing keeps account of semaphores, if there is none yet, out of reach of the
+    signals to a whole process group: its successor would know none of them, and say so at length."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        multiprocessing.resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_method() -> str:

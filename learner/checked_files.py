@@ -15,7 +15,7 @@ MOST_JSON_BYTES = 64 * 2**20
 """Size from which on a ``state.json`` or a manifest is not read: one of ours has a few thousand."""
 
 
-def _open(path: Path) -> BufferedReader:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading. A pipe or a device might never end, or never begin.
 
     Raises:
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it is no regular file, or cannot be read.
         ValueError: it holds something else, or is too large to be one of ours.
     """
-    with _open(path) as file:
+    with open_regular(path) as file:
         data = file.read(MOST_JSON_BYTES + 1)
     if len(data) > MOST_JSON_BYTES:
         raise ValueError(f"{path} has more than {MOST_JSON_BYTES:,} bytes")
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and sha256 of a regular file."""
-    with _open(path) as file:
+    with open_regular(path) as file:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
@@ -62,7 +62,7 @@ def check_archive(path: Path) -> None:
         ValueError: it is no archive, or a part of it is compressed.
     """
     try:
-        with _open(path) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             compressed = [part.filename for part in archive.infolist() if part.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter for parts of an unknown version
         raise ValueError(f"{path} is no archive: {error}") from error

@@ -144,3 +144,22 @@ def test_a_pipe_in_a_run_directory_is_refused_by_report(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match="is no regular file"):
         read_run(tmp_path)
+
+
+def test_a_pipe_in_place_of_the_results_is_no_wait(tmp_path):
+    """A resumed run, or a report, that waits for ever for somebody to write into it."""
+    os.mkfifo(tmp_path / "evaluation.jsonl")
+    with pytest.raises(OSError, match="is no regular file"):
+        Evaluations(tmp_path / "evaluation.jsonl")
+
+
+def test_of_a_file_without_end_the_last_part_is_read(tmp_path, monkeypatch, caplog):
+    """Gigabytes that are read at once before a run goes on."""
+    evaluations = Evaluations(tmp_path / "evaluation.jsonl")
+    for version in range(20):
+        evaluations.add(result(version, 0.1 * version))
+    monkeypatch.setattr("shoal.deploy.records.evaluations.MOST_BYTES", 1000)
+    found = read_evaluations(tmp_path / "evaluation.jsonl")
+    assert 1 < len(found) < 10
+    assert found[-1].policy_version == 19
+    assert "only results in its last part are read" in caplog.text

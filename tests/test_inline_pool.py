@@ -11,6 +11,7 @@ from gymnasium import spaces
 from service import make_setup, make_spec
 from shoal.actors import pool as pool_module
 from shoal.actors.pool import MOST_REFUSED, InlinePool, RefusedDeliveries
+from shoal.envs.boundary import EnvironmentFault
 from shoal.learner.ledger import Ledger
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.policy.weights import flatten_weights
@@ -168,3 +169,42 @@ def test_successors_whose_deliveries_are_refused_end_the_run(pool, monkeypatch):
     with pytest.raises(RefusedDeliveries, match="refused"):
         queue.next_batch(pool.pump, stop)
     assert pool.restarts["refused"] >= 4
+
+
+def fails(*_):
+    """What an environment raises that is given up, or whose process died."""
+    raise EnvironmentFault("slot 0: given up")
+
+
+def test_a_worker_that_does_not_say_its_state_costs_its_own(pool, monkeypatch):
+    """A checkpoint that is not written, with all that was trained, because an environment cannot be continued."""
+    pool, queue = pool
+    queue.next_batch(pool.pump, threading.Event())
+    queue.publish(1, flatten_weights(pool._setup.make_policy(), 1))
+    monkeypatch.setattr(pool._workers[0], "get_state", fails)
+    assert list(pool.get_state()) == ["1"]
+    assert not pool.restarts
+    batch = queue.next_batch(pool.pump, threading.Event())
+    assert [trajectory.header.restart_index for trajectory in batch] == [1, 0]
+    assert pool.restarts["error"] == 1
+
+
+def test_a_worker_that_fails_as_it_goes_on_is_replaced(pool, monkeypatch):
+    """A resume that ends with an environment's error, of which the run allows five."""
+    pool, queue = pool
+    monkeypatch.setattr(pool._workers[0], "set_state", fails)
+    state = pool.get_state()
+    begun = pool.set_state(state)
+    assert begun == {(0, 0): "EnvironmentFault: slot 0: given up"}
+    batch = queue.next_batch(pool.pump, threading.Event())
+    assert [trajectory.header.restart_index for trajectory in batch] == [1, 0]
+    assert pool.restarts["error"] == 1
+
+
+def test_an_actor_that_always_fails_as_it_goes_on_ends_the_run(pool, monkeypatch):
+    """Failures at a resume that are not counted, so that the run tries for ever."""
+    pool, _ = pool
+    monkeypatch.setattr(pool, "_max_failures", 1)
+    monkeypatch.setattr(pool._workers[0], "set_state", fails)
+    with pytest.raises(EnvironmentFault, match="given up"):
+        pool.set_state(pool.get_state())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,10 @@ def test_a_pickled_policy_is_refused_and_never_run(tmp_path, capsys):
             "cnn1.weight: expected (64, 1,",
         ),
         ("{width: [", "--describe"),
+        ("{width: " + "9" * 5000 + "}", "--describe"),
+        ("a: &a [1, 2]\nb: [*a, *a]", "aliases are not supported"),
+        ("[" * 1000, "nested deeper than"),
+        ("#" * 70_000, "expected at most 64 KiB"),
     ],
 )
 def test_a_bad_description_is_refused(text, expected, tmp_path, capsys):
@@ -260,3 +266,32 @@ def test_an_imported_run_can_be_trained_on(tmp_path, capsys, mock):
     moved = (policy.critic_1.weight - golden_state_dict()["critic_1.weight"]).abs().max()
     assert 0 < moved < 2e-5
     assert checkpoint.state["ledger"]["sampled"] == 0
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_is_no_file_is_not_read(suffix, tmp_path, capsys):
+    """An import that waits for ever for a pipe, or reads a device until the memory is full."""
+    out = ("--out", tmp_path / "run")
+    os.mkfifo(pipe := tmp_path / f"pipe{suffix}")
+    (device := tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    for path in (pipe, device):
+        assert f"{path} is no regular file" in import_(capsys, path, *out, code=2)
+    os.mkfifo(tmp_path / "d.yaml")
+    file = save(tmp_path / "w.pt", fast_names())
+    assert "neither a file nor" in import_(capsys, file, *out, "--describe", tmp_path / "d.yaml", code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensors_are_no_larger_than_their_file(tmp_path, capsys):
+    """A file of kilobytes that takes gigabytes, and damage that is taken for code."""
+    out = ("--out", tmp_path / "run")
+    wide = save(tmp_path / "wide.pt", fast_names() | {"policy.max_vec": torch.ones(1).expand(10**12)})
+    assert "policy.max_vec would be larger than the file" in import_(capsys, wide, *out, code=2)
+    sound = save(tmp_path / "w.pt", fast_names())
+    with zipfile.ZipFile(sound) as parts, zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in parts.infolist():
+            packed.writestr(part.filename, parts.read(part))
+    assert "is compressed" in import_(capsys, tmp_path / "z.pt", *out, code=2)
+    (tmp_path / "half.pt").write_bytes(sound.read_bytes()[:5000])
+    assert "is damaged, or no file of torch.save" in import_(capsys, tmp_path / "half.pt", *out, code=2)
+    assert not (tmp_path / "run").exists()

@@ -133,3 +133,15 @@ def test_what_environments_print_is_no_part_of_an_answer(tmp_path: Path, capfd: 
     out, err = capfd.readouterr()
     assert json.loads(out)["episodes"] == 2
     assert err.count("{") >= 2 * 2 * 50  # by two slots, in two of the ways
+
+
+@pytest.mark.parametrize("name", [".lock", "run.log", "evaluation.jsonl", "metrics.jsonl", "config.yaml"])
+def test_a_pipe_in_a_run_directory_is_said_before_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Catches a run that hangs before it says a word, or after it has trained."""
+    (run := tmp_path / "here" / "run").mkdir()
+    os.mkfifo(run / name)
+    assert main(["train", *WANDERING, f"env.kwargs={{to: {tmp_path / 'elsewhere'}, at: 3}}"]) == 2
+    assert f"{name} is a pipe; remove it or choose another run_dir" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [name]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shoal.deploy.records.json_lines import append
+from shoal.learner.checked_files import open_regular
 
 log = logging.getLogger(__name__)
+
+MOST_BYTES = 64 * 2**20
+"""Bytes of a file that are read, its last ones: hundreds of thousands of evaluations."""
 
 
 class EvaluationResult(NamedTuple):
@@ -97,11 +102,20 @@ class Evaluations:
 
 
 def read_evaluations(file: Path) -> list[EvaluationResult]:
-    """Return all results of ``RUN/evaluation.jsonl``; none if there is no such file."""
+    """Return all results of ``RUN/evaluation.jsonl``; none if there is no such file.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        with open_regular(file) as opened:
+            too_much = opened.seek(0, os.SEEK_END) - MOST_BYTES
+            opened.seek(max(0, too_much))
+            text = opened.read(MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return []
+    if too_much > 0:
+        log.warning("%s has more than %d MiB: only results in its last part are read", file, MOST_BYTES // 2**20)
     return [result for line in text.splitlines() if (result := _parse_line(line))]
 
 

@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import itertools
 import logging
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from shoal.deploy.records.json_lines import JsonFormatter
 
 MEMORY_HORIZON = "memory_horizon.json"
 """File of what ``shoal evaluate --memory-horizon`` found."""
+
+_ENDLESS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device"}
+"""Kinds of files that keep waiting whoever opens them, or are no place for records. A character device may be
+``/dev/null``, which keeps none on purpose."""
 
 
 class CannotStart(ValueError):
@@ -32,7 +37,19 @@ def new_run_dir(env_id: str) -> str:
 
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory: only one process may write to it."""
+    """Hold the lock of a run directory: only one process may write to it.
+
+    Raises:
+        CannotStart: another one does; or a file that a run writes or reads there is none.
+    """
+    for path in run_dir.iterdir():
+        # Symbolic links are followed; one to nowhere becomes a file.
+        with contextlib.suppress(FileNotFoundError):
+            if (kind := stat.S_IFMT(path.stat().st_mode)) in _ENDLESS:
+                raise CannotStart(
+                    f"run_dir: expected files and directories in {run_dir}, {path.name} is {_ENDLESS[kind]}; "
+                    "remove it or choose another run_dir"
+                )
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Ends a run before its last step: the first signal after its update, the second at once, and ``max_seconds``."""
+"""Ends a run before its last step: a signal after its update, one that insists at once, and ``max_seconds``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+from shoal.envs.processes import STOPPING
+
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
+"""Signals of which the second ends a run at once. The others come more than once by themselves: SIGHUP from the shell
+and from its terminal, SIGXCPU with every further second of processor time, SIGUSR1 before a scheduler's SIGTERM."""
+_FREE = (signal.SIGUSR1, signal.SIGXCPU)
+"""Signals that programs use for purposes of their own."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -18,7 +27,7 @@ class Interruption:
     """The request to end a run."""
 
     requested: threading.Event
-    """Set by the first signal, and when the time is up."""
+    """Set by a signal, and when the time is up."""
     signal_number: int | None = None
     """The first signal; None where none came."""
     stopped_by: str = ""
@@ -57,24 +66,31 @@ class Interruption:
 def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool = False) -> Iterator[Interruption]:
     """Handle signals and time for the length of the block.
 
-    The first SIGINT, SIGTERM or SIGHUP (a closed terminal), and the end of ``max_seconds`` (0: no limit), ask the run
-    to finish its update, to save and to write its summary. Signals are handled in the main thread only.
+    SIGINT, SIGTERM, SIGHUP (a closed terminal), SIGUSR1 and SIGXCPU (schedulers, before a limit), and the end of
+    ``max_seconds`` (0: no limit), ask the run to finish its update, to save and to write its summary. Signals are
+    handled in the main thread only, and SIGUSR1 and SIGXCPU where the program has no handler of its own.
 
     Args:
         max_seconds: 0 is no limit.
-        owns_process: a second signal ends the process at once. Otherwise it raises KeyboardInterrupt.
+        owns_process: the second SIGINT or SIGTERM ends the process at once. Otherwise it raises KeyboardInterrupt.
         quiet: print nothing.
     """
     asked = Interruption(threading.Event())
     again = "stop at once" if owns_process else "stop without finishing it"
 
+    insisted = False
+
     def handle(number: int, _frame: object) -> None:
-        if asked.signal_number is not None:
+        nonlocal insisted
+        if insisted and number in _INSISTENT:
             if not owns_process:
                 asked.interrupt()
                 return
             # No clean-up: the last checkpoint is complete, and Ray's processes end with this one.
             os._exit(128 + number)
+        insisted |= number in _INSISTENT
+        if asked.signal_number is not None:
+            return
         asked.signal_number = number
         asked.stop("signal")
         # A terminal that is gone takes no message.
@@ -92,8 +108,8 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
     in_main_thread = threading.current_thread() is threading.main_thread()
     # A script that starts a run in the background leaves SIGINT ignored, so that Ctrl-C ends the script alone; nohup
     # leaves SIGHUP ignored.
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    signals = [number for number in handled if in_main_thread and signal.getsignal(number) != signal.SIG_IGN]
+    signals = [number for number in STOPPING if in_main_thread and signal.getsignal(number) != signal.SIG_IGN]
+    signals = [number for number in signals if number not in _FREE or not _is_taken(number)]
     before = {number: signal.signal(number, handle) for number in signals}
     if max_seconds:
         asked.time_is_up_at = time.monotonic() + max_seconds
@@ -104,3 +120,15 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
         clock.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_taken(number: signal.Signals) -> bool:
+    """Whether the program does something with a signal, also from C, as ``faulthandler.register`` has it."""
+    if signal.getsignal(number) != signal.SIG_DFL:
+        return True
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # no Linux
+        return False
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from shoal.deploy.placement.versions import versions
-from shoal.deploy.settings.load import to_dict
+from shoal.deploy.settings.load import MAX_FILE_BYTES, BoundedComposer, to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.weights.original import OriginalError, read_original
 from shoal.envs.config import EnvConfig
 from shoal.envs.registry import make_env_spec
+from shoal.learner.checked_files import check_archive, open_regular
 from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.config import LearnerConfig
 from shoal.learner.device_choice import make_device_path
@@ -134,25 +137,38 @@ def import_weights(
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    with open_regular(file) as opened:
+        size = opened.seek(0, os.SEEK_END)
+        is_archive = zipfile.is_zipfile(opened)
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
         except SafetensorError as error:
             raise OriginalError(f"{file} is no safetensors file: {error}") from error
     try:
+        if is_archive:
+            check_archive(file)
+    except ValueError as error:
+        raise OriginalError(str(error)) from error
+    try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except OSError:
-        raise
-    except Exception as error:
-        raise OriginalError(
-            f"{file} holds more than tensors, and reading it would run code that it brings along. Where it was made, "
-            "save only its tensors: torch.save(policy.state_dict(), 'weights.pt')"
-        ) from error
+    except Exception as error:  # torch raises all sorts of things for files that are damaged
+        if type(error).__name__ == "UnpicklingError":  # its module is imported nowhere here
+            raise OriginalError(
+                f"{file} holds more than tensors, and reading it would run code that it brings along. Where it was "
+                "made, save only its tensors: torch.save(policy.state_dict(), 'weights.pt')"
+            ) from error
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise OriginalError(f"{file} is damaged, or no file of torch.save: {why[:200]}") from error
     # Some savers put the state_dict beside other things.
     while isinstance(saved, dict) and len(inner := [v for v in saved.values() if isinstance(v, dict)]) == 1:
         saved = inner[0]
     if not isinstance(saved, dict) or not all(isinstance(v, torch.Tensor) for v in saved.values()) or not saved:
         raise OriginalError(f"{file} is no state_dict: expected tensors by name, got {_shape_of(saved)}")
+    # A tensor that repeats a part of itself has any size in a file of none.
+    large = [name for name, tensor in saved.items() if tensor.numel() * tensor.element_size() > size]
+    if large:
+        raise OriginalError(f"{file} is no state_dict: {', '.join(map(str, large[:3]))} would be larger than the file")
     return saved
 
 
@@ -162,15 +178,23 @@ def _shape_of(saved: Any) -> str:
     return "{" + ", ".join(f"{key}: {type(value).__name__}" for key, value in list(saved.items())[:8]) + "}"
 
 
+class _Loader(BoundedComposer, yaml.SafeLoader):
+    """YAML without what grows beyond its file."""
+
+
 def _description(name: str) -> dict[str, Any]:
     if name in DESCRIPTIONS:
         return DESCRIPTIONS[name]
     path = Path(name)
     if not path.is_file():
         raise ValueError(f"--describe {name}: neither a file nor one of {', '.join(DESCRIPTIONS)}")
+    with open_regular(path) as file:
+        text = file.read(MAX_FILE_BYTES + 1)
+    if len(text) > MAX_FILE_BYTES:
+        raise ValueError(f"--describe {name}: expected at most {MAX_FILE_BYTES // 1024} KiB; is it the right file?")
     try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.load(text.decode(), _Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # the latter for numbers of thousands of digits, and dates
         raise ValueError(f"--describe {name}: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or set(found) != set(_KEYS):
         got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__

@@ -141,6 +141,24 @@ class SayingWalk(Walk):
         self.begin(state["place"])
 
 
+class BreakingWalk(SayingWalk):
+    """It takes no state, and the environment after it fails at its first reset."""
+
+    breaks_next = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Begin anywhere."""
+        if BreakingWalk.breaks_next:
+            BreakingWalk.breaks_next = False
+            raise RuntimeError("no display")
+        return super().reset(seed=seed, options=options)
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Fail."""
+        BreakingWalk.breaks_next = True
+        raise RuntimeError("no such level")
+
+
 class HiddenWalk(SayingWalk):
     """The same, and it does not say it."""
 
@@ -182,5 +200,5 @@ class Remembering(gymnasium.Wrapper):
         return answer
 
 
-for _kind in (PlainWalk, SayingWalk, HiddenWalk):
+for _kind in (PlainWalk, SayingWalk, HiddenWalk, BreakingWalk):
     gymnasium.register(f"{_kind.__name__}-v0", entry_point=_kind, max_episode_steps=17)

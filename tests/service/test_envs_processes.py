@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 from make_env import env_spec
 from scripted_vectors import ID, MODES, Rows, environment, is_alive, process_ids, step
 from shoal.envs.boundary import EnvironmentFault
+from shoal.envs.processes import STOPPING
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -83,18 +85,25 @@ def test_a_process_that_dies_is_named(how: str, tmp_path: Path) -> None:
         assert not any(is_alive(process) for process in processes)
 
 
-@pytest.mark.parametrize("then", ["step", "reset", "close"])
+@pytest.mark.parametrize("then", ["step", "reset", "get_state", "set_state", "watch", "close"])
 def test_a_process_killed_between_steps_is_no_mystery(then: str) -> None:
     """Catches close() raising BrokenPipeError and leaving processes alive, as gymnasium's own does."""
     with environment() as env:
         rows = Rows(env).rows
         env.reset(rows.obs)
         step(env, rows, 3)
+        calls: dict[str, Callable[[], Any]] = {
+            "step": lambda: step(env, rows),
+            "reset": lambda: env.reset(rows.obs),
+            "get_state": env.get_state,
+            "set_state": functools.partial(env.set_state, env.get_state(), rows.obs),
+            "watch": lambda: env.watch("trial"),
+        }
         os.kill(process_ids(env)[1], signal.SIGKILL)
         assert wait_until(lambda: not is_alive(process_ids(env)[1]))
         if then != "close":
             with pytest.raises(EnvironmentFault, match=r"slot 1: its process \d+ was killed by signal SIGKILL"):
-                step(env, rows) if then == "step" else env.reset(rows.obs)
+                calls[then]()
 
 
 def test_an_environment_that_always_breaks_is_given_up() -> None:
@@ -164,8 +173,8 @@ env.step(np.zeros(2, int), rows)
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
-    """Catches orphans: a pool kills the actor of an environment that hangs, and the hanging process must go too. Ctrl-C
-    alone, which reaches all processes of a terminal, ends none of them: the run finishes its update first.
+    """Catches orphans: a pool kills the actor of an environment that hangs, and the hanging process must go too. What
+    asks a run to end, and may reach all its processes, ends none of them: the run finishes its update first.
     """
     marker = tmp_path / "hangs"
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(marker)], stdout=subprocess.PIPE, text=True)
@@ -175,10 +184,35 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         assert len(processes) == 2
         assert wait_until(marker.exists)
         for process in processes:
-            os.kill(process, signal.SIGINT)
+            for number in STOPPING:
+                os.kill(process, number)
         time.sleep(0.1)
         assert all(is_alive(process) for process in processes)
     finally:
         parent.kill()
         parent.communicate()
     assert wait_until(lambda: not any(is_alive(process) for process in processes))
+
+
+CHILDREN = """
+import os, signal, subprocess, time
+from shoal.envs.processes import _outlast_signals
+
+_outlast_signals()
+game = subprocess.Popen(["sleep", "1000"])
+game.terminate()
+print(game.wait(timeout=60))
+begun, begin = os.pipe()
+if not (helper := os.fork()):
+    os.write(begin, b"!")
+    time.sleep(1000)
+os.read(begun, 1)
+os.kill(helper, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]))
+"""
+
+
+def test_what_an_environment_starts_ends_as_usual() -> None:
+    """Catches a game or a helper of an environment's that no SIGTERM ends, because its process outlasts one."""
+    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == [str(-signal.SIGTERM)] * 2

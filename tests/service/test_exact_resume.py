@@ -80,6 +80,38 @@ def test_slots_that_cannot_go_on_are_counted_and_said(tmp_path: Path) -> None:
     assert "the environments begin anew: settings of env are others" in said(run)
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_begins_anew_has_no_faults_before(tmp_path: Path, vectorization: str) -> None:
+    """Catches a resume that ends with the first error of a new environment, because the one before it had failed."""
+    run, settings = tmp_path / "run", ("env.id=stateful_envs:BreakingWalk-v0", f"env.vectorization={vectorization}")
+    play(run, 100, *settings)
+
+    def faulty_before(rollouts: dict[str, Any]) -> None:
+        for slot in rollouts["pool"]["0"]["env"]["slots"]:
+            slot["counts"][2:] = [0, 2]
+
+    _change(run, faulty_before)
+    summary = play(run, 200, *settings)
+    assert (summary["slots_begun_anew"], summary["actor_restarts"]) == (4, 0)
+    assert summary["books_balance"]
+    assert "no display" in said(run)
+    assert "4 of 4 slots begin an episode with a seed of their own" in said(run)
+
+
+def _change(run: Path, change: Callable[[dict[str, Any]], None] | None) -> None:
+    """Put another state of the environments into the latest checkpoint; None: no state at all."""
+    path = find_checkpoint(run).path
+    file = path / "rollouts.npz"
+    if change is None:
+        file.write_bytes(b"no archive")
+    else:
+        rollouts = load_plain(file)
+        change(rollouts)
+        save_plain(file, rollouts)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: fingerprint(file)}))
+
+
 def _one_slot(rollouts: dict[str, Any]) -> None:
     rollouts["pool"]["0"]["env"]["slots"][1]["env"][-1]["attributes"]["state"] = np.zeros(7)
 
@@ -107,16 +139,7 @@ def test_a_damaged_state_costs_what_it_is_of(
     """Catches a state that is believed or ends the run, though weights and ledger are sound."""
     run = tmp_path / "run"
     play(run, 100, "env.id=CartPole-v1")
-    path = find_checkpoint(run).path
-    file = path / "rollouts.npz"
-    if damage is None:
-        file.write_bytes(b"no archive")
-    else:
-        rollouts = load_plain(file)
-        damage(rollouts)
-        save_plain(file, rollouts)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {file.name: fingerprint(file)}))
+    _change(run, damage)
     summary = play(run, 200, "env.id=CartPole-v1")
     assert summary["slots_begun_anew"] == begun
     assert summary["books_balance"]
