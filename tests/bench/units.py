@@ -2,7 +2,7 @@
 
 CartPole, Pendulum and the memory task, with rewards times 0.001 and 1000, observations times 0.001 and 1000, and
 observations shifted by 1000, each trained from the same seeds with default settings in one process. Printed is the mean
-return of the last episodes of every run, in the environment's own unit, and by how much the worst unit is behind the
+return of 100 episodes played afterwards, in the environment's own unit, and by how much the worst unit is behind the
 environment's own, beside what seeds alone make of it.
 """
 
@@ -32,22 +32,23 @@ UNITS = {
 
 
 def trained(task: str, units: str, seed: int) -> float:
-    """Mean return of the last episodes of one run, in the environment's own unit."""
+    """Mean return of 100 episodes after one run, in the environment's own unit."""
     name, steps = TASKS[task]
     with tempfile.TemporaryDirectory(prefix="shoal-units-") as directory:
         run = Path(directory, "run")
         arguments = [f"env.id=unit_envs:{name}InUnits-v1", f"env.kwargs={json.dumps(UNITS[units])}", f"seed={seed}"]
         arguments += [f"total_env_steps={steps}", f"run_dir={run}", "mode=inline", "learner.num_threads=1"]
         path = os.pathsep.join([HELPERS, *sys.path])
-        done = subprocess.run(
-            [sys.executable, "-m", "shoal", "train", *arguments, "metrics.port=-1"],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(f"{task}, {units}, seed {seed}: {done.stdout}{done.stderr}")
-        found: float = json.loads((run / "summary.json").read_text())["mean_return"]
+        for words in (["train", *arguments, "metrics.port=-1"], ["evaluate", str(run), "--episodes", "100", "--json"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "shoal", *words],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(f"{task}, {units}, seed {seed}: {done.stdout}{done.stderr}")
+        found: float = json.loads(done.stdout)["mean_return"]
     return found / UNITS[units].get("reward", 1.0)
 
 
