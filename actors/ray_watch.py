@@ -202,19 +202,18 @@ class RayWatch:
         with self._returned:
             return self._returned.wait_for(lambda: self._calls == 0, seconds)
 
-    def put(self, value: Any, put: Callable[[Any], Any]) -> Any:
+    def put(self, value: Any, put: Callable[[Any], Any], no_room: tuple[type[Exception], ...] = ()) -> Any:
         """``put(value)``; where Ray is lost the value itself, which nobody will fetch.
 
         Ray's own ``put`` would hold the whole process, all threads of it, where there is no raylet. Where its store has
-        no room for the value, nor a disk to spill to, it is tried again for ``ROOM_SECONDS``; then Ray is called lost.
+        no room for the value, nor a disk to spill to (errors of the classes ``no_room``), it is tried again for
+        ``ROOM_SECONDS``; then Ray is called lost.
         """
-        from ray.exceptions import ObjectStoreFullError, OutOfDiskError  # a run without Ray does not import it
-
         full_since: float | None = None
         while not self.out_of_reach():
             try:
                 return put(value)
-            except (ObjectStoreFullError, OutOfDiskError) as error:
+            except no_room as error:
                 now = time.monotonic()
                 if full_since is None:
                     full_since = now

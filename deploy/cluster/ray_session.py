@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.ray_watch import TOLERANCE_SECONDS, RayLost, RayWatch
 from shoal.deploy.cluster.ray_debris import claimed_when_made, remove_debris
@@ -58,7 +59,7 @@ class RaySession:
 
     def put(self, value: Any) -> Any:
         """Share a value with all processes."""
-        return self.watch.put(value, ray.put)
+        return self.watch.put(value, ray.put, (ObjectStoreFullError, OutOfDiskError))
 
 
 def configure() -> None:
