@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rollouts import make_learner, random_batch, small_policy
+from shoal.deploy.monitoring import learning
 from shoal.deploy.monitoring.learning import (
     CAUSES,
     Interval,
@@ -199,6 +200,29 @@ def _trained(entropy: float, **more: Any) -> Trained:
             | more
         )
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_mask_leaves_less_to_be_unsure_of(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a policy that is told to be sure of itself from the beginning because most of its moves are forced."""
+    monkeypatch.setattr(learning, "judge", lambda run, **_: run)
+    statistics = RunStatistics(Ledger(trained=1000, dropped=Counter()))
+    monitor = LearningMonitor(
+        statistics,
+        max_entropy=math.log(100),
+        masked=masked,
+        action_dimensions=1,
+        num_agents=1,
+        num_slots=1,
+        normalized=True,
+        expect_after=0.1,
+    )
+    for entropy in (0.1, 0.08):  # the first of who has not learned anything yet
+        statistics.add_update(50, _trained(entropy))
+    run: Any = monitor.now(1.0)
+    assert run.max_entropy == (0.1 if masked else math.log(100))
+    found = judge(run_with(terms={"entropy": 0.08}, max_entropy=run.max_entropy), expect_after=0.25)
+    assert found.cause == ("unclear" if masked else "entropy_gone")
 
 
 def test_the_monitor_reads_the_statistics() -> None:

@@ -180,6 +180,8 @@ class LearningMonitor:
     Args:
         statistics: of the run.
         max_entropy: of its actions (``policy.actions``).
+        masked: whether some actions may be illegal. The greatest entropy is that of the legal ones then, which the
+            first update had: nothing had been learned.
         action_dimensions: of continuous actions.
         num_agents: that share an environment; their returns are not independent.
         among_others: whether agents of other trained policies share it, too.
@@ -199,11 +201,12 @@ class LearningMonitor:
         normalized: bool,
         expect_after: float,
         among_others: bool = False,
+        masked: bool = False,
     ) -> None:
         self._statistics = statistics
         self._max_entropy, self._action_dimensions = max_entropy, action_dimensions
         self._num_agents, self._num_slots, self._normalized = num_agents, num_slots, normalized
-        self._expect_after, self._among_others = expect_after, among_others
+        self._expect_after, self._among_others, self._masked = expect_after, among_others, masked
         self.random: Interval | None = None
         """Return of a random policy; None until it is measured."""
 
@@ -219,6 +222,7 @@ class LearningMonitor:
         """Judge the run as it is now, with the share ``share_done`` of it over."""
         statistics = self._statistics
         terms, updates = statistics.mean_terms, statistics.updates
+        first_entropy = statistics.first_terms.get("entropy")
         return judge(
             Recorded(
                 env_steps=statistics.ledger.trained,
@@ -231,8 +235,8 @@ class LearningMonitor:
                 among_others=self._among_others,
                 terms=terms,
                 wildest_terms=statistics.wildest_terms,
-                first_entropy=statistics.first_terms.get("entropy"),
-                max_entropy=self._max_entropy,
+                first_entropy=first_entropy,
+                max_entropy=first_entropy if self._masked else self._max_entropy,
                 action_dimensions=self._action_dimensions,
                 entropy_coef=statistics.scheduled.entropy_coef if statistics.scheduled else 0.0,
                 advantage_scale=1.0 if self._normalized else terms.get("advantage_std"),

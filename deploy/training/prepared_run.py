@@ -220,6 +220,7 @@ def _learning(
         normalized=config.learner.normalize_advantage,
         expect_after=config.log.expect_learning_after,
         among_others=bool(config.policies),
+        masked=setup.env.num_mask > 0,
     )
 
 
