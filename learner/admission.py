@@ -95,6 +95,8 @@ class Admission:
         """Of the latest unrolls, by actor."""
         self._too_slow: dict[int, float] = {}
         """Expected seconds, when this was found, of an unroll of an actor that is too slow for the lag."""
+        self._slow_at_times: set[int] = set()
+        """Actors of which that was said."""
         self._updates = Durations()
         self._update_began: float | None = None
         """None where no update is under way."""
@@ -165,13 +167,25 @@ class Admission:
         self._durations.pop(actor, None)
         self._too_slow.pop(actor, None)
 
-    def place(self, unroll: Unroll, policy_version: int) -> Place:
-        """The place in the mailbox of an ``unroll`` that came back at ``policy_version``."""
+    def place(self, actor: int, unroll: Unroll, policy_version: int) -> Place:
+        """The place in the mailbox of an ``unroll`` of ``actor`` that came back at ``policy_version``."""
         latest = unroll.policy_version + self.max_policy_lag
         # The batch under way is made up already: the next one is taken one version later.
         late = policy_version + self._updating > latest
         if unroll.trained_until is None or self._clock() > unroll.trained_until or (unroll.in_turn and not late):
             return Place((unroll.policy_version, unroll.serial), latest)
+        if unroll.in_turn and actor not in self._slow_at_times:
+            self._slow_at_times.add(actor)
+            log.warning(
+                "actor %d is at times too slow for actor.max_policy_lag=%d: an unroll took %.3g s, where its quickest "
+                "of late took %.3g s, and the learner made %d versions meanwhile. Such unrolls are trained all the same. "
+                "Raise actor.max_policy_lag, shorten actor.unroll_length, or find out what makes them slow",
+                actor,
+                self.max_policy_lag,
+                self._clock() - unroll.begun_at,
+                self._durations[actor].shortest,
+                policy_version - unroll.policy_version,
+            )
         # Behind those that began before now: they are still to be in time.
         return Place((policy_version, self._serial()), None)
 

@@ -161,7 +161,7 @@ class TrajectoryQueue:
             self.sampled_episodes += len(header.statistics.get("episode_returns", ()))
             self.ledger.sampled += steps
             self.ledger.in_flight += steps
-            self._mailbox.put(self._admission.place(unroll, self._weights.policy_version), trajectory)
+            self._mailbox.put(self._admission.place(actor, unroll, self._weights.policy_version), trajectory)
             self._changed.notify_all()
         return None
 

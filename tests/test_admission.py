@@ -51,8 +51,9 @@ def test_the_work_of_a_slow_actor_is_not_thrown_away(factor, max_policy_lag, tra
 
 
 @pytest.mark.parametrize(("short", "long", "period"), [(1.5, 8.0, 2), (1.0, 4.0, 4), (8.0, 1.5, 4)])
-def test_the_long_unrolls_of_an_actor_that_varies_are_trained(short, long, period):
-    """Every long unroll stale because the actor's short ones are in time: what is trained is only what was quick."""
+def test_the_long_unrolls_of_an_actor_that_varies_are_trained(short, long, period, caplog):
+    """Every long unroll stale because the actor's short ones are in time: what is trained is only what was quick; and
+    lags above the setting that nobody speaks of."""
     made = itertools.count()
 
     def duration(actor, _):
@@ -63,6 +64,9 @@ def test_the_long_unrolls_of_an_actor_that_varies_are_trained(short, long, perio
     assert [unroll.actor for unroll in outcome.stale] in ([], [7])  # the first long one: nobody knew of such
     assert min(outcome.trained[actor] for actor in range(7)) >= 190
     assert outcome.trained[7] >= 200 / (short + long * (period - 1)) * period / 2
+    said = [record.getMessage() for record in caplog.records if "at times too slow" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("actor 7 is at times too slow for actor.max_policy_lag=2: an unroll took ")
 
 
 def test_an_actor_that_is_fast_again_is_in_time_again(caplog):

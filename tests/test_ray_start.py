@@ -59,24 +59,30 @@ def until_seen(looks: list[dict[int, tuple[str, bool]]], process: subprocess.Pop
 @pytest.mark.parametrize(
     ("name", "words"), [("gcs_server", r"its head \(GCS\)"), ("raylet", "the raylet of this machine")]
 )
+@pytest.mark.parametrize("held", [False, True])
 def test_an_error_after_a_process_has_ended_is_that_it_has(
     name: str,
     words: str,
+    held: bool,
     program: Callable[[str], subprocess.Popen[bytes]],
     looks: list[dict[int, tuple[str, bool]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches a start that fails with Ray's words alone, which speak of a file or of a time limit."""
+    """Catches a start that fails with Ray's words alone, which speak of a file or of a time limit; also where Ray held
+    the whole process until then, so that nobody could look."""
     monkeypatch.setattr(ray_start, "NOTICE_SECONDS", 600.0)
+    monkeypatch.setattr(ray_start, "LOOK_SECONDS", 600.0 if held else ray_start.LOOK_SECONDS)
     told: list[str] = []
 
     def start() -> None:
         with start_watched(told.append):
             process = program(name)
-            until_seen(looks, process, lives=True)
+            if not held:
+                until_seen(looks, process, lives=True)
             process.kill()
-            until_seen(looks, process, lives=False)
-            time.sleep(1)  # for the look to be judged
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            if not held:
+                until_seen(looks, process, lives=False)
             raise TimeoutError("no port")
 
     with pytest.raises(RayLost, match=rf"{words} ended while Ray was started; .*\(TimeoutError: no port\)"):

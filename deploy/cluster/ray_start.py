@@ -37,23 +37,32 @@ def start_watched(gone: Callable[[str], object]) -> Iterator[None]:
     why: list[str] = []
     before = _started().keys()
 
+    seen: dict[int, str] = {}
+    looking = threading.Lock()
+
     def look() -> None:
-        seen: dict[int, str] = {}
-        while not why and not started.wait(LOOK_SECONDS):
+        with looking:
             there = {pid: found for pid, found in _started().items() if pid not in before}
             ended = [name for pid, name in seen.items() if pid not in there]
             # One that ended before anybody looked is still a child that was not waited for.
             ended += [name for name, lives in there.values() if not lives]
             why.extend(PROGRAMS[name] for name in ended)
-            seen = {pid: name for pid, (name, _) in there.items()}
+            seen.clear()
+            seen.update({pid: name for pid, (name, _) in there.items()})
+
+    def keep_looking() -> None:
+        while not why and not started.wait(LOOK_SECONDS):
+            look()
         if why and not started.wait(NOTICE_SECONDS):
             gone(_sentence(why[0]))
 
-    thread = threading.Thread(target=look, name="ray-start", daemon=True)
+    thread = threading.Thread(target=keep_looking, name="ray-start", daemon=True)
     thread.start()
     try:
         yield
     except Exception as error:
+        # Ray may have held the whole process, this thread and the other, until it gave up.
+        look()
         if why:
             raise RayLost(f"{_sentence(why[0])} ({type(error).__name__}: {error})") from error
         raise

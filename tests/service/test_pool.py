@@ -108,7 +108,7 @@ class Run:
         unroll = header.actor, header.restart_index, header.sequence
         assert unroll not in self.trained
         self.trained.add(unroll)
-        # An actor that admission has found too slow for the lag is trained at any.
+        # An actor that admission has found too slow for the lag, always or at times, is trained at any.
         assert 0 <= self.version - header.policy_version <= 2 or self.found_slow(header.actor)
         self.version += 1
         self.trajectory_queue.publish(self.version, Weights(self.version, self.weights.flat, self.weights.content_hash))
@@ -116,7 +116,8 @@ class Run:
         return trajectory
 
     def found_slow(self, actor: int) -> bool:
-        return actor in self.trajectory_queue._admission._too_slow
+        admission = self.trajectory_queue._admission
+        return actor in admission._too_slow or actor in admission._slow_at_times
 
     def update_until(self, condition: Any, seconds: float = 200) -> Trajectory:
         deadline = time.monotonic() + seconds
