@@ -178,7 +178,7 @@ class Admission:
             self._slow_at_times.add(actor)
             log.warning(
                 "actor %d is at times too slow for actor.max_policy_lag=%d: an unroll took %.3g s, where its quickest "
-                "of late took %.3g s, and the learner made %d versions meanwhile. Such unrolls are trained all the same. "
+                "of late took %.3g s, and the learner made %d versions meanwhile. They are trained all the same. "
                 "Raise actor.max_policy_lag, shorten actor.unroll_length, or find out what makes them slow",
                 actor,
                 self.max_policy_lag,
