@@ -215,14 +215,18 @@ def _settings() -> _Settings:
         _umask(),
         socket.getdefaulttimeout(),
         _ROOT.manager.disable,
-        _ROOT.level,
-        [(handler, handler.level) for handler in _ROOT.handlers],
+        _ROOT.level if _in_main_thread() else 0,
+        [(handler, handler.level) for handler in _ROOT.handlers] if _in_main_thread() else [],
         (_OWN.disabled, _OWN.level),
     )
 
 
 _ROOT, _OWN = logging.getLogger(), logging.getLogger("shoal")
 _last_umask = 0o077
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _umask() -> int:
@@ -272,7 +276,7 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
     if wanted.socket_timeout != now.socket_timeout:
         socket.setdefaulttimeout(wanted.socket_timeout)
     _apply_logging(wanted, now)
-    if threading.current_thread() is threading.main_thread():
+    if _in_main_thread():
         for number, handler, present in (
             (signal.SIGINT, wanted.interrupt, now.interrupt),
             (signal.SIGTERM, wanted.terminate, now.terminate),
@@ -287,9 +291,10 @@ def _apply(wanted: _Settings, now: _Settings) -> None:
 def _apply_logging(wanted: _Settings, now: _Settings) -> None:
     if wanted.logging_disabled != now.logging_disabled:
         logging.disable(wanted.logging_disabled)
-    if wanted.root_level != now.root_level:
+    # Another thread cannot tell what its environment does to the root logger from what the program does meanwhile.
+    if wanted.root_level != now.root_level and _in_main_thread():
         _ROOT.setLevel(wanted.root_level)
-    if wanted.root_handlers != now.root_handlers:
+    if wanted.root_handlers != now.root_handlers and _in_main_thread():
         _ROOT.handlers[:] = [handler for handler, _ in wanted.root_handlers]
         for handler, level in wanted.root_handlers:
             handler.setLevel(level)

@@ -301,3 +301,25 @@ def test_an_error_leaves_the_surroundings_too() -> None:
     with surroundings:
         assert torch.get_default_dtype() == torch.float32
     assert settings() == before
+
+
+def test_a_handler_that_the_program_adds_meanwhile_stays() -> None:
+    """Catches an environment in a thread at whose end the program's root logger is as it was at its beginning."""
+    inside, added = threading.Event(), threading.Event()
+    handler = logging.NullHandler()
+
+    def play() -> None:
+        with Surroundings("E"):
+            inside.set()
+            added.wait()
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    inside.wait()
+    logging.root.addHandler(handler)
+    try:
+        added.set()
+        thread.join()
+        assert handler in logging.root.handlers
+    finally:
+        logging.root.removeHandler(handler)
