@@ -31,7 +31,7 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except RpcError as error:
-        from ray._raylet import (  # type: ignore[attr-defined]
+        from ray._raylet import (  # type: ignore[attr-defined]  # no public names, nor types (Ray 2.60)
             GRPC_STATUS_CODE_DEADLINE_EXCEEDED,
             GRPC_STATUS_CODE_UNAVAILABLE,
         )
