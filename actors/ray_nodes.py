@@ -48,14 +48,14 @@ def _head() -> Any:
     return global_worker.gcs_client
 
 
-def draining_nodes() -> frozenset[str]:
+def draining_nodes(seconds: float = ANSWER_SECONDS) -> frozenset[str]:
     """Ids of nodes that are draining: preempted, scaled down, or stopped by hand.
 
     Raises:
-        NoAnswer: within ``ANSWER_SECONDS``.
+        NoAnswer: within so many ``seconds``.
     """
     with _answered():
-        return frozenset(_head().get_draining_nodes(timeout=ANSWER_SECONDS))
+        return frozenset(_head().get_draining_nodes(timeout=seconds))
 
 
 def starting_processes() -> dict[str, ProcessLocation]:

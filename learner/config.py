@@ -62,7 +62,7 @@ class LearnerConfig(Section):
     desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
     up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
-    no further step. 0 leaves it to its course. It sees what the steps before the last one moved, and the lag: with one
+    no further step. 0 turns that off. It sees what the steps before the last one moved, and the lag: with one
     epoch, one minibatch and lag 0 it sees nothing."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[

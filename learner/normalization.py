@@ -61,7 +61,8 @@ class ObservationStatistics:
         x = x.to(wide) - self._mean.to(x.device, wide)
         high = OUTLIER * (self._deviations / self._count.clamp_min(1)).sqrt().to(x.device, wide)
         low = -high
-        if (unknown := (high == 0) & self._normalizer.measured & self._normalizer.present).any():
+        moves = (self._normalizer.measured & self._normalizer.present).to(x.device)
+        if (unknown := (high == 0) & moves).any():
             low[unknown], high[unknown] = _usual_range(x[:, unknown])
         outliers = weight @ ((x < low) | (x > high)).to(wide)
         x = x.clamp(low, high)

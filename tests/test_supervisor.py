@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import MOST_REFUSED
 from shoal.actors.ray_actor import ProcessLocation
+from shoal.actors.ray_nodes import NoAnswer
 from shoal.actors.ray_pool import RayPool
 from shoal.actors.supervisor import ActorSlot, Supervisor, TooManyFailures
 from shoal.envs.config import EnvironmentNotFound
@@ -232,3 +233,20 @@ def test_no_answer_is_read_where_the_raylet_has_ended(store: Store, monkeypatch:
     for _ in range(3):
         pool.pump(0.01)
     assert sink.turn == turn
+
+
+def test_a_head_that_does_not_answer_keeps_nobody_waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a pool that ends, or forgets which nodes are draining, because the head is busy for a moment."""
+    supervisor, slot, lost = supervise(60.0)
+    supervisor._draining = frozenset({"a node"})
+
+    def no_answer() -> frozenset[str]:
+        raise NoAnswer("busy")
+
+    monkeypatch.setattr(supervisor_module, "draining_nodes", no_answer)
+    supervisor._look_at = 0.0
+    supervisor.start_due()
+    assert supervisor._look_at > 0
+    assert supervisor._draining == {"a node"}
+    assert slot.built
+    assert lost == []

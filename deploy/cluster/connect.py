@@ -33,6 +33,8 @@ from shoal.deploy.settings.sections import ClusterConfig, Config
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+HEAD_SECONDS = 30.0
+"""How long a busy head may take to answer before a run starts: nothing else waits for it then."""
 PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
@@ -106,7 +108,7 @@ class Cluster:
 
         here, draining, available = (
             ray.get_runtime_context().get_node_id(),
-            draining_nodes(),
+            draining_nodes(HEAD_SECONDS),
             available_resources_per_node(),
         )
         return [
