@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 MEASURED = 5
 """Latest durations, of an actor's unrolls and of updates, that expectations are made of."""
 PATIENCE = 2.0
-"""An unroll of an actor that is too slow for the lag is trained unless it takes longer than expected by this factor."""
+"""An unroll of an actor that is too slow for the lag is trained unless it takes this many times its longest of late."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Admission:
                 # Its long unrolls are trained, too: they may be those of other states than its short ones.
                 trained_until = now + PATIENCE * own.longest
             elif self._may_be_late(actor, now):
-                trained_until, in_turn = now + PATIENCE * own.usual, False
+                trained_until, in_turn = now + PATIENCE * own.longest, False
             else:
                 continue  # it is another one's turn; with fewer unrolls ahead this one may be in time
             self._begin(actor, Unroll(self._serial(), policy_version, now, trained_until, in_turn))
@@ -274,7 +274,8 @@ class Admission:
 
         That is found, and said, once others were admitted before it for as long as one of its unrolls takes.
         """
-        expected = self._durations[actor].usual
+        own = self._durations[actor]
+        expected = own.usual
         if actor not in self._too_slow:
             if now - self._passed_over.setdefault(actor, now) < expected:
                 return False
@@ -288,7 +289,7 @@ class Admission:
                 self.max_policy_lag,
                 expected,
                 self._updates.usual,
-                PATIENCE * expected,
+                PATIENCE * own.longest,
             )
         return True
 

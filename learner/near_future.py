@@ -24,9 +24,11 @@ class UnderWay(NamedTuple):
 
 class _Arrival(NamedTuple):
     at: float
+    first: bool
+    """Of simultaneous ones, those that come later than the unroll in question are taken first: the others are trained
+    before it all the same."""
     begun: float
     """Minus infinity for an unroll that is under way already."""
-    first: bool
     usual: float
 
 
@@ -45,8 +47,10 @@ def in_time(
 
     Unrolls come back, and the learner takes a batch whenever it is free and there is one. Those that are delivered or
     under way already are trained before the one in question; of those that start later, all batches that are full
-    before it is back. Idle actors start as places become free, of which there are (max_policy_lag + 1) batches in all;
-    where several could take one, those that are back first do, which is the worst for the one that is judged.
+    before it is back. Idle actors start as places become free, of which there are (max_policy_lag + 1) batches in all.
+    Which actor takes which place is not known, so the worst is assumed: those that are back first take the first
+    places, and an unroll that found none takes the next place for as long as the quickest unroll, because the quickest
+    actor may have left its place to this one.
 
     Args:
         duration: of the unroll in question, in seconds.
@@ -57,22 +61,23 @@ def in_time(
         update_left: seconds until the update under way ends; None where there is none.
     """
     tie = _TIE * duration
-    arrivals = [_Arrival(unroll.back_in, -math.inf, unroll.first, unroll.usual) for unroll in under_way]
+    arrivals = [_Arrival(unroll.back_in, unroll.first, -math.inf, unroll.usual) for unroll in under_way]
     here_first, here_later = delivered, 0
     updating = update_left is not None
     places = (max_policy_lag + 1 - updating) * per_batch - delivered - len(under_way) - 1
     free_since = [0.0] * places
     waiting: list[float] = []
 
-    def start(begun: float, usual: float) -> None:
+    def start(begun: float, usual: float, takes: float) -> None:
         # Of two that start now and take as long, the one in question is back first.
-        if begun + usual < duration + (tie if begun > tie else -tie):
-            heapq.heappush(arrivals, _Arrival(begun + usual, begun, False, usual))
+        back = begun + takes
+        if back < duration + (tie if begun > tie else -tie):
+            heapq.heappush(arrivals, _Arrival(back, False, begun, usual))
 
     heapq.heapify(arrivals)
     quickest = min([*idle, *(unroll.usual for unroll in under_way)], default=0.0)
     for usual in idle:
-        start(0.0, usual)
+        start(0.0, usual, usual)
     lag, now, published_at = int(updating), 0.0, update_left
     while True:
         if published_at is None and here_first + here_later >= per_batch:
@@ -92,10 +97,10 @@ def in_time(
             published_at = None
             free_since += [now] * per_batch
             for usual in waiting:
-                start(now, usual)
+                start(now, usual, quickest)
             waiting.clear()
             continue
-        _, begun, first, usual = heapq.heappop(arrivals)
+        _, first, begun, usual = heapq.heappop(arrivals)
         if begun >= 0:
             # It needs a place that was free when it began, or that another one left to it that was back first but could
             # have begun later. Else it begins when there is a place.
@@ -103,13 +108,13 @@ def in_time(
             place = bisect.bisect_right(free_since, now - quickest + tie) - 1
             if place < 0:
                 if free_since:
-                    start(free_since[0], usual)
+                    start(free_since[0], usual, quickest)
                 else:
                     waiting.append(usual)
                 continue
             del free_since[place]
         here_first += first
         here_later += not first
-        start(now, usual)
+        start(now, usual, usual)
     here_first += sum(arrival.first for arrival in arrivals)
     return lag + here_first // per_batch <= max_policy_lag

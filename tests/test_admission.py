@@ -8,7 +8,7 @@ import logging
 
 import pytest
 from fuzz import examples
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shoal.learner.admission import Admission
 from simulated_actors import Simulation, fair_shares
@@ -108,6 +108,10 @@ DURATIONS = st.floats(1.0, 6.0)
     slows_down=st.one_of(st.none(), st.floats(1.5, 10.0)),
     varies=st.lists(st.floats(1.0, 8.0), max_size=3),
 )
+@example(durations=[1.0, 2.0, 1.75], update=1.0, per_batch=3, max_policy_lag=1, slows_down=None, varies=[])
+@example(durations=[1.25, 2.5, 1.75, 2.0], update=0.5, per_batch=1, max_policy_lag=4, slows_down=None, varies=[])
+@example(durations=[1.0, 3.0, 4.0, 4.0, 1.25], update=1.0, per_batch=4, max_policy_lag=2, slows_down=None, varies=[])
+@example(durations=[2.0, 1.0, 1.0], update=1.0, per_batch=2, max_policy_lag=2, slows_down=None, varies=[1.0, 3.0])
 @settings(max_examples=examples(15), deadline=None)
 def test_everybody_has_its_share_in_time(durations, update, per_batch, max_policy_lag, slows_down, varies):
     """A share below half of the fair one; an unroll that is made to be thrown away; a learner that waits for nothing.

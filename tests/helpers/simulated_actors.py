@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -76,8 +77,9 @@ class Simulation:
         self.updating = False
         self.measured_since: dict[int, float] = {}
         """The end of the first unroll, by actor."""
-        self._events: list[tuple[float, int]] = []
-        """Times, and the actor whose unroll ends then, or -1 for the update."""
+        self._events: list[tuple[float, int, int]] = []
+        """Times, what began first of what ends then, and the actor whose unroll ends, or -1 for the update."""
+        self._begun = itertools.count()
         self._sequence: Counter[int] = Counter()
         self._waiting: dict[tuple[int, int], Made] = {}
         """Delivered and neither trained nor dropped, by actor and sequence number."""
@@ -88,7 +90,7 @@ class Simulation:
         while self.now < seconds:
             self._begin()
             check(self)
-            at, who = heapq.heappop(self._events)
+            at, _, who = heapq.heappop(self._events)
             if not self.updating:
                 self.outcome.idle_seconds += at - self.now
             self.now = at
@@ -114,7 +116,7 @@ class Simulation:
             measured = durations.longest if durations else 0.0
             made = Made(actor, self.now, self._duration(actor, self.now), measured)
             self.under_way[actor] = made
-            heapq.heappush(self._events, (self.now + made.seconds, actor))
+            heapq.heappush(self._events, (self.now + made.seconds, next(self._begun), actor))
 
     def _take(self) -> None:
         stop = threading.Event()
@@ -132,7 +134,7 @@ class Simulation:
             self.outcome.lags.append(self.version - trajectory.header.policy_version)
         self.queue.book(batch, trained=sum(trajectory.env_steps for trajectory in batch))
         self.updating = True
-        heapq.heappush(self._events, (self.now + self._update(self.now), -1))
+        heapq.heappush(self._events, (self.now + self._update(self.now), -1, -1))
 
     def _update_ends(self) -> None:
         self.updating = False
