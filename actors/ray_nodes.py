@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RpcError
@@ -20,6 +20,18 @@ ANSWER_SECONDS = 2.0
 Ray's other ways to ask wait for as long as it takes, and Ray ends a process that has waited for its head for a minute,
 also one that has been disconnected and trains on with another Ray meanwhile.
 """
+
+
+class RayNode(NamedTuple):
+    """A living node, as the head knows it."""
+
+    node_id: str
+    """Hexadecimal."""
+    address: str
+    resources: Mapping[str, float]
+    available: Mapping[str, float]
+    """What of ``resources`` is free."""
+    labels: Mapping[str, str]
 
 
 class NoAnswer(Exception):
@@ -46,6 +58,45 @@ def _head() -> Any:
     from ray._private.worker import global_worker
 
     return global_worker.gcs_client
+
+
+def living_nodes(seconds: float = ANSWER_SECONDS) -> list[RayNode]:
+    """All nodes that have not ended, as far as the head has noticed.
+
+    Raises:
+        NoAnswer: within so many ``seconds``, to one of two questions.
+    """
+    with _answered():
+        nodes = _head().get_all_node_info(timeout=seconds)
+        usage = _head().get_all_resource_usage(timeout=seconds).resource_usage_data.batch
+    available = {one.node_id: dict(one.resources_available) for one in usage}
+    return [
+        RayNode(
+            node_id.hex(),
+            info.node_manager_address,
+            dict(info.resources_total),
+            available.get(node_id.binary(), {}),
+            dict(info.labels),
+        )
+        for node_id, info in nodes.items()
+        if info.state == info.ALIVE
+    ]
+
+
+def is_autoscaled(seconds: float = ANSWER_SECONDS) -> bool:
+    """Whether an autoscaler has told the head which nodes there may be.
+
+    Raises:
+        NoAnswer: within so many ``seconds``.
+    """
+    from ray._raylet import (  # type: ignore[attr-defined]  # no public names, nor types (Ray 2.60)
+        GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,
+        GCS_AUTOSCALER_STATE_NAMESPACE,
+    )
+
+    key, namespace = GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+    with _answered():
+        return bool(_head().internal_kv_get(key, namespace, timeout=seconds))
 
 
 def draining_nodes(seconds: float = ANSWER_SECONDS) -> frozenset[str]:

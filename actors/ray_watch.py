@@ -74,7 +74,7 @@ class RayWatch:
         self.lost = threading.Event()
         self.why = ""
         """The warning, once Ray is lost."""
-        self._head, self._raylet_path, self._advice = head, raylet, advice
+        self.head, self._raylet_path, self._advice = head, raylet, advice
         self._patience = max(tolerance - SAVING_SECONDS, 0.0)
         self._missing_since: float | None = None
         """Monotonic time since when the head has been out of reach."""
@@ -126,7 +126,7 @@ class RayWatch:
         first = self._missing_since is None
         self._missing_since = begun if self._missing_since is None else self._missing_since
         if not missing.may_return or time.monotonic() - self._missing_since >= self._patience:
-            self._lose(missing.what)
+            self.lose(missing.what)
         elif first:
             log.warning(
                 "%s; a checkpoint is saved after the next update, and the run ends if that lasts for %.0f s",
@@ -219,7 +219,7 @@ class RayWatch:
                     full_since = now
                     log.warning("Ray's object store on this machine has no room (%s); tried again", _first_line(error))
                 elif now - full_since > ROOM_SECONDS:
-                    self._lose(f"its object store on this machine has had no room for {ROOM_SECONDS:.0f} s")
+                    self.lose(f"its object store on this machine has had no room for {ROOM_SECONDS:.0f} s")
                 self.lost.wait(AGAIN_SECONDS)
             except Exception:
                 if self._is_lost_in_the_end():
@@ -277,18 +277,19 @@ class RayWatch:
                 before, self._raylet = self._raylet, fresh
                 if before is not None:
                     before.close()
-        host, _, port = self._head.rpartition(":")
+        host, _, port = self.head.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
         except OSError as error:
             # A time limit of Python's own has no number.
             if isinstance(error, TimeoutError) or error.errno in _GONE:
-                what = f"Ray's head (GCS) at {self._head} does not answer any more ({error})"
+                what = f"Ray's head (GCS) at {self.head} does not answer any more ({error})"
                 # A refusal comes from its machine: no process has the port any more.
                 return Missing(what, may_return=error.errno not in (errno.ECONNREFUSED, errno.ECONNRESET))
         return None
 
-    def _lose(self, missing: str) -> None:
+    def lose(self, missing: str) -> None:
+        """Call Ray lost, because of what is ``missing``: the rest of a sentence that begins with "Ray is lost: "."""
         self.why = f"Ray is lost: {missing}"
         log.error("%s; the run saves and ends. %s", self.why, self._advice)
         with self._lock:

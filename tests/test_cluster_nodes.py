@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from shoal.actors.code import Code
+from shoal.actors.ray_nodes import NoAnswer, RayNode
 from shoal.actors.ray_watch import RayLost, RayWatch
+from shoal.deploy.cluster import connect
 from shoal.deploy.cluster.connect import Cluster, Node
 from shoal.deploy.cluster.probe import probe
 from shoal.deploy.placement.layout import Machine
@@ -85,3 +87,35 @@ def test_a_head_that_is_lost_while_nodes_are_asked_is_said() -> None:
                 ask()
     finally:
         watch.close()
+
+
+@pytest.mark.parametrize("busy", [3, 10**9])
+def test_a_busy_head_is_asked_again(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a start that fails because the head was busy for some seconds, and one that asks a head without an end
+    whose kernel takes connections while its process is stopped."""
+    node, questions = RayNode("0" * 56, "here", {"CPU": 2.0}, {"CPU": 1.0}, {}), []
+
+    def living_nodes() -> list[RayNode]:
+        questions.append(1)
+        if len(questions) <= busy:
+            raise NoAnswer("busy")
+        return [node]
+
+    monkeypatch.setattr(connect, "HEAD_SECONDS", 0.5)
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        watch = RayWatch(f"127.0.0.1:{head.getsockname()[1]}", "", "Start it again")
+        try:
+            cluster = Cluster.__new__(Cluster)
+            cluster.config, cluster.watch = Config().cluster, watch
+            if busy == 3:
+                assert cluster._asked(living_nodes) == [node]
+            else:
+                with pytest.raises(
+                    RayLost, match=r"takes connections, and has answered nothing for .*nothing had started"
+                ):
+                    cluster._asked(living_nodes)
+                assert watch.lost.is_set()
+        finally:
+            watch.close()

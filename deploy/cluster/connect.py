@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
-from shoal.actors.ray_nodes import draining_nodes
+from shoal.actors.ray_nodes import NoAnswer, draining_nodes, is_autoscaled, living_nodes
 from shoal.actors.ray_pool import describe
 from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster.named_packages import named_packages
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
 HEAD_SECONDS = 30.0
 """How long a busy head may take to answer before a run starts: nothing else waits for it then."""
+AGAIN_SECONDS = 0.2
+"""Pause between two questions of which the first was not answered."""
 PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
@@ -104,25 +106,18 @@ class Cluster:
         return self._asked(self._nodes)
 
     def _nodes(self) -> list[Node]:
-        from ray._private.state import available_resources_per_node  # a developer API without a public path
-
-        here, draining, available = (
-            ray.get_runtime_context().get_node_id(),
-            draining_nodes(HEAD_SECONDS),
-            available_resources_per_node(),
-        )
+        here, draining = ray.get_runtime_context().get_node_id(), draining_nodes()
         return [
             Node(
-                node["NodeID"],
-                node["NodeManagerAddress"],
-                node["NodeID"] == here,
-                node["NodeID"] in draining,
-                node["Resources"],
-                available.get(node["NodeID"], {}),
-                node["Labels"],
+                node.node_id,
+                node.address,
+                node.node_id == here,
+                node.node_id in draining,
+                node.resources,
+                node.available,
+                node.labels,
             )
-            for node in ray.nodes()
-            if node["Alive"]
+            for node in living_nodes()
         ]
 
     @property
@@ -130,9 +125,7 @@ class Cluster:
         """True if nodes may still be added."""
         if self.config.autoscaling != "auto":
             return self.config.autoscaling
-        from ray._private.state import state
-
-        return self._asked(lambda: state.get_cluster_config() is not None)
+        return self._asked(is_autoscaled)
 
     def needs(self) -> dict[str, float]:
         """Resources of one rollout actor."""
@@ -217,10 +210,20 @@ class Cluster:
             self.watch.lost.wait(LOOK_SECONDS)
 
     def _asked(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
-        answer = self.watch.call(ask, *arguments)
-        if answer is None:
-            raise RayLost(f"{self.watch.why}; nothing had started")
-        return answer
+        until = time.monotonic() + HEAD_SECONDS
+        while True:
+            # A question that waited longer would be under way when Ray ends processes whose head is lost.
+            with contextlib.suppress(NoAnswer):
+                answer = self.watch.call(ask, *arguments)
+                if answer is None:
+                    raise RayLost(f"{self.watch.why}; nothing had started")
+                return answer
+            if time.monotonic() > until:
+                self.watch.lose(
+                    f"its head (GCS) at {self.watch.head} takes connections, and has answered nothing for "
+                    f"{HEAD_SECONDS:.0f} s"
+                )
+            self.watch.lost.wait(AGAIN_SECONDS)
 
     def _take_turn(self) -> bool:
         """Whether this run may take its place now; no other that waits does before ``end_turn``."""
@@ -326,7 +329,10 @@ class Cluster:
 
     def probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
         """Every node's probe; None where it does not answer. Nodes that died meanwhile are left out."""
-        return self._asked(self._probe, nodes, config)
+        answers = self._asked(self._probe, nodes, config)
+        # Ray takes a while to notice that a machine is gone; it is no reason not to start.
+        living = {node.node_id for node in self._asked(living_nodes)}
+        return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
 
     def _probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
         task, packages = ray.remote(num_cpus=0, max_retries=0)(probe), tuple(named_packages(config))
@@ -341,9 +347,7 @@ class Cluster:
                 answers[asked[ref]] = ray.get(ref)
             except RayError as error:
                 log.warning("node %s cannot be asked: %s", asked[ref].name, error)
-        # Ray takes a while to notice that a machine is gone; it is no reason not to start.
-        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
+        return answers
 
     def mismatches(self, answers: Mapping[Node, Probe | None], config: Config) -> list[str]:
         """Nodes that the run would use and cannot: silent ones, those that run something else or lack a package."""

@@ -289,6 +289,63 @@ def test_a_notebook_outlives_its_head_and_trains_again(whose: str, tmp_path: Pat
     assert read_summary(tmp_path / "run")["stopped_by"] is None
 
 
+HOLDER = """
+    import sys, time
+    import ray
+
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    held = ray.remote(num_cpus=2)(type("Held", (), {"up": lambda self: True})).remote()
+    print(ray.get(held.up.remote()), flush=True)
+    time.sleep(600)
+"""
+
+WAITER = """
+    import os, sys, time
+    import ray
+    import shoal
+
+    settings = dict(argument.split("=") for argument in sys.argv[1:])
+    settings |= {"actor.num_actors": 2, "cluster.wait_seconds": 600, "cluster.autoscaling": False}
+    try:
+        shoal.train(config=settings, run_dir="run", total_env_steps=1000)
+    except Exception as error:
+        print(type(error).__name__, str(error), flush=True)
+    assert not ray.is_initialized()
+    time.sleep(1.5 * float(os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"]))
+    print("lives")
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_outlives_a_head_that_it_waits_for_a_place_of(tmp_path: Path) -> None:
+    """Catches a wait without an end, in a question that has no time limit, and an interpreter that Ray ends for it."""
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
+    with two_nodes() as cluster, contextlib.ExitStack() as stack:
+
+        def begin(program: str, *arguments: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            return process
+
+        holder = begin(HOLDER, cluster.address)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        waiter = begin(WAITER, "env.id=CartPole-v1", "mode=cluster", f"cluster.address={cluster.address}")
+        assert waiter.stdout is not None
+        assert any("waiting for other runs" in line for line in waiter.stdout)
+        os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        output = waiter.communicate(timeout=180)[0]
+        assert waiter.returncode == 0, output
+        why, lives = output.splitlines()[-2:]
+        assert why.startswith("RayLost Ray is lost: "), output
+        assert lives == "lives", output
+
+
 @pytest.mark.slow
 def test_a_run_that_nothing_arrives_at_says_so(tmp_path: Path) -> None:
     """Catches minutes in which no update is made and nothing is said: actors hang, and are not replaced yet."""
