@@ -65,7 +65,8 @@ class UpdateResult:
     all_env_steps: int
     """Valid transitions of all learners' batches, as the loss counted them."""
     terms: dict[str, float]
-    """Loss terms, gradient norm and explained variance, each the mean over the optimizer steps."""
+    """The loss and its terms, KL divergences in nats, ``grad_norm`` before clipping, ``explained_variance``, and
+    ``advantage_std`` in units of the reward; each the mean over the optimizer steps."""
     optimizer_steps: int
     """Optimizer steps made: ``learner.target_kl`` and ``learner.desired_kl`` may end an update early."""
     scheduled: ScheduledSettings

@@ -37,7 +37,7 @@ class Trained:
     all_env_steps: int
     """Environment steps that it trained, over all learners."""
     terms: dict[str, float]
-    """Loss terms, gradient norm and explained variance (``UpdateResult.terms``)."""
+    """``UpdateResult.terms``."""
     optimizer_steps: int
     """Optimizer steps made, the same in all learners."""
     scheduled: ScheduledSettings

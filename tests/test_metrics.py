@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import urllib.request
 from collections import Counter
@@ -10,7 +11,7 @@ from collections import Counter
 import pytest
 from metric_sources import REPORTED, make_sources
 from prometheus_client.parser import text_string_to_metric_families
-from rollouts import RUN, SMALL, random_columns
+from rollouts import RUN, SMALL, make_learner, random_batch, random_columns, small_policy
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
 from shoal.deploy.monitoring.learning import CAUSES
 from shoal.deploy.monitoring.metrics_server import MetricsServer
@@ -18,6 +19,7 @@ from shoal.learner.ledger import Ledger
 from shoal.learner.statistics import Histogram, RunStatistics
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
+from shoal.policy.config import RegularizationConfig
 from shoal.policy.trajectory import TrajectoryHeader, to_bytes
 
 
@@ -77,8 +79,10 @@ def test_names_follow_the_rules_of_prometheus():
         assert not re.search(r"_(count|sum|bucket|info|created)$", entry.name)
         assert not re.search(r"_(gauge|counter|histogram|summary)(_|$)", entry.name)
         # base units, spelt out, before _total
-        assert not re.search(r"_(ms|milliseconds|minutes|hours|kb|mb|kilobytes|megabytes|percent)(_|$)", entry.name)
-        for unit in ("seconds", "bytes"):
+        assert not re.search(
+            r"_(ms|milliseconds|minutes|hours|kb|mb|kilobytes|megabytes|percent|fraction|bits)(_|$)", entry.name
+        )
+        for unit in ("seconds", "bytes", "ratio", "nats"):
             if f"_{unit}" in entry.name:
                 assert re.search(rf"_{unit}(_total)?$", entry.name), entry.name
         assert entry.help.endswith(".")
@@ -120,8 +124,9 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_gradient_norm") == {("policy",): 0.25, ("value",): 4.0}
     assert values(families, "shoal_learning_rate") == {(): 1e-3}
     assert values(families, "shoal_optimizer_steps_total") == {(): 40}
+    other = {"relative_distance_to_init": "distance_to_init_ratio", "clipped_fraction": "clipped_ratio"}
     for i, field in enumerate(dataclasses.fields(WeightMetrics)):
-        name = field.name if field.name == "dormant_units_ratio" else f"weight_{field.name}"
+        name = field.name if field.name == "dormant_units_ratio" else f"weight_{other.get(field.name, field.name)}"
         assert values(families, f"shoal_{name}") == {("lstm",): i}
     assert values(families, "shoal_ignored_tokens_total") == {(): 4}
     assert values(families, "shoal_stage_seconds_total") == {
@@ -133,6 +138,47 @@ def test_values_are_those_of_the_run(sources, serve):
     families = scrape(serve(sources))
     assert values(families, "shoal_sampled_env_steps_total") == {(): 101}
     assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 1}
+
+
+def test_each_unit_of_the_loss_has_a_metric_of_its_own(sources, serve):
+    """Catches nats, shares, norms and losses under one name, a total among its parts, a term on two metrics or none.
+    What a loss of the user's adds is of an unknown unit."""
+    families, terms = scrape(serve(sources)), sources.statistics.terms
+    names = ("policy_loss", "value_loss", "l2_init_loss")
+    assert values(families, "shoal_loss") == {(name,): terms[name] for name in names}
+    assert values(families, "shoal_loss_metric") == {("reward_error",): terms["reward_error"]}
+    own = {
+        "loss": "total_loss",
+        "entropy": "entropy_nats",
+        "approx_kl": "approx_kl_nats",
+        "update_kl": "update_kl_nats",
+        "clip_fraction": "clipped_transitions_ratio",
+        "grad_norm": "global_gradient_norm",
+        "explained_variance": "explained_variance_ratio",
+        "advantage_std": "advantage_std",
+    }
+    assert {*names, "reward_error", *own} == terms.keys()
+    for term, name in own.items():
+        assert values(families, f"shoal_{name}") == {(): terms[term]}
+
+
+def test_the_terms_of_the_loss_add_up_as_their_help_says(sources, serve):
+    """Catches a help text that has a term with its coefficient where it is without, and a total that leaves one out."""
+    policy, coefs = small_policy(), {"value_coef": 0.3, "entropy_coef": 0.05}
+    learner = make_learner(
+        policy, regularization=RegularizationConfig(l2_init_coef=0.2), epochs=2, minibatches=2, **coefs
+    )
+    result = learner.update(random_batch(1))
+    sources.statistics.terms, sources.statistics.scheduled = result.terms, result.scheduled
+    families = scrape(serve(sources))
+    loss = {term: value for (term,), value in values(families, "shoal_loss").items()}
+    assert all(loss.values())
+    [entropy], [entropy_coef], [total] = (
+        values(families, f"shoal_{name}").values() for name in ("entropy_nats", "entropy_coef", "total_loss")
+    )
+    assert entropy_coef == coefs["entropy_coef"]
+    summed = loss["policy_loss"] + coefs["value_coef"] * loss["value_loss"] - entropy_coef * entropy
+    assert total == pytest.approx(summed + loss["l2_init_loss"], rel=1e-5)
 
 
 def test_histograms_are_cumulative_and_include_their_bounds(sources, serve):
@@ -188,6 +234,18 @@ def test_before_the_first_batch_the_page_is_whole(serve):
         )
     )
     assert {entry.name.removesuffix("_total") for entry in CATALOGUE} <= families.keys()
+    assert values(families, "shoal_failed_readings_total") == {}
+    assert values(families, "shoal_entropy_nats") == {(): pytest.approx(math.nan, nan_ok=True)}
+
+
+def test_a_term_that_the_loss_does_not_have_is_no_failure(sources, serve):
+    """Catches an alert for metrics that cannot be read in every run of IMPALA, which clips no ratio."""
+    learner = make_learner(small_policy(), loss="impala")
+    sources.statistics.terms = learner.update(random_batch(1)).terms
+    families = scrape(serve(sources))
+    assert values(families, "shoal_failed_readings_total") == {("shoal_broken",): 1}
+    assert values(families, "shoal_clipped_transitions_ratio") == {(): pytest.approx(math.nan, nan_ok=True)}
+    assert values(families, "shoal_approx_kl_nats") == {(): sources.statistics.terms["approx_kl"]}
 
 
 def test_counters_of_a_resumed_run_begin_at_zero(sources, serve):

@@ -96,18 +96,40 @@ class CatalogueEntry:
     label: str | None
     of_run: bool = False
     """Of the whole run, and the same whichever of several policies it is read from: it is on the page once."""
+    key: str = ""
+    """Its name in metrics.jsonl, where that is not the metric's: trackers group by what is before the slash."""
+
+    @property
+    def history_name(self) -> str:
+        """Its name in metrics.jsonl; a label's value follows after a slash."""
+        return self.key or self.name.removeprefix("shoal_").removesuffix("_total")
 
 
 def _counter(name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False) -> CatalogueEntry:
     return CatalogueEntry("counter", f"shoal_{name}", help, read, label, of_run)
 
 
-def _gauge(name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False) -> CatalogueEntry:
-    return CatalogueEntry("gauge", f"shoal_{name}", help, read, label, of_run)
+def _gauge(
+    name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False, key: str = ""
+) -> CatalogueEntry:
+    return CatalogueEntry("gauge", f"shoal_{name}", help, read, label, of_run, key)
 
 
-def _weights(name: str, help: str, read: Callable[[WeightMetrics], Mapping[str, float]]) -> CatalogueEntry:
-    return _gauge(name, help, lambda s: read(s.statistics.weights), "component")
+def _weights(
+    name: str, help: str, read: Callable[[WeightMetrics], Mapping[str, float]], *, key: str = ""
+) -> CatalogueEntry:
+    return _gauge(name, help, lambda s: read(s.statistics.weights), "component", key=key)
+
+
+def _term(term: str, name: str, help: str) -> CatalogueEntry:
+    """A term of the loss, or a number beside it, that has a metric of its own for its unit."""
+    return _gauge(
+        name,
+        f"{help}. Mean over the optimizer steps of the last update; NaN before the first, and where learner.loss has "
+        "no such term.",
+        lambda s: s.statistics.terms.get(term, float("nan")),
+        key=f"loss/{term}",
+    )
 
 
 def _histogram(name: str, help: str, read: Read) -> CatalogueEntry:
@@ -136,11 +158,31 @@ _DROPPED = (
     "was skipped; learner_lost: a peer learner died with them; shutdown: they were queued when the run ended; restart: "
     "they were queued when the checkpoint was saved from which the run was resumed."
 )
+_LOSS_TERMS = ("policy_loss", "value_loss", "l2_init_loss")
 _LOSS = (
-    "Terms of the last update: loss, policy_loss, value_loss, l2_init_loss, entropy, approx_kl (to the policy that "
-    "acted), update_kl (made by the update), clip_fraction, grad_norm (before clipping), explained_variance and "
-    "advantage_std (before normalization)."
+    "Terms of the loss in the last update: policy_loss; value_loss, without its factor learner.value_coef; "
+    "l2_init_loss, with its coefficients. shoal_total_loss is policy_loss + learner.value_coef x value_loss - "
+    "shoal_entropy_coef x shoal_entropy_nats + l2_init_loss, unless learner.loss is one of your own."
 )
+_TERMS: tuple[tuple[str, str, str], ...] = (
+    ("loss", "total_loss", "The loss that is minimized"),
+    ("entropy", "entropy_nats", "Entropy of the policy"),
+    ("approx_kl", "approx_kl_nats", "KL divergence to the policy that acted, estimated by E[r - 1 - log r]"),
+    ("update_kl", "update_kl_nats", "KL divergence to the policy before the update: E[(log pi - log pi_old)^2] / 2"),
+    ("clip_fraction", "clipped_transitions_ratio", "Share of transitions whose ratio is beyond 1 +- shoal_clip_coef"),
+    ("grad_norm", "global_gradient_norm", "L2 norm of the whole gradient before it is clipped (learner.max_grad_norm)"),
+    (
+        "explained_variance",
+        "explained_variance_ratio",
+        "1 - var(targets - V) / var(targets): 1 is a perfect value function, 0 no better than a constant",
+    ),
+    (
+        "advantage_std",
+        "advantage_std",
+        "Standard deviation of the advantages before normalization, in the reward's units",
+    ),
+)
+_OWN_TERMS = "Further terms that a loss of your own returns (learner.loss), in its units: those of the last update."
 _REPLACED = (
     "Actors replaced, by reason. error: the environment raised; timeout: an unroll took too long; died: the process "
     "ended; oom: out of memory; object_store: the object store of its node was full; refused: its deliveries were; "
@@ -276,7 +318,9 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         lambda s: s.statistics.last_update_timestamp,
     ),
     _counter("published_bytes_total", "Bytes of weights published.", lambda s: s.statistics.published_bytes),
-    _gauge("loss", _LOSS, lambda s: s.statistics.terms, "term"),
+    _gauge("loss", _LOSS, lambda s: _loss_terms(s), "term"),
+    *(_term(*term) for term in _TERMS),
+    _gauge("loss_metric", _OWN_TERMS, lambda s: _own_terms(s), "name", key="loss"),
     _gauge("gradient_norm", _GRADIENTS, lambda s: s.statistics.gradient_norms, "loss"),
     *(
         _gauge(name, f"{what} of the last update (learner.{name}, learner.schedules); NaN before the first.", read)
@@ -286,16 +330,18 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     _weights("weight_norm", "L2 norm of a component's parameters.", lambda w: w.norm),
     _weights("weight_distance_to_init", f"L2 distance of the parameters to {_W0}.", lambda w: w.distance_to_init),
     _weights(
-        "weight_relative_distance_to_init",
+        "weight_distance_to_init_ratio",
         f"Distance to init divided by the norm of {_W0}.",
         lambda w: w.relative_distance_to_init,
+        key="weight_relative_distance_to_init",
     ),
     _weights("weight_effective_rank", _RANK, lambda w: w.effective_rank),
     _weights("weight_condition_number", _CONDITION, lambda w: w.condition_number),
     _weights(
-        "weight_clipped_fraction",
+        "weight_clipped_ratio",
         "Share of the weights under clipping that lie on their bound.",
         lambda w: w.clipped_fraction,
+        key="weight_clipped_fraction",
     ),
     _weights("dormant_units_ratio", _DORMANT, lambda w: w.dormant_units_ratio),
     # Memory
@@ -487,6 +533,16 @@ def _bottleneck(sources: Sources) -> dict[str, int]:
 
 def _one_of(names: Iterable[str], holds: str | None) -> dict[str, int]:
     return {name: int(name == holds) for name in names}
+
+
+def _loss_terms(sources: Sources) -> dict[str, float]:
+    terms = sources.statistics.terms
+    return {name: terms[name] for name in _LOSS_TERMS if name in terms}
+
+
+def _own_terms(sources: Sources) -> dict[str, float]:
+    known = {*_LOSS_TERMS, *(term for term, *_ in _TERMS)}
+    return {name: number for name, number in sources.statistics.terms.items() if name not in known}
 
 
 def _mean(interval: Interval | None) -> float:

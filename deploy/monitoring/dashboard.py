@@ -18,7 +18,7 @@ from typing import Any
 from shoal.deploy.monitoring import metrics_table
 from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry
 from shoal.deploy.monitoring.grafana_json import SAMPLES, Json, annotation, panel_json, variables
-from shoal.deploy.monitoring.panels import Panel, all_policies, buckets, mean, rate, term
+from shoal.deploy.monitoring.panels import Panel, all_policies, buckets, loss_terms, mean, rate
 from shoal.learner.parity_check import TOLERANCE
 
 DASHBOARD = Path(__file__).parent / "grafana" / "shoal.json"
@@ -206,23 +206,24 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Bytes waiting for their update", {"bytes": "shoal_queued_bytes"}, "bytes", width=4),
     ),
     "Losses": (
-        Panel("Loss", term("loss", "policy_loss", "l2_init_loss")),
-        Panel("Value loss", term("value_loss")),
+        Panel("Loss", {"loss": "shoal_total_loss", **loss_terms("policy_loss", "l2_init_loss")}),
+        Panel("Value loss", loss_terms("value_loss")),
         Panel(
             "Explained variance",
-            term("explained_variance"),
-            "none",
+            {"explained variance": "shoal_explained_variance_ratio"},
+            "percentunit",
             note="The share of returns that the value explains: towards 1 as it learns, below 0 worse than a constant.",
         ),
-        Panel("Entropy", term("entropy"), note="A fast fall to 0 is a policy that stopped exploring."),
+        Panel("Entropy", {"nats": "shoal_entropy_nats"}, note="A fast fall to 0 is a policy that stopped exploring."),
         Panel(
             "How far an update moves the policy",
-            term("approx_kl", "update_kl", "clip_fraction"),
+            {"from the one that acted": "shoal_approx_kl_nats", "from the one before": "shoal_update_kl_nats"},
             "none",
-            note="approx_kl to the policy that acted, update_kl to the one before the update (learner.desired_kl), and "
-            "the share of transitions whose ratio was clipped.",
+            note="KL divergences in nats. learner.target_kl ends an update by the first; learner.desired_kl sets the "
+            "learning rate by the second.",
         ),
-        Panel("Gradient norm before clipping", term("grad_norm"), log=True),
+        Panel("Transitions clipped", {"clipped": "shoal_clipped_transitions_ratio"}, "percentunit", share=True),
+        Panel("Gradient norm before clipping", {"norm": "shoal_global_gradient_norm"}, log=True),
         Panel(
             "Learning rate",
             {"learning rate": "shoal_learning_rate"},
@@ -234,6 +235,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             {name: f"shoal_{name}" for name in ("entropy_coef", "clip_coef", "value_clip_coef")},
             "none",
         ),
+        Panel("Terms of a loss of your own", {"{{name}}": "shoal_loss_metric"}, when_empty="none"),
     ),
     "Memory": (
         Panel(
@@ -274,7 +276,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             log=True,
             note="They share layers: the larger one decides what these learn (learner.value_coef).",
         ),
-        Panel("Spread of the advantages", term("advantage_std")),
+        Panel("Spread of the advantages", {"standard deviation": "shoal_advantage_std"}),
     ),
     "Episodes": (
         Panel("Returns", {"{{le}}": buckets("shoal_episode_return")}, kind="heatmap"),
@@ -349,7 +351,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Distance to init", {_BY_COMPONENT: "shoal_weight_distance_to_init"}, width=6),
         Panel(
             "Relative distance to init",
-            {_BY_COMPONENT: "shoal_weight_relative_distance_to_init"},
+            {_BY_COMPONENT: "shoal_weight_distance_to_init_ratio"},
             "percentunit",
             width=6,
         ),
@@ -357,7 +359,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         Panel("Condition number", {_BY_COMPONENT: "shoal_weight_condition_number"}, log=True),
         Panel(
             "On their bound",
-            {_BY_COMPONENT: "shoal_weight_clipped_fraction"},
+            {_BY_COMPONENT: "shoal_weight_clipped_ratio"},
             "percentunit",
             note="Only with learner.regularization.clip_scale.",
         ),

@@ -91,7 +91,7 @@ class CatalogueReader:
         """Return a number, or None, for each name; an entry that fails is left out."""
         line: Line = {}
         for entry in CATALOGUE:
-            name = entry.name.removeprefix("shoal_").removesuffix("_total")
+            name = entry.history_name
             try:
                 value = entry.read(sources)
                 if isinstance(value, Histogram):

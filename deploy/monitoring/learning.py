@@ -111,7 +111,7 @@ class Recorded:
     among_others: bool = False
     """Whether other policies, which are trained too, play in the same environments."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Means of loss terms over the last updates (``shoal_loss``)."""
+    """Means of ``UpdateResult.terms`` over the last updates."""
     wildest_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Terms of the update that moved the policy most."""
     first_entropy: float | None = None

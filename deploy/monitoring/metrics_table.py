@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry
 
 GUIDE = Path(__file__).parents[1] / "docs" / "metrics.md"
 BEGIN, END = "<!-- begin: made by python -m shoal.deploy.monitoring -->", "<!-- end -->"
@@ -31,9 +31,15 @@ def _rows() -> Iterator[str]:
     yield "| metric | type | label | |"
     yield "|---|---|---|---|"
     for entry in CATALOGUE:
-        yield _row(entry.name, entry.kind, f"`{entry.label}`" if entry.label else "", entry.help)
+        label = f"`{entry.label}`" if entry.label else ""
+        yield _row(entry.name, entry.kind, label, f"{entry.help}{_elsewhere(entry)}")
     for name, (help, _) in INFO.items():
         yield _row(name, "gauge", "several", help)
+
+
+def _elsewhere(entry: CatalogueEntry) -> str:
+    labelled = f"/{entry.label.upper()}" if entry.label else ""
+    return f" In metrics.jsonl `{entry.history_name}{labelled}`." if entry.key else ""
 
 
 def _row(name: str, kind: str, label: str, help: str) -> str:

@@ -55,6 +55,6 @@ def buckets(histogram: str) -> str:
     return f'sum by (le) (increase({histogram}_bucket{{policy="$policy"}}[$__rate_interval]))'
 
 
-def term(*names: str) -> dict[str, str]:
+def loss_terms(*names: str) -> dict[str, str]:
     """Return expressions for terms of ``shoal_loss``, by their names."""
     return {"{{term}}": f'shoal_loss{{term=~"{"|".join(names)}"}}'}

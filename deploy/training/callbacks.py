@@ -40,7 +40,9 @@ class Update(NamedTuple):
     env_steps: int
     """Environment steps trained in the whole run."""
     terms: Mapping[str, float]
-    """Loss terms, gradient norm and explained variance, as in the metric ``shoal_loss``."""
+    """What metrics.jsonl has after ``loss/``: losses, entropy and KL divergences in nats, the share of transitions that
+    were clipped, the gradient's norm before it is clipped, explained variance, and the advantages' standard deviation
+    in units of the reward; means over the update's optimizer steps."""
     policy: str = ""
     """Whose update it is, of several policies; the other numbers are of this one, too."""
 

@@ -30,6 +30,12 @@ REPORTED = {
     "faults": ["slot 1 was restarted"],
 }
 
+TERMS = (
+    *("loss", "policy_loss", "value_loss", "l2_init_loss", "entropy", "approx_kl", "update_kl", "clip_fraction"),
+    *("grad_norm", "explained_variance", "advantage_std", "reward_error"),
+)
+"""Terms of an update with shoal's loss, and one that a loss of the user's adds."""
+
 
 def make_sources() -> Sources:
     """A run that has something to say of everything."""
@@ -48,7 +54,7 @@ def make_sources() -> Sources:
     assert statistics.add_reports([]) == []
     for _ in range(PER_ACTOR - 1):
         statistics.data_share.add(0, 3)
-    statistics.terms = {"policy_loss": -0.5}
+    statistics.terms = {name: number / 4 for number, name in enumerate(TERMS)}
     statistics.gradient_norms = {"policy": 0.25, "value": 4.0}
     statistics.optimizer_steps = 40
     statistics.scheduled = ScheduledSettings(learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from metric_sources import make_sources
 from service import SMALL, read_summary, shoal, wait_for
 from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.catalogue import CATALOGUE
@@ -63,7 +64,7 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
     assert last["in_flight_env_steps"] == 0  # after the pool was closed
     assert last["log_prob_error_max"] == pytest.approx(summary["max_log_prob_error"])
     for entry in CATALOGUE:
-        name = entry.name.removeprefix("shoal_").removesuffix("_total")
+        name = entry.history_name
         if entry.kind == "histogram":
             assert {f"{name}/count", f"{name}/mean", f"{name}/max"} <= last.keys()
         elif not entry.label:
@@ -88,6 +89,18 @@ def test_the_history_tells_what_the_summary_tells(tmp_path: Path) -> None:
     assert again[: len(lines)] == lines
     assert {line["session"] for line in again[len(lines) :]} == {1}
     assert again[-1]["env_steps"] >= 10000 > again[-1]["trained_env_steps"]
+
+
+def test_the_numbers_of_the_loss_stand_together() -> None:
+    """Catches curves that go by the metrics' names: a report, a dashboard of a tracker or a callback no longer finds
+    them, and those of a run that is resumed break off."""
+    line = CatalogueReader().read(make_sources())
+    terms = make_sources().statistics.terms
+    assert {name: value for name, value in line.items() if name.startswith("loss/")} == {
+        f"loss/{term}": value for term, value in terms.items()
+    }
+    assert {"weight_clipped_fraction/lstm", "weight_relative_distance_to_init/lstm"} <= line.keys()
+    assert "entropy_nats" not in line
 
 
 def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:

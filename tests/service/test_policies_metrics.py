@@ -26,10 +26,6 @@ TOGETHER = {
     *("The learner's time", "The actors' time", "An actor's time", "Time left"),
 }
 """Panels with a number of all policies that adds up: steps, faults of their games, and parts of the same time."""
-TERMS = (
-    *("loss", "policy_loss", "value_loss", "l2_init_loss", "entropy", "approx_kl", "update_kl", "clip_fraction"),
-    *("grad_norm", "explained_variance", "advantage_std"),
-)
 Series = dict[frozenset[tuple[str, str]], float]
 """Values by labels, without those of the run."""
 
@@ -51,7 +47,6 @@ def history(begin: int) -> str:
     sources = dataclasses.replace(make_sources(), recoveries=lambda: 2, recovery_seconds=lambda: 9.0)
     statistics = sources.statistics
     statistics.last_update_timestamp = statistics.last_checkpoint_timestamp = begin - 60.0
-    statistics.terms = {name: 0.25 * number for number, name in enumerate(TERMS)}
     statistics.stage_seconds |= {"wait": 1.0, "update": 4.0, "reduce": 0.5, "publish": 0.25}
     both = list(samples(dict.fromkeys(NAMES, sources)))
     by_policy = {name for name, labels, *_ in both if "policy" in labels}

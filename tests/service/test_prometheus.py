@@ -99,7 +99,7 @@ def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
             empty.append((place, expression))
     assert [place for place, e in empty if not {name for name, _ in read(e).selectors} & NOTHING_YET] == []
     # Every term of the loss is on some panel.
-    losses = [expression for _, expression in asked if "shoal_loss" in expression]
+    losses = [expression for _, expression in asked if "shoal_loss{" in expression]
     shown = {labels["term"] for expression in losses for labels, _ in server.query(expression)}
     assert shown == {labels["term"] for labels, _ in server.query(f"shoal_loss{{{mine}}}")}
 
