@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def panel_json(panel: Panel, description: str) -> Json:
         "datasource": SOURCE,
         "targets": [
             _target(panel, reference, legend, expression)
-            for reference, (legend, expression) in zip("ABCDEFGH", panel.queries.items(), strict=False)
+            for reference, (legend, expression) in zip(string.ascii_uppercase, panel.queries.items(), strict=False)
         ],
         "fieldConfig": {"defaults": _field(panel), "overrides": []},
         "options": _options(panel),
