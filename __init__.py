@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.deploy.library.minari_dataset import export_minari
     from shoal.deploy.library.onnx_file import export_onnx
     from shoal.deploy.library.runs import Run, evaluate, train
+    from shoal.deploy.monitoring.sinks import LoggedRun, Sink
     from shoal.deploy.settings.load import ConfigError
     from shoal.deploy.training.callbacks import (
         Callback,
@@ -52,12 +53,14 @@ __all__ = [
     "Episodes",
     "FastPolicy",
     "ImageObservation",
+    "LoggedRun",
     "LossInputs",
     "PolicyOutput",
     "RecurrentPolicy",
     "Run",
     "RunningPolicy",
     "RunningRun",
+    "Sink",
     "TokenObservation",
     "TrainedPolicy",
     "Update",
@@ -79,10 +82,12 @@ _HOMES = {
     "ConfigError": "shoal.deploy.settings.load",
     "EndedEpisodes": "shoal.deploy.training.callbacks",
     "Episodes": "shoal.envs.play",
+    "LoggedRun": "shoal.deploy.monitoring.sinks",
     "LossInputs": "shoal.learner.loss",
     "Run": "shoal.deploy.library.runs",
     "RunningPolicy": "shoal.deploy.training.callbacks",
     "RunningRun": "shoal.deploy.training.callbacks",
+    "Sink": "shoal.deploy.monitoring.sinks",
     "TrainedPolicy": "shoal.deploy.library.acting",
     "Update": "shoal.deploy.training.callbacks",
     "evaluate": "shoal.deploy.library.runs",

@@ -6,6 +6,7 @@ Those of a notebook, or of the script that runs: ``actors.user_code`` takes them
 from __future__ import annotations
 
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ losses: dict[str, Callable[..., Any]] = {}
 """By ``learner.loss``."""
 cores: dict[str, type[Any]] = {}
 """Subclasses of ``Core`` by ``policy.core``."""
+sinks: dict[str, type[Any]] = {}
+"""Subclasses of ``Sink`` by ``log.sinks``. They stay in this process."""
 
 
 def no_module(error: ModuleNotFoundError) -> str:
@@ -45,6 +48,8 @@ def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
     except (AttributeError, ValueError) as error:
         if module == "__main__":
             where = f"it was defined in a script or notebook, and {rest} is not defined in this one"
+        elif module not in sys.modules:
+            where = f"{module} cannot be imported: {type(error).__name__}: {error}"
         else:
             where = f"{module} has no {f'{what} {rest}'.strip()}"
         raise ValueError(where) from error

@@ -40,6 +40,11 @@ def give_loss(loss: Callable[..., Any]) -> str:
     return _give(loss, given.losses, by_name=True)
 
 
+def give_sink(cls: type[Any]) -> str:
+    """The name in ``log.sinks`` of a subclass of ``shoal.Sink``; it is known by it from now on, in this process."""
+    return _give(cls, given.sinks, by_name=True)
+
+
 def _give(found: Any, names: dict[str, Any], *, by_name: bool) -> str:
     name = name_of(found)
     if by_name and _is_importable(name, found):

@@ -433,7 +433,7 @@ def _validate(options: argparse.Namespace) -> int:
     _, problems = load_config(options.config, options.settings)
     if problems:
         return _refuse(problems)
-    print("valid (environment, policy, loss and callbacks are loaded by shoal doctor, not here)")
+    print("valid (environment, policy, loss, callbacks and sinks are loaded by shoal doctor, not here)")
     return 0
 
 

@@ -69,7 +69,12 @@ def write(path: Path, text: str) -> Path:
         ("env.num_envs=true", "env.num_envs: Input should be a valid integer (got True)"),
         ("learner.learning_rate=.inf", "learner.learning_rate: Input should be a finite number (got inf)"),
         ("learner.max_grad_norm=.nan", "learner.max_grad_norm: Input should be greater than 0 (got nan)"),
-        ("log.sinks=[a, b]", "log.sinks: Input should be 'tensorboard', 'wandb' or 'trackio' (got 'a', 'b')"),
+        (
+            "log.sinks=[a, b]",
+            "log.sinks: must be tensorboard, wandb, trackio, or a shoal.Sink of yours as package.module:Class (got",
+        ),
+        ("log.sinks=[wandbb]", "did you mean wandb?"),
+        ("log.sinks=[{name: wandb, kwargs: {a: 1}}]", "log.sinks.kwargs are for a sink of yours, and wandb takes none"),
         ("policy.map_actions=[up]", "must be of the form ENVIRONMENT=TRAINED, where one side may be empty (got 'up')"),
         ("cluster.actor_cpus=0", "cluster.actor_cpus=0 needs actor_resources"),
         ("metrics={tls_key: k, token_file: t}", "metrics.tls_key=k, token_file=t: tls_certificate must be set, too"),

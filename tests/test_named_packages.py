@@ -48,7 +48,7 @@ def test_what_was_given_as_an_object_is_not_looked_for(monkeypatch: pytest.Monke
     assert named_packages(load_config([], settings)[0]) == {}
 
 
-HERE_ALONE = {"callbacks.name"}
+HERE_ALONE = {"callbacks.name", "log.sinks.name"}
 """Settings that name code of the user's which the process that runs the command imports, and no other."""
 
 

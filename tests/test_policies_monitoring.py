@@ -15,12 +15,11 @@ import pytest
 import torch
 from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.bottleneck import BottleneckMonitor
-from shoal.deploy.monitoring.sinks import Tracked
+from shoal.deploy.monitoring.sinks import LoggedRun, Sink
 from shoal.deploy.placement.layout import Machine, choose_layout, unrolls_that_divide
 from shoal.deploy.placement.setups import team_shares
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.run_dir import CannotStart
-from shoal.deploy.settings.sections import LogConfig
 from shoal.deploy.training.prepared_run import prepare
 from shoal.deploy.training.progress import Progress
 from shoal.deploy.training.run import _summaries
@@ -252,16 +251,17 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_smallest_that_would() 
     team_shares(better, choose_layout(better, Machine(cores=2, accelerator=False)))
 
 
-class Kept:
-    """A tracker that keeps what it gets; the ``fails``-th cannot be made."""
+class Kept(Sink):
+    """A tracker that keeps what it gets; the ``fails``-th cannot be opened."""
 
     made: list[Kept] = []  # noqa: RUF012  (one list for every instance is meant)
     fails = 0
 
-    def __init__(self, settings: LogConfig, tracked: Tracked) -> None:
+    def open(self, run: LoggedRun) -> None:
         if len(self.made) + 1 == self.fails:
             raise ConnectionError("no network")
-        self.tracked, self.lines, self.closed = tracked, list[Mapping[str, Any]](), 0
+        assert run.directory.is_dir()
+        self.tracked, self.lines, self.closed = run, list[Mapping[str, Any]](), 0
         self.made.append(self)
 
     def write(self, line: Mapping[str, Any]) -> None:

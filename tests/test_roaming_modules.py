@@ -27,9 +27,18 @@ class Roams(Leaky):
 
 class Watches(shoal.Callback):
     pass
+
+class Writes(shoal.Sink):
+    def write(self, line):
+        pass
 """
 SETTINGS = [*SMALL, "mode=inline", "evaluation.random_seconds=0", "metrics.port=0", "metrics.file_sd=targets.json"]
-BY = ["policy.core=roaming:Roams", "callbacks=[roaming:Watches]", "learner.loss=roaming:loss"]
+BY = [
+    "policy.core=roaming:Roams",
+    "callbacks=[roaming:Watches]",
+    "learner.loss=roaming:loss",
+    "log.sinks=[roaming:Writes]",
+]
 
 Command = Callable[..., int]
 

@@ -14,7 +14,7 @@ OF_ENVIRONMENTS = ("pettingzoo:", "mettagrid/")
 def named_packages(config: Config) -> dict[str, str]:
     """The setting by the top-level name of a package, for those that an import finds here.
 
-    What was given as an object goes along as the object; callbacks run in this process only.
+    What was given as an object goes along as the object; callbacks and sinks run in this process only.
     """
     learner = config.learner
     given_here = {*given.policies, *given.cores, *given.losses}

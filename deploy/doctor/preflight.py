@@ -174,9 +174,11 @@ def _listen(address: str, port: int) -> list[str]:
 
 
 def _sinks(config: Config) -> list[str]:
-    from shoal.deploy.monitoring.sinks import missing
+    if not config.log.sinks:
+        return []
+    from shoal.deploy.monitoring.sinks import check_sinks
 
-    return missing(config.log)
+    return check_sinks(config.log)
 
 
 def _run_dir(config: Config, run_dir: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from shoal.deploy.settings import sections
 from shoal.deploy.settings.load import ConfigError, resolve, to_dict
+from shoal.deploy.settings.sections import TENSORBOARD, SinkConfig
 from shoal.policy.config import PolicyConfig
 from shoal.policy.graph import components_to_json
 
@@ -19,6 +20,7 @@ _DEFAULTS = {"metrics.port": 0}
 """Several runs of one process, or of notebooks beside each other, each get a free port."""
 _SHORT = {"env": "env.id", "policy": "policy.kind", "core": "policy.core", "loss": "learner.loss"}
 """What may be given in place of the setting that chooses it."""
+_OF_SINKS = ("log.sinks", "log.sinks.name")
 
 
 class Config(sections.Config):
@@ -31,7 +33,8 @@ class Config(sections.Config):
 
     Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
     ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
-    class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``.
+    class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``; the
+    entries of ``log.sinks`` names, ``shoal.Sink`` classes, or mappings of ``name`` and ``kwargs``.
     Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
     ``dataclasses.replace`` makes a changed one.
 
@@ -81,6 +84,8 @@ def _is_section(value: Any) -> bool:
 
 def _plain(key: str, value: Any, problems: list[str]) -> Any:
     """Plain data in place of paths, numpy's numbers, sections, and of classes and functions where these have names."""
+    if key in _OF_SINKS and not isinstance(value, str | Mapping | list | tuple | SinkConfig):
+        return _named(key, value, problems)
     if isinstance(value, PolicyConfig):
         return {**dataclasses.asdict(value), "components": components_to_json(value.components)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -130,7 +135,8 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
-    from shoal.actors.user_code import give_core, give_environment, give_loss, give_policy, name_of
+    from shoal.actors.user_code import give_core, give_environment, give_loss, give_policy, give_sink, name_of
+    from shoal.deploy.monitoring.sinks import Sink
     from shoal.envs.entry_points import is_environment_class
 
     if key == "env.id":
@@ -142,6 +148,14 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
         return give_environment(value)
     if key == "learner.loss":
         return give_loss(value)
+    if key in _OF_SINKS:
+        if not isinstance(value, type) or not issubclass(value, Sink):
+            problems.append(
+                f"log.sinks: expected a subclass of shoal.Sink, got {value!r}; give the class, and its arguments as "
+                "{'name': MySink, 'kwargs': {...}}"
+            )
+            return TENSORBOARD
+        return give_sink(value)
     from shoal.policy import Core, RecurrentPolicy
 
     if key == "policy.core":

@@ -21,7 +21,7 @@ from typing import Any
 
 from prometheus_client import ProcessCollector
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
-from shoal.deploy.monitoring.sinks import Sink
+from shoal.deploy.monitoring.sinks import SinkThread
 from shoal.deploy.records.json_lines import append
 from shoal.learner.statistics import Histogram
 
@@ -35,7 +35,7 @@ class MetricsHistory:
     """Writes a line every ``every_seconds`` from a thread of its own, and passes it to the sinks."""
 
     def __init__(
-        self, sources: Sources, run_dir: Path, *, session: int, every_seconds: float, sinks: Sequence[Sink] = ()
+        self, sources: Sources, run_dir: Path, *, session: int, every_seconds: float, sinks: Sequence[SinkThread] = ()
     ) -> None:
         self._sources, self._path, self._session = sources, run_dir / FILE, session
         self._every, self._sinks = every_seconds, sinks

@@ -56,6 +56,37 @@ class MetricsConfig(Section):
             )
 
 
+def _named(section: type[Section], name: Any) -> BeforeValidator:
+    """Lets a name stand for a section of ``name`` and ``kwargs``, also in the JSON schema."""
+
+    def read(value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    return BeforeValidator(read, json_schema_input_type=name | section)
+
+
+TENSORBOARD, WANDB, TRACKIO = OWN_SINKS = ("tensorboard", "wandb", "trackio")
+_SINK = Annotated[str, Named(*OWN_SINKS, yours="a shoal.Sink of yours as package.module:Class")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinkConfig(Section):
+    """What gets the lines of RUN/metrics.jsonl: a name alone, or a name with arguments."""
+
+    name: _SINK
+    """``tensorboard``, ``wandb``, ``trackio``, or ``package.module:Class`` of a ``shoal.Sink``."""
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments for that class. RUN/config.yaml has them: no secrets."""
+
+    def __post_init__(self) -> None:
+        if self.kwargs and self.name in OWN_SINKS:
+            raise PydanticCustomError(
+                "cross_field",
+                "kwargs are for a sink of yours, and {name} takes none; leave them out",
+                {"name": self.name, "kwargs": 0},
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig(Section):
     """Logs and trackers of a run."""
@@ -67,10 +98,11 @@ class LogConfig(Section):
     expect_learning_after: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the run (of total_env_steps, or of max_seconds) after which its return should be better than a random
     policy's; from then on, while it is not, the run names the likeliest cause and the setting to turn."""
-    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = dataclasses.field(default_factory=list)
-    """Trackers that get the same numbers; each is an extra: pip install 'shoal[tensorboard]'."""
+    sinks: list[Annotated[SinkConfig, _named(SinkConfig, _SINK)]] = dataclasses.field(default_factory=list)
+    """What gets the same numbers: tensorboard, wandb or trackio, each of which is an extra (pip install
+    'shoal[tensorboard]'), and classes of one's own; names, or mappings of ``name`` and ``kwargs``."""
     project: str = "shoal"
-    """Project of the run in W&B and trackio."""
+    """Project of the run in W&B and trackio; sinks of one's own are told it, too."""
     name: str = ""
     """Name of the run there; empty takes the name of run_dir."""
 
@@ -143,15 +175,14 @@ class ClusterConfig(Section):
             )
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+_CALLBACK = Annotated[str, Named(yours="the name of a callback as package.module:Name", pattern=r"[\w.]+:[\w.]+")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallbackConfig(Section):
     """A callback of the user's: a name alone, or a name with arguments."""
 
-    name: Annotated[str, Named(yours="the name of a callback as package.module:Name", pattern=r"[\w.]+:[\w.]+")]
+    name: _CALLBACK
     """``package.module:Name`` of a ``shoal.Callback`` class, or of a function that makes one."""
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments for it."""
@@ -204,6 +235,8 @@ class Config(Section):
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     recorder: RecorderConfig = dataclasses.field(default_factory=RecorderConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    callbacks: list[Annotated[CallbackConfig, BeforeValidator(_by_name)]] = dataclasses.field(default_factory=list)
+    callbacks: list[Annotated[CallbackConfig, _named(CallbackConfig, _CALLBACK)]] = dataclasses.field(
+        default_factory=list
+    )
     """The user's code that the run calls at its start and end, and at updates, episodes, checkpoints and evaluations:
     names, or mappings of ``name`` and ``kwargs``."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
+from shoal.deploy.settings import named_code
 from shoal.deploy.settings.sections import CallbackConfig
-from shoal.given import no_module
 from shoal.learner.learner_worker import StepResult, Trained
 from shoal.learner.training_loop import ObserverFailed
 
@@ -297,8 +295,8 @@ def check_callbacks(configs: Sequence[CallbackConfig]) -> list[str]:
     problems = []
     for config in configs:
         try:
-            inspect.signature(_find(config)).bind(**config.kwargs)
-        except (ValueError, TypeError) as error:
+            named_code.check_arguments(_find(config), config.kwargs)
+        except ValueError as error:
             problems.append(f"callbacks: {config.name}: {error}")
     return problems
 
@@ -323,12 +321,7 @@ def make_callbacks(configs: Sequence[CallbackConfig], given: Sequence[Callback])
 
 
 def _find(config: CallbackConfig) -> Callable[..., Callback]:
-    try:
-        found = pkgutil.resolve_name(config.name)
-    except ModuleNotFoundError as error:
-        raise ValueError(no_module(error)) from error
-    except AttributeError as error:
-        raise ValueError(f"there is no such name in its module ({error})") from error
+    found = named_code.find(config.name, {})
     if not callable(found):
         raise ValueError(f"expected a Callback class or a function that makes one, got {found!r}")
     made: Callable[..., Callback] = found

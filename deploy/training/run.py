@@ -22,7 +22,7 @@ from shoal.deploy.monitoring.endpoint import served
 from shoal.deploy.monitoring.history import MetricsHistory
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
-from shoal.deploy.monitoring.sinks import Sink, Tracked, make_sinks
+from shoal.deploy.monitoring.sinks import LoggedRun, SinkThread, make_sinks
 from shoal.deploy.monitoring.stall import Stall
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
@@ -151,18 +151,20 @@ def run(
         return Outcome(summary, asked.signal_number, bool(watch and watch.lost.is_set()))
 
 
-def _sinks(run: PreparedRun, stack: contextlib.ExitStack) -> list[Sink]:
-    """The trackers of a run, or of one of its policies; they end with ``stack``, if the history was not begun."""
+def _sinks(run: PreparedRun, stack: contextlib.ExitStack) -> list[SinkThread]:
+    """The sinks of a run, or of one of its policies; they end with ``stack``, if the history was not begun."""
     config = run.config
     which = f"-{run.policy}" if run.policy else ""
-    tracked = Tracked(
+    run.run_dir.mkdir(parents=True, exist_ok=True)  # for their files
+    logged = LoggedRun(
         directory=run.run_dir,
         id=run.origin.run_id + which,
         name=(config.log.name or run.name) + which,
         config=to_dict(config),
         policy=run.policy,
+        project=config.log.project,
     )
-    sinks = make_sinks(config.log, tracked)
+    sinks = make_sinks(config.log, logged)
     for sink in sinks:
         stack.callback(sink.close)
     return sinks
@@ -199,7 +201,7 @@ def _watch(
     run_dir: Path,
     workers: WorkerGroup,
     asked: Interruption,
-    sinks: Sequence[list[Sink]],
+    sinks: Sequence[list[SinkThread]],
     called: list[Callback],
     stack: contextlib.ExitStack,
     *,

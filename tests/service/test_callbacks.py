@@ -266,7 +266,8 @@ def test_a_callback_that_fails_ends_the_run_with_its_name(tmp_path: Path, answer
 
 
 def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
-    """Catches names that are resolved elsewhere than the user's environments, and problems told after the start."""
+    """Catches names that are resolved elsewhere than the user's environments, problems told after the start, and a
+    traceback of a module that raises while it is imported."""
     (tmp_path / "mine.py").write_text(
         "import shoal\n"
         "class Stop(shoal.Callback):\n"
@@ -275,6 +276,7 @@ def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
         "        if update.policy_version == self.at: run.stop()\n"
         "        return {'version': update.policy_version}\n"
     )
+    (tmp_path / "wrong.py").write_text("raise RuntimeError('no licence')\n")
     settings = [f"{name}={value}" for name, value in SMALL.items()] + ["run_dir=run", "metrics.port=-1"]
     done = command_line("train", *settings, "callbacks=[{name: mine:Stop, kwargs: {at: 4}}]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -282,7 +284,8 @@ def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
     assert read_summary(tmp_path / "run")["policy_version"] == 4
     for callbacks, expected in (
         ("[mine:Stop]", "callbacks: mine:Stop: missing a required argument: 'at'"),
-        ("[mine:Go]", "callbacks: mine:Go: there is no such name in its module"),
+        ("[mine:Go]", "callbacks: mine:Go: mine has no Go"),
+        ("[wrong:Go]", "callbacks: wrong:Go: wrong cannot be imported: RuntimeError: no licence ("),
         ("[no_such_module:Go]", "callbacks: no_such_module:Go: there is no module 'no_such_module' here"),
     ):
         done = command_line("train", *settings, f"callbacks={callbacks}", cwd=tmp_path)

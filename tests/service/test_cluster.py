@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -159,6 +160,27 @@ def test_lock_step_gives_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path
     found = [read_summary(tmp_path / name) for name in ("cluster", "inline")]
     assert found[0]["weights_sha256"] == found[1]["weights_sha256"]
     assert found[0]["env_steps"] == found[1]["env_steps"]
+
+
+def test_a_sink_works_in_the_process_of_the_run(nodes: Nodes, tmp_path: Path) -> None:
+    """Catches a sink that is made on another node, whose module is sent there, or that lacks lines of the run."""
+    nodes.have(2)
+    (tmp_path / "notes.py").write_text(
+        "import os, shoal\n"
+        "class Notes(shoal.Sink):\n"
+        "    def open(self, run): self.out = (run.directory / 'notes').open('w')\n"
+        "    def write(self, line): print(os.getpid(), line['time'], file=self.out)\n"
+        "    def close(self): self.out.close()\n"
+    )
+    more = ("actor.num_actors=2", "total_env_steps=600", "log.sinks=[notes:Notes]", "run_dir=run")
+    process = start_shoal("train", *settings(nodes, *more), cwd=tmp_path)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "notes.py" not in said
+    times = [json.loads(line)["time"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    noted = (tmp_path / "run" / "notes").read_text().splitlines()
+    assert noted == [f"{process.pid} {time}" for time in times]
+    assert noted
 
 
 def teams_beside(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from service import SMALL, read_summary, shoal, wait_for
 from shoal.deploy.monitoring import sinks as sinks_module
 from shoal.deploy.monitoring.catalogue import CATALOGUE
 from shoal.deploy.monitoring.history import CatalogueReader, MetricsHistory
-from shoal.deploy.monitoring.sinks import Sink, Tracked, make_sinks
-from shoal.deploy.settings.sections import LogConfig
+from shoal.deploy.monitoring.sinks import LoggedRun, Sink, SinkThread, check_sinks, make_sinks
+from shoal.deploy.settings.sections import LogConfig, SinkConfig
 
 INLINE = (*SMALL, "mode=inline", "run_dir=run", "learner.weight_metrics_every=5", "log.every_seconds=0.2")
 
@@ -123,8 +123,8 @@ def test_a_reading_that_fails_costs_itself(tmp_path: Path) -> None:
     assert "updates" not in line
 
 
-class Tracker:
-    """Keeps its lines; waits at each line for a given time."""
+class Tracker(Sink):
+    """Keeps its lines; waits at each line until it may go on."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.lines: list[Mapping[str, Any]] = []
@@ -143,13 +143,15 @@ class Tracker:
 
 
 def test_a_slow_or_broken_tracker_costs_nobody_else(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Catches a network that hangs and with it the history, or the end of the run; lines kept until memory is full."""
+    """Catches a network that hangs and with it the history, or the end of the run; lines kept until memory is full; a
+    connection that stays open after an error."""
     monkeypatch.setattr(sinks_module, "CLOSE_SECONDS", 0.2)
     monkeypatch.setattr(sinks_module, "WAITING_LINES", 3)
     slow, broken = Tracker(), Tracker(fails=True)
-    sink, other = Sink("slow", slow), Sink("broken", broken)
+    run = LoggedRun(directory=tmp_path, id="id", name="run", config={})
+    sink, other = SinkThread("slow", slow, run), SinkThread("broken", broken, run)
     for n in range(10):
         sink.put({"env_steps": n})
     sink.close()
@@ -163,16 +165,19 @@ def test_a_slow_or_broken_tracker_costs_nobody_else(
     for n in range(10):
         other.put({"env_steps": n})
     other.close()
+    assert broken.closed
+    assert "broken is too slow" not in caplog.text
 
 
 def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a run of a day that logs to nowhere, or ends with a traceback when its tracker is missing."""
     monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("no_such_package", sinks_module.WeightsAndBiases)})
-    [problem] = sinks_module.missing(LogConfig(sinks=["wandb"]))
+    named = LogConfig(sinks=[SinkConfig(name="wandb")])
+    [problem] = check_sinks(named)
     assert problem.startswith("log.sinks: wandb is not installed here; pip install 'shoal[wandb]'")
-    monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("json", lambda *_: 1 / 0)})
+    monkeypatch.setattr(sinks_module, "TRACKERS", {"wandb": ("json", lambda: 1 / 0)})
     with pytest.raises(ValueError, match=r"log\.sinks: wandb cannot be started"):
-        make_sinks(LogConfig(sinks=["wandb"]), Tracked(directory=tmp_path, id="id", name="run", config={}))
+        make_sinks(named, LoggedRun(directory=tmp_path, id="id", name="run", config={}))
 
 
 def test_trackers_get_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
