@@ -36,7 +36,7 @@ UNITS = {
 }
 
 
-@pytest.mark.one_process
+@pytest.mark.side_by_side
 @pytest.mark.parametrize("units", UNITS)
 def test_cartpole_in_other_units(tmp_path: Path, units: str) -> None:
     """Catches a loss, a gradient or an input whose size depends on the user's units."""

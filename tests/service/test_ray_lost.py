@@ -115,6 +115,7 @@ def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path, layout: 
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 @pytest.mark.parametrize("layout", ["colocated", "several_fed"])
 @pytest.mark.parametrize(("program", "missing"), [("/gcs_server", "GCS"), ("/raylet", "raylet")])
 def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, program: str, missing: str) -> None:
@@ -124,6 +125,7 @@ def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, pr
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 def test_a_peer_that_hangs_keeps_no_lost_run_waiting(tmp_path: Path) -> None:
     """Catches an update that waits for a learner that does not answer, until Ray ends the process, unsaved: where a
     machine goes away without a word, the head on it is lost too."""
@@ -199,6 +201,7 @@ def two_nodes() -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 def test_a_run_on_a_cluster_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
     """Catches the same where Ray is not the run's own: the machine of the head is lost, others are there."""
     layout = (*SMALL, "actor.num_actors=2", "mode=cluster", "cluster.actor_labels={role: rollout}")
@@ -274,6 +277,7 @@ NOTEBOOK = """
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 @pytest.mark.parametrize("whose", ["the run's", "ours"])
 def test_a_notebook_outlives_its_head_and_trains_again(whose: str, tmp_path: Path) -> None:
     """Catches an interpreter that Ray ends a minute after the run, one that is connected to a Ray that is gone, and
@@ -317,6 +321,7 @@ WAITER = """
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 def test_a_notebook_outlives_a_head_that_it_waits_for_a_place_of(tmp_path: Path) -> None:
     """Catches a wait without an end, in a question that has no time limit, and an interpreter that Ray ends for it."""
     environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
@@ -347,6 +352,7 @@ def test_a_notebook_outlives_a_head_that_it_waits_for_a_place_of(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.side_by_side
 def test_a_run_that_nothing_arrives_at_says_so(tmp_path: Path) -> None:
     """Catches minutes in which no update is made and nothing is said: actors hang, and are not replaced yet."""
     settings = (*LAYOUTS["fed"], "mode=local", "log.every_seconds=0.5", "metrics.port=0")
