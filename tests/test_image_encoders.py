@@ -269,7 +269,7 @@ def problems_of(tmp_path: Path, sees: str, *settings: str) -> str:
         ("numbers", "{}", ""),
         ("cameras", "{rera: residual}", "policy.image_encoder names rera; images of Seeing-v0 are front, rear"),
         ("picture", "{rear: residual}", "the observation of Seeing-v0 is one image: name the encoder alone"),
-        ("numbers", "{rear: residual}", "the observation of Seeing-v0 has no images: leave it out"),
+        ("numbers", "{rear: residual}", "'rear': 'residual'} is for images, and Seeing-v0 has none; leave it out"),
         ("numbers", "residual", "policy.image_encoder: residual is for images, and Seeing-v0 has none; leave it out"),
         ("picture", "resnet", r"policy.image_encoder.*small.*residual"),
         ("cameras", "{rear: resnet}", r"policy.image_encoder.*small.*residual"),

@@ -104,17 +104,17 @@ def _image_encoder(config: Config, specs: Sequence[EnvSpec]) -> list[str]:
     named = list(dict.fromkeys(name for space in spaces if isinstance(space, DictSpace) for name, _ in space.images))
     alone = any(isinstance(space, ImageSpace) for space in spaces)
     if isinstance(choice, str):
-        if choice == SMALL or named or alone:
-            return []
-        return [f"policy.image_encoder: {choice} is for images, and {config.env.id} has none; leave it out"]
+        unread = choice != SMALL and not named and not alone
+        return [f"policy.image_encoder: {choice} is for images, and {config.env.id} has none; leave it out"] * unread
     if not choice or not (unknown := sorted(choice.keys() - set(named))):
         return []
     if named:
         return [f"policy.image_encoder names {', '.join(unknown)}; images of {config.env.id} are {', '.join(named)}"]
-    has = "is one image: name the encoder alone" if alone else "has no images: leave it out"
+    if not alone:
+        return [f"policy.image_encoder: {dict(choice)} is for images, and {config.env.id} has none; leave it out"]
     return [
         f"policy.image_encoder: {dict(choice)} is for the images of a Dict or Tuple, and the observation of "
-        f"{config.env.id} {has}"
+        f"{config.env.id} is one image: name the encoder alone"
     ]
 
 
