@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace, VectorSpace
 from shoal.envs.spaces import NO_BOUND
 
 _MOST_CHARACTERS = 160
 
 
-def reading(spec: EnvSpec) -> tuple[str, str]:
-    """(observations, actions) in words, for the first lines of a run and for ``shoal doctor``."""
-    return _observations(spec), _actions(spec)
+def reading(spec: EnvSpec, encoder_of: Callable[[str], str] = lambda _: "") -> tuple[str, str]:
+    """(observations, actions) in words, for the first lines of a run and for ``shoal doctor``.
+
+    ``encoder_of`` gives the encoder of an image by its name, "" for the only one, and "" where that is not known.
+    """
+    return _observations(spec, encoder_of), _actions(spec)
 
 
-def _observations(spec: EnvSpec) -> str:
+def _observations(spec: EnvSpec, encoder_of: Callable[[str], str]) -> str:
     space = spec.observation
     if isinstance(space, TokenSpace):
         named = sum(map(bool, space.feature_names))
         found = f"tokens of {named} features in a window of {space.width} x {space.height} cells, by a CNN"
     elif isinstance(space, ImageSpace):
-        found = _image(space)
+        found = _image(space, encoder_of(""))
     elif isinstance(space, DictSpace):
         numbers = [_numbers(space.numbers)] if space.numbers.size else []
-        found = ", and ".join([*numbers, *(f"{name} as {_image(image)}" for name, image in space.images)])
+        found = ", and ".join(
+            [*numbers, *(f"{name} as {_image(image, encoder_of(name))}" for name, image in space.images)]
+        )
     else:
         found = _numbers(space)
     if not spec.declared:
@@ -39,11 +46,11 @@ def _numbers(space: VectorSpace) -> str:
     return f"{found}, " + (f"{codes:,} of them 0 or 1" if codes < space.size else "each 0 or 1")
 
 
-def _image(image: ImageSpace) -> str:
+def _image(image: ImageSpace, encoder: str) -> str:
     channels = f"{image.channels} channel" + "s" * (image.channels > 1)
     return (
         f"an image ({_layout(image)}) of {image.height} x {image.width} pixels with {channels}, "
-        f"divided by {image.scale:g}, by a CNN"
+        f"divided by {image.scale:g}, by a {encoder + ' ' if encoder else ''}CNN"
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 SAMPLE_ROWS = 512
 """Approximate number of rows in a sample: enough to see a unit that is active in one row of 100, at the cost of one
 rollout step."""
-_HIDDEN_KINDS = ("conv", "linear", LSTM, CORE)
+_HIDDEN_KINDS = ("conv", "residual", "linear", LSTM, CORE)
 
 
 class ActivationSampler:

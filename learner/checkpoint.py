@@ -38,7 +38,7 @@ from shoal.learner.described_policy import (
     check_sizes,
     describe_policy,
     make_described_policy,
-    other_core,
+    other_part,
 )
 from shoal.learner.learner import Learner
 from shoal.learner.optimizer import restore_optimizer
@@ -158,7 +158,7 @@ class Checkpoint:
             self._restore(learner)
 
     def _restore(self, learner: Learner) -> None:
-        if problem := other_core(self.state["policy"], learner.policy):
+        if problem := other_part(self.state["policy"], learner.policy):
             raise CheckpointError(f"{self.path} {problem}")
         if changed := changed_components(self.state["policy"], learner.policy):
             raise CheckpointError(

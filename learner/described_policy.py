@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
-from shoal.policy.observation import observation_from_json, observation_to_json
+from shoal.policy.observation import image_encoders, observation_from_json, observation_to_json
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 _COMMON_SIZE = 2**14
@@ -21,8 +21,26 @@ _COMMON_SIZE = 2**14
 _NO_SIZES = ("kwargs", "feature_normalizations", "feature_names", "categorical_features", "left_out", "action_rows")
 
 
-def other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
-    """How the checkpoint's core differs from the policy's, as the end of a sentence; "" where it is the same."""
+def other_part(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    """How the checkpoint's core or encoders of images differ from the policy's, as the end of a sentence; "" where they
+    are the same."""
+    return _other_core(described, policy) or _other_encoders(described, policy)
+
+
+def _other_encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    observations = (observation_from_json(described["observation"]), policy.trained_observation)
+    saved, here = (image_encoders(observation) for observation in observations)
+    if saved == here or saved.keys() != here.keys():
+        return ""
+    # As one writes them; "" is the name of an observation that is an image itself.
+    written, written_here = (
+        each.get("", "{" + ", ".join(f"{name}: {encoder}" for name, encoder in each.items()) + "}")
+        for each in (saved, here)
+    )
+    return f"was trained with policy.image_encoder={written}, and can only be resumed so; here it is {written_here}"
+
+
+def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
     saved = (described.get("core", LSTM), described.get("core_kwargs") or {})
     # As a file gives them back: tuples are lists there.
     here = (policy.core_name, json.loads(json.dumps(dict(policy.core_kwargs))))

@@ -31,7 +31,7 @@ from shoal.policy.graph import (
     resolve,
 )
 from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_weight
-from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, TokenShaper
+from shoal.policy.layers import ActionEmbeddings, Convolution, Dense, ImageShaper, Normalizer, Residual, TokenShaper
 from shoal.policy.lstm import LSTMCore
 from shoal.policy.observation import DictObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
@@ -151,6 +151,8 @@ class ComponentPolicy(RecurrentPolicy):
                 module.initialize(stream, settings, scheme=scheme, gain=gain)
             elif isinstance(module, Core):
                 module.initialize(stream, settings)
+            elif isinstance(module, Residual):
+                module.initialize(stream, scheme=scheme, gain=gain)
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 initialize_layer(module, stream, scheme=scheme, gain=gain)
             elif isinstance(module, nn.Embedding):
@@ -184,6 +186,10 @@ class ComponentPolicy(RecurrentPolicy):
                 planes, height, width = inputs[0]
                 convolution = Convolution((planes, height, width), component, whole=whole)
                 return convolution, convolution.shape
+            case "residual":
+                planes, height, width = inputs[0]
+                section = Residual((planes, height, width), component)
+                return section, section.shape
             case "linear":
                 return Dense(sum(map(math.prod, inputs)), component), (size,)
             case "embedding":

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal.policy.graph import LSTM, ComponentConfig, check
+from shoal.policy.observation import SMALL, ImageEncoder, chosen_encoder
 from shoal.section import Named, Section
 
 
@@ -62,6 +63,12 @@ class PolicyConfig(Section):
     with MLPs, trained by a parallel scan over time. ``package.module:Class``: a ``Core`` of yours."""
     core_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the core, as plain data: ``num_layers`` of this package's cores."""
+    image_encoder: ImageEncoder | Mapping[str, ImageEncoder] = SMALL
+    """What reads images. ``small``: two convolutions of 64 channels, whose kernels and strides are those of DQN's first
+    two (8 and 4 pixels) where the shorter side has 36 pixels or more, and others for tiny and for large images.
+    ``residual``: IMPALA's deep network, three sections of 16, 32 and 32 channels, which takes several times the time
+    and the memory. Of a Dict or Tuple one for all images, or by name: ``{camera: residual}``, where images that are not
+    named are read by ``small``."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
     embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
@@ -81,15 +88,22 @@ class PolicyConfig(Section):
             raise PydanticCustomError(
                 "cross_field", "{kwargs}", {"kwargs": f"kwargs: the kind {self.kind} takes none; see policy.components"}
             )
+        if self.image_encoder != SMALL and self.kind not in OWN_KINDS:
+            problem = f"image_encoder: the kind {self.kind} makes its own network, which decides itself; leave it out"
+            raise PydanticCustomError("cross_field", "{image_encoder}", {"image_encoder": problem})
         if not self.components:
             return
         if self.kind == "component":
-            problems = check(self.components, self.core)
+            problems = check(self.components, self.core, self.image_encoder)
         else:
             what = "is one fixed network" if self.kind == "fast" else "makes its own network"
             problems = [f"components: the kind {self.kind} {what}; set policy.kind to component"]
         if problems:
             raise PydanticCustomError("cross_field", "{components}", {"components": "\n".join(problems)})
+
+    def encoder_of(self, image: str) -> str:
+        """What reads the image of that name, "" for the only one of an environment; "" where a class decides itself."""
+        return chosen_encoder(self.image_encoder, image) if self.kind in OWN_KINDS else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,11 @@
-"""Convolutions over token windows and images of any size: kernel, padding and output size, and the product itself."""
+"""Convolutions over token windows and images of any size: kernel, padding and output size, the product itself, and
+sections of a residual network."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from shoal.policy.initialization import initialize_layer
 from torch import Tensor, nn
 
 MOST_OVERLAP = 3
@@ -44,3 +46,39 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     # Channels last in memory, as in the box of tokens and in the result.
     y = F.linear(patches.flatten(3), layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
     return y.permute(0, 3, 1, 2)
+
+
+class ResidualSection(nn.Module):
+    """[N, planes, height, width] -> [N, channels, ceil(height / 2), ceil(width / 2)]: a section of IMPALA's residual
+    network (Espeholt et al. 2018, figure 3, right).
+
+    A convolution, max pooling that halves the sides, and two residual blocks, all 3 x 3. There is zero padding around
+    the convolutions, so that one pixel is left of the smallest image, and no normalization, by which a row would
+    depend on the others.
+    """
+
+    def __init__(self, planes: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(planes, channels, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.block1_conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.block1_conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.block2_conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.block2_conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    @staticmethod
+    def sides(height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output."""
+        return (height + 1) // 2, (width + 1) // 2
+
+    def initialize(self, stream: torch.Generator, *, scheme: str = "orthogonal", gain: float = 1.0) -> None:
+        """Initialise every convolution as ``initialize_layer`` does."""
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                initialize_layer(layer, stream, scheme=scheme, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum that the second block gives, without an activation."""
+        x = self.pool(self.conv(x))
+        x = x + self.block1_conv2(F.relu(self.block1_conv1(F.relu(x))))
+        return x + self.block2_conv2(F.relu(self.block2_conv1(F.relu(x))))

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from shoal.policy.actions import Actions, Continuous
 from shoal.policy.config import ORIGINAL, Initialization
-from shoal.policy.convolution import convolution_geometry, convolve
-from shoal.policy.graph import LSTM, cnn_kernels, core_component
+from shoal.policy.convolution import ResidualSection, convolution_geometry, convolve
+from shoal.policy.graph import LSTM, SECTIONS, cnn_kernels, core_component
 from shoal.policy.initialization import Streams, component_streams, initialize_layer, initialize_weight
 from shoal.policy.observation import (
+    RESIDUAL,
     DictObservation,
     ImageObservation,
     Observation,
@@ -104,21 +105,27 @@ class FastPolicy(RecurrentPolicy):
             return trained.size
         if isinstance(trained, DictObservation):
             return trained.numbers.size + sum(
-                self._make_convolutions(image, image.channels, f"image{index}_", whole=False)
-                for index, (_, image) in enumerate(trained.images)
+                self._make_image_encoder(image, f"image{index}_") for index, (_, image) in enumerate(trained.images)
             )
-        if isinstance(trained, TokenObservation):
-            assert isinstance(self.observation, TokenObservation)
-            self.to_box = TokensToBox(trained, self.observation)
-            planes = self.to_box.num_planes
-        else:
-            planes = trained.channels
+        if isinstance(trained, ImageObservation):
+            return self._make_image_encoder(trained, "")
+        assert isinstance(self.observation, TokenObservation)
+        self.to_box = TokensToBox(trained, self.observation)
         self.cnn1: nn.Conv2d
         self.cnn2: nn.Conv2d
-        features = self._make_convolutions(trained, planes, "", whole=isinstance(trained, TokenObservation))
-        if isinstance(trained, TokenObservation):
-            self._from_tokens = TokenConvolution(self.to_box, self.cnn1, self._middle)
+        features = self._make_convolutions(trained, self.to_box.num_planes, "", whole=True)
+        self._from_tokens = TokenConvolution(self.to_box, self.cnn1, self._middle)
         return features
+
+    def _make_image_encoder(self, image: ImageObservation, prefix: str) -> int:
+        """Create what reads an image, its names behind ``prefix``; the number of features that it outputs."""
+        if image.encoder != RESIDUAL:
+            return self._make_convolutions(image, image.channels, prefix, whole=False)
+        planes, sides = image.channels, (image.height, image.width)
+        for name, channels in SECTIONS.items():
+            self.add_module(f"{prefix}{name}", ResidualSection(planes, channels))
+            planes, sides = channels, ResidualSection.sides(*sides)
+        return planes * math.prod(sides)
 
     def _make_convolutions(
         self, trained: TokenObservation | ImageObservation, planes: int, prefix: str, *, whole: bool
@@ -132,6 +139,14 @@ class FastPolicy(RecurrentPolicy):
         self.add_module(f"{prefix}cnn1", nn.Conv2d(planes, CHANNELS, kernel1, stride=stride1))
         self.add_module(f"{prefix}cnn2", nn.Conv2d(CHANNELS, CHANNELS, kernel2, stride=stride2))
         return CHANNELS * math.prod(out)
+
+    def _encode_image(self, image: ImageObservation, box: Tensor, prefix: str = "") -> Tensor:
+        """[N, channels, height, width] -> [N, features]"""
+        if image.encoder == RESIDUAL:
+            for name in SECTIONS:
+                box = getattr(self, f"{prefix}{name}")(box)
+            return F.relu(box).flatten(1)
+        return self._convolve(box, prefix)
 
     def _convolve(self, box: Tensor, prefix: str = "") -> Tensor:
         """[N, planes, height, width] -> [N, features]"""
@@ -149,6 +164,8 @@ class FastPolicy(RecurrentPolicy):
         for name, layer in self.named_children():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 initialize_layer(layer, streams(name), gain=math.sqrt(2) if name == "critic_1" else 1.0)
+            elif isinstance(layer, ResidualSection):
+                layer.initialize(streams(name))
         self.core.initialize(streams(core_component(self.core_name)), settings)
         initialize_weight(
             self.action_embeddings.weight,
@@ -166,13 +183,16 @@ class FastPolicy(RecurrentPolicy):
         if isinstance(trained, VectorObservation):
             x = self.network_input(obs)
         elif isinstance(trained, DictObservation):
-            parts = [self._convolve(box, f"image{index}_") for index, box in enumerate(self.images(obs))]
+            parts = [
+                self._encode_image(image, box, f"image{index}_")
+                for index, ((_, image), box) in enumerate(zip(trained.images, self.images(obs), strict=True))
+            ]
             x = torch.cat([self.network_input(obs), *parts] if trained.numbers.size else parts, 1)
         elif isinstance(trained, TokenObservation):
             x = F.relu(convolve(self.cnn2, F.relu(self._convolve_tokens(obs)))).flatten(1)
         else:
             [box] = self.images(obs)
-            x = self._convolve(box)
+            x = self._encode_image(trained, box)
         return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
 
     def heads(self, core: Tensor) -> PolicyOutput:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +18,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 from shoal.policy.observation import (
+    RESIDUAL,
+    SMALL,
     DictObservation,
+    EncoderChoice,
     ImageObservation,
     Observation,
     TokenObservation,
     VectorObservation,
+    chosen_encoder,
+    encoded_by,
 )
 from shoal.section import Section
 
@@ -46,8 +50,9 @@ class ComponentConfig(Section):
     as is usual for the kind."""
 
     kind: str | None = None
-    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``; ``lstm``, ``core``, ``embedding`` and
-    ``bilinear`` for the components that have these already."""
+    """``linear``, ``conv``, ``normalize``, ``tokens_to_box``, ``image_to_box``, ``residual`` (a section of IMPALA's
+    residual network: a convolution, max pooling that halves the sides, two residual blocks); ``lstm``, ``core``,
+    ``embedding`` and ``bilinear`` for the components that have these already."""
     sources: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """Components that it reads, or ``obs``; of a Dict with images that is its numbers, and ``obs[KEY]`` an image. A
     ``linear`` component reads several side by side."""
@@ -100,6 +105,7 @@ KINDS: Mapping[str, Kind] = {
     "conv": Kind(
         (("raw box", "box"),), "box", {"size": 64, "kernel": 3, "stride": 1, "activation": "relu", **_WEIGHTS}
     ),
+    "residual": Kind((("raw box", "box"),), "box", {"size": 32, "activation": "none", **_WEIGHTS}),
     "linear": Kind(
         (("vector", "box", "raw box"),), "vector", {"size": 128, "activation": "relu", **_WEIGHTS}, any_number=True
     ),
@@ -134,6 +140,28 @@ def cnn_kernels(observation: TokenObservation | ImageObservation) -> tuple[tuple
     return (5, 3), (3, 1)
 
 
+SECTIONS: Mapping[str, int] = {"section1": 16, "section2": 32, "section3": 32}
+"""Channels of the sections of IMPALA's residual network (Espeholt et al. 2018, figure 3, right)."""
+
+
+def _convolutions(observation: TokenObservation | ImageObservation, source: str, prefix: str) -> dict[str, Component]:
+    """What reads the box of ``source``, in a row; names are behind ``prefix``."""
+    if isinstance(observation, ImageObservation) and observation.encoder == RESIDUAL:
+        layers = {name: Component(kind="residual", size=size) for name, size in SECTIONS.items()}
+    else:
+        layers = {
+            name: Component(kind="conv", size=64, kernel=kernel, stride=stride)
+            for name, (kernel, stride) in zip(("cnn1", "cnn2"), cnn_kernels(observation), strict=True)
+        }
+    found: dict[str, Component] = {}
+    for name, layer in layers.items():
+        # The sum that a section gives goes into the next one as it is.
+        activation = "none" if layer.kind == "residual" and name != [*layers][-1] else "relu"
+        found[f"{prefix}{name}"] = dataclasses.replace(layer, sources=(source,), activation=activation)
+        source = f"{prefix}{name}"
+    return found
+
+
 def core_component(core: str) -> str:
     """The name, and the kind, of the component that is the memory, for a value of ``policy.core``."""
     return LSTM if core == LSTM else CORE
@@ -149,28 +177,21 @@ def default_graph(observation: Observation, core: str = LSTM) -> dict[str, Compo
     memory = core_component(core)
     graph: dict[str, Component] = {}
     features: tuple[str, ...] = (OBS,)
-    conv = functools.partial(Component, kind="conv", size=64, activation="relu")
     if isinstance(observation, DictObservation):
         features = (OBS,) * bool(observation.numbers.size)
         for index, (name, image) in enumerate(observation.images):
-            (kernel1, stride1), (kernel2, stride2) = cnn_kernels(image)
             prefix = f"image{index}_"
-            graph |= {
-                f"{prefix}normalizer": Component(kind="normalize", sources=(image_source(name),)),
-                f"{prefix}cnn1": conv(sources=(f"{prefix}normalizer",), kernel=kernel1, stride=stride1),
-                f"{prefix}cnn2": conv(sources=(f"{prefix}cnn1",), kernel=kernel2, stride=stride2),
-            }
-            features = (*features, f"{prefix}cnn2")
+            graph[f"{prefix}normalizer"] = Component(kind="normalize", sources=(image_source(name),))
+            graph |= _convolutions(image, f"{prefix}normalizer", prefix)
+            features = (*features, [*graph][-1])
     elif not isinstance(observation, VectorObservation):
-        (kernel1, stride1), (kernel2, stride2) = cnn_kernels(observation)
-        features = ("cnn2",)
         shaper = "tokens_to_box" if isinstance(observation, TokenObservation) else "image_to_box"
         graph = {
             "obs_shaper": Component(kind=shaper, sources=(OBS,)),
             "obs_normalizer": Component(kind="normalize", sources=("obs_shaper",)),
-            "cnn1": conv(sources=("obs_normalizer",), kernel=kernel1, stride=stride1),
-            "cnn2": conv(sources=("cnn1",), kernel=kernel2, stride=stride2),
+            **_convolutions(observation, "obs_normalizer", ""),
         }
+        features = ([*graph][-1],)
     return {
         **graph,
         "fc1": Component(kind="linear", sources=features, size=128, activation="relu"),
@@ -201,11 +222,16 @@ def resolve(
     return graph
 
 
-def check(components: Mapping[str, ComponentConfig | None], core: str = LSTM) -> list[str]:
+def check(
+    components: Mapping[str, ComponentConfig | None],
+    core: str = LSTM,
+    image_encoder: EncoderChoice = SMALL,
+) -> list[str]:
     """The problems that ``components`` have for every sort of observation; none where they fit some sort."""
     # What depends on the numbers in these is not checked here.
-    image = ImageObservation(64, 64, 3)
-    sorts = (TokenObservation(11, 11, 200, [1.0]), image, VectorObservation(1), _dict_for(components, image))
+    image = encoded_by(ImageObservation(64, 64, 3), image_encoder)
+    images = _dict_for(components, image_encoder)
+    sorts = (TokenObservation(11, 11, 200, [1.0]), image, VectorObservation(1), images)
     found = []
     for observation in sorts:
         graph, problems = _merge(components, default_graph(observation, core), inputs_of(observation))
@@ -215,14 +241,25 @@ def check(components: Mapping[str, ComponentConfig | None], core: str = LSTM) ->
     return min(found, key=lambda each: each[:2])[2]
 
 
-def _dict_for(components: Mapping[str, ComponentConfig | None], image: ImageObservation) -> DictObservation:
-    """A Dict with the images that ``components`` speak of, by name or by number."""
+def _dict_for(components: Mapping[str, ComponentConfig | None], choice: EncoderChoice) -> DictObservation:
+    """A Dict with the images that ``components`` speak of, by name or by number.
+
+    Which number a name has is not known. Where both encoders are chosen, components of an image tell its own.
+    """
     sources = [source for settings in components.values() for source in (settings and settings.sources) or ()]
     names = [found[1] for source in dict.fromkeys(sources) if (found := re.fullmatch(rf"{OBS}\[(.*)\]", source))]
     numbers = [int(found[1]) for name in components if (found := re.match(r"image(\d{1,2})_", name))]
     # Names that nobody chooses, and that read well in a message.
     names += [f"<key {index}>" for index in range(len(names), max([0, *numbers]) + 1)]
-    return DictObservation(VectorObservation(1), [(name, image) for name in names])
+    spoken_of = {*components, *sources}
+    images = []
+    for index, name in enumerate(names):
+        encoder = chosen_encoder(choice, name)
+        if not isinstance(choice, str) and RESIDUAL in choice.values():
+            own = {one.removeprefix(f"image{index}_") for one in spoken_of if one.startswith(f"image{index}_")}
+            encoder = RESIDUAL if own & {*SECTIONS} else SMALL if own & {"cnn1", "cnn2"} else encoder
+        images.append((name, ImageObservation(64, 64, 3, encoder=encoder)))
+    return DictObservation(VectorObservation(1), images)
 
 
 def encoder_of(graph: Mapping[str, Component]) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from shoal.policy.convolution import convolution_geometry, convolve
+from shoal.policy.convolution import ResidualSection, convolution_geometry, convolve
 from shoal.policy.graph import Component
 from shoal.policy.observation import ImageObservation, Observation, TokenObservation
 from shoal.policy.precision import linear, tanh
@@ -67,6 +67,19 @@ class Convolution(nn.Conv2d):
     def activate(self, x: Tensor) -> Tensor:
         """Apply the activation."""
         return _activate(self.activation, x)
+
+
+class Residual(ResidualSection):
+    """[N, C, height, width] -> [N, *shape], with its activation."""
+
+    def __init__(self, inputs: tuple[int, int, int], component: Component) -> None:
+        planes, height, width = inputs
+        super().__init__(planes, component.size)
+        self.shape, self.activation = (component.size, *self.sides(height, width)), component.activation
+
+    def forward(self, box: Tensor) -> Tensor:
+        """The section's output with the activation applied."""
+        return _activate(self.activation, super().forward(box))
 
 
 class Dense(nn.Linear):

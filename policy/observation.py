@@ -6,7 +6,11 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar, cast, get_args
+
+ImageEncoder = Literal["small", "residual"]
+"""The encoders of images. ``small``: two convolutions. ``residual``: three residual sections, as IMPALA has them."""
+SMALL, RESIDUAL = get_args(ImageEncoder)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,14 +197,21 @@ class ImageObservation:
     scale: float = 255.0
     """The largest magnitude that the environment declares: 255 of bytes."""
     kernels: Sequence[tuple[int, int]] | None = None
-    """(kernel, stride) of the default network's two convolutions; None chooses them by size (``image_kernels``). They
-    are saved with the weights, so that weights stay usable where the choice changes."""
+    """(kernel, stride) of the two convolutions of the encoder ``small``, of others none; None chooses them by size
+    (``image_kernels``). They are saved with the weights, so that weights stay usable where the choice changes."""
+    encoder: ImageEncoder = SMALL
+    """What reads it (``policy.image_encoder``)."""
 
     def __post_init__(self) -> None:
-        kernels = image_kernels(self.height, self.width) if self.kernels is None else self.kernels
+        if self.encoder not in get_args(ImageEncoder):
+            raise ValueError(f"an image's encoder is {SMALL} or {RESIDUAL}, got {self.encoder!r}")
+        kernels = self.kernels
+        if kernels is None:
+            kernels = image_kernels(self.height, self.width) if self.encoder == SMALL else ()
         object.__setattr__(self, "kernels", tuple((int(kernel), int(stride)) for kernel, stride in kernels))
-        if len(self.kernels or ()) != 2:
-            raise ValueError(f"an image has two convolutions, got kernels {self.kernels}")
+        if len(self.kernels or ()) != (2 if self.encoder == SMALL else 0):
+            what = "two convolutions" if self.encoder == SMALL else f"no kernels of its own with encoder {self.encoder}"
+            raise ValueError(f"an image has {what}, got kernels {self.kernels}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -277,6 +288,7 @@ class DictObservation:
         return tuple(found)
 
 
+_Sort = TypeVar("_Sort", bound="Observation | None")
 Observation = TokenObservation | VectorObservation | ImageObservation | DictObservation
 
 
@@ -285,6 +297,36 @@ def numbers_of(observation: Observation) -> VectorObservation | None:
     if isinstance(observation, DictObservation):
         return observation.numbers
     return observation if isinstance(observation, VectorObservation) else None
+
+
+def image_encoders(observation: Observation) -> dict[str, ImageEncoder]:
+    """The encoder of every image, by name; the name of an observation that is an image itself is ""."""
+    if isinstance(observation, DictObservation):
+        return {name: image.encoder for name, image in observation.images}
+    return {"": observation.encoder} if isinstance(observation, ImageObservation) else {}
+
+
+EncoderChoice = ImageEncoder | Mapping[str, ImageEncoder]
+"""``policy.image_encoder``: of all images, or by name; those that are not named have the default."""
+
+
+def chosen_encoder(choice: EncoderChoice, name: str) -> ImageEncoder:
+    """The encoder of the image ``name``."""
+    return choice if isinstance(choice, str) else choice.get(name, SMALL)
+
+
+def encoded_by(observation: _Sort, choice: EncoderChoice) -> _Sort:
+    """The observation with its images read by the encoders of ``choice``."""
+
+    def encoded(name: str, image: ImageObservation) -> ImageObservation:
+        encoder = chosen_encoder(choice, name)
+        # The kernels of one that stays may be those of older weights.
+        return image if encoder == image.encoder else dataclasses.replace(image, encoder=encoder, kernels=None)
+
+    if isinstance(observation, DictObservation):
+        images = [(name, encoded(name, image)) for name, image in observation.images]
+        return dataclasses.replace(observation, images=images)
+    return cast("_Sort", encoded("", observation)) if isinstance(observation, ImageObservation) else observation
 
 
 def shown(plane_name: tuple[str, str | None]) -> str:
@@ -304,7 +346,11 @@ _KINDS: dict[str, type[Observation]] = {
 def observation_to_json(observation: Observation) -> dict[str, Any]:
     """Plain data for a checkpoint."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(observation, cls))
-    return {"kind": kind, **dataclasses.asdict(observation)}
+    found = {"kind": kind, **dataclasses.asdict(observation)}
+    for image in [found, *(image for _, image in found.get("images", ()))]:
+        if image.get("encoder") == SMALL:  # what descriptions without one mean, so that equal policies have equal ones
+            del image["encoder"]
+    return found
 
 
 def observation_from_json(data: Mapping[str, Any]) -> Observation:

@@ -139,7 +139,7 @@ def _remap_observation(trained: Observation, presented: Observation, names: Name
         return _remap_vector(trained, presented, names)
     if isinstance(trained, DictObservation) and isinstance(presented, DictObservation):
         images = [
-            (name, dataclasses.replace(image, scale=mine.scale, kernels=mine.kernels))
+            (name, _as_trained(image, mine))
             for (name, image), (_, mine) in zip(presented.images, trained.images, strict=False)
         ]
         if [*trained.images] != images or len(trained.images) != len(presented.images):
@@ -152,12 +152,16 @@ def _remap_observation(trained: Observation, presented: Observation, names: Name
         kinds = [type(observation).__name__ for observation in (trained, presented)]
         raise ValueError(f"the policy was trained with {kinds[0]}s, the environment has {kinds[1]}s")
     if isinstance(trained, ImageObservation) and isinstance(presented, ImageObservation):
-        # The weights were made for these, whatever would be chosen now.
-        presented = dataclasses.replace(presented, scale=trained.scale, kernels=trained.kernels)
+        presented = _as_trained(presented, trained)
     if trained != presented:
         raise ValueError(f"the policy was trained with {trained}, the environment has {presented}")
     _refuse_unnamed(names)
     return presented
+
+
+def _as_trained(image: ImageObservation, trained: ImageObservation) -> ImageObservation:
+    """The image with what the weights were made for, whatever would be chosen now."""
+    return dataclasses.replace(image, scale=trained.scale, kernels=trained.kernels, encoder=trained.encoder)
 
 
 def _refuse_unnamed(names: NameMap) -> None:

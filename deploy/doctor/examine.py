@@ -80,7 +80,7 @@ def _environment(config: Config) -> list[str]:
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     except Exception:  # noqa: BLE001  (other people's code raises anything; among the problems)
         return []
-    observations, actions = reading(spec)
+    observations, actions = reading(spec, config.policy.encoder_of)
     agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
     if isinstance(spec.observation, TokenSpace):
         how = "from the tokens themselves on a CPU, compiled by numba"
@@ -101,7 +101,7 @@ def _teams(config: Config) -> list[str]:
 
     lines = [f"environment {config.env.id}"]
     for name, own in team_shares(config).items():
-        observations, actions = reading(own.spec)
+        observations, actions = reading(own.spec, config.policy.encoder_of)
         lines += [
             f"  policy         {name}, {own.spec.num_agents} of the agents in each environment",
             f"  reads          {observations}",

@@ -15,6 +15,7 @@ from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_l
 from shoal.deploy.settings.sections import Config
 from shoal.learner.config import ADAM, IMPALA, PPO
 from shoal.policy.config import OWN_CORES, OWN_KINDS
+from shoal.policy.observation import SMALL
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
@@ -31,6 +32,8 @@ def check(config: Config, run_dir: Path, known: Sequence[str] = ()) -> list[str]
     if not any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
         shares, problems = _teams(config, layout) if config.policies else _environment(config)
     problems += found
+    if shares:
+        problems += _image_encoder(config, [spec for spec, _ in shares])
     if shares and not problems and config.learner.loss not in (PPO, IMPALA):
         from shoal.deploy.doctor.trial_update import check_loss
 
@@ -91,6 +94,28 @@ def _environment(config: Config) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
 
         return [], [f"actor.reset_memory: {no_infos(config.env.id, config.actor.reset_memory)}"]
     return [(spec, config.env.num_envs)], _own_policy(config, spec)
+
+
+def _image_encoder(config: Config, specs: Sequence[EnvSpec]) -> list[str]:
+    """What is wrong with ``policy.image_encoder`` for observations of which at least one must have what it names."""
+    from shoal.envs.boundary import DictSpace, ImageSpace
+
+    choice, spaces = config.policy.image_encoder, [spec.observation for spec in specs]
+    named = list(dict.fromkeys(name for space in spaces if isinstance(space, DictSpace) for name, _ in space.images))
+    alone = any(isinstance(space, ImageSpace) for space in spaces)
+    if isinstance(choice, str):
+        unread = choice != SMALL and not named and not alone
+        return [f"policy.image_encoder: {choice} is for images, and {config.env.id} has none; leave it out"] * unread
+    if not choice or not (unknown := sorted(choice.keys() - set(named))):
+        return []
+    if named:
+        return [f"policy.image_encoder names {', '.join(unknown)}; images of {config.env.id} are {', '.join(named)}"]
+    if not alone:
+        return [f"policy.image_encoder: {dict(choice)} is for images, and {config.env.id} has none; leave it out"]
+    return [
+        f"policy.image_encoder: {dict(choice)} is for the images of a Dict or Tuple, and the observation of "
+        f"{config.env.id} is one image: name the encoder alone"
+    ]
 
 
 def _own_policy(config: Config, spec: EnvSpec) -> list[str]:

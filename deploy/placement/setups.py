@@ -17,6 +17,7 @@ from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.teams import make_team_specs
 from shoal.policy.graph import components_to_json
+from shoal.policy.observation import encoded_by
 from shoal.policy.remap import PolicyInterface
 
 
@@ -45,7 +46,7 @@ def make_worker_setup(
         unroll_length=config.actor.unroll_length,
         run_id=f"{run_id}-{session}",
         seed=int(streams.generate_state(1, np.uint64)[0] >> 1),
-        observation=interface.observation if interface else presented[0],
+        observation=encoded_by(interface.observation if interface else presented[0], config.policy.image_encoder),
         actions=interface.actions if interface else presented[1],
         policy_kind=config.policy.kind,
         policy_kwargs=dict(config.policy.kwargs),
@@ -56,7 +57,9 @@ def make_worker_setup(
         normalize_observations=config.policy.normalize_observations,
         normalize_values=config.learner.normalize_values,
         action_rows=interface.action_rows if interface else None,
-        trained_observation=interface.trained_observation if interface else None,
+        trained_observation=encoded_by(interface.trained_observation, config.policy.image_encoder)
+        if interface
+        else None,
         presented=presented,
         burn_in=config.actor.burn_in,
         reset_memory=config.actor.reset_memory,

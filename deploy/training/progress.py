@@ -64,7 +64,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
         learners = f"{layout.num_learners}, {where}; {learners}"
     elif layout.placement == "disaggregated" and learner.path.device.type == "cpu":
         learners += f", gradient threads: {layout.num_threads}"
-    observations, actions = reading(run.setup.env)
+    observations, actions = reading(run.setup.env, config.policy.encoder_of)
     slots, steps = run.setup.worker.num_envs, config.actor.unroll_length
     sent = ", ".join(place.name for place in run.cluster.sent) if run.cluster else ""
     return "\n".join(

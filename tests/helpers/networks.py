@@ -15,6 +15,7 @@ OBSERVATIONS = {
     "odd tokens": TokenObservation(7, 5, 20, [2.0, None, 4.0], ["hp", "tag", "ore"], [(1, ["x", "y"])], 0xFE),
     "small image": ImageObservation(9, 12, 3),
     "picture": ImageObservation(40, 44, 3),
+    "residual image": ImageObservation(11, 6, 3, encoder="residual"),
     "vector": VectorObservation(5),
 }
 ACTIONS = {

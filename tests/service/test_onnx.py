@@ -45,6 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "own core": {"env.id": "recall", "policy.core": "own_cores:Leaky"},
     "bounds": {"env.id": "Pendulum-v1"},
     "images": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "small"}},
+    "residual": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "small"}, "policy.image_encoder": "residual"},
     "masks": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "mask in info"}},
     "two choices": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "two choices"}},
     "one-sided bounds": {"env.id": "echo_envs:Echo-v0", "env.kwargs": {"case": "one-sided bounds"}},
