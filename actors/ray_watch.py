@@ -289,8 +289,11 @@ class RayWatch:
         return None
 
     def lose(self, missing: str) -> None:
-        """Call Ray lost, because of what is ``missing``: the rest of a sentence that begins with "Ray is lost: "."""
-        self.why = f"Ray is lost: {missing}"
+        """Call Ray lost, unless it is: what is ``missing`` is the rest of a sentence after "Ray is lost: "."""
+        with self._lock:
+            if self.why:
+                return
+            self.why = f"Ray is lost: {missing}"
         log.error("%s; the run saves and ends. %s", self.why, self._advice)
         with self._lock:
             self.lost.set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +286,7 @@ def test_the_return_of_random_actions_is_that_of_each_policys_agents(
     for policies in ((), ("policies={runners: {agents: [runner_*]}, hunters: {agents: [hunter_*]}}",)):
         made = Setups(f'env.kwargs={{"masked": {json.dumps(masked)}}}', *policies)
         play = RandomPlay(setup=made.team, num_agents=3, niceness=0)
-        found = play.here(60.0, threading.Event())
+        found = play.here(60.0, lambda: False)
         assert found.keys() == {"hunters", "runners"}
         for name, mean in {"hunters": hunters, "runners": runners}.items():
             assert 0 < found[name].half_width < 0.25

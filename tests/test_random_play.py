@@ -22,7 +22,9 @@ from shoal.deploy.training import random_play
 from shoal.deploy.training.random_play import RandomPlay, RandomPlayer, Returns
 from shoal.deploy.training.run import run
 
-NEVER = threading.Event()
+
+def never() -> bool:
+    return False
 
 
 class Moody(gymnasium.Env[np.ndarray, int]):
@@ -57,10 +59,10 @@ def play(env_id: str, **kwargs: Any) -> RandomPlay:
 
 def test_the_same_figures_and_an_interval_that_holds_the_truth() -> None:
     """Catches episodes that are cut short, an interval that says more than it knows, and a run's own seed in it."""
-    first = play("recall").here(60.0, NEVER)
+    first = play("recall").here(60.0, never)
     assert 0 < first[""].half_width < 0.06
     assert abs(first[""].mean - 0.25) < 1.5 * first[""].half_width
-    assert play("recall").here(60.0, NEVER) == first
+    assert play("recall").here(60.0, never) == first
     # Called as a job in another process it gives the same.
     assert play("recall")() == first
 
@@ -68,7 +70,7 @@ def test_the_same_figures_and_an_interval_that_holds_the_truth() -> None:
 def test_long_episodes_count_as_often_as_short_ones() -> None:
     """Catches a mean over those that ended first: the reward of an episode here is its length."""
     random.seed(1)
-    found = play("RandomPlayMoody-v0").here(60.0, NEVER)[""]
+    found = play("RandomPlayMoody-v0").here(60.0, never)[""]
     assert abs(found.mean - 5.0) < 2 * found.half_width < 1.0
 
 
@@ -76,7 +78,7 @@ def test_the_random_streams_of_the_process_stay_as_they_were() -> None:
     """Catches environments that train otherwise because a random policy played before them."""
     moody = play("RandomPlayMoody-v0")
     states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
-    assert moody.here(60.0, NEVER)
+    assert moody.here(60.0, never)
     after = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
     assert after == states
 
@@ -101,12 +103,59 @@ def test_a_run_learns_the_same_with_and_without(tmp_path: Path) -> None:
 def test_episodes_that_never_end_end_the_play() -> None:
     """Catches a run that never begins, a figure of no episode, and a stop that waits."""
     begun = time.monotonic()
-    assert play("RandomPlayMoody-v0", endless=True).here(0.3, NEVER) == {}
+    assert play("RandomPlayMoody-v0", endless=True).here(0.3, never) is None
     assert time.monotonic() - begun < random_play._GRACE_SECONDS
-    stop = threading.Event()
-    stop.set()
-    assert play("RandomPlayMoody-v0", endless=True).here(3600.0, stop) == {}
+    assert play("RandomPlayMoody-v0", endless=True).here(3600.0, lambda: True) is None
     assert time.monotonic() - begun < 2 * random_play._GRACE_SECONDS
+
+
+@pytest.mark.parametrize(("limit", "most"), [("max_seconds=3", 3.0), ("total_env_steps=100", 1.5)])
+def test_a_run_whose_episodes_do_not_end_ends_itself(
+    limit: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a minute of random play after the end of ``max_seconds``, and one of which nothing is said."""
+    monkeypatch.setattr(random_play, "SECONDS_AFTER", most)
+    settings = [*SMALL, "mode=inline", "env.id=RandomPlayMoody-v0", "env.kwargs={endless: true}", limit]
+    config, problems = load_config((), [*settings, "evaluation.random_seconds=0.1"])
+    assert not problems
+    begun = time.monotonic()
+    summary = run(config, tmp_path / "run", quiet=True).summary
+    assert summary["random_return"] is None
+    said = [record.getMessage() for record in caplog.records if "random actions" in record.getMessage()]
+    if "max_seconds" in limit:
+        assert time.monotonic() - begun < 30
+        assert not said
+    else:
+        assert said == [
+            "no episodes of random actions to compare with have ended yet: they are played for 2 s at most "
+            "(evaluation.random_seconds=0 leaves them out)"
+        ]
+
+
+def test_what_was_played_to_its_end_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the same hundred thousand steps once more, after a run whose environment never ends."""
+    monkeypatch.setattr(random_play, "ENV_STEPS", 200)
+    player = RandomPlayer(play("RandomPlayMoody-v0", endless=True), 60.0, pytest.fail, None)
+    player.before(never)
+    monkeypatch.setattr(RandomPlay, "here", pytest.fail)
+    player.after(never)
+
+
+def test_a_signal_ends_the_play_after_the_run() -> None:
+    """Catches a Ctrl-C that is only obeyed a minute later, whoever plays."""
+    begun = time.monotonic()
+    for jobs in (None, Elsewhere()):
+        player = RandomPlayer(play("RandomPlayMoody-v0", endless=True), 0.1, pytest.fail, jobs)
+        player.before(never)
+        asked: list[bool] = []
+
+        def signalled(asked: list[bool] = asked) -> bool:
+            asked.append(True)
+            return len(asked) > 3
+
+        player.after(signalled)
+        assert len(asked) > 3
+    assert time.monotonic() - begun < random_play.SECONDS_AFTER / 2
 
 
 def test_an_environment_that_fails_costs_the_comparison_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -114,7 +163,7 @@ def test_an_environment_that_fails_costs_the_comparison_only(caplog: pytest.LogC
     setup = make_setup("RandomPlayMoody-v0", num_envs=4)
     broken = RandomPlay(setup=setup, num_agents=1, niceness=0)
     setup.env_kwargs["broken"] = True  # type: ignore[index]
-    assert broken.here(60.0, NEVER) == {}
+    assert broken.here(60.0, never) == {}
     assert "the return of random actions could not be measured" in caplog.text
     assert "out of sorts" in caplog.text
 
@@ -149,18 +198,18 @@ def test_where_environments_live_elsewhere_training_does_not_wait(caplog: pytest
     found: list[Returns] = []
     jobs = Elsewhere()
     player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
-    player.before(NEVER)
+    player.before(never)
     assert not found
     jobs.may_end.set()
-    player.after()
+    player.after(never)
     assert found == [{"": Interval(1.0, 0.5)}]
     player.close()
     assert jobs.killed
     jobs = Elsewhere(JobFailed("its process was killed"))
     player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
-    player.before(NEVER)
+    player.before(never)
     jobs.may_end.set()
-    player.after()
+    player.after(never)
     assert len(found) == 1
     assert "its process was killed" in caplog.text
 
@@ -168,6 +217,6 @@ def test_where_environments_live_elsewhere_training_does_not_wait(caplog: pytest
 def test_a_run_that_wants_no_comparison_plays_none() -> None:
     """Catches environments that are made though the setting says 0."""
     player = RandomPlayer(play("recall"), 0.0, pytest.fail, None)
-    player.before(NEVER)
-    player.after()
+    player.before(never)
+    player.after(never)
     player.close()

@@ -33,10 +33,11 @@ from shoal.deploy.settings.sections import ClusterConfig, Config
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-HEAD_SECONDS = 30.0
-"""How long a busy head may take to answer before a run starts: nothing else waits for it then."""
+ANSWER_SECONDS = (2.0, 4.0, 8.0, 15.0)
+"""How long the head may take to answer, from try to try. None of them would still be under way when Ray ends processes
+whose head is lost."""
 AGAIN_SECONDS = 0.2
-"""Pause between two questions of which the first was not answered."""
+"""Pause between two tries."""
 PROBE_SECONDS = 120.0
 """A node may have to fetch this code, or to build an environment, before it answers."""
 NODE_ID = "ray.io/node-id"
@@ -103,10 +104,10 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """The living nodes."""
-        return self._asked(self._nodes)
+        return self._answered(self._nodes)
 
-    def _nodes(self) -> list[Node]:
-        here, draining = ray.get_runtime_context().get_node_id(), draining_nodes()
+    def _nodes(self, seconds: float) -> list[Node]:
+        here, draining = ray.get_runtime_context().get_node_id(), draining_nodes(seconds)
         return [
             Node(
                 node.node_id,
@@ -117,7 +118,7 @@ class Cluster:
                 node.available,
                 node.labels,
             )
-            for node in living_nodes()
+            for node in living_nodes(seconds)
         ]
 
     @property
@@ -125,7 +126,7 @@ class Cluster:
         """True if nodes may still be added."""
         if self.config.autoscaling != "auto":
             return self.config.autoscaling
-        return self._asked(is_autoscaled)
+        return self._answered(is_autoscaled)
 
     def needs(self) -> dict[str, float]:
         """Resources of one rollout actor."""
@@ -210,20 +211,21 @@ class Cluster:
             self.watch.lost.wait(LOOK_SECONDS)
 
     def _asked(self, ask: Callable[..., Answer], *arguments: Any) -> Answer:
-        until = time.monotonic() + HEAD_SECONDS
-        while True:
-            # A question that waited longer would be under way when Ray ends processes whose head is lost.
+        answer = self.watch.call(ask, *arguments)
+        if answer is None:
+            raise RayLost(f"{self.watch.why}; nothing had started")
+        return answer
+
+    def _answered(self, ask: Callable[[float], Answer]) -> Answer:
+        """The head's answer to what ``ask`` asks with a limit in seconds."""
+        for seconds in ANSWER_SECONDS:
             with contextlib.suppress(NoAnswer):
-                answer = self.watch.call(ask, *arguments)
-                if answer is None:
-                    raise RayLost(f"{self.watch.why}; nothing had started")
-                return answer
-            if time.monotonic() > until:
-                self.watch.lose(
-                    f"its head (GCS) at {self.watch.head} takes connections, and has answered nothing for "
-                    f"{HEAD_SECONDS:.0f} s"
-                )
+                return self._asked(ask, seconds)
             self.watch.lost.wait(AGAIN_SECONDS)
+        self.watch.lose(
+            f"its head (GCS) at {self.watch.head} takes connections, and has not answered within {seconds:g} s"
+        )
+        raise RayLost(f"{self.watch.why}; nothing had started")
 
     def _take_turn(self) -> bool:
         """Whether this run may take its place now; no other that waits does before ``end_turn``."""
@@ -331,7 +333,7 @@ class Cluster:
         """Every node's probe; None where it does not answer. Nodes that died meanwhile are left out."""
         answers = self._asked(self._probe, nodes, config)
         # Ray takes a while to notice that a machine is gone; it is no reason not to start.
-        living = {node.node_id for node in self._asked(living_nodes)}
+        living = {node.node_id for node in self._answered(living_nodes)}
         return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
 
     def _probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:

@@ -42,7 +42,7 @@ SLOTS = 16
 SHARE_BEFORE = 0.05
 """Longest share of ``max_seconds`` before the first update."""
 SECONDS_AFTER = 60.0
-"""Longest time after the run, where it was too short before for an episode of every slot."""
+"""Longest time after the training, where there was too little before for an episode of every slot."""
 _GRACE_SECONDS = 5.0
 
 Returns = Mapping[str, Interval]
@@ -65,28 +65,37 @@ class RandomPlay:
         until = time.monotonic() + SECONDS_AFTER
         return self._play(lambda: time.monotonic() > until)
 
-    def here(self, seconds: float, stop: threading.Event) -> Returns:
+    def here(self, seconds: float, stop: Callable[[], bool]) -> Returns | None:
         """Play for ``seconds`` at most, in this process, whose global random streams stay as they were.
 
-        The same figures in every run of an environment, unless time or ``stop`` ends it early; none where that was
-        before an episode of every slot, or where the environment fails.
+        The same figures in every run of an environment, unless time or ``stop`` ends it early: None where that was
+        before an episode of every slot. Empty where the environment fails, or its episodes do not end.
         """
         found: list[Returns] = []
         until = time.monotonic() + seconds
+        early = False
+
+        def enough() -> bool:
+            nonlocal early
+            early = early or stop() or time.monotonic() > until
+            return early
 
         def play() -> None:
             try:
-                found.append(self._play(lambda: stop.is_set() or time.monotonic() > until))
+                found.append(self._play(enough))
             except Exception as error:  # noqa: BLE001  (environments raise anything)
                 _unknown(error)
+                found.append({})
 
         # In a thread, because an environment that hangs never returns.
         thread = threading.Thread(target=play, name="random-play", daemon=True)
         with _global_streams_kept():
             thread.start()
-            while thread.is_alive() and time.monotonic() < until + _GRACE_SECONDS and not stop.is_set():
+            while thread.is_alive() and time.monotonic() < until + _GRACE_SECONDS and not stop():
                 thread.join(0.1)
-        return found[0] if found else {}
+        if not found or (early and not found[0]):
+            return None
+        return found[0]
 
     def _play(self, enough: Callable[[], bool]) -> Returns:
         found = {}
@@ -121,10 +130,10 @@ class RandomPlayer:
     def __init__(self, play: RandomPlay, seconds: float, found: Callable[[Returns], None], jobs: Jobs | None) -> None:
         self._play, self._seconds, self._jobs = play, seconds, jobs
         self._found = found
-        self._known = False
+        self._through = False
         self._beside = threading.Thread(target=self._play_beside, name="random-play", daemon=True)
 
-    def before(self, stop: threading.Event) -> None:
+    def before(self, stop: Callable[[], bool]) -> None:
         """Play, or begin to; ``stop`` ends it."""
         if not self._seconds:
             return
@@ -133,14 +142,23 @@ class RandomPlayer:
         else:
             self._take(self._play.here(self._seconds, stop))
 
-    def after(self) -> None:
-        """Go on for ``SECONDS_AFTER`` at most, if nothing is known yet and training is over."""
-        if self._known or not self._seconds:
+    def after(self, stop: Callable[[], bool], seconds: float = math.inf) -> None:
+        """Go on when training is over, if there was no time for episodes before: for ``seconds`` and for
+        ``SECONDS_AFTER`` at most; ``stop`` ends it."""
+        seconds = min(seconds, SECONDS_AFTER)
+        if self._through or not self._seconds or seconds <= 0 or stop():
             return
+        log.warning(
+            "no episodes of random actions to compare with have ended yet: they are played for %.0f s at most "
+            "(evaluation.random_seconds=0 leaves them out)",
+            seconds,
+        )
         if self._jobs:
-            self._beside.join(SECONDS_AFTER)
+            until = time.monotonic() + seconds
+            while self._beside.is_alive() and time.monotonic() < until and not stop():
+                self._beside.join(0.1)
         else:
-            self._take(self._play.here(SECONDS_AFTER, threading.Event()))
+            self._take(self._play.here(seconds, stop))
 
     def close(self) -> None:
         """End the process that plays."""
@@ -157,9 +175,9 @@ class RandomPlayer:
         finally:
             self._jobs.end()
 
-    def _take(self, result: Returns) -> None:
+    def _take(self, result: Returns | None) -> None:
+        self._through = result is not None
         if result:
-            self._known = True
             self._found(result)
 
 

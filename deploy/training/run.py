@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ def _train(
             callbacks.started()
             if workers.driver:
                 workers.driver.start()
-            random.before(asked.requested)
+            random.before(asked.requested.is_set)
             for each in runs:
                 restore_pool(each, workers.pool)
                 each.statistics.begin()
@@ -301,7 +302,7 @@ def _train(
                 each.learner.queue.close()
         if completed and asked.stopped_by != "ray_lost":
             # After a failure no episode is played: the environment may be the cause.
-            random.after()
+            random.after(lambda: asked.signal_number is not None, asked.time_is_up_at - time.monotonic())
         random.close()
         summary = _summaries(
             runs,
