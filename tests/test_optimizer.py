@@ -199,23 +199,19 @@ def local_class() -> type[torch.optim.Optimizer]:
     return Local
 
 
-def test_a_class_is_named_and_checked(tmp_path: Path) -> None:
+def test_a_class_is_named_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a class that its name does not lead to, and one that the check before a start looks for in vain."""
+    monkeypatch.setattr(given, "optimizers", {})
     assert shoal.Config(learner={"optimizer": torch.optim.AdamW}).learner.optimizer == "torch.optim.adamw:AdamW"
     assert shoal.Config(learner={"optimizer": Descent}).learner.optimizer == "own_optimizers:Descent"
     assert not given.optimizers
     cls = local_class()
     settings = {"optimizer": cls, "optimizer_kwargs": {"momentum": 0.5}}
-    try:
-        config = shoal.Config(env="recall", mode="inline", learner=settings, metrics={"port": -1})
-        name = config.learner.optimizer
-        assert name == f"{__name__}:local_class.<locals>.Local"
-        assert preflight.check(config, tmp_path / "run") == []
-        assert type(make_learner(make_policy(), optimizer=name).optimizer) is cls
-        config = shoal.Config(env="recall", mode="inline", learner={**settings, "optimizer_kwargs": {"speed": 1}})
-        [problem] = preflight.check(config, tmp_path / "run")
-        assert problem.startswith(
-            f"learner.optimizer: {name}: got an unexpected keyword argument 'speed'. Its __init__"
-        )
-    finally:
-        given.optimizers.clear()
+    config = shoal.Config(env="recall", mode="inline", learner=settings, metrics={"port": -1})
+    name = config.learner.optimizer
+    assert name == f"{__name__}:local_class.<locals>.Local"
+    assert preflight.check(config, tmp_path / "run") == []
+    assert type(make_learner(make_policy(), optimizer=name).optimizer) is cls
+    config = shoal.Config(env="recall", mode="inline", learner={**settings, "optimizer_kwargs": {"speed": 1}})
+    [problem] = preflight.check(config, tmp_path / "run")
+    assert problem.startswith(f"learner.optimizer: {name}: got an unexpected keyword argument 'speed'. Its __init__")
