@@ -16,6 +16,8 @@ policies: dict[str, type[Any]] = {}
 """Subclasses of ``RecurrentPolicy`` by ``policy.kind``."""
 losses: dict[str, Callable[..., Any]] = {}
 """By ``learner.loss``."""
+optimizers: dict[str, type[Any]] = {}
+"""Subclasses of ``torch.optim.Optimizer`` by ``learner.optimizer``."""
 cores: dict[str, type[Any]] = {}
 """Subclasses of ``Core`` by ``policy.core``."""
 sinks: dict[str, type[Any]] = {}

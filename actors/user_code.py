@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import cloudpickle  # noqa: TID251  (the user's own code, on its way to processes that this one starts)
+import torch
 from shoal import given
 from shoal.envs.entry_points import is_environment_class
 from shoal.policy.core import Core
@@ -38,6 +39,11 @@ def give_core(cls: type[Core]) -> str:
 def give_loss(loss: Callable[..., Any]) -> str:
     """The ``learner.loss`` of a function, or of a class whose objects are called; it is known by it from now on."""
     return _give(loss, given.losses, by_name=True)
+
+
+def give_optimizer(cls: type[torch.optim.Optimizer]) -> str:
+    """The ``learner.optimizer`` of a class; it is known by it from now on."""
+    return _give(cls, given.optimizers, by_name=True)
 
 
 def give_sink(cls: type[Any]) -> str:
@@ -85,19 +91,21 @@ class UserCode:
     policies: Mapping[str, type[RecurrentPolicy]] = dataclasses.field(default_factory=dict)
     cores: Mapping[str, type[Core]] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    optimizers: Mapping[str, type[torch.optim.Optimizer]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(env_id: str, policy_kind: str, core: str = "", loss: str = "") -> UserCode:
+    def of(env_id: str, policy_kind: str, core: str = "", loss: str = "", optimizer: str = "") -> UserCode:
         """What these names stand for in this process, as far as it was given."""
         return UserCode(
             _chosen(given.environments, env_id),
             _chosen(given.policies, policy_kind),
             _chosen(given.cores, core),
             _chosen(given.losses, loss),
+            _chosen(given.optimizers, optimizer),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = self.environments, self.policies, self.cores, self.losses
+        parts = self.environments, self.policies, self.cores, self.losses, self.optimizers
         return (_arrive, (cloudpickle.dumps(parts),)) if any(parts) else (UserCode, ())
 
 
@@ -106,9 +114,10 @@ def _chosen(names: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _arrive(data: bytes) -> UserCode:
-    environments, policies, cores, losses = cloudpickle.loads(data)
+    environments, policies, cores, losses, optimizers = cloudpickle.loads(data)
     given.environments.update(environments)
     given.policies.update(policies)
     given.cores.update(cores)
     given.losses.update(losses)
-    return UserCode(environments, policies, cores, losses)
+    given.optimizers.update(optimizers)
+    return UserCode(environments, policies, cores, losses, optimizers)

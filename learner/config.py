@@ -65,9 +65,7 @@ class LearnerConfig(Section):
     no further step. 0 turns that off. It sees what the steps before the last one moved, and the lag: with one
     epoch, one minibatch and lag 0 it sees nothing."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
-    optimizer: Annotated[
-        str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class", pattern=r"[\w.]+:[\w.]+")
-    ] = ADAM
+    optimizer: Annotated[str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class")] = ADAM
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""
     optimizer_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of that class, as plain data."""

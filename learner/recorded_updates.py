@@ -348,7 +348,7 @@ def _to_plain(value: Any) -> Any:
         value = value.cpu()
         return {"bfloat16": value.view(torch.int16).numpy()} if value.dtype == torch.bfloat16 else value.numpy()
     if isinstance(value, Mapping):
-        if all(isinstance(key, int) for key in value) and value:
+        if any(isinstance(key, int) for key in value):
             return {"by number": [[key, _to_plain(part)] for key, part in value.items()]}
         return {key: _to_plain(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -363,6 +363,6 @@ def _from_plain(value: Any) -> Any:
         if value.keys() == {"bfloat16"}:
             return torch.from_numpy(value["bfloat16"]).view(torch.bfloat16)
         if value.keys() == {"by number"}:
-            return {int(key): _from_plain(part) for key, part in value["by number"]}
+            return {key: _from_plain(part) for key, part in value["by number"]}
         return {key: _from_plain(part) for key, part in value.items()}
     return [_from_plain(part) for part in value] if isinstance(value, list) else value

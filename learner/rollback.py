@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +26,10 @@ class Rollback:
     def on(self, *errors: type[Exception]) -> Iterator[None]:
         """Restore weights and optimizer state if the block raises one of ``errors``, and raise it again."""
         state = self._optimizer.state
-        kept = [(p, name, value) for p in self._weights for name, value in state.get(p, {}).items()]
-        tensors = [*self._weights, *(value for _, _, value in kept if isinstance(value, Tensor))]
-        if len(self._saved) != len(tensors):
+        tensors = [*self._weights]
+        # An optimizer of the user's may keep lists of tensors, and entries that are no parameter's.
+        kept = {key: _containers_copied(entry, tensors) for key, entry in state.items()}
+        if [(t.shape, t.dtype, t.device) for t in self._saved] != [(t.shape, t.dtype, t.device) for t in tensors]:
             self._saved = [torch.empty_like(t) for t in tensors]
         with torch.no_grad():
             torch._foreach_copy_(self._saved, tensors)
@@ -37,6 +40,19 @@ class Rollback:
                 torch._foreach_copy_(tensors, self._saved)
             # Entries are put back, too: some optimizers replace numbers and tensors by new ones.
             state.clear()
-            for parameter, name, value in kept:
-                state[parameter][name] = value
+            state.update(kept)
             raise
+
+
+def _containers_copied(value: Any, tensors: list[Tensor]) -> Any:
+    """``value`` with copies of its mappings and lists, which hold the same tensors; these are added to ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        copied.update({key: _containers_copied(part, tensors) for key, part in value.items()})
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)([_containers_copied(part, tensors) for part in value])
+    return value

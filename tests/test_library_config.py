@@ -12,11 +12,15 @@ import gymnasium
 import numpy as np
 import pytest
 import shoal
+import torch
 from shoal import given
 from shoal.actors.user_code import UserCode
 from shoal.deploy.library.config import make_config
+from shoal.deploy.placement.setups import make_worker_setup
 from shoal.deploy.settings import sections
 from shoal.deploy.settings.load import load_config, resolve, to_dict
+from shoal.envs.registry import make_env_spec
+from shoal.learner.optimizer import check_optimizer
 from shoal.policy import kinds
 from shoal.policy.cores import find_core
 
@@ -181,10 +185,17 @@ def test_user_code_arrives_under_its_name() -> None:
     class LocalCore(shoal.Core):
         pass
 
-    made = shoal.Config(env=Local, policy=LocalPolicy, core=LocalCore)
-    sent = pickle.dumps(UserCode.of(made.env.id, made.policy.kind, made.policy.core))
+    class LocalOptimizer(torch.optim.SGD):
+        pass
+
+    made = shoal.Config(env=Local, policy=LocalPolicy, core=LocalCore, learner={"optimizer": LocalOptimizer})
+    # As the setup of every learner has it, which is all that another process is told.
+    setup = make_worker_setup(made, make_env_spec("recall"), run_id="r")
+    sent = pickle.dumps(setup.user_code)
     del given.environments[made.env.id], given.policies[made.policy.kind], given.cores[made.policy.core]
+    del given.optimizers[made.learner.optimizer]
     arrived = pickle.loads(sent)
+    assert check_optimizer(made.learner) == ""
     assert given.environments[made.env.id] is arrived.environments[made.env.id]
     assert kinds.find_policy(made.policy.kind).__qualname__ == LocalPolicy.__qualname__
     assert find_core(made.policy.core).__qualname__ == LocalCore.__qualname__

@@ -44,7 +44,13 @@ def test_what_was_given_as_an_object_is_not_looked_for(monkeypatch: pytest.Monke
     monkeypatch.setitem(given.environments, "named_envs:made here", object)
     monkeypatch.setitem(given.losses, "networks:loss", print)
     monkeypatch.setitem(given.cores, "networks:Core", object)
-    settings = ["env.id=named_envs:made here", "learner.loss=networks:loss", "policy.core=networks:Core"]
+    monkeypatch.setitem(given.optimizers, "networks:Optimizer", object)
+    settings = [
+        "learner.optimizer=networks:Optimizer",
+        "env.id=named_envs:made here",
+        "learner.loss=networks:loss",
+        "policy.core=networks:Core",
+    ]
     assert named_packages(load_config([], settings)[0]) == {}
 
 

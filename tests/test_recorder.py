@@ -134,6 +134,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
     "impala": (small_policy, {"loss": "impala", "epochs": 1, "value_clip_coef": 0.0, "num_shards": 2}, {}),
     "burn-in": (lambda: tiny_policy("gru"), {"epochs": 2}, {"burn_in": 5, "same_step": True}),
     "own core": (lambda: tiny_policy("own_cores:Leaky"), {"desired_kl": 0.01}, {}),
+    "own optimizer": (small_policy, {"optimizer": "own_optimizers:Descent", "epochs": 2, "minibatches": 2}, {}),
     "AdamW": (
         normalized,
         {

@@ -17,7 +17,7 @@ def named_packages(config: Config) -> dict[str, str]:
     What was given as an object goes along as the object; callbacks and sinks run in this process only.
     """
     learner = config.learner
-    given_here = {*given.policies, *given.cores, *given.losses}
+    given_here = {*given.policies, *given.cores, *given.losses, *given.optimizers}
     names = [
         ("policy.kind", config.policy.kind),
         ("policy.core", config.policy.core),

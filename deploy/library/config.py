@@ -33,8 +33,9 @@ class Config(sections.Config):
 
     Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
     ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
-    class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``; the
-    entries of ``log.sinks`` names, ``shoal.Sink`` classes, or mappings of ``name`` and ``kwargs``.
+    class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``;
+    ``learner.optimizer`` a name, or a ``torch.optim.Optimizer`` class; the entries of ``log.sinks`` names,
+    ``shoal.Sink`` classes, or mappings of ``name`` and ``kwargs``.
     Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
     ``dataclasses.replace`` makes a changed one.
 
@@ -112,6 +113,8 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
         return _named(key, value, problems)
     if key == "learner.loss" and callable(value):
         return _named(key, value, problems)
+    if key == "learner.optimizer" and not isinstance(value, str | int | float | None):
+        return _named(key, value, problems)
     return value
 
 
@@ -125,8 +128,9 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
         except (TypeError, ValueError) as error:
             problems.append(
                 f"{key}.{name}: expected plain data (numbers, strings, lists, mappings), which checkpoints can hold, "
-                f"got {type(value).__name__} ({error}); a function that makes the environment may hold anything, e.g. "
-                "functools.partial(MyEnv, ...)"
+                f"got {type(value).__name__} ({error})"
+                + "; a function that makes the environment may hold anything, e.g. functools.partial(MyEnv, ...)"
+                * key.startswith("env.")
             )
             continue
         found[name] = plain
@@ -135,7 +139,15 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
 
 def _named(key: str, value: Any, problems: list[str]) -> Any:
     """The name of a class or function, by which every process of the run finds it."""
-    from shoal.actors.user_code import give_core, give_environment, give_loss, give_policy, give_sink, name_of
+    from shoal.actors.user_code import (
+        give_core,
+        give_environment,
+        give_loss,
+        give_optimizer,
+        give_policy,
+        give_sink,
+        name_of,
+    )
     from shoal.deploy.monitoring.sinks import Sink
     from shoal.envs.entry_points import is_environment_class
 
@@ -148,6 +160,17 @@ def _named(key: str, value: Any, problems: list[str]) -> Any:
         return give_environment(value)
     if key == "learner.loss":
         return give_loss(value)
+    if key == "learner.optimizer":
+        import torch
+
+        if not isinstance(value, type) or not issubclass(value, torch.optim.Optimizer):
+            problems.append(
+                "learner.optimizer: expected a subclass of torch.optim.Optimizer, got "
+                f"{name_of(value) if isinstance(value, type) else f'an object of {type(value).__name__}'}; give the "
+                "class, and its arguments as learner.optimizer_kwargs"
+            )
+            return "torch.optim:Adam"  # as Adam's own name takes no optimizer_kwargs, of which there is nothing to say
+        return give_optimizer(value)
     if key in _OF_SINKS:
         if not isinstance(value, type) or not issubclass(value, Sink):
             problems.append(

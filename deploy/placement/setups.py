@@ -65,7 +65,9 @@ def make_worker_setup(
         reset_memory=config.actor.reset_memory,
         stagger_episodes=config.actor.stagger_episodes,
         num_threads=config.actor.num_threads,
-        user_code=UserCode.of(config.env.id, config.policy.kind, config.policy.core, config.learner.loss),
+        user_code=UserCode.of(
+            config.env.id, config.policy.kind, config.policy.core, config.learner.loss, config.learner.optimizer
+        ),
         games=games_of(config, spec),
         code=this_code(),
     )

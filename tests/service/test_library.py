@@ -110,6 +110,47 @@ def test_classes_of_a_script_train_and_are_evaluated(tmp_path: Path, mode: str) 
             shoal.evaluate(run)
 
 
+@pytest.mark.parametrize("mode", ["inline", "local"])
+def test_an_optimizer_of_a_notebook_trains_and_goes_on(tmp_path: Path, mode: str) -> None:
+    """Catches a class that reaches the run's process and not its learners, and moments that a resumed run drops."""
+    said = run_script(
+        tmp_path,
+        f"""
+        import torch
+
+        class Halving(torch.optim.Optimizer):
+            def __init__(self, params, lr, share=1.0):
+                super().__init__(params, {{"lr": lr, "share": share}})
+
+            @torch.no_grad()
+            def step(self):
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        state = self.state[parameter]
+                        state["steps"] = state.get("steps", 0) + 1
+                        parameter.sub_(parameter.grad, alpha=group["lr"] * group["share"] / state["steps"])
+
+        for steps in (300, 600):
+            learner = {{
+                "optimizer": Halving, "optimizer_kwargs": {{"share": 0.5}}, "learning_rate": 0.1, "num_learners": 2,
+                "batch_size": 16, "epochs": 1, "minibatches": 1,
+            }}
+            run = shoal.train(
+                "recall", run_dir="run", total_env_steps=steps, mode={mode!r}, learner=learner,
+                config={{"env.num_envs": 4, "actor.unroll_length": 8, "actor.num_actors": 2}},
+            )
+            newest = max((run.run_dir / "checkpoints").iterdir())
+            state = torch.load(newest / "optimizer.pt", weights_only=True)["optimizer"]
+            print("steps", {{one["steps"] for one in state["state"].values()}} == {{run.summary["policy_version"]}})
+            print("groups", [(group["share"], len(group["params"]) > 1) for group in state["param_groups"]])
+        """,
+        as_notebook=True,
+    )
+    assert said.count("steps True") == 2, said
+    assert said.count("groups [(0.5, True)]") == 2, said
+    assert "begins anew" not in said
+
+
 def test_the_interpreter_is_as_before(tmp_path: Path) -> None:
     """Catches whatever a run sets for the whole process: a notebook goes on with it."""
     said = run_script(
