@@ -30,6 +30,12 @@ ActorState = Literal["up", "starting", "unplaced", "pausing"]
 and its replacement starts after a pause."""
 
 
+ReplacementReason = Literal["error", "timeout", "died", "oom", "object_store", "refused", "node_died", "preempted"]
+"""Why an actor is replaced. ``error``: it raised. ``timeout``: a call took too long. ``died``: its process ended.
+``oom``: its node ran out of memory. ``object_store``: its node's object store was full. ``refused``: its deliveries
+were. ``node_died``: its node failed. ``preempted``: its node is being shut down."""
+
+
 @dataclasses.dataclass(slots=True)
 class Recoveries:
     """Number and duration of recoveries, each from the detection of a failure until the replacement is up."""
@@ -226,11 +232,11 @@ class InlinePool:
             self._refused[actor] = 0
             self._fail(actor, "refused", RefusedDeliveries(why))
 
-    def _fail(self, actor: int, reason: str, error: Exception) -> None:
+    def _fail(self, actor: int, reason: ReplacementReason, error: Exception) -> None:
         self._count_failure(actor, reason, f"the worker of actor {actor} is replaced", error)
         self._replace(actor)
 
-    def _count_failure(self, actor: int, reason: str, what: str, error: Exception) -> None:
+    def _count_failure(self, actor: int, reason: ReplacementReason, what: str, error: Exception) -> None:
         self._failures[actor] += 1
         if self._failures[actor] >= self._max_failures:
             raise error

@@ -22,7 +22,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from shoal.actors.pool import MOST_REPORTED, Recoveries, backoff_seconds
+from shoal.actors.pool import MOST_REPORTED, Recoveries, ReplacementReason, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import NoAnswer, draining_nodes, end_process, starting_processes
 from shoal.envs.config import EnvironmentNotFound
@@ -39,7 +39,7 @@ FETCH_SECONDS = 1.0
 hang: the others do not wait for that."""
 REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
 """How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
-BLAMELESS = frozenset({"preempted", "node_died"})
+BLAMELESS: frozenset[ReplacementReason] = frozenset({"preempted", "node_died"})
 """Reasons that say nothing about the actor: they do not count as failures of it."""
 MISSING = (ModuleNotFoundError, EnvironmentNotFound)
 """Errors of a start that the next one would have, too."""
@@ -255,7 +255,7 @@ class Supervisor:
             )
         self.fail(slot, "timeout", TimeoutError(why))
 
-    def fail(self, slot: ActorSlot, reason: str, error: Exception) -> None:
+    def fail(self, slot: ActorSlot, reason: ReplacementReason, error: Exception) -> None:
         """End the actor slot's actor; another will come after a pause that grows with every failure."""
         if slot.failed_at is None:
             slot.failed_at = time.monotonic()
@@ -287,7 +287,7 @@ class Supervisor:
     def _name(self, slot: ActorSlot) -> str:
         return f"{self._title} {slot.actor} (restart index {slot.restart_index})"
 
-    def _report(self, reason: str, message: str) -> None:
+    def _report(self, reason: ReplacementReason, message: str) -> None:
         self.restarts[reason] += 1
         self.replaced.append((reason, message))
         log.warning("%s", message)
@@ -312,7 +312,7 @@ class Supervisor:
         slot.built = False
 
 
-def _reason(error: RayError) -> str:
+def _reason(error: RayError) -> ReplacementReason:
     if isinstance(error, RayActorError) and error.preempted:
         return "preempted"
     text = str(error)

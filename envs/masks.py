@@ -13,12 +13,12 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.reports import Reports
+from shoal.envs.reports import Remark, Reports
 from shoal.envs.writers import Malformed, leaves_of, short
 
 KEY = "action_mask"
 METHOD = "action_masks"
-NOT_USED = "mask_not_used"
+NOT_USED: Remark = "mask_not_used"
 """Remark: there is a mask, and illegal actions are taken all the same."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,21 @@ _LARGEST_NUMBER = 1e300
 """Beyond it the mean of a few is infinite; NaN is below nothing."""
 _NO_RESULT = frozenset(("TimeLimit.truncated",))
 
-OUT_OF_BOUNDS = "out_of_bounds"
+Remark = Literal[
+    "out_of_bounds",
+    "clipped",
+    "undeclared",
+    "mask_not_used",
+    "printed",
+    "process_setting",
+    "reset_key_missing",
+]
+"""Kinds of remarks; each has a constant where it is made."""
+OUT_OF_BOUNDS: Remark = "out_of_bounds"
 """Remark: an observation leaves the bounds that its space declares."""
-CLIPPED = "clipped"
+CLIPPED: Remark = "clipped"
 """Remark: an observation is so large that it was clipped (``envs.writers.OBSERVATION_LIMIT``)."""
-UNDECLARED = "undeclared"
+UNDECLARED: Remark = "undeclared"
 """Remark: an observation has a part that its space has not."""
 
 
@@ -28,9 +38,9 @@ UNDECLARED = "undeclared"
 class Reports:
     """What was told since the last ``take``; plain data that crosses between processes."""
 
-    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    counts: Counter[Remark] = dataclasses.field(default_factory=Counter)
     """Cases by remark."""
-    examples: dict[str, str] = dataclasses.field(default_factory=dict)
+    examples: dict[Remark, str] = dataclasses.field(default_factory=dict)
     """The first case of each remark, in words."""
     episodes: list[tuple[int, dict[str, float]]] = dataclasses.field(default_factory=list)
     """(slot, numbers by name) of episodes that ended and reported some."""
@@ -38,7 +48,7 @@ class Reports:
     def __bool__(self) -> bool:
         return bool(self.counts or self.episodes)
 
-    def remark(self, kind: str, cases: int, example: str) -> None:
+    def remark(self, kind: Remark, cases: int, example: str) -> None:
         """Count so many cases of a remark."""
         self.counts[kind] += cases
         self.examples.setdefault(kind, example)

@@ -20,11 +20,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal.envs.reports import Reports
+from shoal.envs.reports import Remark, Reports
 
 SHOWN_LINES = 3
 """Lines that an environment prints which are shown; the rest is counted."""
-PRINTED, CHANGED = "printed", "process_setting"
+PRINTED: Remark = "printed"
+CHANGED: Remark = "process_setting"
 """Remarks: it printed a line; it changed a setting of the process."""
 
 

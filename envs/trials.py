@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from shoal.envs.reports import Reports
+from shoal.envs.reports import Remark, Reports
 from shoal.envs.writers import check_flag, check_flags
 
 EPISODES_WITHOUT_KEY = 10
 """Episodes of a slot without the key after which that is remarked."""
-KEY_MISSING = "reset_key_missing"
+KEY_MISSING: Remark = "reset_key_missing"
 """Remark: no ``info`` had the key."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from shoal.learner.batch import BatchAssembler
 from shoal.learner.group import LearnerLost
 from shoal.learner.learner import Learner, NonFiniteUpdate
-from shoal.learner.ledger import Ledger
+from shoal.learner.ledger import DropReason, Ledger
 from shoal.learner.opponents import OpponentPool
 from shoal.learner.parity_check import LogProbParityCheck
 from shoal.learner.recorder import Recorder
@@ -202,7 +202,7 @@ class LearnerWorker:
         trajectories: list[Trajectory],
         errors: list[float | None],
         outcome: Skipped | Lost | Empty,
-        reason: str | None = None,
+        reason: DropReason | None = None,
     ) -> StepResult:
         """Drop the batch and publish the weights again: the actors go on with them."""
         assert self.weights is not None

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import LearnerWorker, Lost, StepResult, Trained
-from shoal.learner.ledger import Ledger
+from shoal.learner.ledger import DropReason, Ledger
 from shoal.learner.recorder import Recorded
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def reconcile(own: StepResult, peer: StepResult) -> Ledger:
     steps = peer.ledger.sampled
     if isinstance(own.outcome, Trained):
         return Ledger(sampled=steps, trained=steps)
-    reason = "learner_lost" if isinstance(own.outcome, Lost) else "non_finite"
+    reason: DropReason = "learner_lost" if isinstance(own.outcome, Lost) else "non_finite"
     return Ledger(sampled=steps, dropped=Counter({reason: steps}))
 
 

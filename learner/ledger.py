@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
+
+DropReason = Literal["stale", "non_finite", "learner_lost", "shutdown", "restart"]
+"""Why delivered steps are never trained. ``stale``: they arrived too late. ``non_finite``: their update was skipped.
+``learner_lost``: a peer learner ended with them. ``shutdown``: they waited when the run ended. ``restart``: they waited
+when the checkpoint was saved from which the run was resumed."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -17,7 +22,7 @@ class Ledger:
     """Used in an update, counted from the mask of its loss."""
     in_flight: int = 0
     """Delivered and waiting for their update."""
-    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    dropped: Counter[DropReason] = dataclasses.field(default_factory=Counter)
     """Delivered and not trained, by reason."""
 
     def add(self, other: Ledger) -> None:

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shoal.learner.data_share import DataShare
 from shoal.learner.ledger import Ledger
@@ -92,16 +92,32 @@ def report_trajectories(batch: Sequence[Trajectory], policy_version: int) -> tup
     )
 
 
+TimedStage = Literal[
+    "actor_policy",
+    "actor_env",
+    "actor_pack",
+    "wait",
+    "assemble",
+    "parity_check",
+    "update",
+    "reduce",
+    "publish",
+    "weight_metrics",
+    "checkpoint",
+]
+"""Stages whose seconds are counted: of actors, then of the training loop, where ``reduce`` is part of ``update``."""
+
+
 class StageClock:
     """Wall seconds by stage."""
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: defaultdict[TimedStage, float] = defaultdict(float)
         self.under_way: tuple[str, float] | None = None
         """The stage that has not ended yet, and when it began, by the monotonic clock."""
 
     @contextmanager
-    def time(self, stage: str) -> Iterator[None]:
+    def time(self, stage: TimedStage) -> Iterator[None]:
         """Add the seconds of the block to a stage."""
         start = time.perf_counter()
         try:

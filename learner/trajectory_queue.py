@@ -14,17 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from shoal.learner.admission import Admission, Unroll
-from shoal.learner.ledger import Ledger
+from shoal.learner.ledger import DropReason, Ledger
 from shoal.learner.mailbox import Mailbox, Place
 from shoal.learner.statistics import TrajectoryReport
 from shoal.learner.weights_store import WeightsStore
 from shoal.policy.trajectory import Trajectory, TrajectoryError, TrajectorySpec, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
+
+Refusal = Literal["malformed", "duplicate"]
+"""Why a delivery is refused."""
 
 
 def log_refused(why: str) -> None:
@@ -77,8 +80,8 @@ class TrajectoryQueue:
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self.ledger = ledger
-        self.refused: Counter[str] = Counter()
-        """Refused deliveries by reason, ``malformed`` or ``duplicate``; the ledger does not count them."""
+        self.refused: Counter[Refusal] = Counter()
+        """Refused deliveries by reason; the ledger does not count them."""
         self.lost_unrolls = 0
         """Unrolls that were admitted and never delivered, because their actor ended; their steps were never sampled."""
         self.sampled_episodes = 0
@@ -225,7 +228,7 @@ class TrajectoryQueue:
         with self._changed:
             return len(self._mailbox) >= self._batch_size // self._num_envs
 
-    def book(self, batch: list[Trajectory], *, trained: int, dropped: str | None = None) -> Ledger:
+    def book(self, batch: list[Trajectory], *, trained: int, dropped: DropReason | None = None) -> Ledger:
         """Count a finished update: ``trained`` steps as its loss counted them, or all steps as ``dropped``, a reason.
 
         Returns the ledger of these trajectories alone.
@@ -339,7 +342,7 @@ class TrajectoryQueue:
         """Bytes of the trajectories that wait for their update."""
         return self._mailbox.num_bytes
 
-    def _drop(self, trajectories: list[Trajectory], reason: str) -> None:
+    def _drop(self, trajectories: list[Trajectory], reason: DropReason) -> None:
         if trajectories:
             steps = sum(trajectory.env_steps for trajectory in trajectories)
             self.ledger.in_flight -= steps

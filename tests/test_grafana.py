@@ -27,7 +27,8 @@ from dashboards import (
 from rollouts import RUN, SMALL
 from shoal.deploy.monitoring import dashboard as monitoring
 from shoal.deploy.monitoring import metrics_table
-from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry, RunCollector, Sources
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, CatalogueEntry, Sources
+from shoal.deploy.monitoring.collector import RunCollector
 from shoal.deploy.monitoring.grafana_json import SELECTION
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict

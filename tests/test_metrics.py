@@ -12,15 +12,16 @@ import pytest
 from metric_sources import REPORTED, make_sources
 from prometheus_client.parser import text_string_to_metric_families
 from rollouts import RUN, SMALL, make_learner, random_batch, random_columns, small_policy
-from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources, make_registry
+from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
+from shoal.deploy.monitoring.collector import make_registry
 from shoal.deploy.monitoring.learning import CAUSES
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.learner.ledger import Ledger
-from shoal.learner.statistics import Histogram, RunStatistics
+from shoal.learner.statistics import Histogram, RunStatistics, report_trajectories
 from shoal.learner.trajectory_queue import TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
 from shoal.policy.config import RegularizationConfig
-from shoal.policy.trajectory import TrajectoryHeader, to_bytes
+from shoal.policy.trajectory import TrajectoryHeader, from_bytes, to_bytes
 
 
 @pytest.fixture
@@ -96,9 +97,13 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_sampled_env_steps_total") == {(): 100}
     assert values(families, "shoal_trained_env_steps_total") == {(): 60}
     assert values(families, "shoal_in_flight_env_steps") == {(): 30}
-    assert values(families, "shoal_dropped_env_steps_total") == {("stale",): 7, ("non_finite",): 3}
+    assert values(families, "shoal_dropped_env_steps_total") == {
+        ("stale",): 7,
+        ("non_finite",): 3,
+        **dict.fromkeys([("learner_lost",), ("shutdown",), ("restart",)], 0),
+    }
     assert values(families, "shoal_ledger_imbalance_env_steps") == {(): 0}
-    assert values(families, "shoal_refused_trajectories_total") == {("duplicate",): 2}
+    assert values(families, "shoal_refused_trajectories_total") == {("duplicate",): 2, ("malformed",): 0}
     assert values(families, "shoal_actors_alive") == {(): 3}
     states = {("up",): 3, ("starting",): 0, ("unplaced",): 2, ("pausing",): 0}
     assert values(families, "shoal_actors") == states
@@ -110,7 +115,8 @@ def test_values_are_those_of_the_run(sources, serve):
     assert values(families, "shoal_accelerator_memory_bytes") == {("allocated",): 7, ("reserved",): 8, ("total",): 9}
     [free], [size] = (values(families, f"shoal_run_dir_{name}_bytes").values() for name in ("free", "size"))
     assert 0 < free <= size
-    assert values(families, "shoal_actor_restarts_total") == {("died",): 1}
+    replaced = values(families, "shoal_actor_restarts_total")
+    assert {reason: actors for (reason,), actors in replaced.items() if actors} == {"died": 1}
     assert values(families, "shoal_log_prob_error") == {(): 1e-6}
     assert values(families, "shoal_mean_return") == {(): -1.0}
     assert values(families, "shoal_mean_return_ci95") == {(): 0.5}
@@ -129,10 +135,11 @@ def test_values_are_those_of_the_run(sources, serve):
         name = field.name if field.name == "dormant_units_ratio" else f"weight_{other.get(field.name, field.name)}"
         assert values(families, f"shoal_{name}") == {("lstm",): i}
     assert values(families, "shoal_ignored_tokens_total") == {(): 4}
-    assert values(families, "shoal_stage_seconds_total") == {
-        ("actor_policy",): 0.25,
-        ("actor_env",): 0.5,
-        ("actor_pack",): 0.125,
+    spent = values(families, "shoal_stage_seconds_total")
+    assert {stage: seconds for (stage,), seconds in spent.items() if seconds} == {
+        "actor_policy": 0.25,
+        "actor_env": 0.5,
+        "actor_pack": 0.125,
     }
     sources.trajectory_queue.ledger.sampled += 1
     families = scrape(serve(sources))
@@ -215,27 +222,65 @@ def test_a_failing_entry_costs_only_itself(sources, serve, caplog):
     assert values(families, "shoal_failed_readings_total")["shoal_actors_alive",] >= 1
 
 
-def test_before_the_first_batch_the_page_is_whole(serve):
-    """Catches a division by zero episodes, a maximum of nothing."""
+def begun():
+    """A run that has just begun."""
     ledger = Ledger()
     trajectory_queue = TrajectoryQueue(
         SMALL, run_id=RUN, num_actors=1, num_envs=4, batch_size=4, max_policy_lag=1, ledger=ledger
     )
-    families = scrape(
-        serve(
-            Sources(
-                statistics=RunStatistics(ledger),
-                trajectory_queue=trajectory_queue,
-                actors_alive=lambda: 0,
-                actor_restarts=dict,
-                bottleneck=lambda: None,
-                build={},
-            )
-        )
+    return Sources(
+        statistics=RunStatistics(ledger),
+        trajectory_queue=trajectory_queue,
+        actors_alive=lambda: 0,
+        actor_restarts=dict,
+        bottleneck=lambda: None,
+        build={},
     )
+
+
+def test_before_the_first_batch_the_page_is_whole(serve):
+    """Catches a division by zero episodes, a maximum of nothing."""
+    families = scrape(serve(begun()))
     assert {entry.name.removesuffix("_total") for entry in CATALOGUE} <= families.keys()
-    assert values(families, "shoal_failed_readings_total") == {}
+    assert set(values(families, "shoal_failed_readings_total").values()) == {0}
     assert values(families, "shoal_entropy_nats") == {(): pytest.approx(math.nan, nan_ok=True)}
+
+
+def test_the_first_event_is_an_increase(serve):
+    """Catches a series that begins with its first event: increase() takes its first sample for the start, so that a
+    query, an alert or a panel misses the first restart, drop, refusal, remark or failed reading of a run."""
+    restarts, alive = Counter(), [1]
+    predator = dataclasses.replace(begun(), actor_restarts=lambda: restarts, actors_alive=alive.pop)
+    registry = make_registry({"predator": predator, "prey": begun()})
+    by_label = {entry.name: entry.label for entry in CATALOGUE if entry.kind == "counter" and entry.label}
+
+    def read():
+        page = [sample for family in registry.collect() for sample in family.samples if sample.name in by_label]
+        return {(s.name, s.labels.get("policy"), s.labels[by_label[s.name]]): s.value for s in page}
+
+    first = read()
+    assert {name for name, *_ in first} == by_label.keys()
+    assert set(first.values()) == {0}
+
+    header = TrajectoryHeader(run_id=RUN, actor=0, restart_index=0, sequence=0, policy_version=0, statistics=REPORTED)
+    unroll = to_bytes(SMALL, header, random_columns(SMALL, 4, 0))
+    restarts["died"] += 1
+    predator.trajectory_queue.deliver(0, unroll)  # it was never admitted
+    predator.trajectory_queue.add(Ledger(sampled=4, dropped=Counter(stale=4)))
+    predator.statistics.add_reports(report_trajectories([from_bytes(SMALL, unroll)], 0))
+
+    second = read()
+    assert second.keys() == first.keys()
+    assert {series: value - first[series] for series, value in second.items() if value > first[series]} == {
+        ("shoal_actor_restarts_total", None, "died"): 1,
+        ("shoal_refused_trajectories_total", None, "malformed"): 1,
+        ("shoal_dropped_env_steps_total", "predator", "stale"): 4,
+        ("shoal_env_remarks_total", "predator", "out_of_bounds"): 3,
+        ("shoal_stage_seconds_total", "predator", "actor_policy"): 0.25,
+        ("shoal_stage_seconds_total", "predator", "actor_env"): 0.5,
+        ("shoal_stage_seconds_total", "predator", "actor_pack"): 0.125,
+        ("shoal_failed_readings_total", "predator", "shoal_actors_alive"): 1,  # nothing is left to pop
+    }
 
 
 def test_a_term_that_the_loss_does_not_have_is_no_failure(sources, serve):
@@ -243,7 +288,8 @@ def test_a_term_that_the_loss_does_not_have_is_no_failure(sources, serve):
     learner = make_learner(small_policy(), loss="impala")
     sources.statistics.terms = learner.update(random_batch(1)).terms
     families = scrape(serve(sources))
-    assert values(families, "shoal_failed_readings_total") == {("shoal_broken",): 1}
+    failed = values(families, "shoal_failed_readings_total")
+    assert {name for (name,), times in failed.items() if times} == {"shoal_broken"}
     assert values(families, "shoal_clipped_transitions_ratio") == {(): pytest.approx(math.nan, nan_ok=True)}
     assert values(families, "shoal_approx_kl_nats") == {(): sources.statistics.terms["approx_kl"]}
 
@@ -256,7 +302,7 @@ def test_counters_of_a_resumed_run_begin_at_zero(sources, serve):
     families = scrape(serve(dataclasses.replace(sources, before=before)))
     [sampled] = families["shoal_sampled_env_steps"].samples
     assert sampled.value == ledger.sampled - before.sampled > 0
-    assert "restart" not in {sample.labels["reason"] for sample in families["shoal_dropped_env_steps"].samples}
+    assert values(families, "shoal_dropped_env_steps_total")["restart",] == 0
 
 
 def test_two_runs_in_one_process(sources, serve):

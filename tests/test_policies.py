@@ -17,7 +17,8 @@ from scripted_vectors import Rows
 from shoal.actors.pool import InlinePool
 from shoal.deploy.cli import main
 from shoal.deploy.doctor.examine import _layout as layout_lines
-from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO, RunCollector
+from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO
+from shoal.deploy.monitoring.collector import RunCollector
 from shoal.deploy.monitoring.learning import Interval, Recorded, judge
 from shoal.deploy.placement.layout import Machine
 from shoal.deploy.settings.load import load_config

@@ -29,7 +29,7 @@ from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.learner.group import LearnerGroup, LearnerLost, open_store, use_interface
 from shoal.learner.learner import Learner
 from shoal.learner.learners import PeerResult, take_trained
-from shoal.learner.ledger import Ledger
+from shoal.learner.ledger import DropReason, Ledger
 from shoal.learner.recorder import Recorded
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class RayPeers:
         session: RaySession,
         *,
         on_lost_update: Callable[[], None],
-        on_lost_steps: Callable[[int, str], None],
+        on_lost_steps: Callable[[int, DropReason], None],
     ) -> None:
         self._address, self._watch = session.address, session.watch
         self._left_behind = False
@@ -231,7 +231,7 @@ class RayPeers:
         if self._group is not None and not self._left_behind:
             self._group.close()
 
-    def _write_off(self, reason: str, present: AbstractSet[tuple[int, int]]) -> None:
+    def _write_off(self, reason: DropReason, present: AbstractSet[tuple[int, int]]) -> None:
         """Drop the steps that waited at learners that are gone."""
         for who in set(self._in_flight) - present:
             if steps := self._in_flight.pop(who):

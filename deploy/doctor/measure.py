@@ -12,12 +12,12 @@ from shoal.deploy.placement.setups import make_learner_setup, make_worker_setup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.registry import make_env_spec
 from shoal.learner.learner_worker import NEVER, LearnerWorker
-from shoal.learner.statistics import RunStatistics
+from shoal.learner.statistics import RunStatistics, TimedStage
 from shoal.policy.allocator import keep_freed_memory
 
 MEASURED_SECONDS = 8.0
-_ACTING = ("actor_env", "actor_policy", "actor_pack")
-_LEARNING = ("assemble", "parity_check", "update", "publish")
+_ACTING: tuple[TimedStage, ...] = ("actor_env", "actor_policy", "actor_pack")
+_LEARNING: tuple[TimedStage, ...] = ("assemble", "parity_check", "update", "publish")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

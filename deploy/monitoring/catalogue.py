@@ -1,4 +1,4 @@
-"""The metrics catalogue, and the page that Prometheus reads (``deploy.monitoring.metrics_server`` serves it).
+"""The metrics catalogue; ``collector`` makes a page of it and ``history`` lines.
 
 Each entry has a name, a kind, a help text, a label, and a function that reads its value from the run at a scrape. The
 training loop does no work for metrics.
@@ -7,28 +7,23 @@ training loop does no work for metrics.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from shoal.actors.pool import ReplacementReason
 from shoal.deploy.monitoring.bottleneck import STAGES, Bottleneck
 from shoal.deploy.monitoring.learning import CAUSES, VERDICTS, Interval, Learning, Recorded, judge
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
-from shoal.learner.ledger import Ledger
+from shoal.envs.reports import Remark
+from shoal.learner.ledger import DropReason, Ledger
 from shoal.learner.opponents import Result
 from shoal.learner.schedules import ScheduledSettings
-from shoal.learner.statistics import Histogram, RunStatistics
-from shoal.learner.trajectory_queue import TrajectoryQueue
+from shoal.learner.statistics import RunStatistics, TimedStage
+from shoal.learner.trajectory_queue import Refusal, TrajectoryQueue
 from shoal.learner.weight_metrics import WeightMetrics
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +93,9 @@ class CatalogueEntry:
     """Of the whole run, and the same whichever of several policies it is read from: it is on the page once."""
     key: str = ""
     """Its name in metrics.jsonl, where that is not the metric's: trackers group by what is before the slash."""
+    values: tuple[str, ...] = ()
+    """All values of a counter's label, where they are known: each is 0 before its first event. ``increase()`` does not
+    count what a series begins with."""
 
     @property
     def history_name(self) -> str:
@@ -105,8 +103,10 @@ class CatalogueEntry:
         return self.key or self.name.removeprefix("shoal_").removesuffix("_total")
 
 
-def _counter(name: str, help: str, read: Read, label: str | None = None, *, of_run: bool = False) -> CatalogueEntry:
-    return CatalogueEntry("counter", f"shoal_{name}", help, read, label, of_run)
+def _counter(
+    name: str, help: str, read: Read, label: str | None = None, values: Any = (), *, of_run: bool = False
+) -> CatalogueEntry:
+    return CatalogueEntry("counter", f"shoal_{name}", help, read, label, of_run, values=tuple(values))
 
 
 def _gauge(
@@ -256,11 +256,11 @@ _FROZEN = (
 
 _CALLBACK = "Numbers that the run's callbacks returned, by the names they gave them: the last of each."
 
-CATALOGUE: tuple[CatalogueEntry, ...] = (
+_MEASURED: tuple[CatalogueEntry, ...] = (
     # Step accounting
     _counter("sampled_env_steps_total", "Environment steps delivered by actors.", lambda s: s.process_ledger.sampled),
     _counter("trained_env_steps_total", "Environment steps used in updates.", lambda s: s.process_ledger.trained),
-    _counter("dropped_env_steps_total", _DROPPED, lambda s: s.process_ledger.dropped, "reason"),
+    _counter("dropped_env_steps_total", _DROPPED, lambda s: s.process_ledger.dropped, "reason", get_args(DropReason)),
     _gauge("run_env_steps", "Environment steps trained in the whole run.", lambda s: s.ledger.trained),
     _gauge(
         "run_finished",
@@ -282,6 +282,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Trajectory batches that were refused, by reason.",
         lambda s: s.trajectory_queue.refused,
         "reason",
+        get_args(Refusal),
         of_run=True,
     ),
     _counter(
@@ -404,7 +405,14 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
     # Actors
     _gauge("actors_alive", "Actors that can make unrolls.", lambda s: s.actors_alive(), of_run=True),
     _gauge("actors", _STATE, lambda s: s.actor_states(), "state", of_run=True),
-    _counter("actor_restarts_total", _REPLACED, lambda s: s.actor_restarts(), "reason", of_run=True),
+    _counter(
+        "actor_restarts_total",
+        _REPLACED,
+        lambda s: s.actor_restarts(),
+        "reason",
+        get_args(ReplacementReason),
+        of_run=True,
+    ),
     _counter(
         "actor_recoveries_total", "Replaced actors whose successors are up.", lambda s: s.recoveries(), of_run=True
     ),
@@ -415,7 +423,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Observation tokens ignored: an unknown feature, or coordinates outside the window.",
         lambda s: s.statistics.ignored_tokens,
     ),
-    _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark"),
+    _counter("env_remarks_total", _REMARKED, lambda s: s.statistics.remarks, "remark", get_args(Remark)),
     # The bottleneck
     _gauge(
         "bottleneck",
@@ -425,7 +433,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         of_run=True,
     ),
     # The process
-    _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage"),
+    _counter("stage_seconds_total", _STAGE, lambda s: s.statistics.stage_seconds, "stage", get_args(TimedStage)),
     _counter(
         "failed_checkpoints_total",
         "Checkpoints that could not be written.",
@@ -451,79 +459,23 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         of_run=True,
     ),
     _gauge("accelerator_memory_bytes", _ACCELERATOR, lambda s: s.accelerator_memory(), "part", of_run=True),
+)
+CATALOGUE = (
+    *_MEASURED,
     # Read last, so that it includes the failures of this page.
-    _counter("failed_readings_total", "Readings of a metric that failed.", lambda s: s.failed_readings, "metric"),
+    _counter(
+        "failed_readings_total",
+        "Readings of a metric that failed.",
+        lambda s: s.failed_readings,
+        "metric",
+        [entry.name for entry in _MEASURED],
+    ),
 )
 INFO: Mapping[str, tuple[str, Callable[[Sources], Mapping[str, str]]]] = {
     "shoal_build_info": ("Versions of shoal and its libraries, as labels; always 1.", lambda s: s.build),
     "shoal_run_info": ("Settings of the run, as labels; always 1.", lambda s: s.about),
 }
 """Gauges that are always 1 and carry text as labels: their help, and the labels of a run."""
-
-
-class RunCollector(Collector):
-    """Reads the catalogue at every scrape; an entry that fails is left out of the page."""
-
-    def __init__(self, sources: Sources | Mapping[str, Sources]) -> None:
-        self._by_policy = {"": sources} if isinstance(sources, Sources) else dict(sources)
-        self._of_run = {"": next(iter(self._by_policy.values()))}
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield one family for each entry that can be read."""
-        for entry in CATALOGUE:
-            values = {}
-            for policy, sources in (self._of_run if entry.of_run else self._by_policy).items():
-                try:
-                    values[policy] = _checked(entry, entry.read(sources))
-                except Exception:
-                    sources.failed_readings[entry.name] += 1
-                    if sources.failed_readings[entry.name] == 1:
-                        log.exception("metric %s cannot be read", entry.name)
-            if values:
-                yield _family(entry, values)
-        for name, (help, read) in INFO.items():
-            (words,) = (read(sources) for sources in self._of_run.values())
-            info = GaugeMetricFamily(name, help, labels=list(words))
-            info.add_metric(list(words.values()), 1)
-            yield info
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that registering reads no values."""
-        return []
-
-
-def _checked(entry: CatalogueEntry, value: Any) -> Any:
-    """What was read, as numbers: an entry that is none fails before it is in a family."""
-    if isinstance(value, Histogram):
-        return value
-    # dict: a copy, because the training loop may add a label meanwhile.
-    return {label: float(number) for label, number in dict(value).items()} if entry.label else float(value)
-
-
-def _family(entry: CatalogueEntry, values: Mapping[str, Any]) -> Metric:
-    """One metric with its value of every policy; without the label where there is one policy, whose name is ""."""
-    labels = [*_policy_label(values), *([entry.label] if entry.label else [])]
-    if entry.kind == "histogram":
-        histogram = HistogramMetricFamily(entry.name, entry.help, labels=labels)
-        for policy, value in values.items():
-            bounds = (*(str(float(bound)) for bound in value.bounds), "+Inf")
-            buckets = list(zip(bounds, accumulate(value.counts), strict=True))
-            histogram.add_metric(_policy_value(policy), buckets, value.sum)
-        return histogram
-    cls = CounterMetricFamily if entry.kind == "counter" else GaugeMetricFamily
-    family = cls(entry.name, entry.help, labels=labels)
-    for policy, value in values.items():
-        for own, number in [([label], n) for label, n in value.items()] if entry.label else [([], value)]:
-            family.add_metric([*_policy_value(policy), *own], number)
-    return family
-
-
-def _policy_label(by_policy: Mapping[str, Any]) -> list[str]:
-    return [] if "" in by_policy else ["policy"]
-
-
-def _policy_value(policy: str) -> list[str]:
-    return [policy] if policy else []
 
 
 def _bottleneck(sources: Sources) -> dict[str, int]:
@@ -577,17 +529,3 @@ def _scheduled(sources: Sources) -> ScheduledSettings:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def make_registry(sources: Sources | Mapping[str, Sources]) -> CollectorRegistry:
-    """Return a registry of the catalogue and of Python's own metrics of this process.
-
-    Where ``sources`` are those of several policies by name, every metric of the catalogue has the label ``policy``, but
-    for those of the whole run.
-    """
-    registry = CollectorRegistry()
-    registry.register(RunCollector(sources))
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry

@@ -132,7 +132,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "Dropped so far",
-            {"{{reason}}": "shoal_dropped_env_steps_total"},
+            {"{{reason}}": "shoal_dropped_env_steps_total > 0"},
             when_empty="nothing",
             note="Drops by this process; the summary has the whole run's.",
         ),
@@ -406,7 +406,12 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel("Accelerator memory", {"{{part}}": "shoal_accelerator_memory_bytes"}, "bytes", width=6),
         Panel(
-            "Metrics that were not read", {"{{metric}}": "shoal_failed_readings_total"}, "none", width=6, bad_above=1
+            "Metrics that were not read",
+            {"{{metric}}": "shoal_failed_readings_total > 0"},
+            "none",
+            width=6,
+            bad_above=1,
+            when_empty="none",
         ),
         Panel("Open files", {"open": "process_open_fds", "limit": "process_max_fds"}, "none", width=6, log=True),
         Panel("Running since", {"seconds": "time() - process_start_time_seconds"}, "s", kind="stat", width=6, height=4),

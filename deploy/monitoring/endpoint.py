@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from shoal.deploy.monitoring.access import Access, AccessFiles, exposed
-from shoal.deploy.monitoring.catalogue import Sources, make_registry
+from shoal.deploy.monitoring.catalogue import Sources
+from shoal.deploy.monitoring.collector import make_registry
 from shoal.deploy.monitoring.metrics_server import MetricsServer
 from shoal.deploy.monitoring.readiness import Readiness
 from shoal.deploy.settings.sections import MetricsConfig

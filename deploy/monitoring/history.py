@@ -4,9 +4,10 @@ A line has ``time`` (Unix seconds), ``session`` (0, 1, .. of a resumed run), ``s
 ``env_steps`` (trained in the whole run) and ``policy_version``; then every metric by its name without ``shoal_`` and
 ``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of the
 observations since the line before; null if there were none) and ``name/max`` (of the session). Counters begin with the
-session. ``process_cpu_seconds`` and ``process_resident_memory_bytes`` are those of this process, on Linux. A value that
-is not finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``; earlier lines beyond
-that step describe discarded work.
+session, at 0 for every value that a label can have; ``failed_readings`` has the metrics that failed only.
+``process_cpu_seconds`` and ``process_resident_memory_bytes`` are those of this process, on Linux. A value that is not
+finite is null. A run that was resumed from an older checkpoint goes back in ``env_steps``; earlier lines beyond that
+step describe discarded work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import ProcessCollector
-from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
+from shoal.deploy.monitoring.catalogue import CATALOGUE, CatalogueEntry, Sources
 from shoal.deploy.monitoring.sinks import SinkThread
 from shoal.deploy.records.json_lines import append
 from shoal.learner.statistics import Histogram
@@ -97,8 +98,9 @@ class CatalogueReader:
                 if isinstance(value, Histogram):
                     line |= self._since(name, value)
                 elif entry.label:
-                    # dict: a copy, because the training loop may add a label meanwhile.
-                    line |= {f"{name}/{label}": _finite(number) for label, number in dict(value).items()}
+                    # A copy, because the training loop may add a label meanwhile.
+                    found = {**dict.fromkeys(_zeros(entry), 0), **value}
+                    line |= {f"{name}/{label}": _finite(number) for label, number in found.items()}
                 else:
                     line[name] = _finite(value)
             except Exception:
@@ -136,6 +138,11 @@ class ProcessReader:
     def _now(self) -> dict[str, float]:
         wanted = ("process_cpu_seconds", "process_resident_memory_bytes")
         return {m.name: m.samples[0].value for m in self._collector.collect() if m.name in wanted}
+
+
+def _zeros(entry: CatalogueEntry) -> tuple[str, ...]:
+    # Metrics that can fail are as many as there are: they would double each line, and the charts of a tracker.
+    return () if entry.label == "metric" else entry.values
 
 
 def _finite(value: Any) -> float | int | None:

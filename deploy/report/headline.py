@@ -72,7 +72,11 @@ def ledger_of(run: RecordedRun) -> dict[str, Any]:
         "sampled": run.total("sampled_env_steps"),
         "trained": run.total("trained_env_steps"),
         "in_flight": run.metrics.last("in_flight_env_steps") or 0.0,
-        "dropped": {r: run.total(f"dropped_env_steps/{r}") for r in run.metrics.labels("dropped_env_steps")},
+        "dropped": {
+            reason: steps
+            for reason in run.metrics.labels("dropped_env_steps")
+            if (steps := run.total(f"dropped_env_steps/{reason}"))
+        },
     }
 
 

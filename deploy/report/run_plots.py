@@ -547,7 +547,7 @@ def _actor_seconds(metrics: RecordedMetrics) -> dict[str, tuple[Numbers, Numbers
         for stage in _ACTOR_STAGES
         if f"actor_{stage}" in metrics.labels("stage_seconds")
     }
-    if not spent:
+    if not any(seconds.any() for seconds in spent.values()):
         return {}
     # Work is counted on delivery, which can be a line later than the work.
     whole = np.maximum(whole, sum(spent.values(), np.zeros(len(metrics))))

@@ -27,11 +27,10 @@ needs_prometheus = pytest.mark.skipif(
 )
 # Shown only after an event, or with settings that this run does not have.
 NOTHING_YET = {
-    *("shoal_dropped_env_steps_total", "shoal_refused_trajectories_total", "shoal_actor_restarts_total"),
-    "shoal_actor_recoveries_total",
+    *("shoal_dropped_env_steps_total", "shoal_actor_recoveries_total"),
     *("shoal_evaluation_return", "shoal_evaluation_best_return", "shoal_evaluation_env_steps"),
     *("shoal_weight_clipped_ratio", "shoal_accelerator_memory_bytes", "shoal_failed_readings_total", "ALERTS"),
-    *("shoal_learning_problem", "shoal_episode_metric", "shoal_env_remarks_total", "shoal_callback"),
+    *("shoal_learning_problem", "shoal_episode_metric", "shoal_callback"),
     "shoal_loss_metric",
     *("shoal_opponent_win_ratio", "shoal_opponent_return_difference", "shoal_opponent_version"),
 }

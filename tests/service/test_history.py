@@ -103,6 +103,18 @@ def test_the_numbers_of_the_loss_stand_together() -> None:
     assert "entropy_nats" not in line
 
 
+def test_a_counter_begins_at_zero() -> None:
+    """Catches a curve that begins with its first event, so that a difference of lines misses it; and a line, or the
+    charts of a tracker, that names each metric again because it might fail."""
+    line = CatalogueReader().read(make_sources())
+    assert (line["actor_restarts/died"], line["actor_restarts/oom"]) == (1, 0)
+    assert (line["stage_seconds/actor_env"], line["stage_seconds/checkpoint"]) == (0.5, 0)
+    assert [name for name in line if name.startswith("failed_readings/")] == ["failed_readings/shoal_broken"]
+    assert line["sampled_env_steps"] == line["trained_env_steps"] + line["in_flight_env_steps"] + sum(
+        steps for name, steps in line.items() if name.startswith("dropped_env_steps/")
+    )
+
+
 def test_half_a_line_is_not_glued_to_the_next(tmp_path: Path) -> None:
     """Catches a run killed while it wrote: its last line would take the first of the next session with it."""
     (tmp_path / "metrics.jsonl").write_text('{"env_steps": 5}\n{"env_st')

@@ -16,7 +16,8 @@ from dashboards import PANELS, RECORDED, filled, read
 from metric_sources import make_sources
 from prometheus_server import NOTHING_YET, Server, needs_prometheus, prometheus, promtool, training
 from service import wait_for
-from shoal.deploy.monitoring.catalogue import RunCollector, Sources
+from shoal.deploy.monitoring.catalogue import Sources
+from shoal.deploy.monitoring.collector import RunCollector
 from shoal.deploy.monitoring.dashboard import catalogued
 
 NAMES = ("hunters", "runners")
