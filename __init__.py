@@ -11,12 +11,16 @@ import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.actors.ray_watch import RayLost
+    from shoal.deploy.evaluation.job_process import JobFailed
     from shoal.deploy.library.acting import TrainedPolicy, load_policy
     from shoal.deploy.library.config import Config
+    from shoal.deploy.library.exporting import CannotExport
     from shoal.deploy.library.minari_dataset import export_minari
     from shoal.deploy.library.onnx_file import export_onnx
     from shoal.deploy.library.runs import Run, evaluate, train
     from shoal.deploy.monitoring.sinks import LoggedRun, Sink
+    from shoal.deploy.report.command import CannotReport
     from shoal.deploy.settings.load import ConfigError
     from shoal.deploy.training.callbacks import (
         Callback,
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
         RunningRun,
         Update,
     )
+    from shoal.envs.boundary import EnvironmentFault
     from shoal.envs.play import Episodes
+    from shoal.learner.checkpoint import CheckpointError
     from shoal.learner.loss import LossInputs, impala_loss, ppo_loss
     from shoal.policy import (
         ComponentPolicy,
@@ -44,18 +50,24 @@ if TYPE_CHECKING:
 __all__ = [
     "Callback",
     "CallbackFailed",
+    "CannotExport",
+    "CannotReport",
+    "CheckpointError",
     "ComponentPolicy",
     "Config",
     "ConfigError",
     "Core",
     "DictObservation",
     "EndedEpisodes",
+    "EnvironmentFault",
     "Episodes",
     "FastPolicy",
     "ImageObservation",
+    "JobFailed",
     "LoggedRun",
     "LossInputs",
     "PolicyOutput",
+    "RayLost",
     "RecurrentPolicy",
     "Run",
     "RunningPolicy",
@@ -78,12 +90,18 @@ __all__ = [
 _HOMES = {
     "Callback": "shoal.deploy.training.callbacks",
     "CallbackFailed": "shoal.deploy.training.callbacks",
+    "CannotExport": "shoal.deploy.library.exporting",
+    "CannotReport": "shoal.deploy.report.command",
+    "CheckpointError": "shoal.learner.checkpoint",
     "Config": "shoal.deploy.library.config",
     "ConfigError": "shoal.deploy.settings.load",
     "EndedEpisodes": "shoal.deploy.training.callbacks",
+    "EnvironmentFault": "shoal.envs.boundary",
     "Episodes": "shoal.envs.play",
+    "JobFailed": "shoal.deploy.evaluation.job_process",
     "LoggedRun": "shoal.deploy.monitoring.sinks",
     "LossInputs": "shoal.learner.loss",
+    "RayLost": "shoal.actors.ray_watch",
     "Run": "shoal.deploy.library.runs",
     "RunningPolicy": "shoal.deploy.training.callbacks",
     "RunningRun": "shoal.deploy.training.callbacks",

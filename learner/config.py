@@ -42,7 +42,7 @@ class LearnerConfig(Section):
     """``auto`` takes a CUDA device where there is one, then Apple's MPS, then the CPU."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Segments (unroll_length steps of one slot) per update; a multiple of env.num_envs. ``auto``: an unroll of every
-    slot that acts, at least 32."""
+    slot that acts, at least 32; with rollout processes and a max_policy_lag of N, of every N-th actor."""
     num_learners: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that make every update together, each on its part of the batch, and add up their gradients. With
     placement=colocated each acts, too, and ``auto`` is one per core, as far as the batch can be shared out; with
@@ -110,7 +110,8 @@ class LearnerConfig(Section):
     """The run ends after so many skipped updates in a row (non-finite loss or gradient); the recorder keeps each."""
     refresh_states: bool = False
     """Start segments from states that the learner recomputed after the update before, instead of from the actors'
-    stored ones: fresher memory for about a third more work per update. ``actor.burn_in`` is the other way."""
+    stored ones: fresher memory for about a sixth more time per update of one epoch, less with several.
+    ``actor.burn_in`` is the other way."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """dtype of the network's large products in an update; weights, gradients, optimizer and losses are float32, and so
     is acting. ``auto`` takes bfloat16 where the hardware multiplies it: NVIDIA GPUs since Ampere, CPUs with AMX or

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ def _no_plain_data(value: Any, where: str) -> str:
     return next((found for key, part in parts if (found := _no_plain_data(part, f"{where}[{key!r}]"))), "")
 
 
-def _find(name: str) -> type[torch.optim.Optimizer]:
+def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
     try:
         found: Any = given.find(name, given.optimizers, "class")
     except ValueError as error:

@@ -207,7 +207,9 @@ def _layout(config: Config, machine: Machine, team_slots: list[int], *, measure:
 
         lines += _feeding(config, layout, measuring.measure(config, layout))
     else:
-        lines.append("  feeding        not measured: --measure says in seconds how many actors the learner can feed")
+        lines.append(
+            "  feeding        not measured: --measure takes some seconds and says how many actors keep the learner busy"
+        )
     return lines
 
 

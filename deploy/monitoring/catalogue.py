@@ -189,9 +189,9 @@ _REPLACED = (
     "node_died: its node failed; preempted: its node is being shut down."
 )
 _STALE = (
-    "Actors whose current unroll will arrive too late to be trained: it began more than actor.max_policy_lag versions "
-    "ago; of an actor that is too slow for that, it takes twice as long as before. Actors of peer learners are counted "
-    "once per update."
+    "Actors whose current unroll will be dropped as too old: it began more than actor.max_policy_lag versions ago. An "
+    "actor that is too slow for that lag counts only once its unroll has taken twice its longest time of late. Actors "
+    "of peer learners are counted once per update."
 )
 _SHARE = (
     "Trained environment steps of the actor that gave least and of the one that gave most, over the last trajectories "
@@ -220,7 +220,10 @@ _GRADIENTS = (
     "value is far larger, the policy does not learn."
 )
 _RETURN_CI = "Half the width of the 95% interval of shoal_mean_return; NaN before the second episode."
-_RANDOM = "Mean return of uniformly random actions, measured before the first update; NaN if that could not be done."
+_RANDOM = (
+    "Mean return of uniformly random actions, measured before the first update, or, where rollout processes act, "
+    "beside the training; NaN until then, or if that could not be done."
+)
 _RANDOM_CI = "Half the width of the 95% interval of shoal_random_return."
 _LEARNING = (
     "1 for how the mean return compares with a random policy's, 0 for the others: better, no_better (within noise), "

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs a wheel of shoal into an empty environment, in an empty folder, and uses it as its users do: trains, evaluates,
-# reports, exports; an environment, a memory and a loss of their own; and a policy that acts from its ONNX file alone. Called as: try_wheel.sh WHEEL [REQUIREMENT...], where requirements are installed first (torch's CPU
-# build, say).
+# reports, exports; an environment, a memory and a loss of their own; and a policy that acts from its ONNX file alone.
+# Called as: try_wheel.sh WHEEL [REQUIREMENT...], where requirements are installed first (torch's CPU build, say).
 set -euo pipefail
 wheel=$(realpath "${1:?usage: try_wheel.sh WHEEL [REQUIREMENT...]}")
 shift
