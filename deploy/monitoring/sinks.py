@@ -271,7 +271,7 @@ def make_sinks(settings: LogConfig, run: LoggedRun) -> list[SinkThread]:
         for config in settings.sinks:
             try:
                 sinks.append(SinkThread(config.name, _make(config), run))
-            except Exception as error:  # noqa: BLE001  (as above)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (as above)
                 problems.append(f"log.sinks: {config.name} cannot be started: {raised(error)}")
             else:
                 opened.callback(sinks[-1].close)
@@ -302,7 +302,7 @@ def _check(config: SinkConfig) -> None:
         raise ValueError(f"{name}: {error}") from error
     try:
         made = found(**config.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} cannot be made with the kwargs {config.kwargs}: {raised(error)}") from error
     for method, arguments in _METHODS.items():
         call = getattr(made, method)

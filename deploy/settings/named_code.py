@@ -20,7 +20,7 @@ def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
         return given.find(name, known, what)
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name.partition(':')[0]} cannot be imported: {raised(error)}") from error
 
 
