@@ -36,7 +36,7 @@ def check_arguments(found: Callable[..., Any], kwargs: Mapping[str, Any]) -> Non
         raise ValueError(f"{error}; its kwargs are {dict(kwargs)}") from error
 
 
-def check_call(found: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def check_call(found: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Whether ``found`` may be called like this; it is not called. One that does not tell what it takes may.
 
     Raises:
