@@ -75,6 +75,14 @@ def write(path: Path, text: str) -> Path:
         ),
         ("log.sinks=[wandbb]", "did you mean wandb?"),
         ("log.sinks=[{name: wandb, kwargs: {a: 1}}]", "log.sinks.kwargs are for a sink of yours, and wandb takes none"),
+        ("log.sinks=[3]", "log.sinks: each must be a name, or a mapping of name and kwargs (got 3)"),
+        ("log.sinks=[null, [a]]", "log.sinks: each must be a name, or a mapping of name and kwargs (got None, ['a'])"),
+        ("callbacks=[3]", "callbacks: each must be a name, or a mapping of name and kwargs (got 3)"),
+        (
+            "log.sinks=[{name: tensorboard, kwarg: {}}]",
+            "log.sinks.kwarg: unknown key; did you mean log.sinks.kwargs?",
+        ),
+        ("callbacks=[{callbacks: a:b}]", "callbacks.callbacks: unknown key; known here: name, kwargs"),
         ("policy.map_actions=[up]", "must be of the form ENVIRONMENT=TRAINED, where one side may be empty (got 'up')"),
         ("cluster.actor_cpus=0", "cluster.actor_cpus=0 needs actor_resources"),
         ("metrics={tls_key: k, token_file: t}", "metrics.tls_key=k, token_file=t: tls_certificate must be set, too"),
@@ -144,6 +152,19 @@ def test_all_problems_come_at_once() -> None:
         *("learner.epochs", "learner.gamma", "learner.clip_coef", "learner.batch_size"),
     }
     assert len(starts) == len(set(starts))
+
+
+def test_every_element_of_a_list_has_its_problem_told() -> None:
+    """Catches an element whose problem is taken for that of another, or that is told only once the first is mended."""
+    sinks = "{name: wandb, kwargs: {a: 1}}, name, {kwargs: {}}, 3, {nam: wandb}, {name: trackio, kwargs: {a: 1}}"
+    assert problems_of(f"log.sinks=[{sinks}]") == [
+        "log.sinks.kwargs are for a sink of yours, and wandb takes none; leave them out",
+        "log.sinks.nam: unknown key; did you mean log.sinks.name?",
+        "log.sinks.kwargs are for a sink of yours, and trackio takes none; leave them out",
+        "log.sinks: each must be a name, or a mapping of name and kwargs (got 3)",
+        "log.sinks: must be tensorboard, wandb, trackio, or a shoal.Sink of yours as package.module:Class (got 'name')",
+        "log.sinks.name: must be given, there is no default",
+    ]
 
 
 def test_lock_step_shares_a_batch_equally() -> None:

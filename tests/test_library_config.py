@@ -69,6 +69,46 @@ def test_all_problems_come_at_once() -> None:
     assert "got ndarray" in caught.value.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"env": {"id": Mine, "kwargs": {"a": {1}}}}, "a function that makes the environment may hold anything"),
+        ({"log": {"sinks": [{"name": "a:B", "kwargs": {"a": {1}}}]}}, "make it in the sink's open"),
+        ({"callbacks": [{"name": "a:B", "kwargs": {"a": {1}}}]}, "make it where it is needed, of plain arguments"),
+    ],
+)
+def test_advice_on_arguments_is_for_what_takes_them(settings: dict[str, Any], advice: str) -> None:
+    """Catches a sink's argument that a function of the environment is to hold."""
+    with pytest.raises(shoal.ConfigError) as caught:
+        shoal.Config(**settings)
+    [problem] = caught.value.problems
+    assert problem.split("; ")[1].startswith(advice)
+
+
+def sink_class(name: str = "Made") -> type[shoal.Sink]:
+    """A class that has its name from nowhere else than here."""
+
+    class Made(shoal.Sink):
+        def write(self, line: Any) -> None:
+            pass
+
+    Made.__qualname__ = name
+    return Made
+
+
+def test_two_sinks_of_one_name_are_refused() -> None:
+    """Catches two classes made by one function, of which the last gets the lines of both."""
+    one, two, third = sink_class(), sink_class(), sink_class("Third")
+    for sinks in ([one, two], [{"name": one}, third, {"name": two, "kwargs": {}}]):
+        with pytest.raises(
+            shoal.ConfigError, match=r"^log.sinks: 2 classes are called .*:Made; give each a __qualname"
+        ):
+            shoal.Config(log={"sinks": sinks})
+    assert len(shoal.Config(log={"sinks": [one, {"name": one}, third]}).log.sinks) == 3
+    for name in ("Made", "Third"):
+        given.sinks.pop(f"{__name__}:{name}")
+
+
 def test_arguments_of_wrappers_are_plain_data() -> None:
     """Catches a run that cannot write its configuration down."""
     wrapper = {"a:B": {"size": np.int64(3), "low": np.zeros(2)}}

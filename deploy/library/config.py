@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
             return _arguments(key, value, problems)
         return {name: _plain(f"{key}.{name}", inner, problems) for name, inner in value.items()}
     if isinstance(value, list | tuple):
+        if key == "log.sinks":
+            problems += _alike(value)
         return [_plain(key, inner, problems) for inner in value]
     if isinstance(value, Path):
         return str(value)
@@ -126,15 +129,35 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
         try:
             json.dumps(plain)
         except (TypeError, ValueError) as error:
+            advice = "a function that makes the environment may hold anything, e.g. functools.partial(MyEnv, ...)"
+            if key.startswith("log.sinks"):
+                advice = "make it in the sink's open"
+            elif not key.startswith("env."):
+                advice = "make it where it is needed, of plain arguments"
             problems.append(
                 f"{key}.{name}: expected plain data (numbers, strings, lists, mappings), which checkpoints can hold, "
-                f"got {type(value).__name__} ({error})"
-                + "; a function that makes the environment may hold anything, e.g. functools.partial(MyEnv, ...)"
-                * key.startswith("env.")
+                f"got {type(value).__name__} ({error}); {advice}"
             )
             continue
         found[name] = plain
     return found
+
+
+def _alike(sinks: Sequence[Any]) -> list[str]:
+    """Problems of different classes in ``log.sinks`` that have one name, of which the last would stand for all."""
+    named = [sink.get("name") if isinstance(sink, Mapping) else sink for sink in sinks]
+    classes = dict.fromkeys(sink for sink in named if isinstance(sink, type))
+    if len(classes) < 2:
+        return []
+    from shoal.actors.user_code import name_of
+
+    counts = collections.Counter(name_of(cls) for cls in classes)
+    return [
+        f"log.sinks: {count} classes are called {name}; give each a __qualname__ of its own, or make one class that "
+        "takes arguments"
+        for name, count in counts.items()
+        if count > 1
+    ]
 
 
 def _named(key: str, value: Any, problems: list[str]) -> Any:

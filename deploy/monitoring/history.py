@@ -1,8 +1,10 @@
 """Writes ``RUN/metrics.jsonl``: every metric of the catalogue over time, one JSON object a line.
 
 A line has ``time`` (Unix seconds), ``session`` (0, 1, .. of a resumed run), ``seconds`` (of training in this session),
-``env_steps`` (trained in the whole run) and ``policy_version``; then every metric by its name without ``shoal_`` and
-``_total``: ``name``, or ``name/value`` where it has a label. A histogram gives ``name/count``, ``name/mean`` (of the
+``env_steps`` (trained in the whole run) and ``policy_version``; then every metric: ``name``, or ``name/value`` where it
+has a label. Its name is that of the metric without ``shoal_`` and ``_total``, or another that the catalogue gives it
+(``CatalogueEntry.key``): all numbers of the loss are ``loss/...``, also those that ``shoal_loss_metric`` has by their
+names, and null where ``learner.loss`` has no such term. A histogram gives ``name/count``, ``name/mean`` (of the
 observations since the line before; null if there were none) and ``name/max`` (of the session). Counters begin with the
 session, at 0 for every value that a label can have; ``failed_readings`` has the metrics that failed only.
 ``process_cpu_seconds`` and ``process_resident_memory_bytes`` are those of this process, on Linux. A value that is not

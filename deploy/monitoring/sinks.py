@@ -6,17 +6,17 @@ Each works on a thread of its own: one that is slow or fails does not affect the
 from __future__ import annotations
 
 import abc
+import collections
 import concurrent.futures
 import contextlib
 import contextvars
+import copy
 import dataclasses
 import importlib.util
 import inspect
 import logging
-import queue
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class LoggedRun:
     name: str
     """``log.name``, or the name of the run directory; with that of the policy, of several."""
     config: Mapping[str, Any]
-    """The settings as plain data, as RUN/config.yaml has them."""
+    """The settings as plain data, as RUN/config.yaml has them; a copy for each sink. W&B and trackio store them."""
     policy: str = ""
     """Of several policies, each of which has sinks of its own; else empty."""
     project: str = ""
@@ -83,7 +83,8 @@ class Sink(abc.ABC):
         """
 
     def close(self) -> None:
-        """Finish: no more lines will come. Called once after ``open``, also after an exception of ``write``.
+        """Finish: no more lines will come. Called once after ``open``, also after an exception of ``write``; not after
+        one of ``open``.
 
         The end of a run waits up to 30 s for it and the lines before it. It is not called where the process is killed.
         """
@@ -103,36 +104,51 @@ class SinkThread:
 
     def __init__(self, name: str, sink: Sink, run: LoggedRun) -> None:
         self._name, self._sink, self._run = name, sink, run
-        self._lines: queue.Queue[Line | None] = queue.Queue(WAITING_LINES)
+        self._lines = collections.deque[Line]()
+        self._changed = threading.Condition()
         self._late = self._failed = self._closed = False
         self._opened = concurrent.futures.Future[None]()
         self._thread = threading.Thread(target=self._work, name=f"log-{name}", daemon=True)
-        self._thread.start()
-        self._opened.result()
+        try:
+            self._thread.start()
+            self._opened.result()
+        except BaseException:
+            # Ctrl+C while it is opened: it may yet be open, and is closed then.
+            self._end()
+            raise
 
     def put(self, line: Line) -> None:
         """Queue a copy of a line; never blocks."""
         if self._failed:
             return
-        try:
-            self._lines.put_nowait(dict(line))
-        except queue.Full:
-            if not self._late:
-                self._late = True
-                log.warning("log.sinks: %s is too slow, lines are left out; metrics.jsonl has them all", self._name)
+        with self._changed:
+            full = len(self._lines) >= WAITING_LINES
+            if not full:
+                self._lines.append(dict(line))
+                self._changed.notify()
+        if full and not self._late:
+            self._late = True
+            log.warning("log.sinks: %s is too slow, lines are left out; metrics.jsonl has them all", self._name)
 
     def close(self) -> None:
         """Write the queued lines and close the sink, for at most ``CLOSE_SECONDS``; once."""
-        closed, self._closed = self._closed, True
-        if closed:
+        if self._closed:
             return
-        until = time.monotonic() + CLOSE_SECONDS
-        if not self._failed:
-            with contextlib.suppress(queue.Full):
-                self._lines.put(None, timeout=CLOSE_SECONDS)
-        self._thread.join(max(0.0, until - time.monotonic()))
+        self._end()
+        self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             log.warning("log.sinks: %s did not end in time; metrics.jsonl has everything", self._name)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _next(self) -> Line | None:
+        """The next line, once there is one; None once no more will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._closed)
+            return self._lines.popleft() if self._lines else None
 
     def _work(self) -> None:
         # Other people's code, and a network. SystemExit would end this thread without a word.
@@ -143,7 +159,7 @@ class SinkThread:
             return
         self._opened.set_result(None)
         try:
-            while (line := self._lines.get()) is not None:
+            while (line := self._next()) is not None:
                 self._sink.write(line)
         except BaseException as error:  # noqa: BLE001
             self._failed = True
@@ -270,8 +286,9 @@ def make_sinks(settings: LogConfig, run: LoggedRun) -> list[SinkThread]:
         sinks: list[SinkThread] = []
         for config in settings.sinks:
             try:
-                sinks.append(SinkThread(config.name, _make(config), run))
-            except Exception as error:  # noqa: BLE001  (as above)
+                own = dataclasses.replace(run, config=copy.deepcopy(dict(run.config)))
+                sinks.append(SinkThread(config.name, _make(config), own))
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (as above)
                 problems.append(f"log.sinks: {config.name} cannot be started: {raised(error)}")
             else:
                 opened.callback(sinks[-1].close)
@@ -302,13 +319,13 @@ def _check(config: SinkConfig) -> None:
         raise ValueError(f"{name}: {error}") from error
     try:
         made = found(**config.kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} cannot be made with the kwargs {config.kwargs}: {raised(error)}") from error
     for method, arguments in _METHODS.items():
         call = getattr(made, method)
         try:
-            inspect.signature(call).bind(*arguments)
-        except (TypeError, ValueError) as error:
+            named_code.check_call(call, *arguments)
+        except TypeError as error:
             raise ValueError(f"{name}: {method} must take ({', '.join(arguments)}): {error}") from error
         if inspect.iscoroutinefunction(call):
             raise ValueError(f"{name}: {method} is a coroutine function, which nothing awaits; define it without async")

@@ -410,9 +410,9 @@ def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorD
     here: Any = raw
     for part in path[:-1]:
         here = here.get(part, {})
-    section = here.get(path[-1], {}) if path else raw
+    section: Any = here.get(path[-1], {}) if path else raw
     involved = _involved(details[0])
-    if any(name in section for name in involved):
+    if isinstance(section, Mapping) and any(name in section for name in involved):
         for name in involved:
             section.pop(name, None)
     elif path:
@@ -427,22 +427,43 @@ def _involved(detail: ErrorDetails) -> Mapping[str, Any]:
 
 
 def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str]:
+    fields = _fields_of_elements(path)
+    if not fields:
+        return _explain_one(path, details)
+    # The elements of a list of sections share its path, and each may have another problem.
+    unknown = {detail["loc"][:-1] for detail in details if detail["type"] == "unexpected_keyword_argument"}
+    problems: list[str] = []
+    alike: dict[str, list[ErrorDetails]] = {}
+    for detail in details[:MAX_PROBLEMS]:
+        kind, name = detail["type"], str(detail["loc"][-1])
+        if kind == "unexpected_keyword_argument":
+            problems.append(_unknown((*path, name), _near((*path, name), fields), fields))
+        elif kind == "cross_field":
+            problems += _explain_one(path, [detail])
+        elif kind != "missing" or detail["loc"][:-1] not in unknown:
+            alike.setdefault(kind, []).append(detail)
+    if wrong := alike.pop("dataclass_type", []):
+        each = f"each must be a name, or a mapping of {' and '.join(fields)}"
+        problems.append(f"{'.'.join(path)}: {each} (got {_got(wrong)})")
+    return [*problems, *(line for some in alike.values() for line in _explain_one(path, some))]
+
+
+def _explain_one(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str]:
     dotted, kind = ".".join(path), details[0]["type"]
     if kind == "unexpected_keyword_argument":
         fields = _fields_at(path[:-1])
         # A key of that very name elsewhere is likelier than one that looks like it here.
         name = path[-1]
         meant = _paths_by_name().get(name) or ([_ELSEWHERE[name]] if name in _ELSEWHERE else [])
-        meant = meant or [".".join((*path[:-1], name)) for name in difflib.get_close_matches(name, fields, n=1)]
-        hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
-        return [f"{dotted}: unknown key; {hint}"]
+        return [_unknown(path, meant or _near(path, fields), fields)]
     if kind == "dataclass_type":
         value = details[0]["input"]
         about = _NAMED_BY.get(dotted)
         if about and isinstance(value, str) and value:
             return [f"{dotted}: is a section of settings; did you mean {dotted}.{about}={value}?"]
-        example = f"{dotted}.{about or _fields_at(path)[0]}"
-        return [f"{dotted}: is a section of settings; set one of them, e.g. {example} (got {_short.repr(value)})"]
+        known = [about] if about else _fields_at(path)
+        example = f"; set one of them, e.g. {dotted}.{known[0]}" if known else ""
+        return [f"{dotted}: is a section of settings{example} (got {_short.repr(value)})"]
     if kind == "cross_field":
         # The message names the fields, and may be several problems, a line each.
         return [f"{dotted}.{line}" if dotted else line for line in details[0]["msg"].splitlines()]
@@ -450,10 +471,25 @@ def _explain(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list[str
         return [f"{dotted}.{detail['loc'][-1]}: must be given, there is no default" for detail in details]
     # Several errors of one setting are the branches of a union, or the elements of a list.
     expected = dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in details)
+    got = _got(details)
+    hint = _spelling(kind, details[0]["input"]) or ("" if got.endswith("...") else _meant(details))
+    return [f"{dotted}: {' or '.join(expected)} (got {got}{hint})"]
+
+
+def _got(details: Sequence[ErrorDetails]) -> str:
+    """What the settings gave, the first of them by name."""
     got = list(dict.fromkeys(_short.repr(detail["input"]) for detail in itertools.islice(details, MAX_PROBLEMS)))
-    listed = ", ".join([*got[:8], *(["..."] if len(got) > 8 else [])])
-    hint = _spelling(kind, details[0]["input"]) or (_meant(details) if len(got) <= 8 else "")
-    return [f"{dotted}: {' or '.join(expected)} (got {listed}{hint})"]
+    return ", ".join([*got[:8], *(["..."] if len(got) > 8 else [])])
+
+
+def _unknown(path: tuple[str, ...], meant: Sequence[str], fields: Sequence[str]) -> str:
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(fields)}"
+    return f"{'.'.join(path)}: unknown key; {hint}"
+
+
+def _near(path: tuple[str, ...], fields: Sequence[str]) -> list[str]:
+    """The setting beside it that a misspelt one comes nearest to, if any."""
+    return [".".join((*path[:-1], name)) for name in difflib.get_close_matches(path[-1], fields, n=1)]
 
 
 def _spelling(kind: str, value: Any) -> str:
@@ -482,6 +518,17 @@ def _meant(details: Sequence[ErrorDetails]) -> str:
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:
+    """The settings of the section at a path; none where there is no section."""
+    return _fields(_section(_hint_at(path)))
+
+
+def _fields_of_elements(path: Sequence[str]) -> list[str]:
+    """The settings of each section in the list at a path; none where there is no list of sections."""
+    hint = _hint_at(path)
+    return _fields(_section(typing.get_args(hint)[0])) if typing.get_origin(hint) is list else []
+
+
+def _hint_at(path: Sequence[str]) -> Any:
     hint: Any = Config
     for part in path:
         if typing.get_origin(hint) is Mapping:
@@ -489,7 +536,10 @@ def _fields_at(path: Sequence[str]) -> list[str]:
         else:
             cls = _section(hint)
             hint = typing.get_type_hints(cls).get(part) if cls else None
-    cls = _section(hint)
+    return hint
+
+
+def _fields(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)] if cls else []
 
 

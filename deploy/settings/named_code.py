@@ -20,7 +20,7 @@ def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
         return given.find(name, known, what)
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name.partition(':')[0]} cannot be imported: {raised(error)}") from error
 
 
@@ -31,6 +31,19 @@ def check_arguments(found: Callable[..., Any], kwargs: Mapping[str, Any]) -> Non
         ValueError: it does not.
     """
     try:
-        inspect.signature(found).bind(**kwargs)
+        check_call(found, **kwargs)
     except TypeError as error:
         raise ValueError(f"{error}; its kwargs are {dict(kwargs)}") from error
+
+
+def check_call(found: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+    """Whether ``found`` may be called like this; it is not called. One that does not tell what it takes may.
+
+    Raises:
+        TypeError: it may not.
+    """
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # builtins and compiled functions
+        return
+    signature.bind(*args, **kwargs)

@@ -311,7 +311,7 @@ def make_callbacks(configs: Sequence[CallbackConfig], given: Sequence[Callback])
     for config in configs:
         try:
             made.append(_find(config)(**config.kwargs))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"callbacks: {config.name}: {type(error).__name__}: {error}") from error
     for callback in (*made, *given):
         if not isinstance(callback, Callback):

@@ -12,6 +12,8 @@ import pytest
 import shoal
 from service import read_summary
 from service import shoal as command_line
+from shoal.deploy.settings.sections import CallbackConfig
+from shoal.deploy.training.callbacks import check_callbacks, make_callbacks
 
 SMALL = {
     "env.id": "recall",
@@ -291,6 +293,19 @@ def test_callbacks_named_in_the_settings(tmp_path: Path) -> None:
         done = command_line("train", *settings, f"callbacks={callbacks}", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert expected in done.stderr
+
+
+def test_a_callback_that_exits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a command that ends with the user's exit code and without a word, when a callback's module is imported
+    or the callback is made."""
+    (tmp_path / "exits_at_import.py").write_text("raise SystemExit('no')\n")
+    (tmp_path / "exits_when_made.py").write_text("class Go:\n    def __init__(self): raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    at_import, when_made = CallbackConfig(name="exits_at_import:Go"), CallbackConfig(name="exits_when_made:Go")
+    [problem] = check_callbacks([at_import, when_made])
+    assert problem.startswith("callbacks: exits_at_import:Go: exits_at_import cannot be imported: SystemExit: no (")
+    with pytest.raises(ValueError, match=r"^callbacks: exits_when_made:Go: SystemExit: 3"):
+        make_callbacks([when_made], [])
 
 
 def test_something_else_than_a_callback_is_refused(tmp_path: Path) -> None:

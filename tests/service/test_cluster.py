@@ -165,8 +165,11 @@ def test_lock_step_gives_the_weights_of_inline_mode(nodes: Nodes, tmp_path: Path
 def test_a_sink_works_in_the_process_of_the_run(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a sink that is made on another node, whose module is sent there, or that lacks lines of the run."""
     nodes.have(2)
+    # All nodes are on this machine, where a path leads to one file.
+    imported = tmp_path / "imported"
     (tmp_path / "notes.py").write_text(
         "import os, shoal\n"
+        f"print(os.getpid(), file=open({str(imported)!r}, 'a'))\n"
         "class Notes(shoal.Sink):\n"
         "    def open(self, run): self.out = (run.directory / 'notes').open('w')\n"
         "    def write(self, line): print(os.getpid(), line['time'], file=self.out)\n"
@@ -181,6 +184,7 @@ def test_a_sink_works_in_the_process_of_the_run(nodes: Nodes, tmp_path: Path) ->
     noted = (tmp_path / "run" / "notes").read_text().splitlines()
     assert noted == [f"{process.pid} {time}" for time in times]
     assert noted
+    assert imported.read_text().split() == [str(process.pid)]
 
 
 def teams_beside(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -171,6 +172,7 @@ def test_a_slow_or_broken_tracker_costs_nobody_else(
     assert "slow did not end in time" in caplog.text
     slow.may_go_on.set()
     wait_for(lambda: [line["env_steps"] for line in slow.lines][:3] == [0, 1, 2])
+    wait_for(lambda: slow.closed)
     other.put({"env_steps": 0})
     broken.may_go_on.set()
     wait_for(lambda: "broken failed and gets no more" in caplog.text)
@@ -179,6 +181,68 @@ def test_a_slow_or_broken_tracker_costs_nobody_else(
     other.close()
     assert broken.closed
     assert "broken is too slow" not in caplog.text
+
+
+def test_a_sink_that_fails_with_lines_waiting_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an end of the run that waits for room among the lines of a sink that takes no more."""
+    monkeypatch.setattr(sinks_module, "CLOSE_SECONDS", 100_000.0)
+    monkeypatch.setattr(sinks_module, "WAITING_LINES", 3)
+    broken = Tracker(fails=True)
+    sink = SinkThread("broken", broken, LoggedRun(directory=tmp_path, id="id", name="run", config={}))
+    for n in range(10):
+        sink.put({"env_steps": n})
+    ending = threading.Thread(target=sink.close, daemon=True)
+    ending.start()
+    wait_for(lambda: sink._closed)
+    ending.join(0.5)
+    assert ending.is_alive()
+    broken.may_go_on.set()
+    wait_for(lambda: not ending.is_alive())
+    assert broken.closed
+
+
+def test_a_sink_that_is_interrupted_while_it_opens_is_closed_once_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a connection that stays open after Ctrl+C during a slow ``open``."""
+
+    class Opens(Tracker):
+        def open(self, run: LoggedRun) -> None:
+            signal.pthread_kill(main, signal.SIGINT)
+            self.may_go_on.wait()
+
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    opens = Opens()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            SinkThread("opens", opens, LoggedRun(directory=tmp_path, id="id", name="run", config={}))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    opens.may_go_on.set()
+    wait_for(lambda: opens.closed)
+    assert opens.lines == []
+
+
+def test_each_sink_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a tracker that changes the settings of the next, or of the run."""
+    seen: list[dict[str, Any]] = []
+
+    class Changes(Tracker):
+        def open(self, run: LoggedRun) -> None:
+            seen.append(json.loads(json.dumps(run.config)))
+            run.config["env"]["id"] = "another"
+            del run.config["seed"]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(sinks_module, "TRACKERS", dict.fromkeys(("wandb", "trackio"), ("json", Changes)))
+    config = {"env": {"id": "recall"}, "seed": 0}
+    named = LogConfig(sinks=[SinkConfig(name="wandb"), SinkConfig(name="trackio")])
+    for sink in make_sinks(named, LoggedRun(directory=tmp_path, id="id", name="run", config=config)):
+        sink.close()
+    assert seen == [config] * 2 == [{"env": {"id": "recall"}, "seed": 0}] * 2
 
 
 def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

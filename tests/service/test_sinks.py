@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from service import SHARED, SMALL, read_summary, start_shoal
 from service import shoal as command_line
 from shoal import given
 from shoal.deploy.doctor import preflight
+from shoal.deploy.monitoring.sinks import check_sinks
 from shoal.deploy.settings.load import load_config, to_yaml
-from shoal.deploy.settings.sections import SinkConfig
+from shoal.deploy.settings.sections import CallbackConfig, LogConfig, SinkConfig
+from shoal.deploy.training.callbacks import check_callbacks
 
 NOTES = """
 import json, os, threading
@@ -117,6 +120,7 @@ WRITES = "\n    def write(self, line): pass\n"
         ("import no_such_tracker", "mine:Mine", "mine:Mine: there is no module 'no_such_tracker' here; install"),
         ("", "mine:Mine", "mine:Mine: mine has no class Mine"),
         ("1 / 0", "mine:Mine", "mine:Mine: mine cannot be imported: ZeroDivisionError: division by zero ("),
+        ("raise SystemExit('no')", "mine:Mine", "mine:Mine: mine cannot be imported: SystemExit: no ("),
         ("int('x')", "mine:Mine", "mine:Mine: mine cannot be imported: ValueError: invalid literal for int"),
         ("def Mine(): pass", "mine:Mine", "mine:Mine: expected a subclass of shoal.Sink, got <function Mine at"),
         ("class Mine:" + WRITES, "mine:Mine", "mine:Mine: expected a subclass of shoal.Sink, got <class 'mine.Mine'>"),
@@ -135,6 +139,11 @@ WRITES = "\n    def write(self, line): pass\n"
             HEAD + "def __init__(self, a): raise KeyError('no a')" + WRITES,
             "{name: mine:Mine, kwargs: {a: 1}}",
             "mine:Mine cannot be made with the kwargs {'a': 1}: KeyError: 'no a' (",
+        ),
+        (
+            HEAD + "def __init__(self): raise SystemExit(3)" + WRITES,
+            "mine:Mine",
+            "mine:Mine cannot be made with the kwargs {}: SystemExit: 3 (",
         ),
         (HEAD + "def write(self): pass", "mine:Mine", "mine:Mine: write must take (line): too many positional"),
         (HEAD + "def open(self): pass" + WRITES, "mine:Mine", "mine:Mine: open must take (run): too many positional"),
@@ -156,6 +165,18 @@ def test_what_is_wrong_with_a_sink_is_said_before_the_run(
     [problem] = [problem for problem in found if problem.startswith("log.sinks")]
     assert problem.startswith(f"log.sinks: {expected}")
     assert "\n" not in problem
+
+
+def test_what_does_not_tell_its_arguments_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches builtins and compiled functions that are refused because they have no signature."""
+    (tmp_path / "compiled.py").write_text(
+        "import shoal\nclass Mine(shoal.Sink):\n    write = staticmethod(max)\n    def __init__(self, a): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="no signature found"):
+        inspect.signature(max)
+    assert check_sinks(LogConfig(sinks=[SinkConfig(name="compiled:Mine", kwargs={"a": 1})])) == []
+    assert check_callbacks([CallbackConfig(name="builtins:max", kwargs={"key": 1})]) == []
 
 
 def test_sinks_that_cannot_be_opened_are_all_said(tmp_path: Path) -> None:
