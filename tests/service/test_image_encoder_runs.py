@@ -52,6 +52,13 @@ class Screens(gymnasium.Env[Any, Any]):
 gymnasium.register("Screens-v0", Screens)
 
 
+class Own(shoal.FastPolicy):
+    """A policy class of a user's, which no setting gives an encoder."""
+
+
+OWN = f"policy.kind={__name__}:Own"
+
+
 def train(run_dir: Path, *settings: str, updates: int, code: int = 0) -> dict[str, Any]:
     steps = f"total_env_steps={int(updates * 16 * 8 * 0.9)}"
     assert cli.main(["train", *RUN, f"run_dir={run_dir}", steps, *settings]) == code
@@ -108,6 +115,23 @@ def test_another_encoder_is_not_continued(begun: str, tmp_path: Path, capsys: py
         said = capsys.readouterr().err
         saved = f"was trained with policy.image_encoder={{map: small, screen: {encoder}}}, and can only be resumed so"
         assert f"{saved}; here it is {{map: small, screen: {here}}}" in said
+
+
+@pytest.mark.parametrize(("begun", "then"), [(CHOICE, OWN), (OWN, CHOICE)], ids=["to", "from"])
+def test_a_class_of_ones_own_is_told_its_kind(
+    begun: str, then: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a refusal that asks for an encoder, which is refused in turn for a class of one's own."""
+    train(tmp_path / "run", begun, updates=2)
+    capsys.readouterr()
+    train(tmp_path / "run", then, updates=4, code=2)
+    said = capsys.readouterr().err
+    kinds = (OWN.removeprefix("policy.kind="), "fast")
+    saved, here = kinds if begun == OWN else kinds[::-1]
+    assert f"it was trained with policy.kind={saved}, and here that is {here}" in said
+    assert "shoal: 1 problem, nothing was started" in said
+    assert "policy.image_encoder" not in said
+    assert "policy.components" not in said
 
 
 def test_the_doctor_says_what_reads_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
