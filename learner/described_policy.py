@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
-from shoal.policy.observation import ImageEncoder, image_encoders, observation_from_json, observation_to_json
+from shoal.policy.observation import ImageEncoder, image_encoders, observation_from_json, observation_to_json, written
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 _COMMON_SIZE = 2**14
@@ -44,12 +44,9 @@ def _other_encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> st
     # A class of a user's chooses its layers itself: policy.image_encoder says nothing of it, and cannot be set.
     if saved == here or saved.keys() != here.keys() or _one_is_own(described, policy):
         return ""
-    # As one writes them; "" is the name of an observation that is an image itself.
-    written, written_here = (
-        each.get("", "{" + ", ".join(f"{name}: {encoder}" for name, encoder in each.items()) + "}")
-        for each in (saved, here)
-    )
-    return f"was trained with policy.image_encoder={written}, and can only be resumed so; here it is {written_here}"
+    # "" is the name of an observation that is an image itself.
+    theirs, ours = (written(each.get("", each)) for each in (saved, here))
+    return f"was trained with policy.image_encoder={theirs}, and can only be resumed so; here it is {ours}"
 
 
 def _encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> tuple[dict[str, ImageEncoder], ...]:
