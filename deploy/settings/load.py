@@ -117,6 +117,7 @@ def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[s
             found: dict[tuple[str, ...], list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
                 found.setdefault(_known(raw, detail["loc"]), []).append(detail)
+            _drop_other_branches(found)
             for path, details in sorted(found.items(), key=lambda item: item[1][0]["type"] == "missing"):
                 # What is missing was taken out, or is there under a wrong name.
                 follows = details[0]["type"] == "missing" and any(one[: len(path)] == path for one in told)
@@ -403,6 +404,16 @@ def _known(raw: Mapping[str, Any], loc: Sequence[Any]) -> tuple[str, ...]:
             found.append(part)
             here = here[part]
     return tuple(found)
+
+
+def _drop_other_branches(found: dict[tuple[str, ...], list[ErrorDetails]]) -> None:
+    """Of a union leave out what the branches miss that are no mappings, where the input is one and has errors inside:
+    it is meant to be one."""
+    for path, details in list(found.items()):
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        # Behind a path is the branch's name; behind that of a missing setting its own.
+        if inside and all(detail["type"] != "missing" and len(detail["loc"]) > len(path) for detail in details):
+            del found[path]
 
 
 def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorDetails]) -> None:
