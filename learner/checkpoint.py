@@ -38,6 +38,7 @@ from shoal.learner.described_policy import (
     check_sizes,
     describe_policy,
     make_described_policy,
+    other_kind,
     other_part,
 )
 from shoal.learner.learner import Learner
@@ -160,15 +161,15 @@ class Checkpoint:
     def _restore(self, learner: Learner) -> None:
         if problem := other_part(self.state["policy"], learner.policy):
             raise CheckpointError(f"{self.path} {problem}")
+        kinds = other_kind(self.state["policy"], learner.policy)
+        other = f"{self.path} holds another policy than this run's config describes: {kinds}"
         if changed := changed_components(self.state["policy"], learner.policy):
-            raise CheckpointError(
-                f"{self.path} holds another policy than this run's config describes: it has other components "
-                f"{', '.join(changed)} than {learner.policy.kind} with policy.components={learner.policy.components}"
-            )
-        here = describe_policy(learner.policy)
+            here = f"{learner.policy.kind} with policy.components={learner.policy.components}"
+            raise CheckpointError(f"{other}it has other components {', '.join(changed)} than {here}")
+        described = describe_policy(learner.policy)
         for key, name in _NORMALIZATION.items():
             saved_with = self.state["policy"].get(key, False)
-            if saved_with != here[key] and not (key == "normalize_values" and here[key]):
+            if saved_with != described[key] and not (key == "normalize_values" and described[key]):
                 raise CheckpointError(
                     f"{self.path} was trained with {name}={str(saved_with).lower()} and can only be resumed so"
                 )
@@ -180,9 +181,7 @@ class Checkpoint:
                 weights |= {"value_scale.mean": torch.zeros(()), "value_scale.std": torch.ones(())}
             learner.policy.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(
-                f"{self.path} holds another policy than this run's config describes: {error}"
-            ) from error
+            raise CheckpointError(f"{other}{' '.join(str(error).split())}") from error
         learner.regularizer.load_state_dict(load_file(self.path / "regularizer.safetensors"))
         saved_by = self.state.get("config", {}).get("learner", {}).get("optimizer", ADAM)
         if saved_by == learner.config.optimizer:

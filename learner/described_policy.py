@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from shoal.policy.actions import actions_from_json, actions_to_json
 from shoal.policy.graph import LSTM, components_from_json, differences, resolve
 from shoal.policy.make import make_policy
-from shoal.policy.observation import image_encoders, observation_from_json, observation_to_json
+from shoal.policy.observation import ImageEncoder, image_encoders, observation_from_json, observation_to_json, written
 from shoal.policy.recurrent_policy import RecurrentPolicy
 
 _COMMON_SIZE = 2**14
@@ -23,21 +23,35 @@ _NO_SIZES = ("kwargs", "feature_normalizations", "feature_names", "categorical_f
 
 def other_part(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
     """How the checkpoint's core or encoders of images differ from the policy's, as the end of a sentence; "" where they
-    are the same."""
+    are the same, or nobody could choose them."""
     return _other_core(described, policy) or _other_encoders(described, policy)
 
 
-def _other_encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
-    observations = (observation_from_json(described["observation"]), policy.trained_observation)
-    saved, here = (image_encoders(observation) for observation in observations)
-    if saved == here or saved.keys() != here.keys():
+def other_kind(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    """Of a checkpoint and a policy of which only one is of this package, or each of another class of a user's: their
+    kinds, as part of a sentence. "" for all others."""
+    if described["kind"] == policy.kind or not _one_is_own(described, policy):
         return ""
-    # As one writes them; "" is the name of an observation that is an image itself.
-    written, written_here = (
-        each.get("", "{" + ", ".join(f"{name}: {encoder}" for name, encoder in each.items()) + "}")
-        for each in (saved, here)
-    )
-    return f"was trained with policy.image_encoder={written}, and can only be resumed so; here it is {written_here}"
+    return f"it was trained with policy.kind={described['kind']}, and here that is {policy.kind}: "
+
+
+def _one_is_own(described: Mapping[str, Any], policy: RecurrentPolicy) -> bool:
+    return ":" in described["kind"] or ":" in policy.kind
+
+
+def _other_encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
+    saved, here = _encoders(described, policy)
+    # A class of a user's chooses its layers itself: policy.image_encoder says nothing of it, and cannot be set.
+    if saved == here or saved.keys() != here.keys() or _one_is_own(described, policy):
+        return ""
+    # "" is the name of an observation that is an image itself.
+    theirs, ours = (written(each.get("", each)) for each in (saved, here))
+    return f"was trained with policy.image_encoder={theirs}, and can only be resumed so; here it is {ours}"
+
+
+def _encoders(described: Mapping[str, Any], policy: RecurrentPolicy) -> tuple[dict[str, ImageEncoder], ...]:
+    observations = (observation_from_json(described["observation"]), policy.trained_observation)
+    return tuple(image_encoders(observation) for observation in observations)
 
 
 def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
@@ -55,6 +69,9 @@ def _other_core(described: Mapping[str, Any], policy: RecurrentPolicy) -> str:
 
 def changed_components(described: Mapping[str, Any], policy: RecurrentPolicy) -> list[str]:
     """Names of the components that differ; equal shapes may still have another activation or another source."""
+    saved_encoders, encoders = _encoders(described, policy)
+    if saved_encoders != encoders and _one_is_own(described, policy):
+        return []  # those of the encoder, of which one side has layers of its own: the weights tell
     components, observation = described.get("components") or {}, observation_from_json(described["observation"])
     saved = resolve(components_from_json(components), observation, policy.core_name)
     here = resolve(components_from_json(policy.components), policy.trained_observation, policy.core_name)

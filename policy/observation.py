@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -313,6 +315,20 @@ EncoderChoice = ImageEncoder | Mapping[str, ImageEncoder]
 def chosen_encoder(choice: EncoderChoice, name: str) -> ImageEncoder:
     """The encoder of the image ``name``."""
     return choice if isinstance(choice, str) else choice.get(name, SMALL)
+
+
+def written(choice: EncoderChoice) -> str:
+    """The choice as YAML, on one line."""
+    if isinstance(choice, str):
+        return choice
+    return "{" + ", ".join(f"{written_name(name)}: {encoder}" for name, encoder in choice.items()) + "}"
+
+
+def written_name(name: str) -> str:
+    """A name as a key of a mapping in YAML: in quotes where it would be read as something else."""
+    if re.fullmatch(r"[^\W\d][\w.-]*", name) and name.lower() not in ("null", "true", "false"):
+        return name
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 def encoded_by(observation: _Sort, choice: EncoderChoice) -> _Sort:

@@ -117,6 +117,10 @@ def write(path: Path, text: str) -> Path:
         ("lr=3e-4", "lr: unknown key; did you mean learner.learning_rate?"),
         ("learner.n_epochs=3", "did you mean learner.epochs?"),
         ("total_env_steps=150k", "write 150000)"),
+        ("policy.image_encoder=residul", "(got 'residul'; did you mean residual?)"),
+        ("policy.image_encoder={a: residul}", "policy.image_encoder.a: Input should be 'small' or 'residual' (got 're"),
+        ("policy.image_encoder={a: {b: small}}", "policy.image_encoder.a: Input should be 'small' or 'residual' (got"),
+        ("policy.image_encoder=[small]", "policy.image_encoder: Input should be 'small' or 'residual' or Input should"),
     ],
 )
 def test_one_problem_is_one_line_that_names_it(argument: str, expected: str) -> None:

@@ -20,7 +20,7 @@ from shoal.deploy.placement.setups import make_worker_setup
 from shoal.deploy.settings.load import load_config
 from shoal.envs.reading import reading
 from shoal.envs.registry import make_env_spec
-from shoal.learner.described_policy import describe_policy, make_described_policy
+from shoal.learner.described_policy import describe_policy, make_described_policy, other_part
 from shoal.policy import FastPolicy, ImageObservation
 from shoal.policy.actions import Actions, Discrete
 from shoal.policy.convolution import ResidualSection
@@ -32,6 +32,8 @@ from shoal.policy.observation import (
     image_encoders,
     observation_from_json,
     observation_to_json,
+    written,
+    written_name,
 )
 from shoal.policy.recurrent_policy import RecurrentPolicy
 from shoal.policy.remap import Remapping, remap
@@ -49,7 +51,7 @@ BOTH = DictObservation(
 
 
 class Seeing(gymnasium.Env[Any, Any]):
-    """Two cameras and a number, one picture, or numbers alone."""
+    """Two cameras and a number, two in a Tuple, one picture, or numbers alone."""
 
     action_space = spaces.Discrete(3)
 
@@ -58,6 +60,7 @@ class Seeing(gymnasium.Env[Any, Any]):
         cameras: dict[str, spaces.Space[Any]] = {"front": camera, "rear": camera, "speed": spaces.Box(-1, 1, (1,))}
         self.observation_space = {
             "cameras": spaces.Dict(cameras),
+            "pair": spaces.Tuple((camera, camera)),
             "picture": camera,
             "numbers": spaces.Box(-1, 1, (3,), np.float32),
         }[sees]
@@ -269,7 +272,11 @@ def problems_of(tmp_path: Path, sees: str, *settings: str) -> str:
         ("numbers", "{}", ""),
         ("cameras", "{rera: residual}", "policy.image_encoder names rera; images of Seeing-v0 are front, rear"),
         ("picture", "{rear: residual}", "the observation of Seeing-v0 is one image: name the encoder alone"),
-        ("numbers", "{rear: residual}", "'rear': 'residual'} is for images, and Seeing-v0 has none; leave it out"),
+        (
+            "numbers",
+            "{rear: residual}",
+            "policy.image_encoder: {rear: residual} is for images, and Seeing-v0 has none",
+        ),
         ("numbers", "residual", "policy.image_encoder: residual is for images, and Seeing-v0 has none; leave it out"),
         ("picture", "resnet", r"policy.image_encoder.*small.*residual"),
         ("cameras", "{rear: resnet}", r"policy.image_encoder.*small.*residual"),
@@ -279,6 +286,51 @@ def test_a_choice_without_effect_is_refused(sees: str, choice: str, expected: st
     """Catches a misspelt key, and an encoder that is asked for and reads nothing."""
     found = problems_of(tmp_path, sees, f"policy.image_encoder={choice}")
     assert re.search(expected, found) if expected else not found, found
+
+
+NAMES = (
+    "obs[0]",
+    "obs[1]",
+    "rear",
+    "a.b-c",
+    "the key",
+    "a: b",
+    '"',
+    "1",
+    "1e3",
+    "true",
+    "Null",
+    "",
+    "-",
+    "\u00e9",
+    "\n",
+    "\x7f",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_written_choices_are_settings(name: str) -> None:
+    """Catches a name in a message that YAML reads as something else, or not at all."""
+    for choice in ({name: "residual", "other": "small"}, {"other": "small", name: "residual"}):
+        config, problems = load_config((), [f"policy.image_encoder={written(choice)}"])  # type: ignore[arg-type]
+        assert not problems
+        assert config.policy.image_encoder == choice
+    assert (written_name(name) == name) == (name in ("rear", "a.b-c", "\u00e9"))
+
+
+def test_refusals_of_a_tuple_can_be_pasted(tmp_path: Path) -> None:
+    """Catches `obs[0]` without quotes, which ends a key of YAML, in a refused setting and in a refused checkpoint."""
+    pair, _, _ = setup_of("pair", 'policy.image_encoder={"obs[1]": residual}')
+    torch.manual_seed(0)
+    said = other_part(described(pair), FastPolicy(encoded_by(pair, "small"), ACTIONS))
+    [saved, here] = re.findall(r"\{.*?\}", said)
+    for text, expected in ((saved, pair), (here, encoded_by(pair, "small"))):
+        again, _, _ = setup_of("pair", f"policy.image_encoder={text}")
+        assert again == expected
+    found = problems_of(tmp_path, "pair", 'policy.image_encoder={"obs[2]": residual}')
+    assert found.endswith('names "obs[2]"; images of Seeing-v0 are "obs[0]", "obs[1]"')
+    found = problems_of(tmp_path, "numbers", 'policy.image_encoder={"obs[1]": residual}')
+    assert 'policy.image_encoder: {"obs[1]": residual} is for images' in found
 
 
 def test_a_class_of_ones_own_decides_itself(tmp_path: Path) -> None:

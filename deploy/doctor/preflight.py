@@ -15,7 +15,7 @@ from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_l
 from shoal.deploy.settings.sections import Config
 from shoal.learner.config import ADAM, IMPALA, PPO
 from shoal.policy.config import OWN_CORES, OWN_KINDS
-from shoal.policy.observation import SMALL
+from shoal.policy.observation import SMALL, written, written_name
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
@@ -109,11 +109,12 @@ def _image_encoder(config: Config, specs: Sequence[EnvSpec]) -> list[str]:
     if not choice or not (unknown := sorted(choice.keys() - set(named))):
         return []
     if named:
-        return [f"policy.image_encoder names {', '.join(unknown)}; images of {config.env.id} are {', '.join(named)}"]
+        missing, known = (", ".join(map(written_name, names)) for names in (unknown, named))
+        return [f"policy.image_encoder names {missing}; images of {config.env.id} are {known}"]
     if not alone:
-        return [f"policy.image_encoder: {dict(choice)} is for images, and {config.env.id} has none; leave it out"]
+        return [f"policy.image_encoder: {written(choice)} is for images, and {config.env.id} has none; leave it out"]
     return [
-        f"policy.image_encoder: {dict(choice)} is for the images of a Dict or Tuple, and the observation of "
+        f"policy.image_encoder: {written(choice)} is for the images of a Dict or Tuple, and the observation of "
         f"{config.env.id} is one image: name the encoder alone"
     ]
 

@@ -117,6 +117,7 @@ def _validated(raw: dict[str, Any], problems: list[str]) -> tuple[Config, list[s
             found: dict[tuple[str, ...], list[ErrorDetails]] = {}
             for detail in error.errors(include_url=False):
                 found.setdefault(_known(raw, detail["loc"]), []).append(detail)
+            _drop_other_branches(found)
             for path, details in sorted(found.items(), key=lambda item: item[1][0]["type"] == "missing"):
                 # What is missing was taken out, or is there under a wrong name.
                 follows = details[0]["type"] == "missing" and any(one[: len(path)] == path for one in told)
@@ -405,6 +406,16 @@ def _known(raw: Mapping[str, Any], loc: Sequence[Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _drop_other_branches(found: dict[tuple[str, ...], list[ErrorDetails]]) -> None:
+    """Of a union leave out what the branches miss that are no mappings, where the input is one and has errors inside:
+    it is meant to be one."""
+    for path, details in list(found.items()):
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in found)
+        # Behind a path is the branch's name; behind that of a missing setting its own.
+        if inside and all(detail["type"] != "missing" and len(detail["loc"]) > len(path) for detail in details):
+            del found[path]
+
+
 def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorDetails]) -> None:
     """Take out the settings that an error is about, and nothing that could have problems of its own."""
     here: Any = raw
@@ -412,7 +423,7 @@ def _remove(raw: dict[str, Any], path: tuple[str, ...], details: Sequence[ErrorD
         here = here.get(part, {})
     section: Any = here.get(path[-1], {}) if path else raw
     involved = _involved(details[0])
-    if isinstance(section, Mapping) and any(name in section for name in involved):
+    if isinstance(section, dict) and any(name in section for name in involved):
         for name in involved:
             section.pop(name, None)
     elif path:

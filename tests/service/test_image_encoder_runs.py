@@ -52,6 +52,39 @@ class Screens(gymnasium.Env[Any, Any]):
 gymnasium.register("Screens-v0", Screens)
 
 
+class Halves(gymnasium.Env[Any, Any]):
+    """A picture of noise, of which one half is the brighter: 1 for the action that says which, four times."""
+
+    observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        reward = float(action == self.brighter)
+        self.t += 1
+        return self._obs(), reward, self.t == 4, False, {}
+
+    def _obs(self) -> np.ndarray:
+        self.brighter = int(self.np_random.integers(2))
+        picture = self.np_random.integers(0, 100, (8, 8, 3), np.uint8)
+        picture[:, 4 * self.brighter : 4 * self.brighter + 4] += 100
+        return picture
+
+
+gymnasium.register("Halves-v0", Halves)
+
+
+class Own(shoal.FastPolicy):
+    """A policy class of a user's, which no setting gives an encoder."""
+
+
+OWN = f"policy.kind={__name__}:Own"
+
+
 def train(run_dir: Path, *settings: str, updates: int, code: int = 0) -> dict[str, Any]:
     steps = f"total_env_steps={int(updates * 16 * 8 * 0.9)}"
     assert cli.main(["train", *RUN, f"run_dir={run_dir}", steps, *settings]) == code
@@ -108,6 +141,37 @@ def test_another_encoder_is_not_continued(begun: str, tmp_path: Path, capsys: py
         said = capsys.readouterr().err
         saved = f"was trained with policy.image_encoder={{map: small, screen: {encoder}}}, and can only be resumed so"
         assert f"{saved}; here it is {{map: small, screen: {here}}}" in said
+
+
+@pytest.mark.parametrize(("begun", "then"), [(CHOICE, OWN), (OWN, CHOICE)], ids=["to", "from"])
+def test_a_class_of_ones_own_is_told_its_kind(
+    begun: str, then: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a refusal that asks for an encoder, which is refused in turn for a class of one's own."""
+    train(tmp_path / "run", begun, updates=2)
+    capsys.readouterr()
+    train(tmp_path / "run", then, updates=4, code=2)
+    said = capsys.readouterr().err
+    kinds = (OWN.removeprefix("policy.kind="), "fast")
+    saved, here = kinds if begun == OWN else kinds[::-1]
+    assert f"it was trained with policy.kind={saved}, and here that is {here}" in said
+    assert "shoal: 1 problem, nothing was started" in said
+    assert "policy.image_encoder" not in said
+    assert "policy.components" not in said
+
+
+@pytest.mark.parametrize("encoder", ["small", "residual"])
+def test_the_encoder_learns_to_see(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches an encoder whose features or gradients tell nothing of the picture: guesses are right half the time."""
+    run = tmp_path / "run"
+    settings = ("env.id=Halves-v0", "env.num_envs=32", "learner.batch_size=32", "learner.minibatches=4")
+    learns = ("learner.learning_rate=0.001", "learner.precision=float32", "learner.gamma=0", f"run_dir={run}")
+    ends = ("total_env_steps=5000", "checkpoint.every_updates=100")
+    arguments = (*RUN, *settings, *learns, *ends, f"policy.image_encoder={encoder}")
+    assert cli.main(["train", *arguments]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--episodes", "64", "--greedy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean_return"] > 0.95 * 4
 
 
 def test_the_doctor_says_what_reads_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
