@@ -68,6 +68,21 @@ def test_a_leak_is_found_under_noise(soak: ModuleType, capsys: pytest.CaptureFix
         assert "GROWS" not in capsys.readouterr().out
 
 
+def test_a_machine_that_others_keep_busy_is_no_slower_scrape(soak: ModuleType) -> None:
+    """Catches a soak that fails because other programs ran in its second half, and one that calls a page that grows the
+    machine's."""
+    hours = np.arange(60 * 12) / 720
+    readings = samples(60, memory_mib=np.full(hours.size, 400.0))
+    busy = np.where(hours > 0.5, 1.5, 1.0)
+    for grows, failed in ((0.0, False), (20.0, True)):
+        for reading, hour, slowness in zip(readings, hours, busy, strict=True):
+            reading |= {"scrape_ms": (12 + grows * hour) * slowness, "reference_ms": 0.8 * slowness}
+        assert soak.report("busy", readings, 143)["failed"] == failed
+    for reading in readings:
+        del reading["reference_ms"]
+    assert soak.report("as it was read", readings, 143)["failed"]
+
+
 def test_a_run_that_failed_is_not_healthy(soak: ModuleType) -> None:
     """Catches a soak that only looks at slopes: a run that crashed uses no memory at all."""
     readings = samples(5, memory_mib=np.full(60, 400.0))

@@ -4,8 +4,9 @@ Runs in local mode, one after the other, are scraped every second, evaluated and
 the hours. Every few seconds memory, descriptors, threads and processes are read for each part of the run (the process
 of the command, actors, the process that evaluates, Ray's own), and shared memory and the run directory. A slope per
 hour is fitted to each: the median of the slopes between medians of a minute (Theil and Sen), from the second fifth on.
-A slope above its limit fails the command. What was read lies in ``DIR/NAME.jsonl``, so that it can be fitted again
-(``--fit DIR``).
+A slope above its limit fails the command. The time of a scrape is that at the machine's usual speed: a fixed piece of
+work is timed before each, which other work on the machine makes slower as well. What was read lies in
+``DIR/NAME.jsonl``, so that it can be fitted again (``--fit DIR``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,16 @@ LIMITS = {
     "scrape_ms": 5.0,
 }
 """Per hour."""
+
+
+WORK = [{"name": f"shoal_{i}", "values": [i / 3, str(i), None]} for i in range(500)]
+
+
+def reference_ms() -> float:
+    """Milliseconds that a fixed piece of work takes now, in one thread of this process."""
+    begun = time.perf_counter()
+    json.loads(json.dumps(WORK))
+    return 1000 * (time.perf_counter() - begun)
 
 
 def part_of(command: str) -> str:
@@ -144,8 +155,11 @@ def readings(
 ) -> Iterator[dict[str, Any]]:
     """A sample every few seconds, and a scrape every second; ``seen`` collects the processes of the run."""
     scrapes: list[float] = []
+    references: list[float] = []
     start = due = time.monotonic()
     while (now := time.monotonic()) - start < seconds and process.poll() is None:
+        references.append(reference_ms())
+        asked = time.monotonic()
         try:
             with urllib.request.urlopen(url, timeout=30) as page:
                 text = page.read().decode()
@@ -156,7 +170,7 @@ def readings(
             except subprocess.TimeoutExpired:
                 raise error from None
             return
-        scrapes.append(1000 * (time.monotonic() - now))
+        scrapes.append(1000 * (time.monotonic() - asked))
         if now >= due:
             due = now + EVERY
             seen.update(descendants(process.pid))
@@ -168,19 +182,28 @@ def readings(
                 "shared_memory_mib": directory_mib(Path("/dev/shm")),
                 "run_dir_mib": directory_mib(run_dir),
                 "scrape_ms": statistics.median(scrapes),
+                "reference_ms": statistics.median(references),
             }
             scrapes.clear()
+            references.clear()
         time.sleep(max(0.0, 1.0 - (time.monotonic() - now)))
 
 
 def curves(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(seconds, number) by (part, what), without the first fifth, in which a run grows into its size."""
+    """(seconds, number) by (part, what), without the first fifth, in which a run grows into its size.
+
+    The time of a scrape is divided by that of the reference work, in units of the latter's median; as it was read where
+    there is none (older recordings).
+    """
     begin = samples[-1]["seconds"] / 5
+    usual = statistics.median(sample.get("reference_ms", 1.0) for sample in samples)
     found: dict[tuple[str, str], list[tuple[float, float]]] = collections.defaultdict(list)
     for sample in samples:
         if sample["seconds"] >= begin:
-            for what in ("shared_memory_mib", "run_dir_mib", "scrape_ms"):
+            for what in ("shared_memory_mib", "run_dir_mib"):
                 found["run", what].append((sample["seconds"], sample[what]))
+            slowness = sample.get("reference_ms", usual) / usual
+            found["run", "scrape_ms"].append((sample["seconds"], sample["scrape_ms"] / slowness))
             for part, numbers in sample["parts"].items():
                 for what, number in numbers.items():
                     found[part, what].append((sample["seconds"], number))
