@@ -108,7 +108,7 @@ def test_settings_and_options_in_the_prose_exist(page: Path) -> None:
     known = dict.fromkeys(_all_paths())
     sections = {path.rpartition(".")[0] for path in known} | {"callbacks"}
     entries = ("env.kwargs", "learner.schedules", "policy.components", "learner.loss_kwargs")
-    entries += ("cluster.actor_labels", "cluster.learner_labels")
+    entries += ("policy.image_encoder", "cluster.actor_labels", "cluster.learner_labels")
     options = set(options_of(_parser()))
     for span in spans(page):
         for name in re.findall(rf"(?<![\w/.-])((?:{'|'.join(SECTIONS)})\.[a-z_][\w.]*)(?![\w(/])", span):
