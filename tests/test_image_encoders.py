@@ -250,7 +250,7 @@ def test_kernels_of_older_weights_stay() -> None:
     assert residual.kernels == ()
     assert encoded_by(residual, {"": "small"}) == ImageObservation(20, 20, 3)
     with pytest.raises(ValueError, match="an image's encoder is small or residual, got 'resnet'"):
-        ImageObservation(20, 20, 3, encoder="resnet")  # type: ignore[arg-type]
+        ImageObservation(20, 20, 3, encoder="resnet")  # type: ignore[arg-type]  # is refused
     with pytest.raises(ValueError, match="no kernels of its own with encoder residual"):
         ImageObservation(20, 20, 3, kernels=((3, 1), (3, 1)), encoder="residual")
 
@@ -312,7 +312,7 @@ NAMES = (
 def test_written_choices_are_settings(name: str) -> None:
     """Catches a name in a message that YAML reads as something else, or not at all."""
     for choice in ({name: "residual", "other": "small"}, {"other": "small", name: "residual"}):
-        config, problems = load_config((), [f"policy.image_encoder={written(choice)}"])  # type: ignore[arg-type]
+        config, problems = load_config((), [f"policy.image_encoder={written(choice)}"])  # type: ignore[arg-type]  # any name
         assert not problems
         assert config.policy.image_encoder == choice
     assert (written_name(name) == name) == (name in ("rear", "a.b-c", "\u00e9"))

@@ -209,8 +209,11 @@ def test_where_environments_live_elsewhere_training_does_not_wait(caplog: pytest
     player = RandomPlayer(play("recall"), 10.0, found.append, jobs)
     player.before(never)
     jobs.may_end.set()
+    player._beside.join()
+    caplog_before = caplog.text.count("are played for")
     player.after(never)
     assert len(found) == 1
+    assert caplog.text.count("are played for") == caplog_before  # nothing is played by a process that failed
     assert "its process was killed" in caplog.text
 
 

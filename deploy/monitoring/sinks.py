@@ -154,21 +154,21 @@ class SinkThread:
         # Other people's code, and a network. SystemExit would end this thread without a word.
         try:
             self._sink.open(self._run)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  (as said above)
             self._opened.set_exception(error if isinstance(error, Exception) else RuntimeError(raised(error)))
             return
         self._opened.set_result(None)
         try:
             while (line := self._next()) is not None:
                 self._sink.write(line)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  (as said above)
             self._failed = True
             log.warning(
                 "log.sinks: %s failed and gets no more lines; metrics.jsonl has them all: %s", self._name, raised(error)
             )
         try:
             self._sink.close()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  (as said above)
             if not self._failed:
                 log.warning(
                     "log.sinks: %s failed when it was closed, and may lack lines; metrics.jsonl has them all: %s",

@@ -148,6 +148,8 @@ class RandomPlayer:
         seconds = min(seconds, SECONDS_AFTER)
         if self._through or not self._seconds or seconds <= 0 or stop():
             return
+        if self._jobs and not self._beside.is_alive():
+            return  # it failed, which was said
         log.warning(
             "no episodes of random actions to compare with have ended yet: they are played for %.0f s at most "
             "(evaluation.random_seconds=0 leaves them out)",

@@ -15,7 +15,7 @@ class Descent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch overloads it
         state: Any = self.state
         state.setdefault("steps", torch.zeros(()))
         state["steps"] += 1

@@ -235,7 +235,7 @@ def test_each_sink_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         def open(self, run: LoggedRun) -> None:
             seen.append(json.loads(json.dumps(run.config)))
             run.config["env"]["id"] = "another"
-            del run.config["seed"]  # type: ignore[attr-defined]
+            del run.config["seed"]  # type: ignore[attr-defined]  # a copy, which may change
 
     monkeypatch.setattr(sinks_module, "TRACKERS", dict.fromkeys(("wandb", "trackio"), ("json", Changes)))
     config = {"env": {"id": "recall"}, "seed": 0}
