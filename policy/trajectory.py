@@ -180,10 +180,7 @@ def allocate(spec: TrajectorySpec, num_slots: int) -> dict[str, np.ndarray]:
 
 def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """One Arrow IPC stream with one record batch, as uint8 [num_bytes]; the columns are copied once, into it."""
-    arrays = []
-    for name, (shape, _) in spec.columns().items():
-        column = columns[name]
-        arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(column) if shape else pa.array(column))
+    arrays = [_arrow(columns[name]) for name in spec.columns()]
     metadata = {
         "format_version": str(FORMAT_VERSION),
         "run_id": header.run_id,
@@ -205,6 +202,21 @@ def to_bytes(spec: TrajectorySpec, header: TrajectoryHeader, columns: Mapping[st
     place = _find(payload[: batch.schema.serialize().size], placeholder)
     payload[place] = np.frombuffer(_checksum(payload, place).encode(), np.uint8)
     return payload
+
+
+def _arrow(column: np.ndarray) -> pa.Array:
+    """A column [B, ...] as an Arrow array over the same memory.
+
+    ``pyarrow.array`` and ``FixedShapeTensorArray.from_numpy_ndarray`` make the same, but import pandas where it is
+    installed: a second of every actor's start.
+    """
+    values = np.ascontiguousarray(column)
+    array = pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(values)])
+    if values.ndim == 1:
+        return array
+    kind = pa.fixed_shape_tensor(array.type, values.shape[1:])
+    rows = pa.FixedSizeListArray.from_arrays(array, math.prod(values.shape[1:]))
+    return pa.ExtensionArray.from_storage(kind, rows)
 
 
 def from_bytes(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +55,18 @@ def columns_of(spec, num_slots=4):
 @pytest.fixture(scope="module")
 def payload():
     return to_bytes(SPEC, HEADER, columns_of(SPEC))
+
+
+@pytest.mark.skipif(find_spec("pandas") is None, reason="there is none")
+def test_packing_an_unroll_imports_no_pandas():
+    """pyarrow's own conversions import pandas where it is installed: a second of every actor's start."""
+    code = (
+        "import sys, numpy as np; from shoal.policy.trajectory import *; "
+        "spec = TrajectorySpec(2, (3,), 'float32', (), 'int64', (('h', (1, 2)),)); "
+        "header = TrajectoryHeader(run_id='a', actor=0, restart_index=0, sequence=0, policy_version=0); "
+        "to_bytes(spec, header, allocate(spec, 2)); sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def refused(data, spec=SPEC, **options):
