@@ -437,6 +437,8 @@ def train(run: Path, *settings: str, steps: int, **kwargs: Any) -> dict[str, Any
     fixed += [
         "evaluation.random_seconds=0",
         "learner.batch_size=8",
+        "learner.epochs=1",
+        "learner.minibatches=2",
         "actor.num_actors=1",
         f"env.kwargs={json.dumps(kwargs)}",
         f"total_env_steps={steps}",

@@ -232,6 +232,7 @@ def test_every_kind_of_action_trains(tmp_path: Path, actions: str) -> None:
         f"env.kwargs={{actions: {actions}}}",
         "mode=inline",
         "total_env_steps=300",
+        "evaluation.random_seconds=1",
     )
     assert main(["train", *settings, f"run_dir={tmp_path / 'run'}"]) == 0
     summary = read_summary(tmp_path / "run")

@@ -24,10 +24,13 @@ SMALL = (
     "env.num_envs=8",
     "actor.unroll_length=8",
     "learner.batch_size=16",
+    "learner.epochs=1",
+    "learner.minibatches=2",
     "learner.num_threads=1",
+    "evaluation.random_seconds=0",
     "metrics.port=-1",
 )
-"""Settings of a run whose updates take milliseconds."""
+"""Settings of a run whose updates take milliseconds, and which starts no process to play at random."""
 SHARED = tuple(setting for setting in SMALL if not setting.startswith(("learner.num_threads", "learner.batch_size")))
 """The same where learners also act."""
 

@@ -33,7 +33,7 @@ def train(run: Path, *settings: str, steps: int = 1000) -> int:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that ended well."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    assert train(run, "checkpoint.every_updates=4") == 0
+    assert train(run, "checkpoint.every_updates=4", "evaluation.random_seconds=5") == 0
     return run
 
 

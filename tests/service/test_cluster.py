@@ -379,6 +379,7 @@ class Hog:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_full_object_store_is_said_and_survived(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +415,7 @@ def test_a_full_object_store_is_said_and_survived(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_actor_that_eats_the_memory_is_told_apart(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,26 +483,26 @@ def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C or SIGTERM do not
     end, and two that take the same places."""
     nodes.have(2)
-    four = "actor.num_actors=4"
-    first = nodes.start(tmp_path, four)
-    come_up(tmp_path, first, 4)
-    patient = (four, "cluster.wait_seconds=600", "run_dir=second")
+    whole = ("actor.num_actors=2", "cluster.actor_cpus=2")  # both nodes
+    first = nodes.start(tmp_path, *whole)
+    come_up(tmp_path, first, 2)
+    patient = ("cluster.wait_seconds=600", "run_dir=second")
 
     def waiting(process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         line = next(line for line in process.stdout if "waiting for other runs" in line)
-        assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 4 actors of 1 CPU" in line
+        assert "0 of 600 s (cluster.wait_seconds): actor.num_actors: 2 actors of 2 CPU" in line
         assert "do not fit, there is room for 0" in line
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        given_up = start_shoal("train", *settings(nodes, *patient), cwd=tmp_path)
+        given_up = start_shoal("train", *settings(nodes, *whole, *patient), cwd=tmp_path)
         nodes.runs.append(given_up)
         waiting(given_up)
         end(given_up, number)
         assert not (tmp_path / "second" / "config.yaml").exists()
     both = []
     for name in ("second", "third"):
-        short = (four, "cluster.wait_seconds=600", f"run_dir={name}", "total_env_steps=2000")
+        short = (*whole, patient[0], f"run_dir={name}", "total_env_steps=2000")
         both.append(start_shoal("train", *settings(nodes, *short), cwd=tmp_path))
         nodes.runs.append(both[-1])
         waiting(both[-1])
@@ -512,12 +514,12 @@ def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
         assert process.returncode == 0, output
     # One after the other, each with all of its places from the first moment on.
     for log in logs:
-        assert ups(log.parent) == 4
+        assert ups(log.parent) == 2
         assert read_summary(log.parent)["env_steps"] >= 2000
         assert "no place" not in log.read_text()
     # Nobody's end would make room for five.
     (tmp_path / "empty").mkdir()
-    five = (f"cluster.address={nodes.address}", "actor.num_actors=5", patient[1])
+    five = (f"cluster.address={nodes.address}", "actor.num_actors=5", patient[0])
     assert "5 actors of 1 CPU" in refused(*five, cwd=tmp_path / "empty")
 
 

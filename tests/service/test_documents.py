@@ -14,7 +14,8 @@ from documents import DOCS, PAGES, blocks
 
 SHELL = ("#!/bin/sh", f'exec {sys.executable} -m shoal "$@"')
 SHORTENED = 'shoal() { if [ "$1" = train ]; then command shoal "$@" $SETTINGS; else command shoal "$@"; fi; }\n'
-SETTINGS = "mode=inline total_env_steps=2000 metrics.port=-1"
+QUICK = "evaluation.random_seconds=1 learner.epochs=1"
+SETTINGS = f"mode=inline total_env_steps=2000 metrics.port=-1 {QUICK}"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_what_a_page_shows_runs(
         (tmp_path / "RUN").symlink_to(request.getfixturevalue("trained"))
     for block in found:
         if block.language == "bash" and block.how in ("", "run with", "fails"):
-            extra = block.what if block.how == "run with" else ""
+            extra = f"{block.what} {QUICK}" if block.how == "run with" else ""
             code, said = ran(
                 ["bash", "-euo", "pipefail", "-c", SHORTENED + block.code],
                 tmp_path,

@@ -22,7 +22,9 @@ SMALL = (
     "env.num_envs=8",
     "actor.unroll_length=8",
     "learner.batch_size=16",
+    "learner.epochs=1",
     "learner.minibatches=1",
+    "evaluation.random_seconds=0",
 )
 SAYS = {
     "own_core.py": "with Traces:",

@@ -30,7 +30,6 @@ FALLING = ("total_env_steps=200_000", "learner.schedules.learning_rate={kind: li
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.side_by_side
 @pytest.mark.parametrize("settings", [(), *((f"policy.core={core}", *FALLING) for core in CORES)])
 def test_recall_is_solved_by_memory(settings: tuple[str, ...], tmp_path: Path) -> None:
     """Catches whatever keeps the policy from learning to remember: a memory cut off, a gradient that does not go back

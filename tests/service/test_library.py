@@ -47,6 +47,7 @@ class MyPolicy(shoal.FastPolicy):
     pass
 
 SMALL = {"env.num_envs": 4, "actor.unroll_length": 8, "learner.batch_size": 16, "total_env_steps": 300}
+SMALL |= {"learner.epochs": 1, "learner.minibatches": 2, "evaluation.random_seconds": 0}
 """
 LOCAL = {"actor.num_actors": 1, "learner.num_threads": 1}
 

@@ -12,7 +12,6 @@ from shoal.deploy.cli import BENCHMARKS
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 @pytest.mark.timeout(900)
 def test_killed_local_runs_count_every_step_once(tmp_path: Path) -> None:
     """Catches steps that are trained and forgotten, or counted twice, versions and curves that go back, half a

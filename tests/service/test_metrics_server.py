@@ -479,6 +479,7 @@ def test_a_scrape_at_the_end_is_answered_or_closed(serve: Callable[..., MetricsS
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_under_hostile_clients(tmp_path: Path, access_files: AccessFiles, authority: trustme.CA) -> None:
     """Catches training that stops, steps that are lost, or metrics that are gone because of who else is connected."""
     small = [setting for setting in SMALL if not setting.startswith("metrics.")]

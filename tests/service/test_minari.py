@@ -22,6 +22,9 @@ SMALL = {
     "total_env_steps": 64,
     "env.num_envs": 2,
     "actor.unroll_length": 8,
+    "learner.epochs": 1,
+    "learner.minibatches": 2,
+    "evaluation.random_seconds": 0,
     "learner.batch_size": 4,
     "progress": False,
 }

@@ -30,6 +30,9 @@ SMALL = {
     "total_env_steps": 200,
     "env.num_envs": 4,
     "actor.unroll_length": 8,
+    "learner.epochs": 1,
+    "learner.minibatches": 2,
+    "evaluation.random_seconds": 0,
     "learner.batch_size": 16,
     "progress": False,
 }

@@ -149,6 +149,7 @@ def summed(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_prometheus
 def test_a_live_run_of_two_policies(tmp_path: Path) -> None:
     """Catches an expression that finds nothing, or fails, on what a run of two policies really serves, a rule that

@@ -23,7 +23,7 @@ SMALL = (
     *(f"env.id={ID}", "policies.hunters.agents=[hunter_*]", "policies.runners.agents=[runner_*]", "env.num_envs=12"),
     *("actor.unroll_length=8", "learner.minibatches=2", "metrics.port=-1", "policy.kind=component"),
     *("policy.components={lstm: {size: 16}, critic_1: {size: 32}}", "checkpoint.every_updates=2"),
-    "learner.epochs=1",
+    *("learner.epochs=1", "evaluation.random_seconds=0"),
 )
 NAMES = ["hunters", "runners"]
 
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     from the command line or from Python."""
     run = tmp_path / "run"
     first = play(run, 500)
-    second = play(run, 1000)
+    second = play(run, 1000, "evaluation.random_seconds=10")
     check_random_play(second)
     history = [json.loads((run / "policies" / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in NAMES]
     assert [line["random_return"] for line in history] == [
@@ -194,7 +194,14 @@ def test_both_policies_find_their_best_actions(tmp_path: Path, capsys: pytest.Ca
     """Catches updates that teach one policy alone, or with the rewards of the other."""
     run = tmp_path / "run"
     summary = play(
-        run, 12_000, "env.num_envs=24", "seed=1", "learner.epochs=4", "learner.learning_rate=0.003", "learner.gamma=0.5"
+        run,
+        12_000,
+        "env.num_envs=24",
+        "seed=1",
+        "evaluation.random_seconds=10",
+        "learner.epochs=4",
+        "learner.learning_rate=0.003",
+        "learner.gamma=0.5",
     )
     assert [summary["policies"][name]["learning"]["verdict"] for name in NAMES] == ["better", "better"]
     said = capsys.readouterr().out

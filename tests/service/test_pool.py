@@ -373,6 +373,7 @@ def test_a_run_survives_the_loss_of_an_actor(tmp_path: Path) -> None:
 def test_lock_step_is_the_same_in_every_mode(tmp_path: Path) -> None:
     """Catches an update that depends on where actors live, or on who was faster."""
     settings = [*SMALL, "actor.num_actors=2", "actor.max_policy_lag=0", "total_env_steps=600", "learner.num_threads=2"]
+    settings += ["evaluation.random_seconds=10"]
     found = []
     for mode in ("inline", "local"):
         assert main(["train", *settings, f"mode={mode}", f"run_dir={tmp_path / mode}"]) == 0

@@ -22,7 +22,19 @@ LINE = re.compile(
 def test_plain_lines_are_numbers_in_one_order(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a log that says nothing, terminal codes in a file, and rates of a short run that are 0."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks and continuous integration have it
-    assert main(["train", "mode=inline", *SMALL, "total_env_steps=1000", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "mode=inline",
+                *SMALL,
+                "total_env_steps=1000",
+                "evaluation.random_seconds=5",
+                f"run_dir={tmp_path / 'run'}",
+            ]
+        )
+        == 0
+    )
     out = capfd.readouterr().out
     assert "\x1b" not in out
     lines = [line for line in out.splitlines() if line.startswith("[")]

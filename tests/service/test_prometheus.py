@@ -82,6 +82,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_prometheus
 def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
     """Catches an expression that Prometheus does not understand, or that finds nothing in a run that is well."""
@@ -105,6 +106,7 @@ def test_the_dashboard_on_a_live_run(watched: Watched) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_prometheus
 def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
     """Catches a rule that cannot be evaluated, a record whose labels differ from its name, an alert without a cause."""
@@ -120,6 +122,7 @@ def test_rules_and_alerts_on_a_live_run(watched: Watched) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_prometheus
 def test_prometheus_reads_with_tls_and_token(tmp_path: Path, access_files: AccessFiles, authority: trustme.CA) -> None:
     """Catches a configuration for TLS that does not fit what is served, and an announcement that Prometheus ignores."""
@@ -147,6 +150,7 @@ def test_prometheus_reads_with_tls_and_token(tmp_path: Path, access_files: Acces
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_prometheus
 def test_alerts_of_a_run_that_hangs_and_dies(watched: Watched) -> None:
     """Catches a failed run without an alert: its environment hangs while its metrics still answer; then it dies."""

@@ -115,9 +115,9 @@ def test_a_run_whose_raylet_is_killed_saves_and_goes_on(tmp_path: Path, layout: 
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
-@pytest.mark.parametrize("layout", ["colocated", "several_fed"])
-@pytest.mark.parametrize(("program", "missing"), [("/gcs_server", "GCS"), ("/raylet", "raylet")])
+@pytest.mark.parametrize(
+    ("layout", "program", "missing"), [("colocated", "/gcs_server", "GCS"), ("several_fed", "/raylet", "raylet")]
+)
 def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, program: str, missing: str) -> None:
     """Catches a learner that waits for peers behind a Ray that is gone, or forgets the steps that these trained."""
     lost, settings = loses(tmp_path, LAYOUTS[layout], program, missing)
@@ -125,7 +125,6 @@ def test_several_learners_save_what_they_trained(tmp_path: Path, layout: str, pr
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 def test_a_peer_that_hangs_keeps_no_lost_run_waiting(tmp_path: Path) -> None:
     """Catches an update that waits for a learner that does not answer, until Ray ends the process, unsaved: where a
     machine goes away without a word, the head on it is lost too."""
@@ -201,7 +200,6 @@ def two_nodes() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 def test_a_run_on_a_cluster_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
     """Catches the same where Ray is not the run's own: the machine of the head is lost, others are there."""
     layout = (*SMALL, "actor.num_actors=2", "mode=cluster", "cluster.actor_labels={role: rollout}")
@@ -277,7 +275,6 @@ NOTEBOOK = """
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 @pytest.mark.parametrize("whose", ["the run's", "ours"])
 def test_a_notebook_outlives_its_head_and_trains_again(whose: str, tmp_path: Path) -> None:
     """Catches an interpreter that Ray ends a minute after the run, one that is connected to a Ray that is gone, and
@@ -321,7 +318,6 @@ WAITER = """
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 def test_a_notebook_outlives_a_head_that_it_waits_for_a_place_of(tmp_path: Path) -> None:
     """Catches a wait without an end, in a question that has no time limit, and an interpreter that Ray ends for it."""
     environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
@@ -352,7 +348,6 @@ def test_a_notebook_outlives_a_head_that_it_waits_for_a_place_of(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 def test_a_run_that_nothing_arrives_at_says_so(tmp_path: Path) -> None:
     """Catches minutes in which no update is made and nothing is said: actors hang, and are not replaced yet."""
     settings = (*LAYOUTS["fed"], "mode=local", "log.every_seconds=0.5", "metrics.port=0")

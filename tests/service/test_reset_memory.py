@@ -489,7 +489,6 @@ def test_without_a_choice_trajectories_are_as_before() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.side_by_side
 def test_a_carried_memory_learns_what_one_of_an_episode_cannot() -> None:
     """Catches a memory that is carried while acting and lost in training, or the other way round: two-armed bandits, an
     episode a pull, where the pulls before tell which arm pays in this trial."""

@@ -19,6 +19,9 @@ SMALL = (
     "env.num_envs=4",
     "actor.unroll_length=8",
     "learner.batch_size=16",
+    "learner.epochs=1",
+    "learner.minibatches=2",
+    "evaluation.random_seconds=0",
     "total_env_steps=600",
     "metrics.port=-1",
 )
