@@ -24,6 +24,8 @@ from shoal.policy.weights import flatten_weights, load_weights
 
 NAMES = ["a", "b", "c"]
 STEPS = {"epochs": 2, "minibatches": 2, "max_grad_norm": 0.5}
+ONE_STEP = {**STEPS, "epochs": 1, "minibatches": 1}
+"""Where only the statistics are looked at: they are of the batch, however many optimizer steps it gets."""
 
 
 def make_policy(kind="fast", observation=None, *, observations=True, values=True, seed=0, **arguments):
@@ -116,7 +118,7 @@ def test_statistics_are_those_of_all_valid_observations(num_shards):
 
 def test_value_statistics_follow_the_targets():
     """Catches a scale of values that stays at its first size while returns grow."""
-    learner = trained(batches(2))
+    learner = trained(batches(2), **ONE_STEP)
     first = float(learner.policy.value_scale.std)
     for batch in batches(40):
         learner.update(in_units(batch, reward=50.0))
@@ -278,8 +280,8 @@ def test_a_constant_column_is_zero(monkeypatch, caplog):
 def test_a_huge_reading_spoils_no_beginning(huge, known, caplog):
     """Catches a reading that is broken before anything is known of its column, and makes all others 0 for the rest of
     the run, without a word."""
-    learner = make_learner(make_policy(), **STEPS)
-    reference = trained(batches(8)).policy.vector_normalizer.scale
+    learner = make_learner(make_policy(), **ONE_STEP)
+    reference = trained(batches(8), **ONE_STEP).policy.vector_normalizer.scale
     for batch in batches(known):
         learner.update(column(batch, lambda x: torch.full_like(x, 3.0)))  # constant so far
     first, *others = batches(8)
@@ -296,7 +298,7 @@ def test_a_huge_reading_spoils_no_beginning(huge, known, caplog):
 @pytest.mark.parametrize("huge", [1e30, float(np.finfo(np.float32).max)])
 def test_a_huge_reading_spoils_nothing(huge, caplog):
     """Catches one broken reading that makes all others 0 for the rest of the run, or overflows."""
-    learner = trained(batches(4))
+    learner = trained(batches(4), **ONE_STEP)
     before = learner.policy.vector_normalizer.scale.clone()
     broken = random_batch(20, num_slots=8)
     slot, t = valid_transitions(broken).nonzero()[0].tolist()
@@ -312,7 +314,7 @@ def test_a_huge_reading_spoils_nothing(huge, caplog):
 
 def test_a_spread_that_grows_is_followed():
     """Catches a bound on outliers that keeps the statistics where they began."""
-    learner = trained(batches(2))
+    learner = trained(batches(2), **ONE_STEP)
     for batch in batches(30):
         learner.update(in_units(batch, obs=1e5))
     assert 1 / float(learner.policy.vector_normalizer.scale[0]) > 2e4

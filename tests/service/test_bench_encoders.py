@@ -12,8 +12,8 @@ import pytest
 import torch
 from shoal.policy.observation import ImageEncoder
 
-BENCH = runpy.run_path(str(Path(__file__).parent / "bench" / "encoders.py"))
-PAGE = Path(__file__).parents[1] / "deploy" / "docs" / "networks.md"
+BENCH = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "encoders.py"))
+PAGE = Path(__file__).parents[2] / "deploy" / "docs" / "networks.md"
 
 
 def test_the_bench_runs_to_its_json_line(capsys: pytest.CaptureFixture[str]) -> None:
