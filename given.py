@@ -18,6 +18,8 @@ losses: dict[str, Callable[..., Any]] = {}
 """By ``learner.loss``."""
 optimizers: dict[str, type[Any]] = {}
 """Subclasses of ``torch.optim.Optimizer`` by ``learner.optimizer``."""
+schedules: dict[str, Callable[..., Any]] = {}
+"""By ``learner.schedules.NAME.kind``: each maps progress to a factor."""
 cores: dict[str, type[Any]] = {}
 """Subclasses of ``Core`` by ``policy.core``."""
 sinks: dict[str, type[Any]] = {}

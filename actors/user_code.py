@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle  # noqa: TID251  (the user's own code, on its way to processes that this one starts)
@@ -44,6 +44,11 @@ def give_loss(loss: Callable[..., Any]) -> str:
 def give_optimizer(cls: type[torch.optim.Optimizer]) -> str:
     """The ``learner.optimizer`` of a class; it is known by it from now on."""
     return _give(cls, given.optimizers, by_name=True)
+
+
+def give_schedule(schedule: Callable[..., Any]) -> str:
+    """The ``kind`` in ``learner.schedules`` of a function of progress; it is known by it from now on."""
+    return _give(schedule, given.schedules, by_name=True)
 
 
 def give_sink(cls: type[Any]) -> str:
@@ -92,9 +97,17 @@ class UserCode:
     cores: Mapping[str, type[Core]] = dataclasses.field(default_factory=dict)
     losses: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     optimizers: Mapping[str, type[torch.optim.Optimizer]] = dataclasses.field(default_factory=dict)
+    schedules: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def of(env_id: str, policy_kind: str, core: str = "", loss: str = "", optimizer: str = "") -> UserCode:
+    def of(
+        env_id: str,
+        policy_kind: str,
+        core: str = "",
+        loss: str = "",
+        optimizer: str = "",
+        schedules: Iterable[str] = (),
+    ) -> UserCode:
         """What these names stand for in this process, as far as it was given."""
         return UserCode(
             _chosen(given.environments, env_id),
@@ -102,22 +115,24 @@ class UserCode:
             _chosen(given.cores, core),
             _chosen(given.losses, loss),
             _chosen(given.optimizers, optimizer),
+            _chosen(given.schedules, *schedules),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = self.environments, self.policies, self.cores, self.losses, self.optimizers
+        parts = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
         return (_arrive, (cloudpickle.dumps(parts),)) if any(parts) else (UserCode, ())
 
 
-def _chosen(names: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: names[name]} if name in names else {}
+def _chosen(names: Mapping[str, Any], *chosen: str) -> dict[str, Any]:
+    return {name: names[name] for name in chosen if name in names}
 
 
 def _arrive(data: bytes) -> UserCode:
-    environments, policies, cores, losses, optimizers = cloudpickle.loads(data)
-    given.environments.update(environments)
-    given.policies.update(policies)
-    given.cores.update(cores)
-    given.losses.update(losses)
-    given.optimizers.update(optimizers)
-    return UserCode(environments, policies, cores, losses, optimizers)
+    arrived = UserCode(*cloudpickle.loads(data))
+    given.environments.update(arrived.environments)
+    given.policies.update(arrived.policies)
+    given.cores.update(arrived.cores)
+    given.losses.update(arrived.losses)
+    given.optimizers.update(arrived.optimizers)
+    given.schedules.update(arrived.schedules)
+    return arrived

@@ -49,7 +49,8 @@ class AdapterOptions(Section):
     autoreset_mode: Literal["next_step", "same_step", "disabled"] = "next_step"
     """How gymnasium's vector of ``sync`` or ``async`` slots resets; a native one declares its own."""
     wrappers: list[Wrapper] = dataclasses.field(default_factory=list)
-    """Wrappers of single environments, innermost first: ``module:Class``, or ``{module:Class: {argument: value}}``."""
+    """Wrappers, innermost first: ``module:Class``, or ``{module:Class: {argument: value}}``. Of every slot's
+    environment by itself; with vectorization=native of the whole vector, as those of ``gymnasium.wrappers.vector``."""
     image_layout: Layout | dict[str, Layout] = "auto"
     """How a box of numbers is read as an image. ``auto`` goes by its shape and type and refuses what could be either;
     ``none`` reads every number by itself. Of a Dict or Tuple one for all parts, or by part:
@@ -63,13 +64,11 @@ class AdapterOptions(Section):
                 "nothing to overlap with",
                 {"slot_groups": self.slot_groups},
             )
-        if self.vectorization == "native" and (self.wrappers or self.autoreset_mode != "next_step"):
-            name = "wrappers" if self.wrappers else "autoreset_mode"
-            what = "wrappers are for single environments" if self.wrappers else "a native vector declares its own"
+        if self.vectorization == "native" and self.autoreset_mode != "next_step":
             raise PydanticCustomError(
                 "cross_field",
-                f"{name}: {what}; leave it out, or set vectorization to sync or async",
-                {name: getattr(self, name)},
+                "autoreset_mode: a native vector declares its own; leave it out, or set vectorization to sync or async",
+                {"autoreset_mode": self.autoreset_mode},
             )
 
 

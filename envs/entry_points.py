@@ -80,13 +80,19 @@ def is_environment_class(found: Any) -> bool:
 
 
 def _returns_environment(found: Any) -> bool:
+    return is_environment_class(returned_class(found))
+
+
+def returned_class(found: Any) -> type | None:
+    """The class that a function's annotation says it returns; None where it says none."""
     if isinstance(found, type) or not callable(found):
-        return False
+        return None
     try:
         returned = typing.get_type_hints(found).get("return")
     except Exception:  # noqa: BLE001  (an annotation is any expression of another module)
-        return False
-    return is_environment_class(typing.get_origin(returned) or returned)
+        return None
+    made = typing.get_origin(returned) or returned
+    return made if isinstance(made, type) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

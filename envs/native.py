@@ -6,6 +6,7 @@ so any fault ends the whole vector environment with a message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gymnasium
@@ -24,7 +25,12 @@ from shoal.envs.raised import raised
 from shoal.envs.spaces import action_converter, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.trials import EPISODES_WITHOUT_KEY, KEY_MISSING, flags_told, missing
+from shoal.envs.wrappers import Wrapping, find_wrappers
 from shoal.envs.writers import Malformed, check_flags, check_rewards, make_writer, short
+
+STATISTICS = "episode"
+"""Key of infos under which gymnasium's vector wrapper RecordEpisodeStatistics tells of episodes that ended, beside
+``final_info`` where a vector resets in the same step."""
 
 
 class NativeEnvironment(AutoresetRows):
@@ -45,7 +51,7 @@ class NativeEnvironment(AutoresetRows):
             env_id: ``Env-v0``, or ``package.module:Env-v0`` for an environment which that module registers.
             num_envs: Slots.
             seed: Determines everything random in an environment that keeps to its own generator.
-            options: How observations are read; None takes the defaults.
+            options: How the vector is wrapped and observations are read; None takes the defaults.
             **kwargs: Arguments for the vector environment.
 
         Raises:
@@ -58,7 +64,9 @@ class NativeEnvironment(AutoresetRows):
         self._seed: int | None = int(np.random.default_rng(seed).integers(1, 2**31))
         surroundings = Surroundings(env_id)
         with surroundings:
-            self._vector = _make_vector(env_id, num_envs, kwargs)
+            wrappers = find_wrappers(options.wrappers if options else (), env_id, of_vectors=True)
+            self._vector = _make_vector(env_id, num_envs, kwargs, wrappers)
+        self._is_wrapped = bool(wrappers)
         try:
             mode = declared_mode(self._vector, env_id)
             space = self._vector.single_observation_space
@@ -178,10 +186,15 @@ class NativeEnvironment(AutoresetRows):
             truncated = check_flags(truncated, self.num_envs, "truncated")
         except Malformed as error:
             self._fail(str(error), error.slot)
+        if self._is_wrapped and self._mode is AutoresetMode.NEXT_STEP:
+            # A wrapper of rewards changes the 0 of a step that only resets, too.
+            reward = np.where(self._ended, reward.dtype.type(0), reward)
         if self._watched is not None:
             self._note_trials(terminated | truncated, infos)
         for slot in np.flatnonzero(terminated | truncated).tolist():
             of_end = infos.get("final_info", infos)
+            if STATISTICS in infos and isinstance(of_end, dict):
+                of_end = {**of_end, STATISTICS: infos[STATISTICS], f"_{STATISTICS}": infos.get(f"_{STATISTICS}")}
             self.reports.end_episode(slot, _info_of(of_end if isinstance(of_end, dict) else infos, slot))
         return obs, reward, terminated, truncated, infos
 
@@ -301,7 +314,9 @@ def _take(batch: Any, mask: np.ndarray) -> Any:
     return np.asarray(batch)[mask]
 
 
-def _make_vector(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+def _make_vector(
+    env_id: str, num_envs: int, kwargs: dict[str, Any], wrappers: Sequence[Wrapping]
+) -> VectorEnv[Any, Any, Any]:
     spec = find_gym_spec(env_id)
     if spec.vector_entry_point is None:
         raise ValueError(
@@ -310,8 +325,8 @@ def _make_vector(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEn
         )
     if spec.additional_wrappers:
         raise ValueError(
-            f"{env_id}: wrappers are for single environments, and this id is registered with some; set "
-            "env.vectorization=sync or async"
+            f"{env_id}: this id is registered with wrappers of single environments, which a native vector does not "
+            "get; set env.vectorization=sync or async"
         )
     with naming_bad_arguments(env_id, kwargs):
         creator: Any = spec.vector_entry_point
@@ -331,6 +346,12 @@ def _make_vector(env_id: str, num_envs: int, kwargs: dict[str, Any]) -> VectorEn
             "out"
         )
     vector.unwrapped.spec = spec
+    try:
+        for wrap in wrappers:
+            vector = wrap(vector)
+    except BaseException:
+        vector.close()
+        raise
     if vector.num_envs != num_envs:
         vector.close()
         raise ValueError(f"{env_id}: env.num_envs={num_envs}, but its vector environment has {vector.num_envs} slots")

@@ -112,6 +112,11 @@ def _make_rendering(
     env_id: str, seed: np.random.SeedSequence, kwargs: Mapping[str, Any], options: AdapterOptions
 ) -> Callable[[], _Rendering]:
     """Return the environment's factory after one instance has rendered a picture."""
+    if options.vectorization == "native" and options.wrappers:
+        raise CannotRecord(
+            f"--video: {env_id} has wrappers of its native vector, and a video shows one environment: give wrappers of "
+            "single environments that do the same, as --env-options vectorization=sync --env-options 'wrappers=[...]'"
+        )
     # How several slots are stepped means nothing here: there is one environment.
     alone = AdapterOptions(wrappers=options.wrappers, image_layout=options.image_layout)
     slots = make_env_spec(env_id, alone, **kwargs).num_agents

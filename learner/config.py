@@ -99,7 +99,7 @@ class LearnerConfig(Section):
     """Courses of ``learning_rate``, ``entropy_coef``, ``clip_coef`` and ``value_clip_coef`` over the trained
     environment steps of the run, by name: ``learner.schedules.clip_coef={kind: linear, end: 0.1}``. Where none is
     given, learning_rate falls in a straight line to 0 at total_env_steps (``{kind: constant}`` keeps it), and any other
-    setting stays as it is."""
+    setting stays as it is. ``kind`` may also name a function of yours."""
     normalize_advantage: bool = True
     """Advantages get mean 0 and are divided by their standard deviation over the minibatch."""
     normalize_values: bool = True
@@ -155,7 +155,7 @@ class LearnerConfig(Section):
                 },
             )
         course = self.schedules.get("value_clip_coef")
-        if course and (not self.value_clip_coef or (course.moves and not course.end)):
+        if course and (not self.value_clip_coef or (course.moves and not course.is_own and not course.end)):
             raise PydanticCustomError(
                 "cross_field",
                 "schedules.value_clip_coef goes from value_clip_coef={value_clip_coef} to {end}, but 0 turns value "

@@ -2,19 +2,26 @@
 
 A setting's value is a function of that count alone: of no clock, no number of updates, no number of processes. So a
 resumed run goes on where it was, and learners that make updates together have equal values.
+
+A schedule of the user's is a function of the progress from 0 to 1, as linear and cosine are, and returns a factor of
+the setting. Progress, as in Stable-Baselines3 (where it counts down) and unlike the count that PyTorch's LambdaLR
+passes, lets one function serve runs of every length, and come after a warm-up. A factor, as in LambdaLR and unlike
+Stable-Baselines3's values, keeps the setting what command lines and sweeps change, and serves every setting.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
-from shoal.section import Section
+from shoal import given
+from shoal.section import Named, Section
 
 if TYPE_CHECKING:
     from shoal.learner.config import LearnerConfig
@@ -25,16 +32,36 @@ WARMUP_FROM = 0.01
 
 Scheduled = Literal["learning_rate", "entropy_coef", "clip_coef", "value_clip_coef"]
 
+CONSTANT, LINEAR, COSINE = "constant", "linear", "cosine"
+_TRIED = 21
+"""Points of progress at which a function of the user's is tried before a run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig(Section):
     """The course of one setting: from its own value (``learner.NAME``) to ``end``, after a warm-up if there is one."""
 
-    kind: Literal["constant", "linear", "cosine"] | None = None
+    kind: (
+        Annotated[
+            str,
+            Named(
+                CONSTANT,
+                LINEAR,
+                COSINE,
+                yours="a function of progress as package.module:name",
+                pattern=r"[^:\s]+:[^:\s]+",
+            ),
+        ]
+        | None
+    ) = None
     """``constant`` stays at the setting's value, ``linear`` goes to ``end`` in a straight line, ``cosine`` along half a
-    wave: slowly at first and at last (Loshchilov and Hutter 2017, SGDR, eq. 5, without restarts). Without a kind it is
-    linear where ``end`` or ``over_env_steps`` is given, and else what the setting does by itself: a warm-up alone
-    changes nothing of what comes after it."""
+    wave: slowly at first and at last (Loshchilov and Hutter 2017, SGDR, eq. 5, without restarts). Or
+    ``package.module:name`` of a function of the progress, a float that is 0 at the start, after the warm-up, and 1 at
+    the end and from then on: the setting is multiplied by what it returns, a finite number of at least 0, the same
+    whenever it is called. Without a kind it is linear where ``end`` or ``over_env_steps`` is given, and else what the
+    setting does by itself: a warm-up alone changes nothing of what comes after it."""
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of that function, as plain data."""
     end: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Value at the end, in the unit of the setting itself, and from then on; without it ``linear`` and ``cosine`` go
     to 0."""
@@ -47,11 +74,23 @@ class ScheduleConfig(Section):
     number it does not."""
 
     def __post_init__(self) -> None:
-        if self.kind == "constant" and self.end is not None:
+        if self.is_own and self.end is not None:
+            raise PydanticCustomError(
+                "cross_field",
+                "end={end} needs kind linear or cosine, which go there; {kind} returns itself what it ends with",
+                {"end": self.end, "kind": self.kind},
+            )
+        if self.kwargs and not self.is_own:
+            raise PydanticCustomError(
+                "cross_field",
+                "kwargs={kwargs} need a kind that is named by its function, e.g. kind=my_package.schedules:mine",
+                {"kwargs": self.kwargs},
+            )
+        if self.kind == CONSTANT and self.end is not None:
             raise PydanticCustomError(
                 "cross_field", "end={end} needs kind linear or cosine, which go there", {"end": self.end}
             )
-        if self.kind == "constant" and self.over_env_steps != "run":
+        if self.kind == CONSTANT and self.over_env_steps != "run":
             raise PydanticCustomError(
                 "cross_field",
                 "over_env_steps={over_env_steps} needs kind linear or cosine",
@@ -66,11 +105,16 @@ class ScheduleConfig(Section):
             )
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a function of the user's."""
+        return self.kind not in (None, CONSTANT, LINEAR, COSINE)
+
+    @property
     def moves(self) -> bool:
-        """Whether it says that the setting goes to ``end``."""
+        """Whether it says that the setting goes to ``end``, or where a function of the user's takes it."""
         if self.kind is None:
             return self.end is not None or self.over_env_steps != "run"
-        return self.kind != "constant"
+        return self.kind != CONSTANT
 
     def value(self, setting: float, env_steps: int, total_env_steps: int | None) -> float:
         """The value after ``env_steps`` trained environment steps.
@@ -81,7 +125,8 @@ class ScheduleConfig(Section):
             total_env_steps: at which the run ends; needed where ``over_env_steps`` says ``run``.
 
         Raises:
-            ValueError: it is needed and missing.
+            ValueError: it is needed and missing; or the function of the user's is missing, raises, or returns no
+                finite number of at least 0.
         """
         if env_steps < self.warmup_env_steps:
             return setting * (WARMUP_FROM + (1 - WARMUP_FROM) * env_steps / self.warmup_env_steps)
@@ -92,9 +137,47 @@ class ScheduleConfig(Section):
             raise ValueError("a schedule over the whole run needs the run's total_env_steps, or over_env_steps")
         left = over - self.warmup_env_steps
         done = min((env_steps - self.warmup_env_steps) / left, 1.0) if left > 0 else 1.0
-        if self.kind == "cosine":
+        if self.is_own:
+            return setting * self.factor(done)
+        if self.kind == COSINE:
             done = (1 - math.cos(math.pi * done)) / 2
         return (1 - done) * setting + done * (self.end or 0.0)
+
+    def factor(self, progress: float) -> float:
+        """What the function of the user's returns at a progress from 0 to 1.
+
+        Raises:
+            ValueError: there is no such function, it raises, or it returns no finite number of at least 0.
+        """
+        name = str(self.kind)
+        try:
+            found = given.find(name, given.schedules)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        except (Exception, SystemExit) as error:  # the user's module: it raises anything
+            raise ValueError(f"{name}: its module cannot be imported: {type(error).__name__}: {error}") from error
+        if not callable(found) or isinstance(found, type):
+            what = (
+                f"the class {found.__qualname__}" if isinstance(found, type) else f"an object of {type(found).__name__}"
+            )
+            raise ValueError(f"{name} is {what}, must be a function of the progress, from 0 to 1")
+        try:
+            answer = found(progress, **self.kwargs)
+        except Exception as error:  # the user's code: it raises anything
+            called = f"called with the progress {progress:g}" + (f" and kwargs {self.kwargs}" if self.kwargs else "")
+            raise ValueError(f"{name}, {called}, raises {type(error).__name__}: {error}") from error
+        if not isinstance(answer, numbers.Real) or isinstance(answer, bool):
+            raise ValueError(
+                f"{name} returned an object of {type(answer).__name__} at progress {progress:g}, must be a number: "
+                "float(...) makes one"
+            )
+        try:
+            factor = float(answer)
+        except OverflowError:  # Python's integers have no end
+            factor = math.inf
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"{name} returned {factor:g} at progress {progress:g}, must be finite and at least 0")
+        return factor
 
 
 COURSES: Mapping[Scheduled, ScheduleConfig] = {"learning_rate": ScheduleConfig(kind="linear")}
@@ -137,3 +220,39 @@ def course(
     if given.kind is not None or given.moves or by_itself is None or total_env_steps is None:
         return given
     return dataclasses.replace(given, kind=by_itself.kind)
+
+
+def check_schedules(config: LearnerConfig) -> list[str]:
+    """What is wrong with the functions of the user's in ``learner.schedules``, found by calling them; empty where
+    nothing is."""
+    return [
+        f"learner.schedules.{name}.kind: {problem}"
+        for name, schedule in config.schedules.items()
+        if schedule.is_own and (problem := _problem(name, schedule, getattr(config, name)))
+    ]
+
+
+def _problem(name: Scheduled, schedule: ScheduleConfig, setting: float | Literal["auto"]) -> str:
+    points = [index / (_TRIED - 1) for index in range(_TRIED)]
+    try:
+        factors = [schedule.factor(progress) for progress in points]
+        # In another order, which what goes by the number of its calls does not follow.
+        again = [schedule.factor(progress) for progress in reversed(points)][::-1]
+    except ValueError as error:
+        return str(error)
+    for progress, factor, other in zip(points, factors, again, strict=True):
+        if factor != other:
+            return (
+                f"{schedule.kind} returned {factor:g} and then {other:g} at progress {progress:g}, must be a function "
+                "of the progress alone: every learner, and a resumed run, calls it for itself"
+            )
+        if name == "value_clip_coef" and not factor:
+            return (
+                f"{schedule.kind} returned 0 at progress {progress:g}, but a value_clip_coef of 0 turns value clipping "
+                "off instead of clipping most; must be above 0"
+            )
+        if setting != "auto" and not math.isfinite(setting * factor):
+            return (
+                f"{schedule.kind} returned {factor:g} at progress {progress:g}: {name}={setting} times that is infinite"
+            )
+    return ""

@@ -218,13 +218,13 @@ def test_native_seeds_repeat_and_differ() -> None:
         (
             ID,
             {"vectorization": "native", "wrappers": ["gymnasium.wrappers:ClipReward"]},
-            "wrappers are for single environments",
+            "ClipReward wraps one environment, .*: name gymnasium.wrappers.vector:ClipReward, or set",
         ),
-        ("EnvsTestWrapped-v0", {"vectorization": "native"}, "wrappers are for single environments"),
+        ("EnvsTestWrapped-v0", {"vectorization": "native"}, "registered with wrappers of single environments"),
         (
             "CartPole-v1",
             {"vectorization": "native", "autoreset_mode": "disabled"},
-            "a native vector declares its own",
+            "autoreset_mode: a native vector declares its own; leave it out",
         ),
         (ID, {"autoreset_mode": "later"}, "autoreset_mode\n.*'next_step', 'same_step' or 'disabled'"),
         ("recall", {"vectorization": "async"}, "recall: .*vectorization"),

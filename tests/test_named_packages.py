@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -45,8 +45,10 @@ def test_what_was_given_as_an_object_is_not_looked_for(monkeypatch: pytest.Monke
     monkeypatch.setitem(given.losses, "networks:loss", print)
     monkeypatch.setitem(given.cores, "networks:Core", object)
     monkeypatch.setitem(given.optimizers, "networks:Optimizer", object)
+    monkeypatch.setitem(given.schedules, "networks:schedule", print)
     settings = [
         "learner.optimizer=networks:Optimizer",
+        "learner.schedules.clip_coef.kind=networks:schedule",
         "env.id=named_envs:made here",
         "learner.loss=networks:loss",
         "policy.core=networks:Core",
@@ -65,9 +67,14 @@ def settings_that_name_code(section: type, path: str = "") -> Iterator[str]:
         parts = list(parts_of(hint))
         if any(isinstance(part, Named) for part in parts) or re.search(r"module:\w", described.get(name, "")):
             yield path + name
+        # A section for each of several names is looked into under one of these.
+        keys = next(
+            (typing.get_args(typing.get_args(part)[0]) for part in parts if typing.get_origin(part) is Mapping), ()
+        )
+        inside = f"{path}{name}.{keys[0]}." if keys and isinstance(keys[0], str) else f"{path}{name}."
         for part in parts:
             if isinstance(part, type) and issubclass(part, Section):
-                yield from settings_that_name_code(part, f"{path}{name}.")
+                yield from settings_that_name_code(part, inside)
 
 
 def parts_of(hint: Any) -> Iterator[Any]:
@@ -81,7 +88,8 @@ def parts_of(hint: Any) -> Iterator[Any]:
 def test_every_setting_that_names_code_is_looked_at() -> None:
     """Catches a new setting of this kind, whose module would be neither sent to the nodes nor looked for there."""
     found = {*settings_that_name_code(Config)} - HERE_ALONE
-    assert {"policy.kind", "policy.core", "learner.loss", "learner.optimizer", "env.id", "env.wrappers"} <= found
+    known = {"policy.kind", "policy.core", "learner.loss", "learner.optimizer", "env.id", "env.wrappers"}
+    assert known | {"learner.schedules.learning_rate.kind"} <= found
     for setting in sorted(found):
         value = "[networks:Any]" if setting == "env.wrappers" else "networks:Any"
         config = load_config([], ["env.id=CartPole-v1", f"{setting}={value}"])[0]

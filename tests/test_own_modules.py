@@ -50,7 +50,16 @@ def test_what_is_imported_from_beside_the_environment_is_sent(project: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "setting", ["policy.kind", "policy.core", "learner.loss", "learner.optimizer", "env.id", "env.wrappers"]
+    "setting",
+    [
+        "policy.kind",
+        "policy.core",
+        "learner.loss",
+        "learner.optimizer",
+        "learner.schedules.clip_coef.kind",
+        "env.id",
+        "env.wrappers",
+    ],
 )
 def test_what_any_setting_names_is_sent(setting: str, project: Path) -> None:
     """Catches a node without the module of a core, which every actor makes."""

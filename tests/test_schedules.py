@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import shoal
 import torch
+from own_schedules import Falling, to_floor
 from rollouts import make_learner, random_batch, small_policy
+from shoal import given
+from shoal.deploy.doctor import preflight
+from shoal.deploy.library.config import make_config
+from shoal.deploy.placement.setups import make_worker_setup
 from shoal.deploy.settings.load import load_config, to_yaml
 from shoal.deploy.training.run import run
+from shoal.envs.registry import make_env_spec
 from shoal.learner.config import LearnerConfig
-from shoal.learner.schedules import WARMUP_FROM, ScheduleConfig, ScheduledSettings, scheduled_settings
+from shoal.learner.schedules import (
+    WARMUP_FROM,
+    ScheduleConfig,
+    ScheduledSettings,
+    check_schedules,
+    scheduled_settings,
+)
 from shoal.learner.statistics import RunStatistics
 from shoal.policy.weights import flatten_weights
 
@@ -157,6 +172,7 @@ TRAIN = [
     "checkpoint.every_updates=0",
     "learner.schedules.learning_rate={kind: cosine, end: 1e-5, over_env_steps: 640}",
     "learner.schedules.entropy_coef={kind: linear, end: 0.1}",
+    "learner.schedules.clip_coef={kind: 'own_schedules:to_floor', kwargs: {floor: 0.5}, warmup_env_steps: 64}",
     "learner.entropy_coef=0.02",
     "learner.desired_kl=0",
     "learner.epochs=1",
@@ -184,6 +200,7 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
     setting = LearnerConfig(entropy_coef=0.02)
     learning_rate = ScheduleConfig(kind="cosine", end=1e-5, over_env_steps=640)
     entropy = ScheduleConfig(kind="linear", end=0.1)
+    clip = own("to_floor", kwargs={"floor": 0.5}, warmup_env_steps=64)
     trained = 0
     for total, start in ((256, setting.learning_rate), (512, setting.learning_rate), (700, 0.5)):
         summary = _run(tmp_path / "run", f"total_env_steps={total}", f"learner.learning_rate={start}")
@@ -192,7 +209,8 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
         for before, scheduled in made:
             assert scheduled.learning_rate == learning_rate.value(start, before, total)
             assert scheduled.entropy_coef == entropy.value(0.02, before, total)
-            assert scheduled.clip_coef == setting.clip_coef
+            assert scheduled.clip_coef == clip.value(setting.clip_coef, before, total)
+            assert scheduled.value_clip_coef == setting.value_clip_coef
         # The last line of the history has the last update's values.
         line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
         assert (line["learning_rate"], line["entropy_coef"]) == pytest.approx(made[-1][1][:2])
@@ -210,7 +228,13 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
             "'value_clip_coef' (got 'learning_rte'; did you mean learning_rate?)",
         ),
         ("learner.schedules.gamma={kind: linear, end: 0}", "learner.schedules.gamma: Input should be 'learning_rate'"),
-        ("learner.schedules.clip_coef.kind=linaer", "(got 'linaer'; did you mean linear?)"),
+        (
+            "learner.schedules.clip_coef.kind=linaer",
+            "learner.schedules.clip_coef.kind: must be constant, linear, cosine, or a function of progress as "
+            "package.module:name; did you mean linear? (got 'linaer')",
+        ),
+        ("learner.schedules.clip_coef={kind: 'a:b', end: 0.1}", "clip_coef.end=0.1 needs kind linear or cosine, which"),
+        ("learner.schedules.clip_coef={kind: linear, kwargs: {a: 1}}", "clip_coef.kwargs={'a': 1} need a kind that is"),
         ("learner.schedules.clip_coef={knd: linear}", "did you mean learner.schedules.clip_coef.kind?"),
         ("learner.schedules.clip_coef=linear", "learner.schedules.clip_coef: is a section of settings"),
         ("learner.schedules.clip_coef={kind: constant, end: 0.1}", "clip_coef.end=0.1 needs kind linear or cosine"),
@@ -241,6 +265,7 @@ def test_a_schedule_reads_back_as_it_was_written(tmp_path: Path) -> None:
     settings = [
         "learner.schedules.learning_rate={kind: linear, end: 0.0, warmup_env_steps: 10000}",
         "learner.schedules.clip_coef={kind: cosine, end: 0.05, over_env_steps: 1e6}",
+        "learner.schedules.entropy_coef={kind: 'own_schedules:to_floor', kwargs: {floor: 0.1}}",
         "learner.target_kl=0.03",
     ]
     config, problems = load_config((), settings)
@@ -261,3 +286,109 @@ def test_rounding_never_leaves_the_course() -> None:
             value = ScheduleConfig(kind=kind, end=end, over_env_steps=over).value(start, at, None)
             assert min(start, end) - 1e-15 <= value <= max(start, end) + 1e-15
             assert value == end or at < over
+
+
+def own(name: str, **more: Any) -> ScheduleConfig:
+    """A schedule by a function of ``own_schedules``."""
+    return ScheduleConfig(kind=f"own_schedules:{name}", **more)
+
+
+def test_a_function_of_ones_own_gets_the_progress_after_the_warm_up() -> None:
+    """Catches a function that gets a count, whose answer is taken for the value itself, that goes on beyond the end,
+    whose arguments are dropped, or that a warm-up turns off."""
+    floored = own("to_floor", kwargs={"floor": 0.5})
+    assert [floored.value(2.0, at, 100) for at in (0, 50, 100, 1000)] == [2.0, 1.5, 1.0, 1.0]
+    late = own("to_floor", warmup_env_steps=20, over_env_steps=120)
+    assert [late.value(2.0, at, None) for at in (10, 20, 70, 120)] == pytest.approx([1 + WARMUP_FROM, 2.0, 1.0, 0.0])
+    # Plain numbers, whatever the function computes with: they are written as JSON and compared between learners.
+    values = [own("in_steps").value(1.0, at, 100) for at in (0, 50)]
+    assert values == [1.0, 0.1]
+    assert {type(value) for value in values} == {float}
+    with pytest.raises(ValueError, match="total_env_steps"):
+        floored.value(2.0, 0, None)
+
+
+def test_a_default_course_makes_room_for_a_function() -> None:
+    """Catches a learning rate that falls over the run although a function says otherwise."""
+    config = LearnerConfig(learning_rate=0.001, schedules={"learning_rate": own("to_floor", kwargs={"floor": 1.0})})
+    assert [scheduled_settings(config, at, 1000).learning_rate for at in (0, 500, 1000)] == [0.001] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("raises", "own_schedules:raises, called with the progress 1, raises ZeroDivisionError: "),
+        ("unfit", "unfit, called with the progress 0, raises TypeError: unfit() missing 1 required positional"),
+        ("undefined", "own_schedules:undefined returned nan at progress 1, must be finite and at least 0"),
+        ("below_zero", "returned -0.05 at progress 0.55, must be finite and at least 0"),
+        ("endless", "returned inf at progress 0, must be finite"),
+        ("enormous", "returned inf at progress 0, must be finite"),
+        ("of_tensors", "returned an object of Tensor at progress 0, must be a number: float(...) makes one"),
+        ("of_arrays", "returned an object of ndarray at progress 0, must be a number: float(...) makes one"),
+        ("said", "returned an object of bool at progress 0, must be a number"),
+        ("nothing", "returned an object of NoneType at progress 0, must be a number"),
+        ("by_calls", "at progress 0, must be a function of the progress alone"),
+        ("CONSTANT", "own_schedules:CONSTANT is an object of float, must be a function of the progress, from 0 to 1"),
+        ("Falling", "own_schedules:Falling is the class Falling, must be a function of the progress"),
+        ("absent", "own_schedules:absent: own_schedules has no absent"),
+        ("too_large", "too_large returned 1.7e+308 at progress 0: clip_coef=2.0 times that is infinite"),
+    ],
+)
+def test_a_function_that_does_not_serve_is_named_before_a_start(tmp_path: Path, name: str, expected: str) -> None:
+    """Catches a run that ends, or trains with NaN, in the middle for what a call before its start tells."""
+    settings = {"mode": "inline", "env.id": "recall", "metrics.port": -1, "learner.clip_coef": 2.0}
+    config = make_config({**settings, "learner.schedules.clip_coef.kind": f"own_schedules:{name}"})
+    [problem] = preflight.check(config, tmp_path / "run")
+    assert problem.startswith(f"learner.schedules.clip_coef.kind: own_schedules:{name}")
+    assert expected in problem
+
+
+def test_a_module_that_is_missing_or_broken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a traceback of the user's module in place of a problem of the settings."""
+    (tmp_path / "broken_schedules.py").write_text("raise SystemExit('half written')")
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = ("no_such_package.schedules:mine", "broken_schedules:mine")
+    missing, broken = (
+        check_schedules(LearnerConfig(schedules={"entropy_coef": ScheduleConfig(kind=kind)})) for kind in kinds
+    )
+    assert missing == [
+        f"learner.schedules.entropy_coef.kind: {kinds[0]}: there is no module 'no_such_package' here; install the "
+        "package that has it, or start in the directory where it lies"
+    ]
+    assert broken == [
+        f"learner.schedules.entropy_coef.kind: {kinds[1]}: its module cannot be imported: SystemExit: half written"
+    ]
+
+
+def test_value_clipping_is_not_turned_off_by_a_function() -> None:
+    """Catches a schedule that ends with the loosest clipping, where it was to end with the tightest."""
+    floored = {"value_clip_coef": own("to_floor", kwargs={"floor": 0.1})}
+    assert check_schedules(LearnerConfig(value_clip_coef=0.2, schedules=floored)) == []
+    [problem] = check_schedules(LearnerConfig(value_clip_coef=0.2, schedules={"value_clip_coef": own("to_floor")}))
+    assert problem.endswith("returned 0 at progress 1, but a value_clip_coef of 0 turns value clipping off instead of "
+                            "clipping most; must be above 0")  # fmt: skip
+
+
+def test_a_function_is_given_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a function that its name does not lead to, one that an import finds and is sent all the same, and one
+    that does not arrive in the process of a learner."""
+    monkeypatch.setattr(given, "schedules", {})
+    named = shoal.Config(learner={"schedules": {"clip_coef": to_floor, "entropy_coef": {"kind": to_floor}}})
+    assert {one.kind for one in named.learner.schedules.values()} == {"own_schedules:to_floor"}
+    assert not given.schedules
+
+    functions = (lambda progress: 1 - 0.5 * progress), functools.partial(to_floor, floor=0.25), Falling(0.125)
+    names = ("learning_rate", "clip_coef", "entropy_coef")
+    config = shoal.Config(
+        **{f"learner.schedules.{name}": function for name, function in zip(names, functions, strict=True)},
+        learner={"learning_rate": 1.0, "clip_coef": 1.0, "entropy_coef": 1.0},
+    )
+    assert check_schedules(config.learner) == []
+    sent = pickle.dumps(make_worker_setup(config, make_env_spec("recall"), run_id="r").user_code)
+    given.schedules.clear()
+    assert len(check_schedules(config.learner)) == 3
+    pickle.loads(sent)
+    assert scheduled_settings(config.learner, 100, 100)[:3] == (0.5, 0.125, 0.25)
+    # What no checkpoint would hold is no argument.
+    with pytest.raises(shoal.ConfigError, match=r"learner.schedules.clip_coef.kwargs.floor: expected plain data"):
+        shoal.Config(learner={"schedules": {"clip_coef": {"kind": to_floor, "kwargs": {"floor": object()}}}})

@@ -17,12 +17,13 @@ def named_packages(config: Config) -> dict[str, str]:
     What was given as an object goes along as the object; callbacks and sinks run in this process only.
     """
     learner = config.learner
-    given_here = {*given.policies, *given.cores, *given.losses, *given.optimizers}
+    given_here = {*given.policies, *given.cores, *given.losses, *given.optimizers, *given.schedules}
     names = [
         ("policy.kind", config.policy.kind),
         ("policy.core", config.policy.core),
         ("learner.loss", learner.loss),
         ("learner.optimizer", learner.optimizer),
+        *((f"learner.schedules.{name}.kind", str(one.kind)) for name, one in learner.schedules.items()),
     ]
     env_id = config.env.id
     if env_id not in given.environments:

@@ -147,6 +147,7 @@ def _layout(config: Config) -> tuple[Layout | None, list[str]]:
     """The layout, which is not known in a cluster before its nodes are, and its problems."""
     from shoal.learner.device_choice import check_device, check_precision, make_device_path
     from shoal.learner.optimizer import check_optimizer
+    from shoal.learner.schedules import check_schedules
 
     if problem := check_device(config.learner):
         return None, [f"learner.device: {problem}"]
@@ -159,6 +160,8 @@ def _layout(config: Config) -> tuple[Layout | None, list[str]]:
         ]
     if config.learner.optimizer != ADAM and (problem := check_optimizer(config.learner)):
         return None, [f"learner.optimizer: {problem}"]
+    if wrong := check_schedules(config.learner):
+        return None, wrong
     if config.mode == "cluster":
         return None, []
     try:

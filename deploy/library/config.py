@@ -21,6 +21,7 @@ _DEFAULTS = {"metrics.port": 0}
 """Several runs of one process, or of notebooks beside each other, each get a free port."""
 _SHORT = {"env": "env.id", "policy": "policy.kind", "core": "policy.core", "loss": "learner.loss"}
 """What may be given in place of the setting that chooses it."""
+_SCHEDULES = "learner.schedules."
 _OF_SINKS = ("log.sinks", "log.sinks.name")
 
 
@@ -35,7 +36,8 @@ class Config(sections.Config):
     Keys are dotted, or name a section whose value is a mapping of its settings. ``env`` may be an environment's id, a
     ``gymnasium.Env`` class or a function that makes an environment; ``policy`` a kind, or a ``shoal.RecurrentPolicy``
     class; ``core`` a name, or a ``shoal.Core`` class; ``loss`` a name, or a function of ``shoal.LossInputs``;
-    ``learner.optimizer`` a name, or a ``torch.optim.Optimizer`` class; the entries of ``log.sinks`` names,
+    ``learner.optimizer`` a name, or a ``torch.optim.Optimizer`` class; ``learner.schedules.NAME``, or its ``kind``, a
+    function of progress; the entries of ``log.sinks`` names,
     ``shoal.Sink`` classes, or mappings of ``name`` and ``kwargs``.
     Everything else is plain data. ``metrics.port`` is 0 (a free port) unless it is set. Frozen;
     ``dataclasses.replace`` makes a changed one.
@@ -118,6 +120,11 @@ def _plain(key: str, value: Any, problems: list[str]) -> Any:
         return _named(key, value, problems)
     if key == "learner.optimizer" and not isinstance(value, str | int | float | None):
         return _named(key, value, problems)
+    if key.startswith(_SCHEDULES) and callable(value):
+        from shoal.actors.user_code import give_schedule
+
+        _, _, rest = key.removeprefix(_SCHEDULES).partition(".")
+        return give_schedule(value) if rest else {"kind": give_schedule(value)}
     return value
 
 

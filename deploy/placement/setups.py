@@ -66,7 +66,12 @@ def make_worker_setup(
         stagger_episodes=config.actor.stagger_episodes,
         num_threads=config.actor.num_threads,
         user_code=UserCode.of(
-            config.env.id, config.policy.kind, config.policy.core, config.learner.loss, config.learner.optimizer
+            config.env.id,
+            config.policy.kind,
+            config.policy.core,
+            config.learner.loss,
+            config.learner.optimizer,
+            [str(schedule.kind) for schedule in config.learner.schedules.values()],
         ),
         games=games_of(config, spec),
         code=this_code(),

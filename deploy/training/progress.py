@@ -100,7 +100,9 @@ def _update(run: PreparedRun) -> str:
     steps = settings.epochs * settings.minibatches
     rate = f"learning rate {'up to ' if settings.desired_kl else ''}{settings.learning_rate:g}"
     of_rate = course(settings.schedules, "learning_rate", run.config.total_env_steps)
-    if of_rate.moves:
+    if of_rate.is_own:
+        rate += f" by {of_rate.kind}"
+    elif of_rate.moves:
         rate += f", {of_rate.kind or 'linear'} to {of_rate.end or 0:g}"
     chosen = ""
     if run.config.learner.entropy_coef == "auto":

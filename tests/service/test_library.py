@@ -112,8 +112,9 @@ def test_classes_of_a_script_train_and_are_evaluated(tmp_path: Path, mode: str) 
 
 
 @pytest.mark.parametrize("mode", ["inline", "local"])
-def test_an_optimizer_of_a_notebook_trains_and_goes_on(tmp_path: Path, mode: str) -> None:
-    """Catches a class that reaches the run's process and not its learners, and moments that a resumed run drops."""
+def test_an_optimizer_and_a_schedule_of_a_notebook_train_and_go_on(tmp_path: Path, mode: str) -> None:
+    """Catches a class or a function that reaches the run's process and not its learners, and moments that a resumed run
+    drops."""
     said = run_script(
         tmp_path,
         f"""
@@ -134,7 +135,8 @@ def test_an_optimizer_of_a_notebook_trains_and_goes_on(tmp_path: Path, mode: str
         for steps in (300, 600):
             learner = {{
                 "optimizer": Halving, "optimizer_kwargs": {{"share": 0.5}}, "learning_rate": 0.1, "num_learners": 2,
-                "batch_size": 16, "epochs": 1, "minibatches": 1,
+                "batch_size": 16, "epochs": 1, "minibatches": 1, "desired_kl": 0,
+                "schedules": {{"learning_rate": lambda progress: 0.25 if progress else 1.0}},
             }}
             run = shoal.train(
                 "recall", run_dir="run", total_env_steps=steps, mode={mode!r}, learner=learner,
@@ -143,12 +145,12 @@ def test_an_optimizer_of_a_notebook_trains_and_goes_on(tmp_path: Path, mode: str
             newest = max((run.run_dir / "checkpoints").iterdir())
             state = torch.load(newest / "optimizer.pt", weights_only=True)["optimizer"]
             print("steps", {{one["steps"] for one in state["state"].values()}} == {{run.summary["policy_version"]}})
-            print("groups", [(group["share"], len(group["params"]) > 1) for group in state["param_groups"]])
+            print("groups", [(one["share"], one["lr"], len(one["params"]) > 1) for one in state["param_groups"]])
         """,
         as_notebook=True,
     )
     assert said.count("steps True") == 2, said
-    assert said.count("groups [(0.5, True)]") == 2, said
+    assert said.count("groups [(0.5, 0.025, True)]") == 2, said
     assert "begins anew" not in said
 
 
