@@ -234,10 +234,11 @@ class Supervisor:
             full = isinstance(error.cause, ObjectStoreFullError | OutOfDiskError)
             self.fail(slot, "object_store" if full else "error", error.cause)
         except RayError as error:
-            if isinstance(error, ActorUnavailableError) and slot.process_location is not None:
-                self._lose(slot, slot.process_location.node_id, error)
+            reason, place = _reason(error), slot.process_location
+            if reason == "died" and isinstance(error, ActorUnavailableError) and place is not None:
+                self._lose(slot, place.node_id, error)
             else:
-                self.fail(slot, _reason(error), error)
+                self.fail(slot, reason, error)
         else:
             slot.call = None
             if slot.built:
