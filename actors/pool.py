@@ -38,7 +38,10 @@ were. ``node_died``: its node failed. ``preempted``: its node is being shut down
 
 @dataclasses.dataclass(slots=True)
 class Recoveries:
-    """Number and duration of recoveries, each from the detection of a failure until the replacement is up."""
+    """Number and duration of recoveries, each from the detection of a failure until the replacement is up.
+
+    What the replacement waits for a place in a cluster is not counted: that is how long other nodes take to come.
+    """
 
     count: int = 0
     seconds: float = 0.0

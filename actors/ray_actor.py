@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ class ProcessLocation(NamedTuple):
 
     node_id: str
     process_id: int
+    age_seconds: float | None = None
+    """Since the process began, when this was told; None where that is not known."""
 
     def __str__(self) -> str:
         return f"process {self.process_id} on node {self.node_id[:8]}"
@@ -27,7 +31,16 @@ class ProcessLocation(NamedTuple):
 
 def process_location() -> ProcessLocation:
     """The location of this process."""
-    return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid())
+    return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid(), _age_seconds())
+
+
+def _age_seconds() -> float | None:
+    try:
+        # Fields are counted from behind the process's name, which may hold anything.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # no Linux
+        return None
 
 
 class RolloutActor:

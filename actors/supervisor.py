@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    ActorUnavailableError,
     GetTimeoutError,
     NodeDiedError,
     ObjectStoreFullError,
@@ -24,7 +25,7 @@ from ray.exceptions import (
 )
 from shoal.actors.pool import MOST_REPORTED, Recoveries, ReplacementReason, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
-from shoal.actors.ray_nodes import NoAnswer, draining_nodes, end_process, starting_processes
+from shoal.actors.ray_nodes import NoAnswer, draining_nodes, end_process, living_nodes, starting_processes
 from shoal.envs.config import EnvironmentNotFound
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ FETCH_SECONDS = 1.0
 hang: the others do not wait for that."""
 REPORT_AFTER_SECONDS, REPORT_AGAIN_SECONDS = 15.0, 60.0
 """How long an actor waits for a place before a warning is logged, and the interval between such warnings."""
+VERDICT_SECONDS = 75.0
+"""How long Ray may take to notice that a node has ended: it looks five times, 3 s apart and for 10 s (Ray 2.60)."""
 BLAMELESS: frozenset[ReplacementReason] = frozenset({"preempted", "node_died"})
 """Reasons that say nothing about the actor: they do not count as failures of it."""
 MISSING = (ModuleNotFoundError, EnvironmentNotFound)
@@ -69,9 +72,27 @@ class ActorSlot:
     deadline: float = 0.0
     failures: int = 0
     """Consecutive failures."""
+    answers: int = 0
+    """Finished calls of all its actors."""
     back_at: float = 0.0
     failed_at: float | None = None
     """Monotonic time of the predecessor's failure, until this actor is up."""
+    unplaced_seconds: float = 0.0
+    """Since then, how long there was no place for an actor."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class LostActor:
+    """An actor that is out of reach, and replaced, while Ray does not know yet whether its node has ended."""
+
+    slot: ActorSlot
+    answers: int
+    """Of its slot, when it was lost."""
+    node_id: str
+    name: str
+    error: Exception
+    since: float
+    """Monotonic time."""
 
 
 class Supervisor:
@@ -107,6 +128,7 @@ class Supervisor:
         self.replaced: deque[tuple[str, str]] = deque(maxlen=MOST_REPORTED)
         """The latest replacements as (reason label, message); whoever reports them may empty it."""
         self._one_was_up = False
+        self._lost: list[LostActor] = []
         self._draining: frozenset[str] = frozenset()
         self._look_at = 0.0
         self._reported_at = -math.inf
@@ -133,7 +155,11 @@ class Supervisor:
         slot.deadline = math.inf
 
     def start_due(self) -> None:
-        """Start actors whose pause is over; move idle actors off draining nodes."""
+        """Start actors whose pause is over; move idle actors off draining nodes; say why lost ones were lost.
+
+        Raises:
+            TooManyFailures: that was one failure too many.
+        """
         now = time.monotonic()
         for slot in self.all:
             if slot.handle is None and now >= slot.back_at:
@@ -144,6 +170,7 @@ class Supervisor:
             with contextlib.suppress(NoAnswer):
                 self._draining = draining_nodes()
                 self._look_for_waiting(now)
+                self._judge_lost(now - VERDICT_SECONDS)
         for slot in self.up() if self._draining else ():
             # A call in flight is finished and collected first.
             if slot.call is None and self.must_leave(slot):
@@ -156,7 +183,7 @@ class Supervisor:
     def _move(self, slot: ActorSlot) -> None:
         message = f"{self._title} {slot.actor} leaves its node, which is draining; it starts on another one"
         self._report("preempted", message)
-        slot.failed_at = time.monotonic()
+        self._begin_recovery(slot)
         self.kill(slot)
         self.start(slot)
 
@@ -207,21 +234,27 @@ class Supervisor:
             full = isinstance(error.cause, ObjectStoreFullError | OutOfDiskError)
             self.fail(slot, "object_store" if full else "error", error.cause)
         except RayError as error:
-            self.fail(slot, _reason(error), error)
+            reason, place = _reason(error), slot.process_location
+            if reason == "died" and isinstance(error, ActorUnavailableError) and place is not None:
+                self._lose(slot, place.node_id, error)
+            else:
+                self.fail(slot, reason, error)
         else:
             slot.call = None
             if slot.built:
                 slot.failures = 0
+                slot.answers += 1
                 return answer
             if slot.work == "process_location":
                 slot.process_location = answer
+                slot.unplaced_seconds += _unplaced_seconds(time.monotonic() - slot.since, answer)
                 slot.work = "build"
                 slot.call = slot.handle.build.remote()
                 slot.deadline = time.monotonic() + self._build_timeout
             else:
                 slot.built = self._one_was_up = True
                 if slot.failed_at is not None:
-                    self.recoveries.add(time.monotonic() - slot.failed_at)
+                    self.recoveries.add(time.monotonic() - slot.failed_at - slot.unplaced_seconds)
                     slot.failed_at = None
                 log.info("%s is up: %s", self._name(slot), slot.process_location)
         return None
@@ -255,10 +288,43 @@ class Supervisor:
             )
         self.fail(slot, "timeout", TimeoutError(why))
 
+    def _lose(self, slot: ActorSlot, node_id: str, error: Exception) -> None:
+        """Replace an actor that is out of reach; ``_judge_lost`` finds out why."""
+        wait = backoff_seconds(slot.failures + 1)
+        lost = LostActor(slot, slot.answers, node_id, self._name(slot), error, time.monotonic())
+        log.warning("%s is out of reach and will be replaced in %.1f s: %s", lost.name, wait, error)
+        self._lost.append(lost)
+        self._begin_recovery(slot)
+        self.kill(slot)
+        slot.back_at = time.monotonic() + wait
+
+    def _judge_lost(self, lost_before: float) -> None:
+        """Count the replacement of lost actors whose nodes have ended, and of those that were lost before this time.
+
+        Raises:
+            NoAnswer: from the head.
+            TooManyFailures: this was one failure too many.
+        """
+        living = {node.node_id for node in living_nodes()} if self._lost else set()
+        for lost in list(self._lost):
+            if lost.node_id not in living:
+                self._lost.remove(lost)
+                self._report("node_died", f"{lost.name} was lost with its node {lost.node_id[:8]} (node_died)")
+            elif lost.since < lost_before:
+                self._lost.remove(lost)
+                text = f"{type(lost.error).__name__}: {lost.error}"
+                self._report("died", f"{lost.name} was lost (died), and its node {lost.node_id[:8]} lives: {text}")
+                # As after any failure: a call that was finished since ends the row.
+                lost.slot.failures += lost.answers == lost.slot.answers
+                self._check_failures(lost.slot, "died", text, lost.error)
+
+    def _begin_recovery(self, slot: ActorSlot) -> None:
+        if slot.failed_at is None:
+            slot.failed_at, slot.unplaced_seconds = time.monotonic(), 0.0
+
     def fail(self, slot: ActorSlot, reason: ReplacementReason, error: Exception) -> None:
         """End the actor slot's actor; another will come after a pause that grows with every failure."""
-        if slot.failed_at is None:
-            slot.failed_at = time.monotonic()
+        self._begin_recovery(slot)
         self.kill(slot, at_once=reason == "timeout")
         slot.failures += reason not in BLAMELESS
         text = f"{type(error).__name__}: {error}"
@@ -278,11 +344,15 @@ class Supervisor:
             ) from error
         if slot.failures >= self._max_failures:
             self.restarts[reason] += 1
+        self._check_failures(slot, reason, text, error)
+        slot.back_at = time.monotonic() + wait
+        self._report(reason, f"{self._name(slot)} will be replaced in {wait:.1f} s ({reason}): {text}")
+
+    def _check_failures(self, slot: ActorSlot, reason: ReplacementReason, text: str, error: Exception) -> None:
+        if slot.failures >= self._max_failures:
             raise TooManyFailures(
                 f"{self._title} {slot.actor} failed {slot.failures} times in a row ({reason}); the last error: {text}"
             ) from error
-        slot.back_at = time.monotonic() + wait
-        self._report(reason, f"{self._name(slot)} will be replaced in {wait:.1f} s ({reason}): {text}")
 
     def _name(self, slot: ActorSlot) -> str:
         return f"{self._title} {slot.actor} (restart index {slot.restart_index})"
@@ -300,6 +370,10 @@ class Supervisor:
 
     def close(self) -> None:
         """Kill all actors. Their work in flight does not count as lost: the run is over."""
+        with contextlib.suppress(Exception):  # the run is over: of Ray, which may be lost itself, nothing else is known
+            self._judge_lost(math.inf)
+        self.restarts.update("died" for _ in self._lost)
+        self._lost.clear()
         for slot in self.all:
             self._end(slot)
 
@@ -310,6 +384,14 @@ class Supervisor:
                 end_process(slot.process_location)
         slot.handle = slot.process_location = slot.call = None
         slot.built = False
+
+
+def _unplaced_seconds(waited: float, place: ProcessLocation) -> float:
+    """How long an actor had no place that was ``waited`` for, in seconds, and is in a process of that age."""
+    if place.age_seconds is None:
+        return 0.0
+    # A process that was there before has been idle: the actor begins as soon as it has its place.
+    return waited - place.age_seconds if place.age_seconds < waited else waited
 
 
 def _reason(error: RayError) -> ReplacementReason:

@@ -93,7 +93,8 @@ def test_images_and_versions_agree() -> None:
 
 def test_a_cpu_build_of_torch_acts_for_a_cuda_build_and_another_release_does_not() -> None:
     """Catches rollout nodes with the CPU image that are refused, and nodes with another torch that are let in."""
-    from shoal.deploy.cluster.connect import Cluster, Node
+    from shoal.deploy.cluster.connect import Cluster
+    from shoal.deploy.cluster.nodes import Node
     from shoal.deploy.cluster.probe import probe
 
     here = probe()

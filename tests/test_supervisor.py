@@ -10,11 +10,11 @@ import pytest
 import shoal.actors.pool as pool_module
 import shoal.actors.ray_pool as ray_pool_module
 import shoal.actors.supervisor as supervisor_module
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 from shoal.actors.config import ActorConfig
 from shoal.actors.pool import MOST_REFUSED
-from shoal.actors.ray_actor import ProcessLocation
-from shoal.actors.ray_nodes import NoAnswer
+from shoal.actors.ray_actor import ProcessLocation, _age_seconds
+from shoal.actors.ray_nodes import NoAnswer, RayNode
 from shoal.actors.ray_pool import RayPool
 from shoal.actors.supervisor import ActorSlot, Supervisor, TooManyFailures
 from shoal.envs.config import EnvironmentNotFound
@@ -250,3 +250,129 @@ def test_a_head_that_does_not_answer_keeps_nobody_waiting(store: Store, monkeypa
     assert supervisor._draining == {"a node"}
     assert slot.built
     assert lost == []
+
+
+class Nodes:
+    """In place of the head: the ids of the nodes that it takes for living, or its silence."""
+
+    def __init__(self) -> None:
+        self.living: list[str] | None = ["node"]
+
+    def __call__(self) -> list[RayNode]:
+        """The living nodes."""
+        if self.living is None:
+            raise NoAnswer("busy")
+        return [RayNode(node_id, "", {}, {}, {}) for node_id in self.living]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    found = Nodes()
+    monkeypatch.setattr(supervisor_module, "living_nodes", found)
+    return found
+
+
+def look(supervisor: Supervisor) -> None:
+    """Whatever is due now."""
+    supervisor._look_at = 0.0
+    supervisor.start_due()
+
+
+def lose(supervisor: Supervisor, slot: ActorSlot) -> None:
+    """The actor is out of reach, and Ray does not know why."""
+    slot.call = Raises(ActorUnavailableError("its connection broke", None))  # type: ignore[assignment]
+    assert supervisor.collect(slot) is None
+
+
+def test_an_actor_that_was_lost_with_its_node_is_no_failure(store: Store, nodes: Nodes) -> None:
+    """Catches an actor that is said to have died, and failures that end the run, because a connection broke some
+    seconds before Ray knew that its node had ended."""
+    supervisor, slot, lost = supervise(60.0)
+    for _ in range(supervisor._max_failures):
+        lose(supervisor, slot)
+        look(supervisor)  # another takes its place meanwhile
+        assert slot.handle is not None
+        for _ in ("process_location", "build"):
+            supervisor.collect(slot)
+    nodes.living = None
+    look(supervisor)
+    assert supervisor.restarts == {}
+    nodes.living = ["another node"]
+    look(supervisor)
+    assert supervisor.restarts == {"node_died": 5}
+    assert (slot.failures, lost) == (0, [slot] * 5)
+    assert [reason for reason, _ in supervisor.replaced] == ["node_died"] * 5
+    assert supervisor.recoveries.count == 5
+
+
+@pytest.mark.parametrize("delivers", [True, False])
+def test_an_actor_that_was_lost_while_its_node_lives_failed(
+    store: Store, nodes: Nodes, delivers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an actor that is replaced without end and counted as no failure, or after it has done its work."""
+    supervisor, slot, _ = supervise(60.0)
+    lose(supervisor, slot)
+    look(supervisor)
+    for _ in ("process_location", "build"):
+        supervisor.collect(slot)
+    if delivers:
+        supervisor.call(slot, "rollout")
+        assert supervisor.collect(slot) == "an unroll"
+    monkeypatch.setattr(supervisor_module, "VERDICT_SECONDS", 0.0)
+    if delivers:
+        supervisor._max_failures = 1
+        look(supervisor)
+        assert slot.failures == 0
+    else:
+        supervisor._max_failures = 1
+        with pytest.raises(TooManyFailures, match=r"failed 1 times in a row \(died\).*its connection broke"):
+            look(supervisor)
+    assert supervisor.restarts == {"died": 1}
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_every_lost_actor_is_counted_at_the_end(store: Store, nodes: Nodes, knows: bool) -> None:
+    """Catches a summary of fewer replacements than there were, because the run ended before Ray knew of a node."""
+    supervisor, slot, _ = supervise(60.0)
+    lose(supervisor, slot)
+    nodes.living = [] if knows else None
+    supervisor.close()
+    supervisor.close()
+    assert supervisor.restarts == ({"node_died": 1} if knows else {"died": 1})
+
+
+@pytest.mark.parametrize(
+    ("age", "recovery"),
+    [(20.0, 21.0), (None, 101.0), (5000.0, 1.0)],
+    ids=["a new process", "no Linux", "a process that was idle"],
+)
+def test_a_recovery_does_not_wait_for_a_node(
+    store: Store, age: float | None, recovery: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a time to replace an actor that is that of a cloud's machines to come."""
+    now = [1000.0]
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now[0])
+    supervisor, slot, _ = supervise(60.0)
+    slot.since -= 300.0  # its own wait is nobody's recovery
+    supervisor.fail(slot, "node_died", RuntimeError("gone"))
+    supervisor.start_due()
+    now[0] += 100.0
+    monkeypatch.setattr(Actor, "process_location", Call(ProcessLocation("node", 2, age)))
+    slot.call = Actor.process_location  # type: ignore[assignment]
+    supervisor.collect(slot)
+    now[0] += 1.0
+    supervisor.collect(slot)
+    assert slot.built
+    assert supervisor.recoveries.seconds == pytest.approx(recovery)
+
+
+def test_a_process_knows_its_age() -> None:
+    """Catches an age in other units, or of the machine."""
+    before = time.monotonic()
+    first = _age_seconds()
+    if first is None:
+        pytest.skip("needs /proc")
+    assert 0 < first < 24 * 3600
+    second = _age_seconds()
+    assert second is not None
+    assert 0 <= second - first <= time.monotonic() - before

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from shoal.actors.code import packaged, this_code
 from shoal.actors.ray_nodes import NoAnswer, draining_nodes, is_autoscaled, living_nodes
 from shoal.actors.ray_pool import describe
 from shoal.actors.ray_watch import RayLost, RayWatch
+from shoal.actors.supervisor import BUILD_TIMEOUT_SECONDS
 from shoal.deploy.cluster.named_packages import named_packages
+from shoal.deploy.cluster.node_trial import Failure, make_once, parts_of
+from shoal.deploy.cluster.nodes import Node, ask_nodes, fits, matches, named
 from shoal.deploy.cluster.own_modules import names_of
 from shoal.deploy.cluster.probe import Probe, probe
 from shoal.deploy.cluster.ray_session import RaySession, configure, join, leave, wait_until_free, watched
@@ -39,7 +42,9 @@ whose head is lost."""
 AGAIN_SECONDS = 0.2
 """Pause between two tries."""
 PROBE_SECONDS = 120.0
-"""A node may have to fetch this code, or to build an environment, before it answers."""
+"""A node may have to fetch this code, or to build an environment of Python's, before it answers."""
+TRIAL_SECONDS = 60.0
+"""How long a run waits for nodes to make its environment once; one that takes minutes keeps no run from its start."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives every node."""
 LOOK_SECONDS = 1.0
@@ -49,25 +54,6 @@ TURN = "shoal_turn"
 TURN_SECONDS = 15.0
 """How long after its start a run that has waited keeps its turn: until its actors hold their places."""
 ADVICE = "Start the cluster again (ray start --head); the same command then goes on from the checkpoint"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Node:
-    """One living machine of the cluster."""
-
-    node_id: str
-    address: str
-    is_here: bool
-    """This process runs there."""
-    is_draining: bool
-    resources: Mapping[str, float]
-    available: Mapping[str, float]
-    labels: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        """Address and id, for messages: nodes may share an address."""
-        return f"{self.address} ({self.node_id[:8]})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,13 +120,13 @@ class Cluster:
 
     def uses(self, node: Node, config: Config) -> bool:
         """Whether a process of the run may be on the node: this one, a rollout actor, or a peer learner."""
-        kinds = [(self.config.actor_labels, self.needs())]
-        if config.learner.num_learners != 1:
-            kinds.append((self.config.learner_labels, {"CPU": 1.0}))
-        return node.is_here or any(
-            matches(node.labels, labels) and all(node.resources.get(name, 0.0) >= need for name, need in needs.items())
-            for labels, needs in kinds
-        )
+        return node.is_here or self._may_act(node) or self._may_learn(node, config)
+
+    def _may_act(self, node: Node) -> bool:
+        return fits(node, self.config.actor_labels, self.needs())
+
+    def _may_learn(self, node: Node, config: Config) -> bool:
+        return config.learner.num_learners != 1 and fits(node, self.config.learner_labels, {"CPU": 1.0})
 
     def room(self, nodes: Sequence[Node]) -> Room:
         """Actors that fit on what is free now. On this machine the learner keeps at least half of the cores."""
@@ -172,9 +158,9 @@ class Cluster:
         nodes = self.nodes()
         room = self.room(nodes)
         problems = self.problems(config, nodes, room, here)
-        problems = problems or self.mismatches(
-            self.probe([node for node in nodes if self.uses(node, config)], config), config
-        )
+        used = [node for node in nodes if self.uses(node, config)]
+        problems = problems or self.mismatches(self.probe(used, config), config)
+        problems = problems or self.try_out(used, config)
         if problems:
             raise CannotStart("\n".join(problems))
         return self.place(config, room, here)
@@ -337,19 +323,55 @@ class Cluster:
         return {node: answer for node, answer in answers.items() if answer or node.node_id in living}
 
     def _probe(self, nodes: Sequence[Node], config: Config) -> dict[Node, Probe | None]:
-        task, packages = ray.remote(num_cpus=0, max_retries=0)(probe), tuple(named_packages(config))
+        packages = tuple(named_packages(config))
+        asked = dict.fromkeys(nodes, (packages,))
+        return ask_nodes(probe, asked, "to say what they run", PROBE_SECONDS)
+
+    def try_out(self, nodes: Sequence[Node], config: Config) -> list[str]:
+        """What the nodes that the run can use cannot make of what its settings name.
+
+        Each makes the environment once. This machine's has been made by the check of the settings, and is made again
+        only where ``cluster.runtime_env`` gives its actors another surrounding than this process has.
+        """
+        tried = [node for node in nodes if self.config.runtime_env or not node.is_here]
+        # Peer learners play, too, unless the actors feed them.
+        all_play = config.placement != "disaggregated"
         asked = {}
-        for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-            asked[task.options(scheduling_strategy=there).remote(packages)] = node
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        answers: dict[Node, Probe | None] = dict.fromkeys(nodes)
-        for ref in ready:
-            try:
-                answers[asked[ref]] = ray.get(ref)
-            except RayError as error:
-                log.warning("node %s cannot be asked: %s", asked[ref].name, error)
-        return answers
+        for node in tried:
+            acts, learns = self._may_act(node), self._may_learn(node, config)
+            if acts or learns:
+                asked[node] = (parts_of(config, plays=acts or all_play, learns=learns),)
+        if not asked:
+            return []
+        failures = self._asked(self._try_out, asked, config)
+        living = {node.node_id for node in self._answered(living_nodes)}
+        found: dict[Failure, list[Node]] = {}
+        for node, failed in failures.items():
+            for failure in failed or () if node.node_id in living else ():
+                found.setdefault(failure, []).append(node)
+        slow = [node for node, failed in failures.items() if failed is None and node.node_id in living]
+        if slow and not found:
+            log.warning(
+                "%s: not made within %.0f s on %s; the run starts all the same, and each of its actors has %.0f s to "
+                "make it",
+                config.env.id,
+                TRIAL_SECONDS,
+                named(slow),
+                BUILD_TIMEOUT_SECONDS,
+            )
+        return [_told(failure, there) for failure, there in found.items()]
+
+    def _try_out(self, asked: Mapping[Node, tuple[Any, ...]], config: Config) -> dict[Node, list[Failure] | None]:
+        def ended(error: RayError) -> list[Failure]:
+            if not isinstance(error, RayTaskError | WorkerCrashedError | OutOfMemoryError):
+                # Not the environment's: the node is gone, or about to be.
+                log.warning("a node could not make %s: %s", config.env.id, error)
+                return []
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            # An error of the task's own has its frames before it.
+            return [Failure("env.id", config.env.id, "", lines[-1 if isinstance(error, RayTaskError) else 0].strip())]
+
+        return ask_nodes(make_once, asked, f"to make {config.env.id}", TRIAL_SECONDS, ended)
 
     def mismatches(self, answers: Mapping[Node, Probe | None], config: Config) -> list[str]:
         """Nodes that the run would use and cannot: silent ones, those that run something else or lack a package."""
@@ -480,15 +502,16 @@ def _explain(config: ClusterConfig, error: BaseException) -> str:
     return text
 
 
-def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Return whether a node of ``labels`` meets a Ray label selector: ``v``, ``!v``, ``in(a,b)`` or ``!in(a,b)``."""
-    for name, condition in selector.items():
-        negated = condition.startswith("!")
-        wanted = condition.removeprefix("!")
-        values = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
-        if (labels.get(name) in [value.strip() for value in values]) == negated:
-            return False
-    return True
+def _told(failure: Failure, nodes: Sequence[Node]) -> str:
+    if failure.missing:
+        return (
+            f"{failure.setting}: {named(nodes)}: {failure.name} needs the module {failure.missing}: install it there, "
+            "or send it with cluster.runtime_env={py_modules: [DIRECTORY OR WHEEL]} or {pip: [PACKAGE]}"
+        )
+    return (
+        f"{failure.setting}: {named(nodes)}: {failure.name} cannot be made: {failure.error}. Here it can: compare the "
+        "files, libraries, devices and environment variables there with those of this machine"
+    )
 
 
 def _release(version: str | None) -> str | None:

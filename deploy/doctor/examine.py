@@ -159,6 +159,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
     )
     here = Machine(cores=available_cores(), accelerator=_accelerator(config))
     found = cluster.problems(config, nodes, room, here) + cluster.mismatches(answers, config)
+    found = found or cluster.try_out(nodes, config)
     problems += found
     if not found:
         machine = cluster.place(config, room, here)

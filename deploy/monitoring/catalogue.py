@@ -202,7 +202,10 @@ _STATE = (
     "Actors by state. up: can make unrolls; starting; unplaced: waits for resources of the cluster or for its process "
     "to answer; pausing: failed, and starts again after a pause. Actors of peer learners are counted once per update."
 )
-_RECOVERY = "Seconds from detecting a failure until the successor is up, summed over shoal_actor_recoveries_total."
+_RECOVERY = (
+    "Seconds from detecting a failure until the successor is up, summed over shoal_actor_recoveries_total. Waiting for "
+    'a place in the cluster is left out: shoal_actors{state="unplaced"} shows it.'
+)
 _ACCELERATOR = (
     "Memory of the accelerator of learner 0: allocated to tensors, reserved by torch, and in total. Absent on the CPU."
 )

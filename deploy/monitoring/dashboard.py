@@ -378,7 +378,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             {"seconds": "shoal_actor_recovery_seconds_total / (shoal_actor_recoveries_total > 0)"},
             "s",
             when_empty="none was replaced",
-            note="From noticing the failure; mean of this process.",
+            note="From noticing the failure, without waiting for a place in the cluster; mean of this process.",
         ),
         Panel("Since the last checkpoint", {"seconds": _SINCE_CHECKPOINT}, "s", bad_above=3600),
         Panel("The run is done", {"done": "shoal_run_finished"}, "none", width=6),
