@@ -303,7 +303,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 )
             checkpoint = find_saved(options.run)
             if checkpoint.policies:
-                told = evaluate_teams(checkpoint, options)
+                told = evaluate_teams(checkpoint, options, here)
                 stack.close()  # from here on standard output has the answer
                 print(told)
                 return 0

@@ -37,9 +37,15 @@ class RecordedEnvironment(VectorEnvironment, Protocol):
     """Files of the episodes that have ended, in order."""
 
 
-class _Rendering(VectorEnvironment, Protocol):
+class RenderedEnvironment(VectorEnvironment, Protocol):
+    """A vector environment whose first environment can be asked for pictures."""
+
     def first_environment(self) -> Any:
         """The environment itself."""
+
+
+Make = Callable[[AdapterOptions, Mapping[str, Any]], RenderedEnvironment]
+"""(options, the environment's own arguments) -> one environment, with a slot for each of its agents."""
 
 
 def film(
@@ -50,9 +56,11 @@ def film(
     env_kwargs: Mapping[str, Any],
     options: AdapterOptions | None = None,
     max_episode_steps: int | None = None,
+    make: Make | None = None,
 ) -> RecordedEnvironment:
     """One environment, whose episodes become ``DIRECTORY/STEM-0.mp4``, ``STEM-1.mp4``, ...; an episode that has not
-    ended after ``max_episode_steps`` is cut there.
+    ended after ``max_episode_steps`` is cut there. ``make`` makes it where agents of different spaces play; None takes
+    ``envs.registry``.
 
     Raises:
         CannotRecord: it does not render pictures, or a package or the directory is missing.
@@ -69,7 +77,7 @@ def film(
             f"--video needs the package {error.name!r}, which is not installed: pip install 'shoal[video]'"
         ) from error
     try:
-        make = _make_rendering(env_id, seed, env_kwargs, options or AdapterOptions())
+        rendering = _make_rendering(env_id, env_kwargs, options or AdapterOptions(), make or _maker(env_id, seed))
     except CannotRecord:
         raise
     except Exception as error:
@@ -77,7 +85,7 @@ def film(
         why = str(error) if isinstance(error, EnvironmentNotFound) else raised(error)
         raise CannotRecord(f"--video: {env_id} cannot be rendered: {why}") from error
     _make_directory(directory, "--video")
-    return _FilmedEnvironment(make(), directory / stem, imageio_ffmpeg.write_frames, max_episode_steps)
+    return _FilmedEnvironment(rendering(), directory / stem, imageio_ffmpeg.write_frames, max_episode_steps)
 
 
 def replay(
@@ -108,9 +116,17 @@ def replay(
     )
 
 
+def _maker(env_id: str, seed: np.random.SeedSequence) -> Make:
+    def make(options: AdapterOptions, kwargs: Mapping[str, Any]) -> RenderedEnvironment:
+        slots = make_env_spec(env_id, options, **kwargs).num_agents
+        return cast(RenderedEnvironment, make_vector_env(env_id, slots, seed, options, True, **kwargs))
+
+    return make
+
+
 def _make_rendering(
-    env_id: str, seed: np.random.SeedSequence, kwargs: Mapping[str, Any], options: AdapterOptions
-) -> Callable[[], _Rendering]:
+    env_id: str, kwargs: Mapping[str, Any], options: AdapterOptions, make: Make
+) -> Callable[[], RenderedEnvironment]:
     """Return the environment's factory after one instance has rendered a picture."""
     if options.vectorization == "native" and options.wrappers:
         raise CannotRecord(
@@ -119,26 +135,21 @@ def _make_rendering(
         )
     # How several slots are stepped means nothing here: there is one environment.
     alone = AdapterOptions(wrappers=options.wrappers, image_layout=options.image_layout)
-    slots = make_env_spec(env_id, alone, **kwargs).num_agents
-
-    def make(**more: str) -> _Rendering:
-        return cast(_Rendering, make_vector_env(env_id, slots, seed, alone, True, **{**kwargs, **more}))
-
-    with contextlib.closing(make()) as plain:
+    with contextlib.closing(make(alone, kwargs)) as plain:
         modes = (plain.first_environment().metadata or {}).get("render_modes") or []
     if "rgb_array" not in modes:
         raise CannotRecord(
             f"--video: {env_id} does not render pictures: it has the render modes {', '.join(modes) or 'none'}, and "
             "rgb_array is needed"
         )
-    rendering = functools.partial(make, render_mode="rgb_array")
+    rendering = functools.partial(make, alone, {**kwargs, "render_mode": "rgb_array"})
     with contextlib.closing(rendering()) as trial:
-        trial.reset(np.empty((slots, *trial.spec.obs_shape), trial.spec.obs_dtype))
+        trial.reset(np.empty((trial.num_envs, *trial.spec.obs_shape), trial.spec.obs_dtype))
         _picture(trial)
     return rendering
 
 
-def _picture(env: _Rendering) -> np.ndarray:
+def _picture(env: RenderedEnvironment) -> np.ndarray:
     """uint8 [height, width, 3]; both even, as players of H.264 want them."""
     picture = env.first_environment().render()
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
@@ -161,7 +172,7 @@ class _FilmedEnvironment:
 
     def __init__(
         self,
-        env: _Rendering,
+        env: RenderedEnvironment,
         stem: Path,
         write_frames: Callable[..., Generator[None, Any, None]],
         max_episode_steps: int | None,

@@ -41,7 +41,7 @@ def best(tmp_path):
 def keep(best, found):
     learner = make_learner(small_policy())
     weights = dataclasses.replace(flatten_weights(learner.policy, 0), policy_version=found.policy_version)
-    best.save(learner, {"evaluation": found._asdict()}, weights)
+    best.save(learner, {"evaluation": found.to_json()}, weights)
 
 
 def evaluations_of(tmp_path, *results):
@@ -97,10 +97,31 @@ def test_a_best_that_could_not_be_kept_leaves_the_one_before(tmp_path):
     assert evaluations.is_best(result(3, 0.5))
 
 
+def test_none_of_several_policies_is_the_best(tmp_path):
+    """What a policy won against opponents that were worse than ever, shown as its best; lines without its name; and
+    files of runs of one policy that have another key."""
+    evaluations = Evaluations(tmp_path / "evaluation.jsonl", "hunters")
+    found = [result(version, mean)._replace(policy="hunters") for version, mean in ((1, 5.0), (2, 0.2))]
+    for one in found:
+        evaluations.add(one)
+    assert (evaluations.best, evaluations.last) == (None, found[1])
+    again = Evaluations(tmp_path / "evaluation.jsonl", "hunters")
+    assert (again.best, again.last) == (None, found[1])
+    assert read_evaluations(tmp_path / "evaluation.jsonl") == found
+    assert "policy" not in result(1, 5.0).to_json()
+
+
 def test_lines_that_no_run_wrote_are_passed_over(tmp_path):
     """Numbers that are believed for their names: a report or a summary that fails on them."""
-    good = result(1, 0.2)._asdict()
-    forged = ({"mean_return": "0.9"}, {"policy_version": 1.5}, {"episodes": True}, {"env_steps": None}, {"more": 1})
+    good = result(1, 0.2).to_json()
+    forged = (
+        {"mean_return": "0.9"},
+        {"policy": 3},
+        {"policy_version": 1.5},
+        {"episodes": True},
+        {"env_steps": None},
+        {"more": 1},
+    )
     lines = [good, *({**good, **change} for change in forged), [], None, 3]
     text = "\n".join(json.dumps(line) for line in lines) + "\n" + json.dumps({**good, "mean_length": 1e999}) + "\n"
     (tmp_path / "evaluation.jsonl").write_text(text + "[" * 100_000 + "\n")

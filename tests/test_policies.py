@@ -72,7 +72,6 @@ def test_agents_are_found_by_their_names() -> None:
         (["placement=colocated"], "placement: does not work with policies"),
         (["actor.reset_memory=never"], "actor.reset_memory: does not work with policies"),
         (["self_play.share=0.5"], "self_play.share: does not work with policies"),
-        (["evaluation.every_env_steps=5"], "evaluation.every_env_steps: does not work with policies"),
         (["policy.map_actions=[a=b]"], "policy.map_actions: does not work with policies"),
         (["policies.hunters.agents=[]"], "policies.hunters.agents: "),
         (["policies={a/b: {agents: [x]}, c: {agents: [y]}}"], "policies.a/b: "),

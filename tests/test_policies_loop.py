@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shoal.deploy.evaluation.evaluator import Rounds
 from shoal.deploy.training.prepared_run import PreparedRun, prepare
 from shoal.deploy.training.worker_group import start_workers
-from shoal.learner.training_loop import Limits, Saving, TrainedPolicy, train
+from shoal.learner.training_loop import Limits, Observer, Saving, TrainedPolicy, train
 from team_setups import configured
 
 
@@ -35,9 +36,9 @@ class Loop:
         self.saved.append(self.versions)
         return self._place
 
-    def train(self, env_steps: int, checkpoint_every: int = 0) -> None:
+    def train(self, env_steps: int, checkpoint_every: int = 0, observer: Observer | None = None) -> None:
         limits = Limits(total_env_steps=env_steps, checkpoint_every=checkpoint_every)
-        train(self.policies, Saving(write=self.write), limits, self.stop, Nobody())
+        train(self.policies, Saving(write=self.write), limits, self.stop, observer or Nobody())
 
 
 @pytest.fixture
@@ -70,6 +71,26 @@ def test_a_round_that_began_is_ended(loop: Loop) -> None:
     assert published == [0, 1, 2]
     assert loop.versions == [2, 2]
     assert loop.saved == [[2, 2]]
+
+
+def test_what_is_evaluated_is_of_one_round(loop: Loop) -> None:
+    """Catches an evaluation of policies of which some are an update ahead, and weights with the steps of others."""
+    rounds = Rounds({run.policy: run.learner for run in loop.runs}, Nobody())
+    runners, seen = loop.runs[1].learner, []
+    publish = runners.publish_to
+
+    def look_while_the_hunters_are_ahead(weights: Any) -> Any:
+        seen.append((loop.versions[0], [taken.weights.policy_version for taken in rounds.newest.values()]))
+        return publish(weights)
+
+    runners.publish_to = look_while_the_hunters_are_ahead
+    loop.train(600, observer=rounds)
+    assert seen == [(0, []), (1, []), *((round_, [round_ - 1] * 2) for round_ in range(2, loop.versions[0] + 1))]
+    assert len(seen) > 3
+    assert list(rounds.newest) == ["hunters", "runners"]
+    for run, taken in zip(loop.runs, rounds.newest.values(), strict=True):
+        assert taken.weights.policy_version == run.learner.learner.policy_version
+        assert taken.env_steps == run.learner.queue.ledger.trained > 0
 
 
 def test_schedules_go_by_the_steps_of_all(loop: Loop) -> None:

@@ -56,7 +56,7 @@ def test_several_policies_have_one_bottleneck(tmp_path: Path) -> None:
     assert len({run.bottleneck.now() for run in runs}) == 1
     for run in runs:
         run.run_dir.mkdir(parents=True)
-    summary = _summaries(runs, tmp_path / "run", Evaluations(tmp_path / "run" / "evaluation.jsonl"))
+    summary = _summaries(runs, tmp_path / "run", {run.policy: Evaluations() for run in runs})
     assert summary["limit"]["stage"] == "environment"
 
 

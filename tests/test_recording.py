@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from films import frames
 from scripted_envs import choose, play_script
 from shoal.envs.config import AdapterOptions
 from shoal.envs.play import play
@@ -18,17 +18,6 @@ from shoal.envs.reference import random_player
 from shoal.envs.registry import make_vector_env
 
 SEED = np.random.SeedSequence(3)
-
-
-def frames(file: Path, height: int, width: int) -> np.ndarray:
-    """uint8 [frames, height, width, 3]."""
-    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
-    done = subprocess.run(
-        [ffmpeg, "-i", str(file), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
-    )
-    assert f"{width}x{height}".encode() in done.stderr
-    assert b"10 fps" in done.stderr
-    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
 def always(action: int) -> Any:
@@ -100,6 +89,34 @@ def test_a_game_of_several_agents_is_one_film(tmp_path: Path) -> None:
     assert played.episodes == 2 * slots
     for k, file in enumerate(env.files):
         assert len(frames(file, 16, 16)) == 1 + max(len(episodes[k].rewards) for episodes in scripts)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "slots"),
+    [
+        ("evaluated_envs:Painted-v0", {"masked": True}, 1),
+        ("pettingzoo:turn_games:Nim", {}, 2),
+        ("pettingzoo:turn_games:Nim", {"masks": "info"}, 2),
+    ],
+)
+def test_a_film_plays_legal_actions(env_id: str, kwargs: dict[str, Any], slots: int, tmp_path: Path) -> None:
+    """Catches a film of a policy that does not see the mask: of games that illegal moves lose or break off."""
+    pytest.importorskip("imageio_ffmpeg")
+    if slots > 1:
+        turn_games = pytest.importorskip("turn_games")
+        turn_games.Nim.illegal.clear()
+    env = film(env_id, SEED, tmp_path, "episode", kwargs)
+    played = play(env, random_player(env.spec, np.random.default_rng(2)), 6 * slots)
+    env.close()
+    assert not env.faults
+    assert len(env.files) == 6
+    if slots > 1:
+        assert not turn_games.Nim.illegal
+        # Who takes the last stone wins, and the other one loses.
+        assert set(played.by_environment(played.returns).tolist()) == {0.0}
+    for file, length in zip(env.files, played.lengths[::slots].tolist(), strict=True):
+        size = (34, 66) if slots == 1 else (16, 16)
+        assert len(frames(file, *size)) == length + 1
 
 
 @pytest.mark.parametrize(

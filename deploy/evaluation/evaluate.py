@@ -51,7 +51,7 @@ more processes can take part."""
 MOST_BLOCKS = 64
 MAX_EPISODE_STEPS = 10_000
 """An episode that has not ended after so many steps is cut: some environments have no end."""
-_RECORDED = 2**32 - 1
+RECORDED = 2**32 - 1
 """Spawn key of the random streams of recorded episodes; blocks count from 0."""
 
 
@@ -116,6 +116,10 @@ class Side:
     """As ``PolicyPlayer``'s."""
     checkpoint: Checkpoint | None = None
     """The checkpoint that the weights were loaded from, if any."""
+
+    def with_weights(self, weights: Mapping[str, Weights]) -> Side:
+        """The same with other weights, by the name of the policy, which is "" here."""
+        return dataclasses.replace(self, weights=weights[""])
 
     @property
     def manner(self) -> str:
@@ -496,8 +500,13 @@ def keywords(entries: Sequence[str], option: str) -> dict[str, Any]:
     return found
 
 
+def recording_stem(version: int) -> str:
+    """What the names of recordings begin with; ``shoal report`` finds films by it."""
+    return f"version-{version:09d}-episode"
+
+
 class Recorder:
-    """Records whole episodes of one environment: ``kind`` is ``video`` or ``replay``."""
+    """Records whole episodes of one environment, played by one policy: ``kind`` is ``video`` or ``replay``."""
 
     def __init__(self, kind: str, side: Side, directory: Path, max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
         """Make the environment.
@@ -506,10 +515,9 @@ class Recorder:
             CannotRecord: it leaves nothing of this kind to look at, or the directory or a package is missing.
         """
         setup = side.setup
-        env_seed, self._action_seed = seeds(setup, _RECORDED)
-        version = side.weights.policy_version if side.weights else 0
+        env_seed, self._action_seed = seeds(setup, RECORDED)
         make = {"video": film, "replay": replay}[kind]
-        stem = f"version-{version:09d}-episode"
+        stem = recording_stem(side.weights.policy_version if side.weights else 0)
         self._env = make(
             setup.env_id, env_seed, directory, stem, setup.env_kwargs, setup.env_options, max_episode_steps
         )

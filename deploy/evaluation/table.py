@@ -31,6 +31,16 @@ class Recorded(NamedTuple):
     length: float
 
 
+class Filmed(NamedTuple):
+    """A film of a game of several policies."""
+
+    file: Path
+    returns: Mapping[str, float | None]
+    """Mean return of the agents of every policy, by its name; None where none of them was in the game."""
+    length: int
+    """Steps of its longest episode."""
+
+
 def recorded(files: Sequence[Path], episodes: Episodes) -> list[Recorded]:
     """Each file with what was played in it."""
     returns, lengths = episodes.by_environment(episodes.returns), episodes.by_environment(episodes.lengths)
@@ -122,17 +132,17 @@ def to_json(own: Played, others: Sequence[Played], recordings: Sequence[Recorded
     }
 
 
-def policies_lines(policies: Mapping[str, Played]) -> list[str]:
+def policies_lines(policies: Mapping[str, Played], films: Sequence[Filmed] = ()) -> list[str]:
     """The table of several policies that played together, as lines of text."""
     first = next(iter(policies.values()))
-    games = len(first.episodes.starts())
+    games = max(len(played.episodes.starts()) for played in policies.values())
     said = [
         f"{first.side.setup.env_id}, {len(policies)} policies, actions {first.side.manner}",
         f"  games     {games}, each with episodes of all agents, seed {first.side.setup.seed}",
         "",
         *columns(
             ["", "return", "95% of the mean", "lowest", "median", "highest", "steps", "terminated"],
-            [_row(played) for played in policies.values()],
+            [_row(played) for played in policies.values() if played.episodes.episodes],
         ),
         "",
     ]
@@ -141,12 +151,20 @@ def policies_lines(policies: Mapping[str, Played]) -> list[str]:
         trained = side.checkpoint.state["mean_return"]
         was = "no episode ended in training" if trained is None else f"training {trained:.3f} over its last episodes"
         said.append(f"  {name}  policy version {side.checkpoint.policy_version}, {was}")
+        if not episodes.episodes:
+            said.append(f"  {name}  none of its agents was in a game")
         if cut := int(episodes.cut.sum()):
             said.append(f"  {name}  {cut} of {episodes.episodes} episodes cut (--max-episode-steps)")
+    said += [""] * bool(films)
+    for film in films:
+        returns = ", ".join(f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in film.returns.items())
+        said.append(f"  {film.file}  return {returns}, {film.length} steps")
     return said
 
 
-def policies_to_json(checkpoint: Checkpoint, policies: Mapping[str, Played]) -> dict[str, Any]:
+def policies_to_json(
+    checkpoint: Checkpoint, policies: Mapping[str, Played], films: Sequence[Filmed] = ()
+) -> dict[str, Any]:
     """One object of plain data for several policies that played together."""
     first = next(iter(policies.values())).side
     found = {}
@@ -155,7 +173,7 @@ def policies_to_json(checkpoint: Checkpoint, policies: Mapping[str, Played]) -> 
         found[name] = {
             "policy_version": played.side.checkpoint.policy_version,
             "training_mean_return": played.side.checkpoint.state["mean_return"],
-            **_numbers(played),
+            **(_numbers(played) if played.episodes.episodes else {"episodes": 0, "mean_return": None}),
         }
     return {
         "checkpoint": str(checkpoint.path),
@@ -163,6 +181,9 @@ def policies_to_json(checkpoint: Checkpoint, policies: Mapping[str, Played]) -> 
         "env_id": first.setup.env_id,
         "seed": first.setup.seed,
         "policies": found,
+        "recordings": [
+            {"file": str(film.file), "returns": dict(film.returns), "length": film.length} for film in films
+        ],
     }
 
 

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from shoal.actors.teams import TeamSetup
 from shoal.deploy.evaluation.evaluate import (
     MAX_EPISODE_STEPS,
+    RECORDED,
     Side,
     checkpoint_side,
     env_config,
     fitted_setup,
     keywords,
     play_sides,
+    recording_stem,
+    seeds,
     with_whole_games,
 )
 from shoal.deploy.evaluation.saved_run import check_saved_by_run, trained_arguments
-from shoal.deploy.evaluation.table import Played, policies_lines, policies_to_json
+from shoal.deploy.evaluation.table import Filmed, Played, policies_lines, policies_to_json
 from shoal.envs.boundary import DiscreteActions, EnvSpec, StepRows, VectorSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.play import Episodes, Player, play
 from shoal.envs.raised import raised
+from shoal.envs.recording import film
 from shoal.envs.reference import random_player
 from shoal.envs.reports import Reports
 from shoal.envs.teams import Patterns, TeamsEnvironment, make_team_specs
 from shoal.learner.checkpoint import Checkpoint, CheckpointError
+from shoal.policy.weights import Weights
 
 
 class AllAgents:
     """The agents of all policies as one ``VectorEnvironment`` for ``envs.play``, which asks ``act`` for their actions.
 
-    A row of ``obs`` is what its agent sees, flat, with zeros behind it; what is given to ``step`` means nothing.
+    ``players`` has one for each policy. A row of ``obs`` is what its agent sees, flat, with zeros behind it; what is
+    given to ``step`` means nothing.
     """
 
     def __init__(self, teams: TeamsEnvironment, players: Sequence[Player]) -> None:
@@ -92,6 +101,10 @@ class AllAgents:
             flat = group.obs.reshape(len(group.slots), -1)
             obs[group.slots, : flat.shape[1]] = flat
 
+    def first_environment(self) -> Any:
+        """The first game."""
+        return self._games.all[0].inner.env
+
     def close(self) -> None:
         """Close the games."""
         self._games.close()
@@ -107,6 +120,11 @@ class TeamsSide:
     agents: Mapping[str, tuple[int, ...]]
     """The indices of every policy's agents among those of a game."""
 
+    def with_weights(self, weights: Mapping[str, Weights]) -> TeamsSide:
+        """The same with other weights, by the name of the policy."""
+        sides = {name: dataclasses.replace(side, weights=weights[name]) for name, side in self.sides.items()}
+        return dataclasses.replace(self, sides=sides)
+
     def make(self, env_seed: np.random.SeedSequence, action_seed: np.random.SeedSequence) -> tuple[AllAgents, Player]:
         """The games of one block, and the player of all agents."""
         whole = self.setup.make_env(env_seed, whole_episodes=True)
@@ -117,6 +135,12 @@ class TeamsSide:
         ]
         env = AllAgents(whole, players)
         return env, env.act
+
+    def of_policies(self, played: Episodes) -> Episodes:
+        """``played`` with the episodes of each policy."""
+        return dataclasses.replace(
+            played, policies={name: played.of_agents(agents) for name, agents in self.agents.items()}
+        )
 
 
 def teams_side(
@@ -182,6 +206,12 @@ def teams_side(
     )
 
 
+def unplayed_side(setup: TeamSetup, agents: Mapping[str, tuple[int, ...]], *, greedy: bool) -> TeamsSide:
+    """The policies of a run, whose weights are still to come; ``agents`` as in ``TeamsSide``."""
+    sides = {name: Side(label=name, setup=own, weights=None, greedy=greedy) for name, own in setup.setups.items()}
+    return TeamsSide(setup=setup, sides=sides, agents=agents)
+
+
 def play_teams(
     side: TeamsSide, episodes: int, processes: int | None = None, *, max_episode_steps: int = MAX_EPISODE_STEPS
 ) -> Episodes:
@@ -190,9 +220,72 @@ def play_teams(
     Raises what ``evaluate.play_sides`` does.
     """
     (played,) = play_sides([side], episodes, processes, max_episode_steps=max_episode_steps)
-    return dataclasses.replace(
-        played, policies={name: played.of_agents(agents) for name, agents in side.agents.items()}
-    )
+    return side.of_policies(played)
+
+
+class TeamsRecorder:
+    """Films whole games of several policies, as ``evaluate.Recorder`` does of one."""
+
+    def __init__(self, side: TeamsSide, directory: Path, max_episode_steps: int = MAX_EPISODE_STEPS) -> None:
+        """Make the game.
+
+        Raises:
+            CannotRecord: it renders no pictures, or the directory or a package is missing.
+        """
+        self._side, self._max_episode_steps = side, max_episode_steps
+        first = side.setup.first
+        env_seed, _ = seeds(side.setup, RECORDED)
+        version = max(each.weights.policy_version if each.weights else 0 for each in side.sides.values())
+        self._env = film(
+            first.env_id,
+            env_seed,
+            directory,
+            recording_stem(version),
+            first.env_kwargs,
+            first.env_options,
+            max_episode_steps,
+            self._make,
+        )
+
+    def _make(self, options: AdapterOptions, kwargs: Mapping[str, Any]) -> AllAgents:
+        """One game."""
+        setups = {
+            name: dataclasses.replace(
+                own, env_options=options, env_kwargs=dict(kwargs), num_envs=len(self._side.agents[name])
+            )
+            for name, own in self._side.setup.setups.items()
+        }
+        alone = dataclasses.replace(self._side, setup=dataclasses.replace(self._side.setup, setups=setups))
+        game, self._player = alone.make(*seeds(self._side.setup, RECORDED))
+        return game
+
+    def record(self, games: int) -> list[Filmed]:
+        """Play so many games.
+
+        Raises:
+            EnvironmentFault: the game is beyond repair.
+        """
+        torch.set_num_threads(1)
+        episodes = games * self._env.num_envs
+        played = self._side.of_policies(
+            play(self._env, self._player, episodes, max_episode_steps=self._max_episode_steps)
+        )
+        return [
+            Filmed(
+                file,
+                {name: _mean(own.returns[own.number == game]) for name, own in played.policies.items()},
+                int(played.lengths[played.number == game].max()),
+            )
+            for game, file in enumerate(self._env.files)
+        ]
+
+    def close(self) -> None:
+        """Close the game."""
+        self._env.close()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
 
 
 def random_team_returns(
@@ -224,8 +317,9 @@ def random_team_returns(
     }
 
 
-def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
-    """``shoal evaluate`` for a checkpoint of several policies: the returns of each, as it prints them.
+def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace, here: Path = Path()) -> str:
+    """``shoal evaluate`` for a checkpoint of several policies: the returns of each, as it prints them. Films go to a
+    directory below ``here``.
 
     Raises:
         ValueError: an option that is for one policy, or as ``teams_side``.
@@ -238,7 +332,6 @@ def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
         "--against": options.against,
         "--memory-horizon": options.memory_horizon is not None,
         "--zero-memory": options.zero_memory,
-        "--video": options.video,
         "--replay": options.replay,
         "--map-feature": options.map_feature is not None,
         "--map-action": options.map_action is not None,
@@ -256,6 +349,13 @@ def evaluate_teams(checkpoint: Checkpoint, options: argparse.Namespace) -> str:
         env_kwargs=keywords(options.env_kwargs, "--env-kwargs"),
         env_options=keywords(options.env_options, "--env-options"),
     )
+    films: list[Filmed] = []
+    if options.video is not None:
+        recorder = TeamsRecorder(side, here / options.video, options.max_episode_steps)
+        with contextlib.closing(recorder):
+            films = recorder.record(options.recordings)
     played = play_teams(side, options.episodes, options.processes, max_episode_steps=options.max_episode_steps)
     found = {name: Played(side.sides[name], own) for name, own in played.policies.items()}
-    return json.dumps(policies_to_json(checkpoint, found)) if options.json else "\n".join(policies_lines(found))
+    if options.json:
+        return json.dumps(policies_to_json(checkpoint, found, films))
+    return "\n".join(policies_lines(found, films))

@@ -381,7 +381,7 @@ _MEASURED: tuple[CatalogueEntry, ...] = (
     _gauge("evaluation_return", _EVALUATION, lambda s: _evaluated(s.evaluations.last)),
     _gauge(
         "evaluation_best_return",
-        "Highest mean return of all evaluations of the run.",
+        "Highest mean return of all evaluations of the run; NaN where it trains several policies.",
         lambda s: _evaluated(s.evaluations.best),
     ),
     _gauge(

@@ -129,6 +129,8 @@ class TeamShare:
     name: str
     number: int
     """Its place among the policies."""
+    agents: tuple[int, ...]
+    """The places of its agents among those of a game."""
     spec: EnvSpec
     num_slots: int
     """Slots of its agents in one actor."""
@@ -181,6 +183,7 @@ def team_shares(config: Config, layout: Layout | None = None) -> dict[str, TeamS
         name: TeamShare(
             name=name,
             number=number,
+            agents=group.indices,
             spec=group.spec,
             num_slots=games * len(group.agents),
             share=len(group.agents) / num_agents,

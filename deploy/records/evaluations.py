@@ -1,4 +1,7 @@
-"""Results of evaluations during training: ``RUN/evaluation.jsonl``, the last result and the best."""
+"""Results of evaluations during training: ``RUN/evaluation.jsonl``, the last result and the best.
+
+Where a run trains several policies, each has them in its own folder, and none is the best.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,19 @@ class EvaluationResult(NamedTuple):
     """Index of the session of a resumed run, from 0."""
     policy_version: int
     env_steps: int
-    """Environment steps trained in the whole run when the weights were taken."""
+    """Environment steps trained in the whole run when the weights were taken, of several policies by this one."""
     episodes: int
     mean_return: float
     return_ci95: float | None
     """Half the width of the mean's 95% interval; None if there were too few episodes."""
     mean_length: float
+    policy: str = ""
+    """Whose result it is, of several policies that play together."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; without the policy where it is the only one."""
+        found = self._asdict()
+        return found if self.policy else {name: value for name, value in found.items() if name != "policy"}
 
 
 def sentence(result: EvaluationResult) -> str:
@@ -48,16 +58,21 @@ def sentence(result: EvaluationResult) -> str:
 class Evaluations:
     """The results of a run; one thread adds them, others read."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        """Read the results of earlier sessions from ``file``; torn lines are skipped."""
-        self._file = file
+    def __init__(self, file: Path | None = None, policy: str = "") -> None:
+        """Read the results of earlier sessions from ``file``; torn lines are skipped.
+
+        Those of one of several policies have its name, and no best: each is of games with the others as they were then,
+        so a higher return may mean that those were worse.
+        """
+        self._file, self._policy = file, policy
         self.count = 0
         """Evaluations made by this process."""
         self.failed = 0
         """Evaluations of this process that failed or timed out."""
         self.last: EvaluationResult | None = None
         self.best: EvaluationResult | None = None
-        """The result with the highest mean return, the latest of equal ones; where weights are kept, of those kept."""
+        """The result with the highest mean return, the latest of equal ones; where weights are kept, of those kept.
+        None of several policies."""
         for result in read_evaluations(file) if file else []:
             self._take_in(result, kept=True)
 
@@ -91,13 +106,13 @@ class Evaluations:
     def _write(self, result: EvaluationResult) -> None:
         if self._file:
             try:
-                append(self._file, result._asdict())
+                append(self._file, result.to_json())
             except (OSError, ValueError) as error:
                 log.warning("an evaluation could not be written to %s: %s", self._file, error)
 
     def _take_in(self, result: EvaluationResult, *, kept: bool) -> None:
         self.last = result
-        if kept and self.is_best(result):
+        if kept and not self._policy and self.is_best(result):
             self.best = result
 
 
@@ -127,8 +142,8 @@ def _parse_line(line: str) -> EvaluationResult | None:
 
 
 def parse(found: Any) -> EvaluationResult | None:
-    """The result that ``EvaluationResult._asdict`` gave; None for anything else."""
-    if not isinstance(found, dict) or found.keys() != set(EvaluationResult._fields):
+    """The result that ``EvaluationResult.to_json`` gave; None for anything else."""
+    if not isinstance(found, dict) or {"policy", *found} != set(EvaluationResult._fields):
         return None
     result = EvaluationResult(**found)
     counts = (result.session, result.policy_version, result.env_steps, result.episodes)
@@ -136,4 +151,4 @@ def parse(found: Any) -> EvaluationResult | None:
     numbers = (result.time, result.mean_return, result.mean_length, half_width)
     if not all(type(count) is int for count in counts) or not all(type(number) in (int, float) for number in numbers):
         return None
-    return result if all(map(math.isfinite, numbers)) else None
+    return result if all(map(math.isfinite, numbers)) and isinstance(result.policy, str) else None

@@ -220,7 +220,9 @@ def _evaluation(run: RecordedRun) -> list[Fact]:
         return []
     best, last = max(run.evaluations, key=lambda e: e.mean_return), run.evaluations[-1]
     value = number(last.mean_return) + (f" {margin(last.half_width)}" if last.half_width is not None else "")
-    note = f"the last of {len(run.evaluations)}; the best, {number(best.mean_return)}, at {count(best.env_steps)} steps"
+    note = f"the last of {len(run.evaluations)}"
+    if not run.policy:  # of several, each return says as much of the others
+        note += f"; the best, {number(best.mean_return)}, at {count(best.env_steps)} steps"
     return [Fact("Evaluation", value, note)]
 
 

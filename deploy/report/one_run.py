@@ -81,7 +81,7 @@ def _films(run: RecordedRun, folder: Path) -> list[Links]:
     """Films of episodes, which ``shoal evaluate --video`` writes, linked from where the page will be."""
     if not run.films:
         return []
-    links = [Link(str(film.relative_to(run.path)), relative_url(film, folder)) for film in run.films[:MOST_FILMS]]
+    links = [Link(str(film.relative_to(run.run_dir)), relative_url(film, folder)) for film in run.films[:MOST_FILMS]]
     left = f" {len(run.films) - MOST_FILMS} older ones are not listed." if len(run.films) > MOST_FILMS else ""
     note = f"Newest first. The page only points to the files: move them with it.{left}"
     return [Links("Films of episodes", links, note)]

@@ -52,6 +52,11 @@ class RecordedRun:
     """Environment steps that all policies together trained in the whole run; None where there is no such summary."""
 
     @property
+    def run_dir(self) -> Path:
+        """The run's directory, where ``path`` is the folder of one of its policies, too."""
+        return run_dir_of(self.path, self.policy)
+
+    @property
     def name(self) -> str:
         """Name of the run directory."""
         return self.path.resolve().name
@@ -85,6 +90,11 @@ class RecordedRun:
         return float(value) if isinstance(value, int | float) else float(self.metrics.steps[-1])
 
 
+def run_dir_of(path: Path, policy: str) -> Path:
+    """The run's directory of ``path``, which is the folder of ``policy`` in it unless that is empty."""
+    return path.resolve().parent.parent if policy else path
+
+
 def read_run(path: Path) -> RecordedRun:
     """Read the run directory ``path``.
 
@@ -115,14 +125,15 @@ def read_run(path: Path) -> RecordedRun:
         if policy := _policy(path, config):
             # The policies of a run have its settings in common, its log, and how it ended.
             config["trained_policy"] = policy
-            run_dir = path.resolve().parent.parent
+            run_dir = run_dir_of(path, policy)
             whole = _summary(run_dir / "summary.json", metrics) if summary else None
             run_env_steps = float(whole["env_steps"]) if whole else None
         failure = _failure(run_dir) or _raised(summary)
         complaints = read_log(run_dir / "run.log")
         memory_horizon = _memory_horizon(path / MEMORY_HORIZON)
         evaluations = _evaluations(path / "evaluation.jsonl", metrics)
-        films = _films(path)
+        # Those of a game are of all of its policies.
+        films = _films(run_dir)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     return RecordedRun(

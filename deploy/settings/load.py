@@ -233,10 +233,6 @@ def _policies(config: Config) -> list[str]:
             "carries the memory across games, which works with one policy; leave it out",
         ),
         "self_play.share": (bool(config.self_play.share), "is for one policy that plays all agents; leave one out"),
-        "evaluation.every_env_steps": (
-            bool(config.evaluation.every_env_steps),
-            "evaluates one policy during training; leave it out, and use shoal evaluate RUN",
-        ),
         "policy.map_features": (bool(config.policy.map_features), "is for the names of one policy; leave it out"),
         "policy.map_actions": (bool(config.policy.map_actions), "is for the names of one policy; leave it out"),
     }

@@ -132,7 +132,8 @@ class EvaluationConfig(Section):
     greedy: bool = False
     """Take the most probable action instead of sampling."""
     best: bool = True
-    """Keep the weights with the highest mean return in RUN/best."""
+    """Keep the weights with the highest mean return in RUN/best. Not of several policies: the return of each says as
+    much of the others."""
     max_seconds: Seconds = 600.0
     """One that takes longer is given up."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 15

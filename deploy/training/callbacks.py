@@ -165,8 +165,9 @@ class Callback:
     trackers of ``log.sinks``, and to Prometheus as ``shoal_callback{name="NAME"}``. An exception saves the run and ends
     it with ``CallbackFailed``.
 
-    Where several policies are trained, ``on_update`` and ``on_episodes`` are called for each of them, once all have had
-    their update; their numbers are that policy's, and those of the other methods are every policy's.
+    Where several policies are trained, ``on_update``, ``on_episodes`` and ``on_evaluation`` are called for each of
+    them, once all have had their update; their numbers are that policy's, and those of the other methods are every
+    policy's.
     """
 
     def on_start(self, run: RunningRun) -> Numbers:
@@ -186,7 +187,8 @@ class Callback:
         return None
 
     def on_evaluation(self, run: RunningRun, result: EvaluationResult) -> Numbers:
-        """An evaluation (``evaluation.every_env_steps``) has ended; it comes after the next update."""
+        """An evaluation (``evaluation.every_env_steps``) has ended; it comes after the next update. Of several
+        policies, which play together, each has a result of its own (``result.policy``)."""
         return None
 
     def on_end(self, run: RunningRun, summary: Mapping[str, Any]) -> Numbers:
@@ -205,7 +207,7 @@ class Callbacks:
         callbacks: what is called.
         runs: one, or one for each of several policies.
         run_dir: that of the whole run.
-        evaluations: those during training.
+        evaluations: those during training, by the name of the policy.
         stop: ends the run.
     """
 
@@ -214,12 +216,12 @@ class Callbacks:
         callbacks: Sequence[Callback],
         runs: Sequence[PreparedRun],
         run_dir: Path,
-        evaluations: Evaluations,
+        evaluations: Mapping[str, Evaluations],
         stop: Callable[[], None],
     ) -> None:
         self._callbacks, self._evaluations = tuple(callbacks), evaluations
         self._view = RunningRun(runs, run_dir, stop)
-        self._seen = evaluations.last
+        self._seen = {name: own.last for name, own in evaluations.items()}
         self._numbers: dict[str, dict[str, float]] = {run.policy: {} for run in runs}
 
     def numbers(self, policy: str) -> Mapping[str, float]:
@@ -241,9 +243,10 @@ class Callbacks:
         if returns:
             lengths = tuple(value for report in result.reports for value in report.statistics["episode_lengths"])
             self._call("on_episodes", EndedEpisodes(returns, lengths, policy), policy=policy)
-        if (last := self._evaluations.last) is not None and last is not self._seen:
-            self._seen = last
-            self._call("on_evaluation", last)
+        for name, evaluations in self._evaluations.items():
+            if (last := evaluations.last) is not None and last is not self._seen[name]:
+                self._seen[name] = last
+                self._call("on_evaluation", last, policy=name)
 
     def saved(self, path: Path) -> None:
         """Call ``on_checkpoint``."""

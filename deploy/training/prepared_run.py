@@ -64,6 +64,8 @@ class PreparedRun:
     """Environment steps that it is to train: ``total_env_steps``, or of several policies the part of its agents."""
     policy: str = ""
     """The policy's name where several are trained, with ``run_dir`` a folder of the run's; else empty."""
+    agents: tuple[int, ...] = ()
+    """The places of its agents among those of a game, where several policies are trained."""
 
     @property
     def name(self) -> str:
@@ -149,6 +151,7 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
             rollouts=rollouts,
             target_env_steps=part.target_env_steps,
             policy=part.setup.policy,
+            agents=part.agents,
         )
         for part, learner, statistics in zip(parts, learners, all_statistics, strict=True)
     )
@@ -162,6 +165,7 @@ class _Part(NamedTuple):
     origin: Origin
     run_dir: Path
     target_env_steps: int
+    agents: tuple[int, ...] = ()
 
 
 def _whole(config: Config, layout: Layout, origin: Origin, run_dir: Path) -> _Part:
@@ -182,7 +186,7 @@ def _policies(
         origin_of = origin.of(name)
         setup = own.setup(config, layout, _worker_setup(config, origin_of, own.spec))
         share, target = own.part(config, layout), own.target_env_steps(config)
-        parts.append(_Part(setup, share, origin_of, run_dir / POLICIES / name, target))
+        parts.append(_Part(setup, share, origin_of, run_dir / POLICIES / name, target, own.agents))
     return parts
 
 

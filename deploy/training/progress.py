@@ -289,7 +289,7 @@ class Progress:
         last = self._evaluations.last
         if last is not None and last is not self._reported_evaluation:
             self._reported_evaluation = last
-            self._print(f"evaluation: {sentence(last)}", "evaluation", last._asdict())
+            self._print(f"evaluation: {sentence(last)}", "evaluation", last.to_json())
 
     def _sample(self) -> None:
         self._bottleneck = self._monitor.now()
@@ -465,7 +465,7 @@ def _summary_lines(summary: dict[str, Any], total_env_steps: int, *, is_whole: b
     if (evaluation := summary.get("evaluation")) and evaluation["last"]:
         last = EvaluationResult(**evaluation["last"])
         best = EvaluationResult(**evaluation["best"]) if evaluation["best"] else None
-        better = "; no best weights are kept"
+        better = "" if last.policy else "; no best weights are kept"
         if best is not None:
             better = f"; best {best.mean_return:.3f} at {best.env_steps:,}" if best != last else ""
         failed = f"; {evaluation['failed']} failed" if evaluation["failed"] else ""

@@ -10,13 +10,13 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shoal.actors.pool import InlinePool, Recoveries
 from shoal.actors.ray_watch import RayLost
-from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, kept_state, training_side
+from shoal.deploy.evaluation.evaluator import Evaluator, Jobs, Rounds, kept_state, training_side
 from shoal.deploy.evaluation.job_process import JobProcess
 from shoal.deploy.monitoring.catalogue import Sources
 from shoal.deploy.monitoring.endpoint import served
@@ -63,7 +63,7 @@ class Watchers:
     """The parts that observe a run and take no part in it; of several policies each has its own."""
 
     progress: tuple[Progress, ...]
-    evaluations: Evaluations
+    evaluations: Mapping[str, Evaluations]
     callbacks: Callbacks
     server: MetricsServer | None
     finished: threading.Event
@@ -181,8 +181,7 @@ def _start(
     """
 
     def lost() -> None:
-        evaluations = Evaluations(runs[0].run_dir / "evaluation.jsonl")
-        _summaries(runs, run_dir, evaluations, stopped_by="ray_lost")
+        _summaries(runs, run_dir, _evaluations(runs), stopped_by="ray_lost")
 
     def gone(why: str) -> None:
         log.error("%s", why)
@@ -215,7 +214,7 @@ def _watch(
     shown: list[Progress] = []
     # The policies are updated in turn: what keeps one from it keeps all.
     stall = Stall(statistics=first.statistics, states=lambda: workers.states)
-    evaluations = Evaluations(first.run_dir / "evaluation.jsonl")
+    evaluations = _evaluations(runs)
     callbacks = Callbacks(called, runs, run_dir, evaluations, lambda: asked.stop("callback"))
     for run in runs:
         progress = Progress(
@@ -228,14 +227,14 @@ def _watch(
             share_trained=functools.partial(_share_trained, runs),
             time_is_up_at=asked.time_is_up_at,
             json_lines=config.log.format == "json",
-            evaluations=evaluations,
+            evaluations=evaluations[run.policy],
             opponents=functools.partial(_opponents, run),
             quiet=quiet,
             stalled=stall.now,
             policy=run.policy,
             leads=run is first,
         )
-        sources[run.policy] = _sources(run, workers, evaluations, callbacks, progress, finished)
+        sources[run.policy] = _sources(run, workers, evaluations[run.policy], callbacks, progress, finished)
         shown.append(progress)
     ready = Readiness(
         statistics=first.statistics,
@@ -267,6 +266,7 @@ def _train(
     completed = False
     random = _random_player(runs, workers)
     callbacks = watchers.callbacks
+    rounds = Rounds({each.policy: each.learner for each in runs}, callbacks)
     policies = [
         TrainedPolicy(name=each.policy, learners=learners, statistics=each.statistics, updates=each.updates)
         for each, learners in zip(runs, workers.learners, strict=True)
@@ -279,7 +279,7 @@ def _train(
         with contextlib.ExitStack() as watched:
             for progress in watchers.progress:
                 watched.enter_context(progress)
-            watched.enter_context(_evaluator(run, watchers.evaluations))
+            watched.enter_context(_evaluator(runs, watchers.evaluations, rounds))
             callbacks.started()
             if workers.driver:
                 workers.driver.start()
@@ -287,7 +287,7 @@ def _train(
             for each in runs:
                 restore_pool(each, workers.pool)
                 each.statistics.begin()
-            weights = train(policies, saving, limits, asked.requested, callbacks)
+            weights = train(policies, saving, limits, asked.requested, rounds)
         completed = True
     finally:
         for each in runs:
@@ -323,7 +323,7 @@ def _train(
 def _summaries(
     runs: Sequence[PreparedRun],
     run_dir: Path,
-    evaluations: Evaluations,
+    evaluations: Mapping[str, Evaluations],
     *,
     workers: WorkerGroup | None = None,
     progress: Sequence[Progress] = (),
@@ -349,7 +349,7 @@ def _summaries(
             interrupted_by=interrupted_by,
             stopped_by=stopped_by,
             limit=run.bottleneck.whole(),
-            evaluations=evaluations,
+            evaluations=evaluations[run.policy],
             opponents=_results(run),
             about=about | ({"policy": run.policy} if run.policy else {}),
         )
@@ -464,12 +464,20 @@ def _random_player(runs: Sequence[PreparedRun], workers: WorkerGroup) -> RandomP
     return RandomPlayer(play, seconds, found, workers.elsewhere)
 
 
-def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.AbstractContextManager[object]:
+def _evaluations(runs: Sequence[PreparedRun]) -> dict[str, Evaluations]:
+    """The results of every policy, with those of earlier sessions."""
+    return {run.policy: Evaluations(run.run_dir / "evaluation.jsonl", run.policy) for run in runs}
+
+
+def _evaluator(
+    runs: Sequence[PreparedRun], evaluations: Mapping[str, Evaluations], rounds: Rounds
+) -> contextlib.AbstractContextManager[object]:
     """Evaluation during training; does nothing where ``evaluation.every_env_steps`` is 0."""
-    config, learner = run.config.evaluation, run.learner
-    best = Checkpoints(run.run_dir / "best")
-    if config.best:
-        evaluations.reconcile(kept_state(best))
+    run = runs[0]
+    config, learner = run.config.evaluation, run.learner.learner
+    best = Checkpoints(run.run_dir / "best") if config.best and not run.policy else None
+    if best:
+        evaluations[run.policy].reconcile(kept_state(best))
     if not config.every_env_steps:
         return contextlib.nullcontext()
     jobs: Jobs = JobProcess(silent=True)
@@ -479,12 +487,18 @@ def _evaluator(run: PreparedRun, evaluations: Evaluations) -> contextlib.Abstrac
         jobs = RayJobs(run.cluster.session(run.machine).actor_options, run.cluster.watch)
     return Evaluator(
         config,
-        training_side(run.setup.worker, config, num_agents=run.setup.env.num_agents, seed=run.config.seed),
+        training_side(
+            setup_of_actors(runs),
+            config,
+            num_agents=sum(each.setup.env.num_agents for each in runs),
+            seed=run.config.seed,
+            agents={each.policy: each.agents for each in runs},
+        ),
         jobs,
         evaluations,
         session=run.origin.session,
-        newest=lambda: learner.weights,
-        env_steps=lambda: learner.queue.ledger.trained,
+        newest=lambda: rounds.newest,
+        env_steps=sum(each.before.trained for each in runs),
         describe=run.describe,
-        keep_best=(lambda weights, state: best.save(learner.learner, state, weights)) if config.best else None,
+        keep_best=(lambda weights, state: best.save(learner, state, weights)) if best else None,
     )

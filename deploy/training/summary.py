@@ -133,6 +133,6 @@ def _evaluation(evaluations: Evaluations) -> dict[str, Any] | None:
     return {
         "made": evaluations.count,
         "failed": evaluations.failed,
-        "last": last._asdict() if last else None,
-        "best": best._asdict() if best else None,
+        "last": last.to_json() if last else None,
+        "best": best.to_json() if best else None,
     }

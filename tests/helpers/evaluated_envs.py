@@ -39,24 +39,32 @@ class Wandering(gymnasium.Env[np.ndarray, int]):
 
 
 class Painted(gymnasium.Env[np.ndarray, int]):
-    """Episode k has 3 + k % 2 steps; its picture gets brighter by 50 with every step. Of odd size."""
+    """Episode k has 3 + k % 2 steps; its picture gets brighter by 50 with every step. Of odd size.
+
+    Where it is ``masked``, one action is legal, and the other one a fault.
+    """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 10}
     observation_space = spaces.Box(0, 10, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, render_mode: str | None = None, broken: bool = False) -> None:
-        self.render_mode, self.broken = render_mode, broken
+    def __init__(self, render_mode: str | None = None, broken: bool = False, masked: bool = False) -> None:
+        self.render_mode, self.broken, self.masked = render_mode, broken, masked
         self.episode, self.steps = -1, 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.episode, self.steps = self.episode + 1, 0
-        return np.zeros(1, np.float32), {}
+        return np.zeros(1, np.float32), self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {"action_mask": np.arange(2) == self.steps % 2} if self.masked else {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.masked and action != self.steps % 2:
+            raise ValueError("that action was not legal")
         self.steps += 1
-        return np.full(1, self.steps, np.float32), 1.0, self.steps == 3 + self.episode % 2, False, {}
+        return np.full(1, self.steps, np.float32), 1.0, self.steps == 3 + self.episode % 2, False, self._info()
 
     def render(self) -> Any:
         if self.broken:

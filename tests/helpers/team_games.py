@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import shoal
 from gymnasium import spaces
 
 pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
@@ -23,8 +24,7 @@ CODES = {"hunter": 3, "runner": 4}
 class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # importorskip's module is untyped
     """``poison`` is added to all that agents whose names begin with ``poisoned`` see."""
 
-    metadata: ClassVar[dict[str, Any]] = {"name": "teams"}
-    render_mode = None
+    metadata: ClassVar[dict[str, Any]] = {"name": "teams", "render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(
         self,
@@ -34,7 +34,9 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         masked: bool = False,
         fails_at: int = 0,
         caught: int = 0,
+        render_mode: str | None = None,
     ) -> None:
+        self.render_mode = render_mode
         self.possible_agents = [*HUNTERS, *RUNNERS]
         self.agents: list[str] = []
         self.steps, self.poisoned, self.poison, self.masked, self.fails_at = steps, poisoned, poison, masked, fails_at
@@ -79,6 +81,11 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         self.time, self.agents = 0, list(self.possible_agents)
         return self._observe(), self._infos()
 
+    def render(self) -> Any:
+        """Every pixel of the picture after step t is 20 t."""
+        assert self.render_mode == "rgb_array"
+        return np.full((16, 16, 3), 20 * self.time, np.uint8)
+
     def step(self, actions: dict[str, Any]) -> Any:
         assert set(actions) == set(self.agents)
         self.total += 1
@@ -95,6 +102,19 @@ class TeamGame(pettingzoo.ParallelEnv):  # type: ignore[misc, name-defined]  # i
         obs, infos = self._observe(), self._infos()
         self.agents = [agent for agent in asked if not left[agent]]
         return obs, reward, left, dict.fromkeys(asked, False), infos
+
+
+class UntilEvaluated(shoal.Callback):
+    """Ends a run once each of two policies was evaluated."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def on_evaluation(self, run: Any, result: Any) -> dict[str, float]:
+        self.told.add(result.policy)
+        if len(self.told) == 2:
+            run.stop()
+        return {"evaluated": result.mean_return}
 
 
 def kind(agent: str) -> str:

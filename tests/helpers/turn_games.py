@@ -14,12 +14,14 @@ pettingzoo = pytest.importorskip("pettingzoo", reason="needs shoal[pettingzoo]")
 class Nim(pettingzoo.AECEnv):  # type: ignore[misc, name-defined]
     """Each takes one to three of ``stones``; an illegal move loses. ``masks``: where they are, or ``none``."""
 
-    metadata: ClassVar[dict[str, Any]] = {"name": "nim"}
-    render_mode = None
+    metadata: ClassVar[dict[str, Any]] = {"name": "nim", "render_modes": ["rgb_array"], "render_fps": 10}
     illegal: ClassVar[list[str]] = []
     """Agents that took more than there was."""
 
-    def __init__(self, stones: int = 5, masks: str = "obs", moves: str = "discrete") -> None:
+    def __init__(
+        self, stones: int = 5, masks: str = "obs", moves: str = "discrete", render_mode: str | None = None
+    ) -> None:
+        self.render_mode = render_mode
         self.possible_agents = ["first", "second"]
         self.masks, self.start = masks, stones
         self._action = spaces.Discrete(3) if moves == "discrete" else spaces.Box(0, 1, (1,), np.float32)
@@ -55,6 +57,11 @@ class Nim(pettingzoo.AECEnv):  # type: ignore[misc, name-defined]
         # Who waits is told that nothing is legal, as in PettingZoo's own games.
         mask = self._mask() if agent == self.agent_selection else np.zeros(3, np.int8)
         return {"observation": seen, "action_mask": mask} if self.masks == "obs" else seen
+
+    def render(self) -> Any:
+        """The more stones are left, the brighter."""
+        assert self.render_mode == "rgb_array"
+        return np.full((16, 16, 3), 10 * self.stones, np.uint8)
 
     def step(self, action: int | None) -> None:
         agent = self.agent_selection

@@ -18,7 +18,7 @@ from jobs import end_itself, own_pid, raise_error, square
 from service import SMALL, alive, descendants, make_setup, read_summary, start_shoal, wait_for
 from shoal.deploy.cli import main
 from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
-from shoal.deploy.evaluation.evaluator import Evaluator, training_side
+from shoal.deploy.evaluation.evaluator import Evaluator, Taken, training_side
 from shoal.deploy.evaluation.job_process import JobFailed, JobProcess
 from shoal.deploy.monitoring.catalogue import CATALOGUE, Sources
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, read_evaluations
@@ -66,10 +66,10 @@ class Bench:
             config := EvaluationConfig(**{"every_env_steps": 100, "episodes": 8, "niceness": 0, **settings}),
             training_side(self.setup, config, num_agents=1, seed=0),
             self.jobs,
-            self.evaluations,
+            {"": self.evaluations},
             session=2,
-            newest=lambda: self.weights,
-            env_steps=lambda: self.env_steps,
+            newest=lambda: {"": Taken(self.weights, self.env_steps)},
+            env_steps=0,
             describe=lambda: {"env_steps": self.env_steps},
             keep_best=self.keep,
         )
@@ -111,8 +111,8 @@ def test_it_evaluates_when_steps_are_due(tmp_path: Path) -> None:
     )
     assert first.mean_length == 4
     assert bench.kept == [
-        (3, {"env_steps": 450, "evaluation": first._asdict()}),
-        (9, {"env_steps": 500, "evaluation": second._asdict()}),
+        (3, {"env_steps": 450, "evaluation": first.to_json()}),
+        (9, {"env_steps": 500, "evaluation": second.to_json()}),
     ]
     assert bench.evaluations.best is None  # neither could be kept
     wait_for(lambda: not alive(process), seconds=60)
@@ -274,8 +274,8 @@ def test_training_does_not_notice_and_the_best_can_be_played(
     assert summary["evaluation"] == {
         "made": len(results),
         "failed": 0,
-        "last": results[-1]._asdict(),
-        "best": best._asdict(),
+        "last": results[-1].to_json(),
+        "best": best.to_json(),
     }
     assert "evaluation: return " in said
     assert "  evaluation  return " in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import sqlite3
@@ -106,10 +107,26 @@ def test_a_policy_whose_agents_are_out_of_their_games_stays_as_it_is(tmp_path: P
 def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches books that are one for both, a policy that begins anew or under another name, steps that are counted for
     the wrong one, what is of the run told by each of them, and evaluation of one policy with the agents of the other,
-    from the command line or from Python."""
+    from the command line or from Python; evaluations during training that are of one policy, that callbacks, metrics or
+    summaries never hear of or that a resumed run forgets, and a best of them; and games of which there is no film."""
     run = tmp_path / "run"
-    first = play(run, 500)
-    second = play(run, 1000, "evaluation.random_seconds=10")
+    evaluated = ("evaluation.every_env_steps=200", "evaluation.episodes=24", "evaluation.niceness=0")
+    callback = "callbacks=[{name: 'team_games:UntilEvaluated'}]"
+    first = play(run, 10**9, *evaluated, callback, "max_seconds=200", "checkpoint.every_updates=0")
+    assert first["stopped_by"] == "callback"
+    steps = first["env_steps"] + 500
+    for name in NAMES:
+        own = first["policies"][name]["evaluation"]
+        results = [json.loads(line) for line in (run / "policies" / name / "evaluation.jsonl").read_text().splitlines()]
+        assert own == {"made": len(results), "failed": 0, "last": results[-1], "best": None}
+        assert results[0]["policy"] == name
+        assert results[0]["episodes"] == {"hunters": 8, "runners": 16}[name]
+        recorded = last_metrics(run, name)
+        assert recorded["evaluation_return"] == recorded["callback/evaluated"] == results[-1]["mean_return"]
+        assert recorded["evaluation_best_return"] is None
+        assert recorded["evaluation_env_steps"] == results[-1]["env_steps"] <= first["policies"][name]["env_steps"]
+    assert not (run / "best").exists()
+    second = play(run, steps, "evaluation.random_seconds=10")
     check_random_play(second)
     history = [json.loads((run / "policies" / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in NAMES]
     assert [line["random_return"] for line in history] == [
@@ -117,6 +134,7 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     ]
     for name in NAMES:
         one, other = first["policies"][name], second["policies"][name]
+        assert other["evaluation"] == {**one["evaluation"], "made": 0}
         for summary in (one, other):
             ledger = summary["ledger"]
             assert summary["books_balance"]
@@ -125,15 +143,26 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
         assert other["env_steps"] == one["env_steps"] + other["session_env_steps"]
         assert json.loads((run / "policies" / name / "summary.json").read_text()) == other
         assert (run / "policies" / name / "metrics.jsonl").exists()
-    assert second["env_steps"] == sum(second["policies"][name]["env_steps"] for name in NAMES) >= 1000
+    assert second["env_steps"] == sum(second["policies"][name]["env_steps"] for name in NAMES) >= steps
     hunters, runners = (second["policies"][name]["env_steps"] for name in NAMES)
     # One hunter for eight steps, and runners for eight and for four.
     assert hunters < runners < 2 * hunters
     printed = capsys.readouterr().out
     # What each has, and once for each of the two runs where both lie.
-    assert [printed.count(part) for part in ("hunters: Done.", "runners: Done.", "play it")] == [2, 2, 2]
-    assert main(["evaluate", str(run), "--episodes", "24", "--processes", "1", "--json"]) == 0
+    assert [printed.count(part) for part in ("hunters: Done", "runners: Done", "play it")] == [2, 2, 2]
+    assert all(f"{name}: evaluation: return " in printed for name in NAMES)
+    films = ["--video", str(tmp_path / "films")] if importlib.util.find_spec("imageio_ffmpeg") else []
+    options = ["--episodes", "24", "--processes", "1", *films]
+    assert main(["evaluate", str(run), *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(run), *options]) == 0
+    said = capsys.readouterr().out
+    assert len(found["recordings"]) == len(films) // 2
+    for film in found["recordings"]:
+        assert list((tmp_path / "films").iterdir()) == [Path(film["file"])]
+        assert list(film["returns"]) == NAMES
+        returns = ", ".join(f"{name} {mean:.3f}" for name, mean in film["returns"].items())
+        assert f"  {film['file']}  return {returns}, 8 steps" in said.splitlines()
     assert list(found["policies"]) == NAMES
     assert [found["policies"][name]["episodes"] for name in NAMES] == [8, 16]
     assert found["policies"]["hunters"]["max_length"] == 8
