@@ -166,7 +166,7 @@ class ScheduleConfig(Section):
         except Exception as error:  # the user's code: it raises anything
             called = f"called with the progress {progress:g}" + (f" and kwargs {self.kwargs}" if self.kwargs else "")
             raise ValueError(f"{name}, {called}, raises {type(error).__name__}: {error}") from error
-        if not isinstance(answer, numbers.Real) or isinstance(answer, bool):
+        if isinstance(answer, bool) or not isinstance(answer, numbers.Real):
             raise ValueError(
                 f"{name} returned an object of {type(answer).__name__} at progress {progress:g}, must be a number: "
                 "float(...) makes one"

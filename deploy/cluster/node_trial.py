@@ -80,13 +80,13 @@ def make_once(parts: Parts) -> list[Failure]:
 def _find(setting: str, name: str) -> None:
     from shoal import given
 
-    known: Mapping[str, object] = {
+    known: Mapping[str, Mapping[str, object]] = {
         "policy.kind": given.policies,
         "policy.core": given.cores,
         "learner.loss": given.losses,
         "learner.optimizer": given.optimizers,
-    }[setting]
-    given.find(name, known)
+    }
+    given.find(name, known[setting])
 
 
 def _make(env: EnvConfig, agents: Mapping[str, Sequence[str]]) -> None:
