@@ -32,8 +32,8 @@ test-service: $(DEV)  ## Run the tests of processes, Ray, browsers and servers
 test-slow: $(DEV)  ## Run the slow tests: learning, compilation and chaos; minutes each
 	@# pytest ends with 5 where ARGS selects no test; both parts run, whatever became of the first.
 	@failed=0; \
-	$(PYTEST) -n 2 -m "slow and not alone" tests $(ARGS) || [ $$? = 5 ] || failed=1; \
-	$(PYTEST) -n 0 -m "slow and alone" tests $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -n 2 --dist worksteal -m "slow and not alone" tests/service $(ARGS) || [ $$? = 5 ] || failed=1; \
+	$(PYTEST) -n 0 -m "slow and alone" tests/service $(ARGS) || [ $$? = 5 ] || failed=1; \
 	exit $$failed
 
 test-all: $(DEV)  ## Run every tier

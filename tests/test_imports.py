@@ -185,3 +185,9 @@ def test_no_file_is_one_that_people_dread_to_open() -> None:
     sources = [source for package in (*PACKAGES, "tests") for source in modules(package)]
     lengths = {str(source.relative_to(ROOT)): len(source.read_bytes().splitlines()) for source in sources}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def test_slow_tests_lie_where_they_are_run() -> None:
+    """Catches a slow test that no tier runs: `make test-slow` looks in tests/service/ alone."""
+    found = [path.name for path in (ROOT / "tests").glob("test_*.py") if "mark." + "slow" in path.read_text("utf-8")]
+    assert found == []

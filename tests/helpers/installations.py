@@ -29,14 +29,14 @@ class Installation:
     def install(self, wheel: Path) -> None:
         """Install a wheel without what it depends on."""
         pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-index", "--no-deps"]
-        subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True, timeout=120)
+        subprocess.run([*pip, "--disable-pip-version-check", wheel], check=True, timeout=400)
 
     def see_libraries(self) -> None:
         """Find the packages of the environment that runs the tests; its .pth files, and so its shoal, stay unread."""
         site = self.folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
         (site / "libraries.pth").write_text("\n".join(dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib")))))
 
-    def run(self, *arguments: object, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, cwd: Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
         """One command, to its end."""
         return subprocess.run(
             [*self.command, *map(str, arguments)],
@@ -57,7 +57,7 @@ def clean() -> dict[str, str]:
 def build(kind: str, source: Path, folder: Path) -> Path:
     """A wheel, made by the hook that pip calls: ``wheel``, or ``editable`` for ``pip install -e``."""
     code = f"import setuptools.build_meta as backend; print(backend.build_{kind}({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "absent from the `packages` configuration" not in done.stderr, done.stderr
     return next(folder.glob("*.whl"))
@@ -92,4 +92,4 @@ def head(bare: Installation, folder: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)

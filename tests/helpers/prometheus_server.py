@@ -45,7 +45,7 @@ OF_A_RUN = {
 
 def promtool(*arguments: object) -> str:
     done = subprocess.run(
-        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=PROMETHEUS
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=400, cwd=PROMETHEUS
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -57,7 +57,7 @@ def make_spec(setup: WorkerSetup) -> TrajectorySpec:
     return trajectory_spec(envs.spec, setup.unroll_length)
 
 
-def shoal(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def shoal(*arguments: object, cwd: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     """The command line, to its end."""
     return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
@@ -79,7 +79,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def wait_for(
-    condition: Callable[[], Any], *, seconds: float = 200, process: subprocess.Popen[str] | None = None
+    condition: Callable[[], Any], *, seconds: float = 600, process: subprocess.Popen[str] | None = None
 ) -> Any:
     """The value of ``condition`` once it is true; ``seconds`` end a test that hangs, and measure nothing."""
     deadline = time.monotonic() + seconds

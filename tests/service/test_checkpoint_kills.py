@@ -45,6 +45,6 @@ print("killed in mid save:", in_mid_save)
 def test_a_kill_in_mid_save_leaves_a_loadable_newest(tmp_path):
     """A checkpoint that is visible before it is complete, or gone before its successor is there."""
     script = KILLS.format(directory=str(tmp_path / "checkpoints"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split(":")[1]) >= 3, done.stdout

@@ -267,7 +267,7 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
         *SMALL,
         "mode=inline",
         "total_env_steps=1000000000",
-        "max_seconds=280",
+        "max_seconds=800",
         "run_dir=run",
         "checkpoint.every_updates=5",
     ]
@@ -279,7 +279,7 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
             second = main(["train", *SMALL, "mode=inline", f"run_dir={tmp_path / 'run'}"])
             assert second == 2
         process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=400)
         assert process.returncode == code, output
         assert "Interrupted; saved." in output
         assert "Traceback" not in output
@@ -290,7 +290,7 @@ def test_interrupted_once_saves_and_says_so(tmp_path: Path) -> None:
 
 def test_a_run_in_the_background_of_a_script_ignores_ctrl_c(tmp_path: Path) -> None:
     """Catches Ctrl-C on a script that ends its background runs, and one of them that SIGTERM cannot end."""
-    settings = [*SMALL, "mode=inline", "total_env_steps=1e9", "max_seconds=280", "run_dir=run"]
+    settings = [*SMALL, "mode=inline", "total_env_steps=1e9", "max_seconds=800", "run_dir=run"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = start_shoal("train", *settings, "checkpoint.every_updates=5", cwd=tmp_path)
@@ -302,7 +302,7 @@ def test_a_run_in_the_background_of_a_script_ignores_ctrl_c(tmp_path: Path) -> N
     found = _saved(tmp_path / "run", set())
     wait_for(lambda: _saved(tmp_path / "run", set()) - found, process=process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 143, output
     assert read_summary(tmp_path / "run")["interrupted_by"] == "SIGTERM"
 

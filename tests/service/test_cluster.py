@@ -62,7 +62,7 @@ class Nodes:
 
     def start(self, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
         """A run without an end."""
-        endless = ("total_env_steps=1000000000", "max_seconds=280", "run_dir=run", "checkpoint.every_updates=5")
+        endless = ("total_env_steps=1000000000", "max_seconds=800", "run_dir=run", "checkpoint.every_updates=5")
         self.runs.append(start_shoal("train", *settings(self, *endless, *more), cwd=tmp_path))
         return self.runs[-1]
 
@@ -129,7 +129,7 @@ def newest(tmp_path: Path) -> int:
 
 def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     return output
@@ -179,7 +179,7 @@ def test_a_sink_works_in_the_process_of_the_run(nodes: Nodes, tmp_path: Path) ->
     )
     more = ("actor.num_actors=2", "total_env_steps=600", "log.sinks=[notes:Notes]", "run_dir=run")
     process = start_shoal("train", *settings(nodes, *more), cwd=tmp_path)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert "notes.py" not in said
     times = [json.loads(line)["time"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -260,7 +260,7 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     nodes.kill(lost)
     goes_on(tmp_path, process)
     gone = sum(node == lost.node_id for node in before.values())
-    wait_for(lambda: log.read_text().count("(node_died)") == gone, process=process)
+    wait_for(lambda: log.read_text().count("(node_died)") >= gone, process=process)
     # One has no place; this is said after longer than a replacement needs.
     wait_for(lambda: "1 wait for a place" in log.read_text()[said:], process=process)
     added = time.monotonic()
@@ -272,12 +272,14 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     lets_go(process, held)
     output = end(process)
     summary = recovered(tmp_path / "run")
-    assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == gone, output
-    assert "(died)" not in output
+    assert summary["actor_recovery_seconds"]["count"] == gone, output
+    # Until Ray knows that the node has ended, it may give an actor a place there.
+    assert log.read_text().count("(node_died)") == summary["actor_restarts"] >= gone
+    assert "(died)" not in log.read_text()
     # The pause before the start, and a moment to notice, come on top.
     assert summary["actor_recovery_seconds"]["max"] < took + REPORT_AFTER_SECONDS / 2
     assert summary["lost_unrolls"] <= summary["actor_restarts"]
-    wait_for(lambda: not any(map(alive, before)), seconds=60)
+    wait_for(lambda: not any(map(alive, before)), seconds=200)
 
 
 @pytest.mark.slow
@@ -303,7 +305,7 @@ def test_half_of_the_actors_die_again_and_again(nodes: Nodes, tmp_path: Path) ->
     assert summary["actor_restarts"] == summary["actor_recovery_seconds"]["count"] == 8, output
     assert summary["lost_unrolls"] <= 8
     # Not even a zombie.
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in seen), seconds=60)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in seen), seconds=200)
 
 
 @pytest.mark.slow
@@ -466,7 +468,7 @@ def refused(*arguments: str, cwd: Path, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -502,7 +504,7 @@ def test_what_a_cluster_cannot_do_is_said_before_anything_starts(nodes: Nodes, t
     assert "learner.minibatches: 12 do not divide the 8 segments that hunters has of each batch" in answer
 
 
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1200)
 def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
     """Catches a wait that never ends or ends too early, that says nothing, or in vain, that Ctrl-C or SIGTERM do not
     end, and two that take the same places."""
@@ -534,7 +536,7 @@ def test_a_second_run_waits_for_the_first(nodes: Nodes, tmp_path: Path) -> None:
     end(first)
     logs = [tmp_path / name / "run.log" for name in ("second", "third")]
     for process in both:
-        output, _ = process.communicate(timeout=250)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     # One after the other, each with all of its places from the first moment on.
     for log in logs:
@@ -592,4 +594,4 @@ def head_with_token(tmp_path: Path, token: str) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         head.send_signal(signal.SIGTERM)
-        head.communicate(timeout=60)
+        head.communicate(timeout=200)

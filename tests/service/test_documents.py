@@ -37,13 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, surroundings: dict[str, st
     """The run that pages call RUN."""
     run = tmp_path_factory.mktemp("trained") / "RUN"
     command = ["shoal", "train", "env.id=CartPole-v1", *SETTINGS.split(), f"run_dir={run}"]
-    subprocess.run(command, env=surroundings, check=True, capture_output=True, timeout=280)
+    subprocess.run(command, env=surroundings, check=True, capture_output=True, timeout=800)
     return run
 
 
 def ran(command: list[str], folder: Path, surroundings: dict[str, str]) -> tuple[int, str]:
     """Exit code and all that was said."""
-    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=800)
     return done.returncode, done.stdout + done.stderr
 
 

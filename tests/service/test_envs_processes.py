@@ -201,7 +201,7 @@ from shoal.envs.processes import _outlast_signals
 _outlast_signals()
 game = subprocess.Popen(["sleep", "1000"])
 game.terminate()
-print(game.wait(timeout=60))
+print(game.wait(timeout=200))
 begun, begin = os.pipe()
 if not (helper := os.fork()):
     os.write(begin, b"!")
@@ -214,5 +214,5 @@ print(os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]))
 
 def test_what_an_environment_starts_ends_as_usual() -> None:
     """Catches a game or a helper of an environment's that no SIGTERM ends, because its process outlasts one."""
-    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=400, check=True)
     assert done.stdout.split() == [str(-signal.SIGTERM)] * 2

@@ -410,7 +410,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
 
     wait_for(two_play, process=process)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=400)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    wait_for(lambda: not any(map(alive, below)), seconds=60)
+    wait_for(lambda: not any(map(alive, below)), seconds=200)

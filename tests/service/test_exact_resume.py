@@ -18,7 +18,7 @@ from shoal.learner.checkpoint import find_checkpoint
 from shoal.learner.plain_file import load_plain, save_plain
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     """Catches anything that decides the future and is not in the checkpoint, is of another moment, or is counted
     twice: weights, ledger, episodes and mean return are compared after kills at any time, also during a write."""
@@ -31,7 +31,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
         str(tmp_path),
         "--json",
     ]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=1100, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == 12

@@ -59,7 +59,7 @@ def test_an_example_runs(name: str, mode: str, tmp_path: Path) -> None:
         settings += ["actor.num_actors=1", "learner.num_threads=1"]
     if name == "tune_sweep.py":
         settings.append("trials=2")
-    done = subprocess.run([sys.executable, name, *settings], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, name, *settings], cwd=tmp_path, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert SAYS[name] in done.stdout
     if name == "tune_sweep.py":
@@ -119,7 +119,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     for cell in notebook.cells:
         cell.source = re.sub(r"steps = 100_000", "steps = 2_000", cell.source)
     nbclient.NotebookClient(
-        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(output.output_type == "error" for outputs in shown for output in outputs)

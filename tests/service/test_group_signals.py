@@ -35,7 +35,7 @@ def test_a_signal_to_all_processes_of_a_run_saves(tmp_path: Path, number: signal
     assert not list((run / "checkpoints").glob("0*"))
     workers = descendants(process.pid)
     os.killpg(process.pid, number)
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + number, out
     assert "Interrupted; saved." in out
     assert "Traceback" not in out
@@ -57,7 +57,7 @@ def test_a_signal_to_the_group_of_a_local_run_saves(tmp_path: Path) -> None:
     process = start_shoal(*settings, "total_env_steps=1000000000", "log.every_seconds=0.2", cwd=tmp_path)
     wait_for(lambda: trained(run), process=process)
     os.killpg(process.pid, number)
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + number, out
     assert "Interrupted; saved." in out
     summary = json.loads((run / "summary.json").read_text())

@@ -97,7 +97,7 @@ def test_ending_a_process_ends_what_it_started(tmp_path: Path) -> None:
     assert alive(own)
     assert alive(child)
     process.kill()
-    wait_for(lambda: not alive(own) and not alive(child), seconds=60)
+    wait_for(lambda: not alive(own) and not alive(child), seconds=200)
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     assert int(marker.read_text()) in below
     parent.kill()
     parent.wait()
-    wait_for(lambda: not any(map(alive, below)), seconds=60)
+    wait_for(lambda: not any(map(alive, below)), seconds=200)
 
 
 def test_an_interrupt_in_the_middle_of_a_start_knows_whom_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from shoal.deploy.cli import main
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.training.run import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SOUND = (
     *("mode=inline", "env.id=CartPole-v1", "env.num_envs=32", "total_env_steps=16000", "metrics.port=-1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from service import shoal
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def played(directory: Path, *arguments: str) -> float:

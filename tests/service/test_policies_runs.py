@@ -112,7 +112,7 @@ def test_a_run_goes_on_with_both_policies(tmp_path: Path, capsys: pytest.Capture
     run = tmp_path / "run"
     evaluated = ("evaluation.every_env_steps=200", "evaluation.episodes=24", "evaluation.niceness=0")
     callback = "callbacks=[{name: 'team_games:UntilEvaluated'}]"
-    first = play(run, 10**9, *evaluated, callback, "max_seconds=200", "checkpoint.every_updates=0")
+    first = play(run, 10**9, *evaluated, callback, "max_seconds=600", "checkpoint.every_updates=0")
     assert first["stopped_by"] == "callback"
     steps = first["env_steps"] + 500
     for name in NAMES:
@@ -246,7 +246,8 @@ def test_both_policies_find_their_best_actions(tmp_path: Path, capsys: pytest.Ca
 def test_actors_in_other_processes_feed_both_policies(tmp_path: Path) -> None:
     """Catches weights of one policy that never reach the actors, and trajectories that reach one learner alone."""
     run = tmp_path / "run"
-    assert main(["train", *SMALL, "mode=local", "actor.num_actors=2", f"run_dir={run}", "total_env_steps=3000"]) == 0
+    settings = ("mode=local", "actor.num_actors=2", "total_env_steps=3000", "evaluation.random_seconds=10")
+    assert main(["train", *SMALL, *settings, f"run_dir={run}"]) == 0
     summary = summary_of(run)
     check_random_play(summary)
     for name in NAMES:

@@ -166,7 +166,7 @@ def test_a_signal_loses_nothing_and_a_kill_only_the_last_few(tmp_path: Path, blo
     )
     wait_for(lambda: len(list((run / "checkpoints").glob("0*"))) >= 3, process=process)
     os.kill(process.pid, blow)
-    process.communicate(timeout=120)
+    process.communicate(timeout=400)
     names = list(recorded_names(run))
     if blow == signal.SIGTERM:
         version = read_summary(run)["policy_version"]

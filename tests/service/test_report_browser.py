@@ -12,7 +12,7 @@ from browser import CHROMIUM, MISSING, Tab, browser_tab
 from recorded_runs import START, config, lines, summary, write_run
 from shoal.deploy.cli import main
 
-pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=MISSING), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=MISSING), pytest.mark.timeout(1200)]
 LONG = "a_name_without_a_single_place_to_break_it_" * 5
 
 

@@ -65,7 +65,7 @@ def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     process = start_shoal(*arguments(tmp_path / "run", *forever), cwd=tmp_path)
     wait_for(lambda: list((tmp_path / "run" / "checkpoints").glob("0*")), process=process)
     os.kill(process.pid, signal.SIGHUP)
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGHUP, out
     assert "Interrupted; saved." in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted_by"] == "SIGHUP"

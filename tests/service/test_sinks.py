@@ -90,7 +90,7 @@ def test_a_sink_gets_every_line_in_the_process_of_the_run(settings: tuple[str, .
     for session, steps in enumerate((1500, 3000)):
         more = (*NOTED, BY_NAME, f"total_env_steps={steps}")
         process = start_shoal("train", *settings, *more, cwd=tmp_path)
-        said, _ = process.communicate(timeout=200)
+        said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said
         check_notes(tmp_path / "run", process.pid, session)
 

@@ -120,7 +120,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '[project]\nname = "angling"\nversion = "1.0"\n[tool.setuptools]\npackages = ["angling"]\n'
     )
     code = f"import setuptools.build_meta as backend; backend.build_wheel({str(project)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(project.glob("*.whl"))
 

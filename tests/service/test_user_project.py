@@ -210,7 +210,7 @@ def test_evaluation_during_training(from_wheel: Installation, project: Path) -> 
     """Catches the process that evaluates looking elsewhere for the user's environment than the one that trains."""
     settings = ("evaluation.every_env_steps=200", "evaluation.episodes=8", "total_env_steps=1000000000")
     process = subprocess.Popen(
-        [*from_wheel.command, "train", *SMALL, "mode=inline", "run_dir=run", "max_seconds=200", *settings],
+        [*from_wheel.command, "train", *SMALL, "mode=inline", "run_dir=run", "max_seconds=600", *settings],
         cwd=project,
         env=clean(),
         stdout=subprocess.PIPE,
@@ -221,7 +221,7 @@ def test_evaluation_during_training(from_wheel: Installation, project: Path) -> 
     evaluations = project / "run" / "evaluation.jsonl"
     wait_for(lambda: evaluations.is_file() and "mean_return" in evaluations.read_text(), process=process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 130, output
 
 
