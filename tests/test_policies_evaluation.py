@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -59,9 +60,12 @@ def test_all_policies_play_with_their_own_weights() -> None:
     again = _play(side, 24, niceness=0)
     before = {name: own.returns.tolist() for name, own in first.items()}
     assert {name: own.returns.tolist() for name, own in again.items()} == before
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(9)
-        others = flatten_weights(side.setup.setups["hunters"].make_policy(), 9)
+    other = copy.deepcopy(made.workers["hunters"].learner.policy)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_(generator=generator)
+    others = flatten_weights(other, 9)
     changed = _play(side.with_weights({**weights_of(made), "hunters": others}), 24, niceness=0)
     assert changed["runners"].returns.tolist() == before["runners"]
     assert changed["hunters"].returns.tolist() != before["hunters"]
