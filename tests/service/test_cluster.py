@@ -257,16 +257,16 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     assert set(before.values()) == {node.node_id for node in nodes.rollout}  # and none beside the learner
     lost, log = nodes.rollout[0], tmp_path / "run" / "run.log"
     said = len(log.read_text())
+    killed = time.monotonic()
     nodes.kill(lost)
     goes_on(tmp_path, process)
     gone = sum(node == lost.node_id for node in before.values())
     wait_for(lambda: log.read_text().count("(node_died)") >= gone, process=process)
     # One has no place; this is said after longer than a replacement needs.
     wait_for(lambda: "1 wait for a place" in log.read_text()[said:], process=process)
-    added = time.monotonic()
     back = nodes.add()
     come_up(tmp_path, process, 3 + gone)
-    took = time.monotonic() - added
+    took = time.monotonic() - killed
     wait_for(lambda: len(there := nodes.actors()) == 3 and back.node_id in there.values(), process=process)
     goes_on(tmp_path, process)
     lets_go(process, held)
@@ -276,8 +276,8 @@ def test_a_node_dies_and_another_comes(nodes: Nodes, tmp_path: Path) -> None:
     # Until Ray knows that the node has ended, it may give an actor a place there.
     assert log.read_text().count("(node_died)") == summary["actor_restarts"] >= gone
     assert "(died)" not in log.read_text()
-    # The pause before the start, and a moment to notice, come on top.
-    assert summary["actor_recovery_seconds"]["max"] < took + REPORT_AFTER_SECONDS / 2
+    # It has waited for a place for longer than it took to say so.
+    assert summary["actor_recovery_seconds"]["max"] < took - REPORT_AFTER_SECONDS / 2
     assert summary["lost_unrolls"] <= summary["actor_restarts"]
     wait_for(lambda: not any(map(alive, before)), seconds=200)
 
