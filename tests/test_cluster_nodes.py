@@ -316,6 +316,14 @@ BESIDE = {
             {"env.id": "trial_well:Env", "learner.loss": "trial_absent:Loss", "learner.num_learners": 2},
             [("learner.loss", "trial_absent:Loss", "'trial_absent'")],
         ),
+        (
+            {
+                "env.id": "trial_well:Env",
+                "learner.schedules.clip_coef.kind": "trial_absent:s",
+                "learner.num_learners": 2,
+            },
+            [("learner.schedules.clip_coef.kind", "trial_absent:s", "'trial_absent'")],
+        ),
     ],
 )
 def test_a_node_says_what_it_cannot_make(

@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # it imports torch, which only what was given as an object ne
     from shoal.envs.config import EnvConfig
 
 
+SCHEDULES = "learner.schedules."
+
+
 class Parts(NamedTuple):
     """What processes of a run make on a node."""
 
@@ -50,7 +53,10 @@ def parts_of(config: Config, *, plays: bool, learns: bool) -> Parts:
     code = [("policy.kind", policy.kind, OWN_KINDS), ("policy.core", policy.core, OWN_CORES)]
     if learns:
         code += [("learner.loss", learner.loss, (PPO, IMPALA)), ("learner.optimizer", learner.optimizer, (ADAM,))]
-    given = UserCode.of(config.env.id, policy.kind, policy.core, learner.loss, learner.optimizer)
+        own = {name: str(one.kind) for name, one in learner.schedules.items() if one.is_own}
+        code += [(f"{SCHEDULES}{name}.kind", kind, ()) for name, kind in own.items()]
+    schedules = [str(one.kind) for one in learner.schedules.values()]
+    given = UserCode.of(config.env.id, policy.kind, policy.core, learner.loss, learner.optimizer, schedules)
     return Parts(
         env=config.env if plays else None,
         agents=patterns_of(config),
@@ -86,7 +92,7 @@ def _find(setting: str, name: str) -> None:
         "learner.loss": given.losses,
         "learner.optimizer": given.optimizers,
     }
-    given.find(name, known[setting])
+    given.find(name, given.schedules if setting.startswith(SCHEDULES) else known[setting])
 
 
 def _make(env: EnvConfig, agents: Mapping[str, Sequence[str]]) -> None:
