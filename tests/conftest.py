@@ -35,7 +35,7 @@ os.environ.update(
     RAY_TMPDIR=str(SCRATCH),  # Ray itself appends "ray"
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",  # at Ray's own 15 a worker gets next to nothing beside a test that is busy
-    # At Ray's own limits (30 and 60 s) its processes end each other where the machine is busy.
+    # At Ray's own limits its processes end each other where the machine is busy.
     RAY_agent_register_timeout_ms="300000",
     RAY_worker_register_timeout_seconds="300",
     OMP_NUM_THREADS="1",
