@@ -141,9 +141,10 @@ class Run:
 
 @contextlib.contextmanager
 def training(folder: Path, *settings: str) -> Iterator[Run]:
-    """A run that would go on for ever."""
+    """A run that would go on for ever, and whose return has a random policy's beside it."""
     folder.mkdir()
-    arguments = ("train", *SMALL, "metrics.port=0", "mode=inline", "run_dir=run", "total_env_steps=1e12", *settings)
+    endless = ("metrics.port=0", "mode=inline", "run_dir=run", "total_env_steps=1e12", "evaluation.random_seconds=1")
+    arguments = ("train", *SMALL, *endless, *settings)
     output = folder / "said"
     with output.open("w") as said:
         process = subprocess.Popen(command(*arguments), cwd=folder, stdout=said, stderr=said, text=True)
