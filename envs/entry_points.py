@@ -55,7 +55,7 @@ def _named(env_id: str) -> Callable[..., Any] | None:
     return found if is_environment_class(found) or _returns_environment(found) else None
 
 
-_LIBRARIES = frozenset({"gymnasium", "gym", "pettingzoo", "supersuit", "shimmy"})
+_LIBRARIES = frozenset({"gymnasium", "gym", "pettingzoo", "supersuit", "shimmy", "mettagrid"})
 
 
 def is_maker(found: Any) -> bool:

@@ -1,124 +1,36 @@
 """MettaGrid as a native vector environment: the simulations of all slots write into one shared set of buffers.
 
-Made by ``envs.registry``. It never runs Python per agent, and per simulation only the call of its C++ step.
+Made by ``envs.registry``, of a game (``envs.mettagrid_game``). It never runs Python per agent, and per simulation only
+the call of its C++ step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from shoal.envs.boundary import DiscreteActions, EnvironmentFault, EnvSpec, StepRows, TokenSpace
-from shoal.envs.config import EnvironmentNotFound
-from shoal.envs.missions import AGENT, Map, Mission, check_slots
+from shoal.envs.boundary import EnvironmentFault, EnvSpec, StepRows
+from shoal.envs.mettagrid_game import Game, own_game
+from shoal.envs.missions import Map, check_slots
 from shoal.envs.plain_state import DoesNotFit, read_arrays, read_generator, to_plain
+from shoal.envs.raised import raised
 
-
-def _import_mettagrid(env_id: str) -> None:
-    """Import the package without the handler and the level that it gives the root logger."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        import mettagrid.config.mettagrid_config  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise EnvironmentNotFound(
-            f"{env_id} needs the package {error.name!r}, which is not installed: pip install 'shoal[mettagrid]'"
-        ) from error
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
-def make_game_config(mission: Mission) -> Any:
-    """The mission as mettagrid's ``GameConfig``; the map is not part of it, each episode draws its own."""
-    _import_mettagrid(mission.env_id)
-    from mettagrid.config import action_config, obs_config
-    from mettagrid.config import mettagrid_config as mg
-    from mettagrid.config.game_value import StatValue
-    from mettagrid.config.handler_config import Handler, actorHas, isNot, updateActor
-    from mettagrid.config.mutation.stats_mutation import logActorAgentStat
-    from mettagrid.config.reward_config import reward
-
-    # Rewards are paid from statistics, not from inventories: a pile of delivered goods would be a token on every agent
-    # that grows without bound and says nothing about what to do.
-    take: list[Any] = [updateActor({"ore": 1}), logActorAgentStat("collected")]
-    deliver: list[Any] = [updateActor({"ore": -1}), logActorAgentStat("delivered")]
-    rewards = {"delivered": reward(StatValue(name="delivered"))}
-    if mission.collect_reward:
-        rewards["collected"] = reward(StatValue(name="collected"), weight=mission.collect_reward)
-    return mg.GameConfig(
-        num_agents=mission.num_agents,
-        max_steps=mission.max_steps,
-        episode_truncates=True,
-        resource_names=["ore"],
-        protocol_details_obs=False,
-        obs=obs_config.ObsConfig(
-            width=mission.window,
-            height=mission.window,
-            num_tokens=mission.num_tokens,
-            # The completion percentage counts to a time limit that is none of the agents' business; the last reward
-            # is a byte that truncates to 0 at these rewards. The last action reads 0 where it failed.
-            global_obs=obs_config.GlobalObsConfig(episode_completion_pct=False, last_action=True, last_reward=False),
-        ),
-        actions=action_config.ActionsConfig(
-            noop=action_config.NoopActionConfig(),
-            move=action_config.MoveActionConfig(),
-            change_vibe=action_config.ChangeVibeActionConfig(enabled=False),
-        ),
-        objects={
-            "wall": mg.WallConfig(),
-            "mine": mg.GridObjectConfig(
-                name="mine", on_use_handler=Handler(filters=[isNot(actorHas({"ore": 1}))], mutations=take)
-            ),
-            "altar": mg.GridObjectConfig(
-                name="altar", on_use_handler=Handler(filters=[actorHas({"ore": 1})], mutations=deliver)
-            ),
-        },
-        agent=mg.AgentConfig(
-            inventory=mg.InventoryConfig(limits={"ore": mg.ResourceLimitsConfig(base=1, max=1, resources=["ore"])}),
-            rewards=rewards,
-        ),
-    )
-
-
-def make_spec(mission: Mission, game: Any | None = None) -> EnvSpec:
-    """The mission's tokens and actions as an ``EnvSpec``."""
-    game = make_game_config(mission) if game is None else game
-    action_names = tuple(action.name for action in game.actions.actions())
-    features = game.id_map().features()
-    # mettagrid numbers features that this game never shows; they get no name. Its own scales hide what matters: 256
-    # for an inventory of 1, and 10 for tags, which are category numbers.
-    scales = {"agent:group": 1.0, "agent_id": float(mission.num_agents), "inv:ore": 1.0, "last_action": 1.0, "tag": 1.0}
-    ids = {feature.name: feature.id for feature in features}
-    names, normalizations = [""] * (max(ids.values()) + 1), [1.0] * (max(ids.values()) + 1)
-    for name, scale in scales.items():
-        names[ids[name]], normalizations[ids[name]] = name, scale
-    tag_names = tuple(name.removeprefix("type:") for name in game.id_map().tag_names())
-    return EnvSpec(
-        env_id=mission.env_id,
-        num_agents=mission.num_agents,
-        observation=TokenSpace(
-            width=game.obs.width,
-            height=game.obs.height,
-            num_tokens=game.obs.num_tokens,
-            feature_names=tuple(names),
-            feature_normalizations=tuple(normalizations),
-            categorical_features=((ids["last_action"], action_names), (ids["tag"], tag_names)),
-            global_coordinate=0xFE,
-        ),
-        actions=DiscreteActions(names=(action_names,)),
-    )
+_VIBE = "change_vibe_"
+_ENGINES = ("action.", "cell.", "status.", "objects.", "tokens_")
+"""What the statistics begin with that MettaGrid keeps of every game."""
+_LONGEST_REPLAYED = 20_000
+"""An episode that may have more steps than these is not played again after a resume, but begun anew."""
 
 
 class MettaGridEnvironment:
-    """``num_envs / mission.num_agents`` simulations; slot ``s * num_agents + a`` is agent ``a`` of simulation ``s``."""
+    """``num_envs / game.num_agents`` simulations; slot ``s * num_agents + a`` is agent ``a`` of simulation ``s``."""
 
     def __init__(
         self,
-        mission: Mission,
+        game: Game,
         num_envs: int,
         seed: int | np.random.SeedSequence,
         *,
@@ -127,35 +39,39 @@ class MettaGridEnvironment:
         """Build the buffers; ``reset`` builds the simulations.
 
         Args:
-            mission: What to play.
-            num_envs: Slots, a multiple of ``mission.num_agents``.
+            game: What to play.
+            num_envs: Slots, a multiple of ``game.num_agents``.
             seed: Determines maps and simulations; every simulation has a stream of its own.
             stagger: Spread the simulations over the phases of an episode by truncating the first episode of each at a
                 different step. Otherwise all episodes of a worker would start and end on the same steps for ever, and
                 every batch would show one phase of them. Slots in such an episode are marked in ``short_episode``.
         """
-        check_slots(mission, num_envs)
-        game = make_game_config(mission)
+        check_slots(game.env_id, game.num_agents, num_envs)
         from mettagrid.config import mettagrid_c_config
         from mettagrid.mettagrid_c import MettaGrid
 
-        self.spec = make_spec(mission, game)
+        self.spec = game.spec
         self.num_envs = num_envs
         """Agents per simulation."""
         self.faults: list[str] = []
         self.short_episode = np.zeros(num_envs, dtype=bool)
         """[B]: the slot's current episode was shortened by ``stagger``, so its return is not that of a full episode."""
+        self._reports = None if game.surroundings is None else game.surroundings.reports
+        if self._reports is not None:
+            self.reports = self._reports
 
-        self._mission = mission
-        self._stagger = stagger
-        self._simulation = MettaGrid
+        self._game = game
+        self._stagger = stagger and game.staggers and game.max_steps > 0
+        self._simulation, self._rename = MettaGrid, mettagrid_c_config.rename_map_agents
         # Simulation objects would translate the configuration anew for every episode, at four times the cost of the
         # rest of a reset. It does not change, so it is translated once.
-        self._game, renames = mettagrid_c_config.convert_to_cpp_game_config(game)
-        self._agent_names: list[str] = renames[AGENT]
+        try:
+            self._config, self._agent_names = mettagrid_c_config.convert_to_cpp_game_config(game.config)
+        except Exception as error:
+            raise ValueError(f"{game.env_id}: MettaGrid refuses this game: {raised(error)}") from error
         sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        self._rngs = [np.random.default_rng(child) for child in sequence.spawn(num_envs // mission.num_agents)]
-        self._num_actions = len(game.actions.actions())
+        self._rngs = [np.random.default_rng(child) for child in sequence.spawn(num_envs // game.num_agents)]
+        self._ends = tuple(game.config.end_episode_on_game_stats.items())
 
         self._obs = np.zeros((num_envs, *self.spec.obs_shape), dtype=np.uint8)
         self._is_first = np.zeros(num_envs, dtype=bool)
@@ -164,20 +80,35 @@ class MettaGridEnvironment:
         self._truncated = np.zeros(num_envs, dtype=bool)
         self._action = np.zeros(num_envs, dtype=np.int32)
         self._vibe_action = np.zeros(num_envs, dtype=np.int32)
+        names = [action.name for action in game.config.actions.actions()]
+        self._num_actions = len(names)
+        self._first_vibe = next((index for index, name in enumerate(names) if name.startswith(_VIBE)), None)
+        """The first of the actions that change an agent's vibe, which come last; None if there are none."""
         self._advance: list[Callable[[], None]] = []
+        self._current: list[Any] = [None] * len(self._rngs)
+        """The simulation of each episode."""
         self._step = 0
         # The simulation does not say its state. It follows from its map, its seed and these.
-        self._played = np.zeros((mission.max_steps, num_envs), dtype=np.int32)
-        """The actions of the last steps; those of step s, from 1, are in row s % max_steps."""
+        kept = game.max_steps if game.max_steps <= _LONGEST_REPLAYED else 0
+        self._played = np.zeros((kept, num_envs), dtype=np.int32)
+        """The actions of the last steps; those of step s, from 1, are in row s % max_steps. Empty where an episode may
+        have more steps than are played again."""
         self._beginnings: list[tuple[int, int, Any]] = [(0, 0, None)] * len(self._rngs)
         """Of each simulation's episode: the step in which it began, its limit, the stream that it was drawn from."""
 
     def reset(self, obs: np.ndarray) -> None:
-        """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape]."""
+        """Begin an episode in every slot and write the first observations into ``obs`` [B, *obs_shape].
+
+        Raises:
+            EnvironmentFault: there is no map, or MettaGrid does not take it.
+        """
         limits = self._first_limits()
         self._advance = [functools.partial(self._begin, index, limit) for index, limit in enumerate(limits)]
-        for advance in tuple(self._advance):
-            advance()
+        try:
+            for advance in tuple(self._advance):
+                advance()
+        except Exception as error:
+            raise EnvironmentFault(f"{self.spec.env_id}: no episode can begin: {raised(error)}") from error
         np.copyto(obs, self._obs)
 
     def step(self, action: np.ndarray, rows: StepRows) -> None:
@@ -187,17 +118,16 @@ class MettaGridEnvironment:
             raise ValueError(
                 f"{self.spec.env_id}: actions from {action.min()} to {action.max()}, must be 0..{self._num_actions - 1}"
             )
-        self._action[:] = action
         self._is_first.fill(False)
         self._step += 1
-        self._played[self._step % len(self._played)] = self._action
+        if len(self._played):
+            self._played[self._step % len(self._played)] = action
+        self._act(slice(None), action)
         try:
             for advance in self._advance:
                 advance()
         except Exception as error:
-            raise EnvironmentFault(
-                f"{self.spec.env_id}: step {self._step} raised {type(error).__name__}: {error}"
-            ) from error
+            raise EnvironmentFault(f"{self.spec.env_id}: step {self._step} raised {raised(error)}") from error
         if not np.isfinite(self._reward).all():
             slot = int(np.flatnonzero(~np.isfinite(self._reward))[0])
             raise EnvironmentFault(f"{self.spec.env_id}: slot {slot}, step {self._step}: reward {self._reward[slot]}")
@@ -207,15 +137,18 @@ class MettaGridEnvironment:
         np.copyto(rows.terminated, self._terminated)
         np.copyto(rows.truncated, self._truncated)
         # All agents of a simulation end together, so its first agent's flags suffice.
-        agents = self._mission.num_agents
+        agents = self._game.num_agents
         ended = self._terminated[::agents] | self._truncated[::agents]
         if ended.any():
             for index in np.flatnonzero(ended).tolist():
-                self._advance[index] = functools.partial(self._begin, index, self._mission.max_steps)
+                self._report(index)
+                self._advance[index] = functools.partial(self._begin, index, self._game.max_steps)
 
     def get_state(self) -> dict[str, Any]:
         """The state, as in ``envs.boundary.StatefulEnvironment``: what episodes were drawn from, and their actions."""
-        agents, found = self._mission.num_agents, []
+        agents, found = self._game.num_agents, []
+        if not len(self._played):
+            return {"simulations": None}
         for index, (begun, limit, stream) in enumerate(self._beginnings):
             slots = slice(index * agents, (index + 1) * agents)
             ended = bool(self._terminated[slots.start] | self._truncated[slots.start])
@@ -233,8 +166,10 @@ class MettaGridEnvironment:
 
     def set_state(self, state: Any, obs: np.ndarray) -> dict[int, str]:
         """Go on from a state, as in ``envs.boundary.StatefulEnvironment``: the episodes are played again so far."""
-        agents, failed = self._mission.num_agents, dict[int, str]()
+        agents, failed = self._game.num_agents, dict[int, str]()
         saved = state.get("simulations") if isinstance(state, dict) else None
+        if not len(self._played):
+            return dict.fromkeys(range(self.num_envs), f"its episodes may have more than {_LONGEST_REPLAYED} steps")
         # As if all had gone on since their episodes began, none of which is longer than this.
         self._step = len(self._played)
         for index, fresh in enumerate(list(self._rngs)):
@@ -245,7 +180,7 @@ class MettaGridEnvironment:
                 self._replay(index, slots, saved[index])
             except DoesNotFit as error:
                 self._rngs[index] = fresh
-                self._begin(index, self._mission.max_steps)
+                self._begin(index, self._game.max_steps)
                 obs[slots] = self._obs[slots]
                 failed |= dict.fromkeys(range(slots.start, slots.stop), str(error))
         return failed
@@ -256,7 +191,7 @@ class MettaGridEnvironment:
         Raises:
             DoesNotFit: it is no such state, or the episode was another one.
         """
-        longest, now = self._mission.max_steps, self._step
+        longest, now = self._game.max_steps, self._step
         generator = read_generator(state.get("random") if isinstance(state, dict) else None)
         limit, actions = state.get("limit"), state.get("actions")
         seen = read_arrays(state, {"obs": self._obs[slots]})["obs"]
@@ -277,7 +212,8 @@ class MettaGridEnvironment:
         self._begin(index, limit)
         for action in actions:
             self._step += 1
-            self._played[self._step % longest, slots] = self._action[slots] = action
+            self._played[self._step % longest, slots] = action
+            self._act(slots, action)
             self._is_first[slots] = False
             try:
                 self._advance[index]()
@@ -290,20 +226,23 @@ class MettaGridEnvironment:
     def close(self) -> None:
         """Release the simulations."""
         self._advance.clear()
+        self._current.clear()
 
     def _begin(self, index: int, limit: int) -> None:
         """Put a new simulation in place of the one that ended, and write its first observations."""
         rng = self._rngs[index]
         self._beginnings[index] = (self._step, limit, rng.bit_generator.state)
-        grid = self._mission.make_map(rng)
+        with self._game.surroundings or contextlib.nullcontext():
+            grid = self._game.draw_map(rng)
         simulation = self._make_simulation(grid, limit, int(rng.integers(2**31)))
-        agents = self._mission.num_agents
+        agents = self._game.num_agents
         slots = slice(index * agents, (index + 1) * agents)
         self._reward[slots] = 0.0
         self._terminated[slots] = False
         self._truncated[slots] = False
         self._is_first[slots] = True
-        self.short_episode[slots] = limit < self._mission.max_steps
+        self.short_episode[slots] = limit < self._game.max_steps
+        self._current[index] = simulation
         simulation.set_buffers(
             self._obs[slots],
             self._terminated[slots],
@@ -312,23 +251,65 @@ class MettaGridEnvironment:
             self._action[slots],
             self._vibe_action[slots],
         )
-        self._advance[index] = simulation.step
+        self._advance[index] = (
+            functools.partial(self._step_to_end, simulation, slots) if self._ends else simulation.step
+        )
+
+    def _act(self, slots: slice, action: np.ndarray) -> None:
+        """Hand over actions; one that changes the vibe is told beside the action that does nothing, the first one."""
+        self._action[slots] = action
+        if self._first_vibe is not None:
+            vibe = action >= self._first_vibe
+            self._vibe_action[slots] = np.where(vibe, action, 0)
+            self._action[slots][vibe] = 0
+
+    def _step_to_end(self, simulation: Any, slots: slice) -> None:
+        """Step a simulation whose episodes also end where a statistic of the game reaches a threshold."""
+        simulation.step()
+        for name, threshold in self._ends:
+            value = simulation.get_game_stat(name)
+            if value is not None and value >= threshold:
+                self._truncated[slots] = True
+
+    def _report(self, index: int) -> None:
+        """Report what a game of the user's has counted in an episode: its own numbers first, there is room for few."""
+        if self._reports is None:
+            return
+        stats = self._current[index].get_episode_stats()
+        of_game = {f"game.{name}": value for name, value in stats["game"].items() if not name.startswith(_ENGINES)}
+        for agent, counted in enumerate(stats["agent"]):
+            own = {name: value for name, value in counted.items() if not name.startswith(_ENGINES)}
+            self._reports.end_episode(index * self._game.num_agents + agent, {**own, **of_game, **counted})
 
     def _make_simulation(self, grid: Map, limit: int, seed: int) -> Any:
         """Create an episode's simulation; ``limit`` is its length in steps."""
-        names = grid.astype(object)
+        self._config.max_steps = limit
         # Every agent has a configuration of its own under a name of its own.
-        names[names == AGENT] = self._agent_names
-        self._game.max_steps = limit
-        return self._simulation(self._game, names.tolist(), seed)
+        return self._simulation(self._config, self._rename(grid.tolist(), self._agent_names), seed)
 
     def _first_limits(self) -> list[int]:
         """Steps of each simulation's first episode: evenly spread, from a phase that differs between workers."""
-        count, longest = len(self._rngs), self._mission.max_steps
+        count, longest = len(self._rngs), self._game.max_steps
         if not self._stagger:
             return [longest] * count
         phase = 1.0 - self._rngs[0].random()
         return [max(1, round(longest * (index + phase) / count)) for index in range(count)]
+
+
+def try_own_game(env_id: str, kwargs: Mapping[str, Any]) -> EnvSpec:
+    """The spec of the user's own game, once an episode of it has begun.
+
+    Raises:
+        EnvironmentNotFound: as ``envs.mettagrid_game.own_game``.
+        ValueError: likewise, or no episode can begin.
+    """
+    game = own_game(env_id, kwargs)
+    env = MettaGridEnvironment(game, game.num_agents, 0)
+    try:
+        env.reset(np.zeros((game.num_agents, *env.spec.obs_shape), np.uint8))
+    except EnvironmentFault as error:
+        raise ValueError(str(error)) from error
+    return env.spec
 
 
 def _generator(state: Any) -> np.random.Generator:

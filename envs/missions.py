@@ -1,6 +1,6 @@
 """The MettaGrid missions: tasks, maps, and the recorded returns of a random and a scripted player.
 
-Plain data and numpy: ``envs.mettagrid`` turns a mission into a simulation, ``envs.config`` checks slots against it.
+Plain data and numpy: ``envs.mettagrid_game`` turns a mission into a game, ``envs.config`` checks slots against it.
 It never imports mettagrid.
 """
 
@@ -115,12 +115,11 @@ MISSIONS: dict[str, Mission] = {
 }
 
 
-def check_slots(mission: Mission, num_envs: int) -> None:
+def check_slots(env_id: str, num_agents: int, num_envs: int) -> None:
     """Raise ValueError unless ``num_envs`` slots make whole simulations."""
-    agents = mission.num_agents
-    if num_envs < 1 or num_envs % agents:
-        below, above = num_envs // agents * agents, -(-num_envs // agents) * agents
-        nearest = f"{below} or {above}" if 0 < below < above else f"{max(above, agents)}"
+    if num_envs < 1 or num_envs % num_agents:
+        below, above = num_envs // num_agents * num_agents, -(-num_envs // num_agents) * num_agents
+        nearest = f"{below} or {above}" if 0 < below < above else f"{max(above, num_agents)}"
         raise ValueError(
-            f"num_envs={num_envs} must be a multiple of the {agents} agents of {mission.env_id}; nearest: {nearest}"
+            f"num_envs={num_envs} must be a multiple of the {num_agents} agents of {env_id}; nearest: {nearest}"
         )

@@ -66,7 +66,7 @@ def film(
         CannotRecord: it does not render pictures, or a package or the directory is missing.
     """
     name = env_id.partition("?")[0]
-    if name in MISSIONS:
+    if name in MISSIONS or name.startswith("mettagrid:"):
         raise CannotRecord(f"--video: {name} renders no pictures; it writes replays for its own viewer: --replay DIR")
     if name in list_env_ids():
         raise CannotRecord(f"--video: {name} has nothing to show; environments of gymnasium and PettingZoo can")
@@ -103,17 +103,19 @@ def replay(
         CannotRecord: it is another environment, or the directory is missing.
     """
     name = env_id.partition("?")[0]
-    if name not in MISSIONS:
+    if name not in MISSIONS and not name.startswith("mettagrid:"):
         raise CannotRecord(
-            f"--replay: {name} writes no replays, only MettaGrid's missions do; an environment that renders pictures "
+            f"--replay: {name} writes no replays, only MettaGrid's games do; an environment that renders pictures "
             "can be filmed: --video DIR"
         )
+    from shoal.envs.mettagrid_game import mission_game, own_game
     from shoal.envs.mettagrid_replay import ReplayedMettaGrid
 
     _make_directory(directory, "--replay")
-    return ReplayedMettaGrid(
-        MISSIONS[name], seed, lambda k: directory / f"{stem}-{k}.json.z", **{"stagger": False, **env_kwargs}
-    )
+    own = name.startswith("mettagrid:")
+    game = own_game(env_id, env_kwargs) if own else mission_game(MISSIONS[name])
+    arguments = {"stagger": False, **({} if own else env_kwargs)}
+    return ReplayedMettaGrid(game, seed, lambda k: directory / f"{stem}-{k}.json.z", **arguments)
 
 
 def _maker(env_id: str, seed: np.random.SeedSequence) -> Make:

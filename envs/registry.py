@@ -34,7 +34,7 @@ def make_vector_env(
 
     Args:
         env_id: ``mettagrid/<mission>``, ``recall``, ``synthetic`` (options may follow as in ``recall?delay=12``), a
-            gymnasium id, or ``pettingzoo:package.module:factory``.
+            gymnasium id, ``pettingzoo:package.module:factory``, or ``mettagrid:package.module:function``.
         num_envs: Slots; where several agents share an environment, a multiple of its agents.
         seed: Determines everything that is random in all slots.
         options: How environments of other libraries are made, stepped and read; None takes the defaults.
@@ -56,9 +56,17 @@ def make_vector_env(
         if mission is None:
             raise EnvironmentNotFound(_unknown_own(env_id, name))
         from shoal.envs.mettagrid import MettaGridEnvironment
+        from shoal.envs.mettagrid_game import mission_game
 
         whole = {"stagger": False} if whole_episodes else {}
-        return _make(env_id, options, MettaGridEnvironment, mission, num_envs, seed, **{**whole, **written, **kwargs})
+        game = mission_game(mission)
+        return _make(env_id, options, MettaGridEnvironment, game, num_envs, seed, **{**whole, **written, **kwargs})
+    if name.startswith("mettagrid:"):
+        from shoal.envs.mettagrid import MettaGridEnvironment
+        from shoal.envs.mettagrid_game import own_game
+
+        whole = {"stagger": False} if whole_episodes else {}
+        return _make(env_id, options, MettaGridEnvironment, own_game(env_id, kwargs), num_envs, seed, **whole)
     if name == "recall":
         from shoal.envs.recall import RecallEnvironment
 
@@ -84,9 +92,9 @@ def make_vector_env(
 
 
 def is_of_gymnasium(env_id: str) -> bool:
-    """Whether gymnasium makes the environment of this id: neither ours nor PettingZoo's."""
+    """Whether gymnasium makes the environment of this id: neither ours, PettingZoo's nor MettaGrid's."""
     name, _ = _split(env_id)
-    return not name.startswith(("mettagrid/", "pettingzoo:")) and name not in ("recall", "synthetic")
+    return not name.startswith(("mettagrid/", "mettagrid:", "pettingzoo:")) and name not in ("recall", "synthetic")
 
 
 def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwargs: Any) -> EnvSpec:
@@ -95,6 +103,10 @@ def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwarg
         from shoal.envs.pettingzoo import make_pettingzoo_spec
 
         return make_pettingzoo_spec(env_id, options or AdapterOptions(), **kwargs)
+    if env_id.startswith("mettagrid:"):
+        from shoal.envs.mettagrid import try_own_game
+
+        return try_own_game(env_id, kwargs)
     mission = MISSIONS.get(_split(env_id)[0])
     env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, options, **kwargs)
     try:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from shoal.envs.boundary import StepRows, TokenSpace
 from shoal.envs.config import EnvConfig, EnvironmentNotFound
-from shoal.envs.mettagrid import MettaGridEnvironment, make_game_config
+from shoal.envs.mettagrid import MettaGridEnvironment
+from shoal.envs.mettagrid_game import make_game_config, mission_game
 from shoal.envs.missions import AGENT, MISSIONS
 from shoal.envs.reference import random_return, scripted_return
 from shoal.envs.registry import make_env_spec, make_vector_env
@@ -33,7 +34,7 @@ def test_equals_mettagrids_own_simulation() -> None:
     from mettagrid.map_builder.ascii import AsciiMapBuilder
     from mettagrid.simulator import Simulator
 
-    env = MettaGridEnvironment(FORAGE, 16, 5, stagger=False)
+    env = MettaGridEnvironment(mission_game(FORAGE), 16, 5, stagger=False)
     rows = make_rows(env)
     rng = np.random.default_rng(np.random.SeedSequence(5).spawn(2)[1])
     player = np.random.default_rng(1)
@@ -62,7 +63,7 @@ def test_equals_mettagrids_own_simulation() -> None:
 
 def test_stagger_spreads_ends_and_marks_the_short_episodes() -> None:
     """Catches lock step, and short first episodes that pass for whole ones in the mean return."""
-    env = MettaGridEnvironment(FORAGE, 64, 0)
+    env = MettaGridEnvironment(mission_game(FORAGE), 64, 0)
     rows = make_rows(env)
     env.reset(rows.obs)
     ends: list[list[int]] = [[] for _ in range(8)]
@@ -83,7 +84,7 @@ def test_stagger_spreads_ends_and_marks_the_short_episodes() -> None:
 def test_tokens_are_described(env_id: str) -> None:
     """Catches tokens that the policy would drop as unknown, or whose scale hides them."""
     mission = MISSIONS[env_id]
-    env = MettaGridEnvironment(mission, 2 * mission.num_agents, 0)
+    env = MettaGridEnvironment(mission_game(mission), 2 * mission.num_agents, 0)
     space = env.spec.observation
     assert isinstance(space, TokenSpace)
     categories = dict(space.categorical_features)
@@ -124,7 +125,7 @@ def test_recorded_returns(env_id: str) -> None:
 
 def test_actions_out_of_range_are_refused() -> None:
     """Catches a head with too many actions: mettagrid itself passes over them in silence."""
-    env = MettaGridEnvironment(FORAGE, 8, 0)
+    env = MettaGridEnvironment(mission_game(FORAGE), 8, 0)
     rows = make_rows(env)
     env.reset(rows.obs)
     for action in (5, -1):

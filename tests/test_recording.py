@@ -184,6 +184,6 @@ def test_a_replay_is_of_the_episode_that_was_played(tmp_path: Path) -> None:
 
 def test_only_mettagrid_writes_replays(tmp_path: Path) -> None:
     """Catches a traceback, or an empty directory, for every other environment."""
-    with pytest.raises(CannotRecord, match=r"only MettaGrid's missions do; .* --video DIR"):
+    with pytest.raises(CannotRecord, match=r"only MettaGrid's games do; .* --video DIR"):
         replay("evaluated_envs:Painted-v0", SEED, tmp_path / "replays", "episode", {})
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import importlib.util
 from shoal import given
 from shoal.deploy.settings.sections import Config
 
-OF_ENVIRONMENTS = ("pettingzoo:", "mettagrid/")
+OF_ENVIRONMENTS = ("pettingzoo:", "mettagrid:", "mettagrid/")
 """What an ``env.id`` may begin with before, or in place of, the user's own module."""
 
 
