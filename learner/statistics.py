@@ -258,6 +258,16 @@ class RunStatistics:
         return {name: sum(terms.get(name, math.nan) for terms in recent) / len(recent) for name in self.terms}
 
     @property
+    def present_entropy(self) -> float:
+        """Mean entropy over the last quarter of the updates, and ``TERMS_WINDOW`` at most; NaN before the first.
+
+        Not over all of a short run: that of a policy that has stopped exploring would be hidden by how it began.
+        """
+        recent = [terms.get("entropy", math.nan) for terms in self._terms]
+        recent = recent[-max(min(self.updates // 4, TERMS_WINDOW), 1) :]
+        return sum(recent) / len(recent) if recent else math.nan
+
+    @property
     def stage_under_way(self) -> tuple[str, float] | None:
         """The stage of the training loop that has not ended yet, and its seconds so far; None between two stages."""
         found = self._clock.under_way

@@ -225,6 +225,24 @@ def test_a_mask_leaves_less_to_be_unsure_of(masked: bool, monkeypatch: pytest.Mo
     assert found.cause == ("unclear" if masked else "entropy_gone")
 
 
+def test_a_short_run_that_stopped_exploring_is_told_so() -> None:
+    """Catches an entropy of the whole run, in which a policy that tries nothing any more still looks open."""
+    statistics = RunStatistics(Ledger())
+    monitor = LearningMonitor(
+        statistics, max_entropy=0.7, action_dimensions=1, num_agents=1, num_slots=1, normalized=True, expect_after=0.1
+    )
+    for update in range(40):
+        statistics.add_update(50, _trained(0.7 * 0.8**update))
+    assert statistics.mean_terms["entropy"] > 0.03 * 0.7
+    assert monitor.now(1.0).details.startswith("entropy 0.00")
+    # Of a long run the last updates, as many as for every other term.
+    for _ in range(960):
+        statistics.add_update(50, _trained(0.5))
+    for _ in range(32):
+        statistics.add_update(50, _trained(0.1))
+    assert statistics.present_entropy == pytest.approx(0.3)
+
+
 def test_the_monitor_reads_the_statistics() -> None:
     """Catches numbers of the last update alone, of one process for those of the run, and an interval that takes the
     agents of one environment for independent."""

@@ -25,6 +25,7 @@ from shoal.section import Named, Section
         (["env.id=mettagrid/forage"], {}),
         (["env.id=named_envs:Thing-v0"], {"named_envs": "env.id"}),
         (["env.id=pettingzoo:scripted_games:make"], {"scripted_games": "env.id"}),
+        (["env.id=mettagrid:metta_games:well"], {"metta_games": "env.id"}),
         (["env.id=CartPole-v1", "env.wrappers=[{gymnasium.wrappers:TimeLimit: {}}]"], {"gymnasium": "env.wrappers"}),
         (["env.id=CartPole-v1", "env.wrappers=[gymnasium.wrappers:FlattenObservation]"], {"gymnasium": "env.wrappers"}),
         (["policy.kind=networks:Any"], {"networks": "policy.kind"}),

@@ -111,7 +111,7 @@ class Recorded:
     among_others: bool = False
     """Whether other policies, which are trained too, play in the same environments."""
     terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Means of ``UpdateResult.terms`` over the last updates."""
+    """Means of ``UpdateResult.terms`` over the last updates; the entropy is the present one."""
     wildest_terms: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Terms of the update that moved the policy most."""
     first_entropy: float | None = None
@@ -221,7 +221,8 @@ class LearningMonitor:
     def now(self, share_done: float) -> Learning:
         """Judge the run as it is now, with the share ``share_done`` of it over."""
         statistics = self._statistics
-        terms, updates = statistics.mean_terms, statistics.updates
+        updates = statistics.updates
+        terms = {**statistics.mean_terms, "entropy": statistics.present_entropy} if updates else {}
         first_entropy = statistics.first_terms.get("entropy")
         return judge(
             Recorded(

@@ -47,6 +47,12 @@ BROKEN: dict[str, tuple[tuple[str, ...], str, str]] = {
         "dead_layers",
         "Lower learner.learning_rate",
     ),
+    # Only the next reward counts, and that of the other action comes later.
+    "no exploration": (
+        ("env.id=tempting_envs:Tempting-v0", "learner.gamma=0", "learner.entropy_coef=0", "total_env_steps=40000"),
+        "entropy_gone",
+        "Raise learner.entropy_coef",
+    ),
     # Every episode of a policy that knows nothing returns -200.
     "no reward": (("env.id=MountainCar-v0",), "no_signal", "Reward progress earlier"),
 }
