@@ -107,6 +107,9 @@ class LearnerWorker:
     """The versions that self-play games are played against; None without self-play."""
     env_options: Mapping[str, Any] | None = None
     """Options of the environments' episodes, which go with every published version (``Weights.env_options``)."""
+    first_options: Mapping[str, Any] | None = None
+    """Those of the first version that is published, empty for none; None where they are ``env_options``. A resumed run
+    publishes a version again, with the options that it had."""
 
     def step(self, drive: Callable[[float], None] | None, stop: threading.Event) -> StepResult | None:
         """One update with one batch; None where ``stop`` was set while waiting for it.
@@ -185,8 +188,11 @@ class LearnerWorker:
         weights = flatten_weights(self.learner.policy, self.learner.policy_version)
         if not np.isfinite(weights.flat).all():
             raise NonFiniteUpdate(not_finite(weights.policy_version))
-        if self.env_options is not None:
-            weights = dataclasses.replace(weights, env_options=self.env_options)
+        options = self.env_options
+        if self.first_options is not None:
+            options, self.first_options = self.first_options or None, None
+        if options is not None:
+            weights = dataclasses.replace(weights, env_options=options)
         self.parity_check.remember(weights)
         self._publish(weights)
         return weights

@@ -72,6 +72,15 @@ class Curriculum(shoal.Callback):
                 run.set_env_options({"delay": self.delay})
         return {"delay": self.delay, "right": share}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints keep, so that a resumed run goes on with the same task."""
+        return {"delay": self.delay, "right": list(self.right)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.delay = state["delay"]
+        self.right.extend(state["right"])
+
 
 def main(**settings: Any) -> shoal.Run:
     """Train until the longest delay is mastered."""

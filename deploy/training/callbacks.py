@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
 from shoal.deploy.settings import named_code
 from shoal.deploy.settings.sections import CallbackConfig
+from shoal.envs.plain_state import NotPlain, to_plain
 from shoal.learner.learner_worker import StepResult, Trained
 from shoal.learner.training_loop import ObserverFailed
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MOST_NAMES = 100
 """Names of numbers that the callbacks of a run may return, all of them together: each is a time series of a policy."""
+MOST_STATE_BYTES = 2**20
+"""Of one callback's state, as JSON."""
 _NAME = re.compile(r"[A-Za-z_][\w./ -]{0,63}")
 
 Numbers = Mapping[str, float] | None
@@ -139,8 +142,9 @@ class RunningRun:
 
     def set_env_options(self, options: Mapping[str, Any]) -> None:
         """Pass options to the environments of all actors, as ``reset(options=...)`` of the episodes that begin from now
-        on: a curriculum. They take effect with the next policy version, replace those set before, and are kept neither
-        in checkpoints nor in evaluations.
+        on: a curriculum. They take effect with the next policy version, replace those set before, and are kept in
+        checkpoints: a resumed run begins with them. Evaluations play without any, and so do the first episodes of a new
+        actor.
 
         Args:
             options: plain data by name.
@@ -151,6 +155,17 @@ class RunningRun:
         json.dumps(options := dict(options))
         # Several policies play in the same games, which the first one's weights reach as often as any other's.
         self._first.learner.env_options = options
+
+    @property
+    def env_options(self) -> Mapping[str, Any] | None:
+        """What ``set_env_options`` was called with last, in this run or the one that it goes on from; None before."""
+        return self._first.learner.env_options
+
+    @property
+    def published_options(self) -> Mapping[str, Any] | None:
+        """Those that went with the weights that actors have now."""
+        weights = self._first.learner.weights
+        return None if weights is None else weights.env_options
 
     def stop(self) -> None:
         """End the run after this update, as at ``total_env_steps``."""
@@ -169,6 +184,15 @@ class Callback:
     them, once all have had their update; their numbers are that policy's, and those of the other methods are every
     policy's.
     """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a resumed run's callback of this class needs to go on, as plain data (JSON); it is kept in every
+        checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned when the checkpoint was written that a run is resumed from; before
+        ``on_start``. It is not called where there is none."""
 
     def on_start(self, run: RunningRun) -> Numbers:
         """The workers are started, and no update is made yet."""
@@ -222,6 +246,8 @@ class Callbacks:
         self._callbacks, self._evaluations = tuple(callbacks), evaluations
         self._view = RunningRun(runs, run_dir, stop)
         self._seen = {name: own.last for name, own in evaluations.items()}
+        self._stateless: CallbackFailed | None = None
+        """Why a checkpoint lacks the state of a callback."""
         self._numbers: dict[str, dict[str, float]] = {run.policy: {} for run in runs}
 
     def numbers(self, policy: str) -> Mapping[str, float]:
@@ -248,8 +274,30 @@ class Callbacks:
                 self._seen[name] = last
                 self._call("on_evaluation", last, policy=name)
 
+    def get_state(self) -> dict[str, Any]:
+        """What checkpoints hold of the callbacks, as plain data; one that fails is left out, and ``saved`` raises."""
+        states, self._stateless = [], None
+        for callback in self._callbacks:
+            if type(callback).state_dict is Callback.state_dict:
+                continue
+            try:
+                states.append({"name": name_of(callback), "state": _plain(callback.state_dict())})
+            except Exception as error:  # noqa: BLE001  (the user's code: it raises anything; raised once it is saved)
+                self._stateless = _failed(callback, "state_dict", error)
+        options, published = self._view.env_options, self._view.published_options
+        try:
+            return {
+                "callbacks": states,
+                "episode_options": to_plain(options),
+                "published_options": to_plain(published),
+            }
+        except NotPlain:  # mappings of another class, for example; a callback may give them again
+            return {"callbacks": states}
+
     def saved(self, path: Path) -> None:
         """Call ``on_checkpoint``."""
+        if self._stateless is not None:
+            raise self._stateless
         self._call("on_checkpoint", path)
 
     def ended(self, summary: Mapping[str, Any]) -> None:
@@ -264,7 +312,7 @@ class Callbacks:
             try:
                 self._take(getattr(callback, event)(self._view, *arguments), policy)
             except Exception as error:
-                raise CallbackFailed(f"{name_of(callback)}.{event}: {type(error).__name__}: {error}") from error
+                raise _failed(callback, event, error) from error
 
     def _take(self, numbers: Any, policy: str | None) -> None:
         if numbers is None:
@@ -286,6 +334,55 @@ class Callbacks:
             number = float(value)
             for each in self._numbers if policy is None else (policy,):
                 self._numbers[each][name] = number
+
+
+def _failed(callback: Callback, method: str, error: Exception) -> CallbackFailed:
+    failed = CallbackFailed(f"{name_of(callback)}.{method}: {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    """A callback's state, independent of it.
+
+    Raises:
+        TypeError: it is no plain data.
+        ValueError: there is too much of it.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected a mapping of plain data, got {state!r}")
+    text = json.dumps(dict(state))
+    if len(text) > MOST_STATE_BYTES:
+        raise ValueError(f"a state of {len(text):,} bytes; every checkpoint holds it: {MOST_STATE_BYTES:,} at most")
+    plain: dict[str, Any] = json.loads(text)
+    return plain
+
+
+def restore_callbacks(callbacks: Sequence[Callback], saved: Mapping[str, Any]) -> None:
+    """Give callbacks their states of a checkpoint, whose state ``saved`` is; the n-th of a class that of the n-th.
+
+    Raises:
+        ValueError: one does not take its state.
+    """
+    found = saved.get("callbacks", [])
+    states: dict[str, list[Any]] = {}
+    for each in found if isinstance(found, list) else []:
+        if isinstance(each, dict) and isinstance(each.get("state"), dict):
+            states.setdefault(str(each.get("name")), []).append(each["state"])
+    for callback in callbacks:
+        name = name_of(callback)
+        if not states.get(name):
+            continue
+        try:
+            callback.load_state_dict(states[name].pop(0))
+        except Exception as error:
+            raise ValueError(
+                f"{_failed(callback, 'load_state_dict', error)}; to begin it anew, leave it out until the next "
+                "checkpoint, or train in another run_dir"
+            ) from error
+    for name, left in states.items():
+        if left:
+            log.warning("the checkpoint has a state of the callback %s, which this run does not have", name)
 
 
 def name_of(callback: Callback) -> str:

@@ -19,7 +19,7 @@ from shoal.actors.pool import InlinePool
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.resume import Origin
-from shoal.envs.plain_state import DoesNotFit, NotPlain, from_plain, to_plain
+from shoal.envs.plain_state import DoesNotFit, from_plain, to_plain
 from shoal.learner.checkpoint import CheckpointError
 from shoal.learner.learner_worker import LearnerWorker
 
@@ -32,15 +32,9 @@ log = logging.getLogger(__name__)
 
 def get_rollouts(worker: LearnerWorker, pool: InlinePool) -> dict[str, Any]:
     """The acting side's state as plain data and arrays."""
-    try:
-        options = to_plain(None if worker.env_options is None else dict(worker.env_options))
-    except NotPlain:
-        # A callback gave them, which may give them again.
-        options = None
     return {
         "queue": worker.queue.get_state(),
         "pool": pool.get_state(),
-        "env_options": options,
         "random": {
             "python": to_plain(random.getstate()),
             "numpy": to_plain(np.random.get_state(legacy=False)),  # noqa: NPY002  (what environments draw from)
@@ -60,7 +54,7 @@ def find_rollouts(config: Config, origin: Origin) -> Mapping[str, Any] | None:
         return None
     try:
         found = checkpoint.load_rollouts()
-        if not isinstance(found, dict) or not found.keys() >= {"queue", "pool", "env_options", "random"}:
+        if not isinstance(found, dict) or not found.keys() >= {"queue", "pool", "random"}:
             raise CheckpointError("parts of it are missing")
     except CheckpointError as error:
         log.warning("the environments begin anew: their state in %s is damaged: %s", checkpoint.path, error)
@@ -102,8 +96,6 @@ def restore_pool(run: PreparedRun, pool: Pool) -> None:
     begun = pool.set_state(_mapping(run.rollouts["pool"]))
     run.statistics.slots_begun_anew = len(begun)
     try:
-        options = from_plain(run.rollouts["env_options"])
-        run.learner.env_options = options if isinstance(options, dict) else None
         _set_streams(_mapping(run.rollouts["random"]))
     except (DoesNotFit, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         log.warning("the process' random streams begin anew: their state is damaged: %s", error)

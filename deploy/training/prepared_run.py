@@ -19,7 +19,7 @@ from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.going_on import find_rollouts, restore_queue
-from shoal.deploy.training.resume import Origin, find_origin, match_names, restore
+from shoal.deploy.training.resume import Origin, find_origin, match_names, restore, restore_options
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.registry import make_env_spec
 from shoal.learner.checkpoint import Checkpoints
@@ -118,6 +118,8 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     ]
     for part, learner, statistics in zip(parts, learners, all_statistics, strict=True):
         restore(part.origin, learner, statistics)
+    # Several policies play in the same games, which the first one's weights reach.
+    restore_options(config, origin, learners[0])
     rollouts = None if teams else find_rollouts(config, origin)
     if rollouts is not None:
         restore_queue(rollouts, origin, learners[0])

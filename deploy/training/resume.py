@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal.deploy.settings.load import to_dict
 from shoal.deploy.settings.sections import Config
+from shoal.envs.plain_state import DoesNotFit, from_plain
 from shoal.learner.checked_files import read_json
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved, refusing_damage
 from shoal.learner.learner import Learner
@@ -39,6 +40,8 @@ class Origin:
     """Number of times the run was resumed."""
     same_run: bool = False
     """Whether the checkpoint is of this very run, or of the run that its directory is a copy of."""
+    run_state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The checkpoint's state of the whole run, also where this is the origin of one of several policies."""
 
     def of(self, policy: str) -> Origin:
         """That of one of several policies."""
@@ -76,7 +79,7 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
             "%s is a copy of %s: it goes on as a run of its own, with the new run_id %s", run_dir, original, run_id
         )
     _warn_of_changed_start(config, state["config"])
-    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same)
+    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same, run_state=state)
 
 
 def _is_among(checkpoint: Checkpoint, checkpoints: Checkpoints) -> bool:
@@ -195,6 +198,24 @@ def restore(origin: Origin, worker: LearnerWorker, statistics: RunStatistics) ->
     ledger.dropped["restart"] += saved["in_flight"]
     if not ledger.dropped["restart"]:
         del ledger.dropped["restart"]
+
+
+def restore_options(config: Config, origin: Origin, worker: LearnerWorker) -> None:
+    """Go on with the options that callbacks had set for the episodes of this environment."""
+    saved = origin.run_state.get("config")
+    env = saved.get("env") if isinstance(saved, dict) else None
+    if not isinstance(env, dict) or env.get("id") != config.env.id:
+        return
+    try:
+        options, published = (
+            from_plain(origin.run_state.get(name)) for name in ("episode_options", "published_options")
+        )
+    except DoesNotFit as error:
+        log.warning("episodes begin without the options of the checkpoint: %s", error)
+        return
+    if isinstance(options, dict):
+        worker.env_options = options
+        worker.first_options = published if isinstance(published, dict) else {}
 
 
 def _restore_opponents(checkpoint: Checkpoint, learner: Learner, pool: OpponentPool) -> None:

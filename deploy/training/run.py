@@ -31,7 +31,7 @@ from shoal.deploy.records.json_file import write_json
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
-from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks
+from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks, restore_callbacks
 from shoal.deploy.training.going_on import get_rollouts, restore_pool
 from shoal.deploy.training.interruption import Interruption, interruption
 from shoal.deploy.training.prepared_run import PreparedRun, describe_together, prepare
@@ -111,6 +111,7 @@ def run(
         try:
             called = make_callbacks(config.callbacks, callbacks)
             prepared = prepare(config, run_dir, cluster)
+            restore_callbacks(called, prepared[0].origin.run_state)
             sinks = [_sinks(each, stack) for each in prepared]
         except ValueError as error:
             raise CannotStart(str(error)) from error
@@ -271,7 +272,7 @@ def _train(
         TrainedPolicy(name=each.policy, learners=learners, statistics=each.statistics, updates=each.updates)
         for each, learners in zip(runs, workers.learners, strict=True)
     ]
-    saving = Saving(write=_checkpoint_writer(runs, workers), undisturbed=asked.deferred)
+    saving = Saving(write=_checkpoint_writer(runs, workers, callbacks), undisturbed=asked.deferred)
     if workers.watch:
         workers.watch.warn(saving.asked.set)
     limits = Limits(total_env_steps=run.config.total_env_steps, checkpoint_every=run.config.checkpoint.every_updates)
@@ -359,17 +360,18 @@ def _summaries(
     return summary
 
 
-def _checkpoint_writer(runs: Sequence[PreparedRun], workers: WorkerGroup) -> Callable[[], Path]:
+def _checkpoint_writer(runs: Sequence[PreparedRun], workers: WorkerGroup, callbacks: Callbacks) -> Callable[[], Path]:
     """What writes a checkpoint of the whole run."""
     run = runs[0]
     if run.policy:
         return lambda: run.checkpoints.save_policies(
-            {each.policy: (each.learner.learner, each.describe()) for each in runs}, describe_together(runs)
+            {each.policy: (each.learner.learner, each.describe()) for each in runs},
+            describe_together(runs) | callbacks.get_state(),
         )
     rollouts, opponents = _rollouts(run, workers), run.learner.opponents
     return lambda: run.checkpoints.save(
         run.learner.learner,
-        run.describe(),
+        run.describe() | callbacks.get_state(),
         rollouts=rollouts(),
         opponents=None if opponents is None else opponents.get_state(),
     )

@@ -31,6 +31,18 @@ class Optioned(gymnasium.Env[Any, Any]):
         return np.full(1, self.level, np.float32)
 
 
+class Lasting(Optioned):
+    """Lasts for ``steps`` steps, an option."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.lasts = LENGTH if options is None else options["steps"]
+        return super().reset(seed=seed, options={"level": self.lasts})
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, self.steps == self.lasts, False, info
+
+
 class Native(VectorEnv[Any, Any, Any]):
     """The same, stepped all slots at once."""
 

@@ -225,6 +225,57 @@ def test_what_several_policies_have_each_for_itself_is_asked_of_one(tmp_path: Pa
     assert set(Asks.lengths[-50:]) == {4, 2}
 
 
+class Lengthens(shoal.Callback):
+    """Makes episodes longer in its third update; ends the run at versions 8 and 16."""
+
+    def __init__(self) -> None:
+        self.count, self.given, self.lengths = 0, {}, []
+
+    def on_start(self, run: Any) -> None:
+        self.given = run.env_options
+
+    def on_update(self, run: Any, update: Any) -> None:
+        self.count += 1
+        if self.count == 3:
+            run.set_env_options({"steps": 6})
+        if update.policy_version in (8, 16):
+            run.stop()
+
+    def on_episodes(self, run: Any, episodes: Any) -> None:
+        self.lengths += episodes.lengths
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("layout", ["local", "colocated", "several policies"])
+def test_options_and_states_go_on_in_every_layout(tmp_path: Path, layout: str) -> None:
+    """Catches a curriculum that is lost in a resumed run whose actors are processes of their own, or whose games
+    several policies play: only in one process was it kept."""
+    alone = {**SMALL, "env.id": "optioned_envs:Lasting", "mode": "local", "total_env_steps": 10**9}
+    shared = {name: value for name, value in alone.items() if name != "learner.batch_size"}
+    settings = {
+        "local": alone | {"actor.num_actors": 2},
+        "colocated": shared | {"placement": "colocated", "learner.num_learners": 2},
+        "several policies": GAMES,
+    }[layout]
+    if layout == "several policies":
+        pytest.importorskip("pettingzoo")
+    first, second = Lengthens(), Lengthens()
+    for callback in (first, second):
+        arguments: Any = {"config": settings, "run_dir": tmp_path / "run", "callbacks": [callback]}
+        assert shoal.train(**arguments, progress=False, max_seconds=200).summary["stopped_by"] == "callback"
+    assert (first.given, second.given) == (None, {"steps": 6})
+    assert second.count > first.count >= 8
+    # The first episodes of new actors had begun before. Runner 0 leaves after half of a game.
+    assert len(second.lengths) > 20
+    assert set(second.lengths[16:]) <= {6, 3}
+    assert 6 in second.lengths
+
+
 class Breaks(shoal.Callback):
     """Raises in its third update, or answers something else."""
 
@@ -306,7 +357,9 @@ def test_a_callback_that_exits_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     at_import, when_made = CallbackConfig(name="exits_at_import:Go"), CallbackConfig(name="exits_when_made:Go")
     [problem] = check_callbacks([at_import, when_made])
-    assert problem.startswith("callbacks: exits_at_import:Go: exits_at_import cannot be imported: SystemExit: no (")
+    assert problem.startswith(
+        "callbacks: exits_at_import:Go: exits_at_import ends the program (exit 'no') where it is "
+    )
     with pytest.raises(ValueError, match=r"^callbacks: exits_when_made:Go: SystemExit: 3"):
         make_callbacks([when_made], [])
 
