@@ -68,14 +68,26 @@ class RayWatch:
             when the raylet ends.
         advice: what to do, at the end of the warning.
         tolerance: seconds that Ray lets a head be out of reach.
+        head_may_return: whether one that has ended may be started again with what it knew (GCS fault tolerance).
     """
 
-    def __init__(self, head: str, raylet: str, advice: str, tolerance: float = TOLERANCE_SECONDS) -> None:
+    def __init__(
+        self,
+        head: str,
+        raylet: str,
+        advice: str,
+        tolerance: float = TOLERANCE_SECONDS,
+        *,
+        head_may_return: bool = False,
+    ) -> None:
         self.lost = threading.Event()
         self.why = ""
         """The warning, once Ray is lost."""
         self.head, self._raylet_path, self._advice = head, raylet, advice
         self._patience = max(tolerance - SAVING_SECONDS, 0.0)
+        self._head_may_return = head_may_return
+        self._head_places: list[tuple[Any, ...]] = []
+        """Where the head's name was found last, as ``socket.getaddrinfo`` answers."""
         self._missing_since: float | None = None
         """Monotonic time since when the head has been out of reach."""
         self._raylet: socket.socket | None = None
@@ -277,16 +289,43 @@ class RayWatch:
                 before, self._raylet = self._raylet, fresh
                 if before is not None:
                     before.close()
-        host, _, port = self.head.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+            self._reach_head()
         except OSError as error:
             # A time limit of Python's own has no number.
             if isinstance(error, TimeoutError) or error.errno in _GONE:
                 what = f"Ray's head (GCS) at {self.head} does not answer any more ({error})"
                 # A refusal comes from its machine: no process has the port any more.
-                return Missing(what, may_return=error.errno not in (errno.ECONNREFUSED, errno.ECONNRESET))
+                has_ended = error.errno in (errno.ECONNREFUSED, errno.ECONNRESET)
+                return Missing(what, may_return=self._head_may_return or not has_ended)
         return None
+
+    def _reach_head(self) -> None:
+        """Connect to the head, where its name is found now; where it is not, where it was found last.
+
+        Kubernetes takes the name of a head away with its pod, which says nothing yet: names may be out of reach while
+        the head is not.
+
+        Raises:
+            OSError: that does not succeed.
+        """
+        host, _, port = self.head.rpartition(":")
+        try:
+            self._head_places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            if not self._head_places:
+                raise
+        errors = []
+        for family, kind, protocol, _, place in self._head_places:
+            with socket.socket(family, kind, protocol) as connection:
+                connection.settimeout(ANSWER_SECONDS)
+                try:
+                    connection.connect(place)
+                except OSError as error:
+                    errors.append(error)
+                else:
+                    return
+        raise errors[0]
 
     def lose(self, missing: str) -> None:
         """Call Ray lost, unless it is: what is ``missing`` is the rest of a sentence after "Ray is lost: "."""

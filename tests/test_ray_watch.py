@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
@@ -256,6 +257,62 @@ def test_a_head_that_is_out_of_reach_for_a_while_ends_no_run(
     places.end("head")  # a closed port is not waited for
     assert watch.look()
     assert warned == Counter(warned=1, lost=1)
+
+
+def test_a_head_that_is_started_again_is_waited_for(
+    places: Places, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that ends with its head where the cluster starts that again, which Ray bears for a minute."""
+    monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 3600.0)
+    patience = ray_watch.SAVING_SECONDS + 3600.0
+    port = int(places.address.rpartition(":")[2])
+    watch, warned = RayWatch(places.address, places.path, "", patience, head_may_return=True), Counter[str]()
+    watch.warn(lambda: warned.update(["warned"]))
+    try:
+        places.end("head")
+        assert not watch.look()
+        assert not watch.look()
+        assert warned == Counter(warned=1)
+        with socket.create_server(("127.0.0.1", port)):
+            assert not watch.look()
+        assert caplog.records[-1].getMessage() == "Ray's head answers again"
+        monkeypatch.setattr(watch, "_patience", 0.0)
+        assert watch.look()
+    finally:
+        watch.close()
+
+
+def test_a_name_that_is_not_found_is_no_end_of_the_head(
+    places: Places, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that takes names out of reach for a lost head, or a head whose name went with its pod for one that
+    lives: Ray ends the process a minute later, unsaved."""
+    monkeypatch.setattr(ray_watch, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(ray_watch, "ANSWER_SECONDS", 0.2)
+    found, known = socket.getaddrinfo, True
+
+    def find(host: str, *arguments: Any, **kwargs: Any) -> Any:
+        if host == "head.test" and not known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found("127.0.0.1" if host == "head.test" else host, *arguments, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    address = f"head.test:{places.address.rpartition(':')[2]}"
+    patience = ray_watch.SAVING_SECONDS + 3600.0
+    watch = RayWatch(address, places.path, "", patience)
+    try:
+        assert not watch.look()
+        known = False
+        assert not watch.look()
+        assert not caplog.records
+        with out_of_reach(places):
+            assert not watch.look()
+            assert "does not answer any more" in caplog.records[-1].getMessage()
+        assert not watch.look()
+        places.end("head")
+        assert watch.look()
+    finally:
+        watch.close()
 
 
 def test_a_head_that_stays_out_of_reach_is_lost(places: Places, patient: Callable[[float], RayWatch]) -> None:

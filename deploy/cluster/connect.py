@@ -433,7 +433,7 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process
                 f"cluster.address: {config.address} is not the cluster {joined} that this process has joined already "
                 "(ray.init); leave the setting out, or call ray.shutdown() before"
             )
-        with watched(ADVICE) as watch:
+        with watched(ADVICE, head_may_return=config.head_may_return) as watch:
             try:
                 yield Cluster(config, watch)
             finally:
@@ -459,7 +459,7 @@ def connect(config: ClusterConfig, modules: Sequence[Path] = (), *, owns_process
             join(address=config.address, runtime_env=runtime_env or None)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise CannotStart(f"cluster.address: {config.address}: {_explain(config, error)}") from error
-    with watched(ADVICE) as watch:
+    with watched(ADVICE, head_may_return=config.head_may_return) as watch:
         try:
             yield Cluster(config, watch, sent)
         finally:

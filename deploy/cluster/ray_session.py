@@ -137,10 +137,10 @@ def _own_token(held: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(advice: str) -> Iterator[RayWatch]:
+def watched(advice: str, *, head_may_return: bool = False) -> Iterator[RayWatch]:
     """Watch the Ray that this process is connected to, for the length of the block.
 
-    ``advice`` is said when it is lost.
+    ``advice`` is said when it is lost. Whether a head that has ended may be started again says ``head_may_return``.
     """
     from ray._private.worker import global_worker  # there is no public path to the raylet's socket (Ray 2.60)
 
@@ -148,7 +148,8 @@ def watched(advice: str) -> Iterator[RayWatch]:
     raylet = global_worker.node.raylet_socket_name if global_worker.node else ""
     given = os.environ.get(TOLERANCE, "")
     seconds = float(given) if given.isdecimal() else TOLERANCE_SECONDS
-    watch = RayWatch(ray.get_runtime_context().gcs_address, raylet, advice, seconds)
+    head = ray.get_runtime_context().gcs_address
+    watch = RayWatch(head, raylet, advice, seconds, head_may_return=head_may_return)
     try:
         yield watch
     finally:

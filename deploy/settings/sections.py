@@ -163,6 +163,9 @@ class ClusterConfig(Section):
     wait_seconds: Annotated[float, Field(ge=0, le=LONGEST_SECONDS)] = 0.0
     """How long the start waits at most for what other runs have taken. 0 refuses at once; what the cluster would not
     have without other runs either is refused in any case. It does not count for max_seconds."""
+    head_may_return: bool = False
+    """A head that has ended is started again by the cluster, and knows what it knew (GCS fault tolerance): the run
+    waits for it until 15 s before Ray gives it up, which is 60 s after its end. Otherwise it saves and ends at once."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
     """A Ray runtime environment for all processes of the run. This code is sent to them in any case, and modules of the
     user's that are not installed here, unless it has a working_dir."""
