@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace, VectorSpace
-from shoal.envs.spaces import NO_BOUND
+from shoal.envs.spaces import NO_BOUND, declared_from_json, path_of, said
+from shoal.envs.writers import leaves_of
 
 _MOST_CHARACTERS = 160
+_MOST_PARTS = 40
 
 
 def reading(spec: EnvSpec, encoder_of: Callable[[str], str] = lambda _: "") -> tuple[str, str]:
@@ -16,6 +19,29 @@ def reading(spec: EnvSpec, encoder_of: Callable[[str], str] = lambda _: "") -> t
     ``encoder_of`` gives the encoder of an image by its name, "" for the only one, and "" where that is not known.
     """
     return _observations(spec, encoder_of), _actions(spec)
+
+
+def reading_by_part(spec: EnvSpec, encoder_of: Callable[[str], str] = lambda _: "") -> list[tuple[str, str]]:
+    """(path, in words how it is read) of the parts of a Dict or Tuple, in the order of the environment; empty for
+    other observations. Of very many the first ones, and a last entry that says so."""
+    whole = None if spec.spaces is None else declared_from_json(spec.spaces).observation
+    if not isinstance(whole, (spaces.Dict, spaces.Tuple)):
+        return []
+    space = spec.observation
+    images = dict(zip(space.leaves, space.images, strict=True)) if isinstance(space, DictSpace) else {}
+    found = []
+    for index, (keys, part) in enumerate(leaves_of(whole)):
+        if index in images:
+            name, image = images[index]
+            read = _image(image, encoder_of(name))
+        else:
+            name, size = path_of(keys), spaces.flatdim(part)
+            codes = () if isinstance(part, spaces.Box) else tuple(range(size))
+            read = _numbers(VectorSpace(size=size, categorical=codes))
+        found.append((name, f"{said(part)} as {read}"))
+    if len(found) > _MOST_PARTS:
+        found[_MOST_PARTS:] = [("...", f"{len(found) - _MOST_PARTS:,} more")]
+    return found
 
 
 def _observations(spec: EnvSpec, encoder_of: Callable[[str], str]) -> str:

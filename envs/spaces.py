@@ -112,13 +112,14 @@ def make_spec(
         num_agents=num_agents,
         spaces=declared_to_json(declared),
         num_mask=sum(declared.mask.sizes) if declared.mask else 0,
-        declared=_said(declared.observation),
+        declared=said(declared.observation),
     )
 
 
-def _said(space: spaces.Space[Any]) -> str:
+def said(space: spaces.Space[Any]) -> str:
+    """A space in a few words, without the bounds of its numbers."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return f"{type(space).__name__} of {', '.join(f'{key} {_said(inner)}' for key, inner in parts_of(space))}"
+        return f"{type(space).__name__} of {', '.join(f'{key} {said(inner)}' for key, inner in parts_of(space))}"
     return f"{space.dtype} {space.shape}" if isinstance(space, spaces.Box) else str(space)
 
 
@@ -135,7 +136,7 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Sp
     _check_observation(space, (), space, env_id)
     if spaces.flatdim(space) == 0:
         raise ValueError(
-            f"{env_id}: the observation space {_said(space)} holds no number; for a task without observations give a "
+            f"{env_id}: the observation space {said(space)} holds no number; for a task without observations give a "
             "Box of shape (1,) that is always 0"
         )
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
@@ -143,14 +144,14 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Sp
     if not isinstance(options.image_layout, str):
         raise ValueError(
             f"{env_id}: env.image_layout={options.image_layout} is for the parts of a Dict or Tuple, the observation "
-            f"space is {_said(space)}; give one layout"
+            f"space is {said(space)}; give one layout"
         )
     if isinstance(space, spaces.Box) and (image := find_image(space, options.image_layout, env_id)):
         return image
     if options.image_layout not in ("auto", "none"):
         raise ValueError(
             f"{env_id}: env.image_layout={options.image_layout} is for boxes of numbers, the observation space is "
-            f"{_said(space)}; leave it out"
+            f"{said(space)}; leave it out"
         )
     size = spaces.flatdim(space)
     return VectorSpace(size=size, categorical=() if isinstance(space, spaces.Box) else tuple(range(size)))
@@ -163,26 +164,24 @@ def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_
         index: image
         for index, (keys, inner) in enumerate(leaves)
         if isinstance(inner, spaces.Box)
-        and (image := find_image(inner, _layout_of(inner, _path(keys), options), f"{env_id}: {_path(keys)}"))
+        and (image := find_image(inner, _layout_of(inner, path_of(keys), options), f"{env_id}: {path_of(keys)}"))
     }
     if not isinstance(options.image_layout, str):
-        boxes = [_path(keys) for keys, inner in leaves if isinstance(inner, spaces.Box)]
+        boxes = [path_of(keys) for keys, inner in leaves if isinstance(inner, spaces.Box)]
         if unknown := sorted(options.image_layout.keys() - set(boxes)):
             raise ValueError(
                 f"{env_id}: env.image_layout names {', '.join(unknown)}; boxes of numbers are "
                 f"{', '.join(boxes) or 'none'}"
             )
     elif not found and options.image_layout not in ("auto", "none"):
-        raise ValueError(
-            f"{env_id}: env.image_layout={options.image_layout}, but no part of {_said(space)} is an image"
-        )
+        raise ValueError(f"{env_id}: env.image_layout={options.image_layout}, but no part of {said(space)} is an image")
     categorical: list[int] = []
     size = 0
     for index, (_, inner) in enumerate(leaves):
         if index not in found:
             start, size = size, size + spaces.flatdim(inner)
             categorical += [] if isinstance(inner, spaces.Box) else range(start, size)
-    names, images = _named(leaves, found, _path)
+    names, images = _named(leaves, found, path_of)
     if len({*names, *images}) < len(names) + len(images):
         names, images = _named(leaves, found, _exact_path)
     numbers = VectorSpace(size=size, names=tuple(names), categorical=tuple(categorical))
@@ -228,7 +227,7 @@ def _check_observation(space: spaces.Space[Any], keys: tuple[Any, ...], whole: s
         )
 
 
-def _path(keys: Sequence[Any]) -> str:
+def path_of(keys: Sequence[Any]) -> str:
     """``goal.kind``, ``obs[1]``."""
     found = ""
     for key in keys:

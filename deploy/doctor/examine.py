@@ -70,7 +70,7 @@ def _machine(run_dir: Path) -> list[str]:
 
 def _environment(config: Config) -> list[str]:
     from shoal.envs.boundary import TokenSpace
-    from shoal.envs.reading import reading
+    from shoal.envs.reading import reading, reading_by_part
     from shoal.envs.registry import make_env_spec
     from shoal.policy.token_convolution import available
 
@@ -78,7 +78,7 @@ def _environment(config: Config) -> list[str]:
         if config.policies:
             return _teams(config)
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    except Exception:  # noqa: BLE001  (other people's code raises anything; among the problems)
+    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
         return []
     observations, actions = reading(spec, config.policy.encoder_of)
     agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
@@ -89,15 +89,22 @@ def _environment(config: Config) -> list[str]:
     return [
         f"environment {config.env.id}",
         f"  reads          {observations}",
+        *_aligned(reading_by_part(spec, config.policy.encoder_of)),
         f"  acts           {actions}",
         *agents,
     ]
 
 
+def _aligned(parts: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for every part of an observation, below that of the whole."""
+    width = max((len(name) for name, _ in parts), default=0)
+    return [f"    {name:<{width}}  {read}" for name, read in parts]
+
+
 def _teams(config: Config) -> list[str]:
     """Lines about what the agents of several policies read and do."""
     from shoal.deploy.placement.setups import team_shares
-    from shoal.envs.reading import reading
+    from shoal.envs.reading import reading, reading_by_part
 
     lines = [f"environment {config.env.id}"]
     for name, own in team_shares(config).items():
@@ -105,6 +112,7 @@ def _teams(config: Config) -> list[str]:
         lines += [
             f"  policy         {name}, {own.spec.num_agents} of the agents in each environment",
             f"  reads          {observations}",
+            *_aligned(reading_by_part(own.spec, config.policy.encoder_of)),
             f"  acts           {actions}",
         ]
     return lines
