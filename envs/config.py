@@ -79,8 +79,8 @@ class EnvConfig(AdapterOptions):
     id: Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})] = "mettagrid/forage"
     """``mettagrid/<mission>``, ``recall``, any gymnasium id (``Env-v0`` or ``package.module:Env-v0``), a class, or a
     function annotated as returning one (``package.module:Name``), or ``pettingzoo:package.module:factory`` for what
-    returns a ``pettingzoo.ParallelEnv`` or ``AECEnv``, or ``mettagrid:package.module:function`` for what returns a
-    ``MettaGridConfig``."""
+    returns a ``pettingzoo.ParallelEnv`` or ``AECEnv``, ``mettagrid:package.module:function`` for what returns a
+    ``MettaGridConfig``, or ``envpool:TASK``."""
     num_envs: Annotated[int, Field(ge=1)] = 16
     """Slots per actor. One slot is one agent in one environment; where several share one, a multiple of them. With
     self-play those of the trained agents."""

@@ -24,6 +24,8 @@ from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import EntryPoint, entry_point_spec
+from shoal.envs.envpool_vector import PREFIX as ENVPOOL
+from shoal.envs.envpool_vector import envpool_spec
 from shoal.envs.guard import ANEW, MASK, REPORTS, RESTARTED, Guard, first_answer, first_seed
 from shoal.envs.masks import with_masks_of_method
 from shoal.envs.plain_state import DoesNotFit, read_arrays
@@ -384,6 +386,8 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     """
     if env_id in given.environments and (spec := entry_point_spec(env_id)):
         return spec
+    if env_id.startswith(ENVPOOL):
+        return envpool_spec(env_id)
     module, _, name = env_id.rpartition(":")
     try:
         if module:

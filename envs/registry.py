@@ -15,6 +15,8 @@ from shoal.envs.boundary import EnvSpec, VectorEnvironment
 from shoal.envs.config import OPTION_NAMES, AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
 
+_OF_OTHERS = ("mettagrid/", "mettagrid:", "pettingzoo:", "envpool:")
+
 
 def list_env_ids() -> list[str]:
     """List the built-in ids; any gymnasium id and PettingZoo's parallel environments work as well."""
@@ -34,7 +36,8 @@ def make_vector_env(
 
     Args:
         env_id: ``mettagrid/<mission>``, ``recall``, ``synthetic`` (options may follow as in ``recall?delay=12``), a
-            gymnasium id, ``pettingzoo:package.module:factory``, or ``mettagrid:package.module:function``.
+            gymnasium id, ``pettingzoo:package.module:factory``, ``mettagrid:package.module:function``, or
+            ``envpool:TASK``.
         num_envs: Slots; where several agents share an environment, a multiple of its agents.
         seed: Determines everything that is random in all slots.
         options: How environments of other libraries are made, stepped and read; None takes the defaults.
@@ -82,7 +85,7 @@ def make_vector_env(
         from shoal.envs.pettingzoo import PettingZooEnvironment
 
         return PettingZooEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
-    if options.vectorization == "native":
+    if options.vectorization == "native" or name.startswith("envpool:"):
         from shoal.envs.native import NativeEnvironment
 
         return NativeEnvironment(env_id, num_envs, seed, options, **kwargs)
@@ -92,9 +95,9 @@ def make_vector_env(
 
 
 def is_of_gymnasium(env_id: str) -> bool:
-    """Whether gymnasium makes the environment of this id: neither ours, PettingZoo's nor MettaGrid's."""
+    """Whether gymnasium makes the environment of this id: neither we nor another library."""
     name, _ = _split(env_id)
-    return not name.startswith(("mettagrid/", "mettagrid:", "pettingzoo:")) and name not in ("recall", "synthetic")
+    return not name.startswith(_OF_OTHERS) and name not in ("recall", "synthetic")
 
 
 def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwargs: Any) -> EnvSpec:
