@@ -34,6 +34,14 @@ def no_module(error: ModuleNotFoundError) -> str:
     )
 
 
+def ends(error: SystemExit) -> str:
+    """Say of the user's code what it does where it raises ``error``."""
+    return (
+        f"ends the program (exit {error.code!r}) where it is imported or made; what a script runs belongs under "
+        'if __name__ == "__main__"'
+    )
+
+
 def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
     """What ``package.module:Name`` stands for: one of ``known``, or what an import finds.
 
@@ -49,6 +57,8 @@ def find(name: str, known: Mapping[str, Any], what: str = "") -> Any:
         raise ValueError(no_module(error)) from error
     except ImportError as error:
         raise ValueError(f"{module} cannot be imported: {error}") from error
+    except SystemExit as error:
+        raise ValueError(f"{module} {ends(error)}") from error
     except (AttributeError, ValueError) as error:
         if module == "__main__":
             where = f"it was defined in a script or notebook, and {rest} is not defined in this one"

@@ -80,7 +80,7 @@ def film(
         rendering = _make_rendering(env_id, env_kwargs, options or AdapterOptions(), make or _maker(env_id, seed))
     except CannotRecord:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Other people's code: what is missing for drawing is said by whatever it raises.
         why = str(error) if isinstance(error, EnvironmentNotFound) else raised(error)
         raise CannotRecord(f"--video: {env_id} cannot be rendered: {why}") from error

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import gymnasium
 from gymnasium.vector import VectorEnv
+from shoal import given
 from shoal.envs.entry_points import is_maker, returned_class
 
 _STATEFUL: Mapping[type, str] = {
@@ -76,6 +77,8 @@ def _find(name: str, arguments: Mapping[str, Any], env_id: str, of_vectors: bool
         raise ValueError(
             f"{env_id}: env.wrappers: there is no wrapper {name!r}, written module:Class ({error})"
         ) from error
+    except SystemExit as error:
+        raise ValueError(f"{env_id}: env.wrappers: {module} {given.ends(error)}") from error
     if not callable(wrapper):
         raise ValueError(f"{env_id}: env.wrappers: {name!r} cannot be called")
     if not is_maker(wrapper):

@@ -31,7 +31,7 @@ def make_optimizer(config: LearnerConfig, parameters: Iterable[Tensor], *, fused
         ) from error
     try:
         return cls(parameters, lr=config.learning_rate, **kwargs)
-    except Exception as error:  # the user's code: it raises anything
+    except (Exception, SystemExit) as error:  # the user's code: it raises anything
         raise ValueError(f"{name}: its __init__ raises {type(error).__name__}: {error}") from error
 
 
@@ -56,7 +56,7 @@ def _problem(config: LearnerConfig) -> str:
     optimizer = make_optimizer(config, parameters, fused=False)
     try:
         optimizer.step()
-    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code: it raises anything)
         return f"{name}: step() raises {type(error).__name__}: {error}"
     if not all(parameter.isfinite().all() for parameter in parameters):
         return f"{name}: weights are not finite after a step with finite gradients"
@@ -70,7 +70,7 @@ def _problem(config: LearnerConfig) -> str:
         file.seek(0)
         restore_optimizer(fresh, torch.load(file, weights_only=True))
         fresh.step()
-    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code: it raises anything)
         return f"{name} does not go on from a checkpoint: {type(error).__name__}: {error}"
     return ""
 
@@ -93,7 +93,7 @@ def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
         found: Any = given.find(name, given.optimizers, "class")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    except Exception as error:  # the user's module: it raises anything
+    except (Exception, SystemExit) as error:  # the user's module: it raises anything
         raise ValueError(f"{name}: its module cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, type) or not issubclass(found, torch.optim.Optimizer):
         raise ValueError(f"{name}: expected a subclass of torch.optim.Optimizer, got {found!r}")

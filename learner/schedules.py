@@ -163,7 +163,7 @@ class ScheduleConfig(Section):
             raise ValueError(f"{name} is {what}, must be a function of the progress, from 0 to 1")
         try:
             answer = found(progress, **self.kwargs)
-        except Exception as error:  # the user's code: it raises anything
+        except (Exception, SystemExit) as error:  # the user's code: it raises anything
             called = f"called with the progress {progress:g}" + (f" and kwargs {self.kwargs}" if self.kwargs else "")
             raise ValueError(f"{name}, {called}, raises {type(error).__name__}: {error}") from error
         if isinstance(answer, bool) or not isinstance(answer, numbers.Real):

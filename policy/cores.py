@@ -58,7 +58,7 @@ def make_core(name: str, kwargs: Mapping[str, Any], input_size: int, hidden_size
         ) from error
     try:
         core = cls(input_size, hidden_size, **kwargs)
-    except Exception as error:  # the user's code: it raises anything
+    except (Exception, SystemExit) as error:  # the user's code: it raises anything
         raise ValueError(f"core {name}: its __init__ raises {type(error).__name__}: {error}") from error
     if problem := _missing(core, input_size, hidden_size):
         raise ValueError(f"core {name}: {problem}")
@@ -109,7 +109,7 @@ def check_core(core: Core, name: str) -> None:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             problem = _difference(core)
-    except Exception as error:  # the user's code: it raises anything
+    except (Exception, SystemExit) as error:  # the user's code: it raises anything
         raise ValueError(f"core {name} fails: {type(error).__name__}: {error}") from error
     finally:
         core.train(was_training)

@@ -130,7 +130,7 @@ def check_policy(policy: RecurrentPolicy) -> None:
             _check(policy)
     except ValueError:
         raise
-    except Exception as error:  # the user's code: it raises anything
+    except (Exception, SystemExit) as error:  # the user's code: it raises anything
         raise ValueError(
             f"policy {policy.kind} fails on observations {list(policy.observation.shape)}: "
             f"{type(error).__name__}: {error}"

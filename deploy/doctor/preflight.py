@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal import given
 from shoal.actors.config import reset_key
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
@@ -62,6 +63,8 @@ def _teams(config: Config, layout: Layout | None) -> tuple[list[tuple[EnvSpec, i
 
     try:
         shares = [(own.spec, own.num_slots) for own in team_shares(config, layout).values()]
+    except SystemExit as error:
+        return [], [f"env.id: {config.env.id} {given.ends(error)}"]
     except Exception as error:  # noqa: BLE001  (the environment is the user's)
         if isinstance(error, ValueError) and str(error):
             known = str(error).startswith(("policies", "env.", "learner."))
@@ -78,6 +81,8 @@ def _environment(config: Config) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
 
     try:
         spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+    except SystemExit as error:
+        return [], [f"env.id: {config.env.id} {given.ends(error)}"]
     except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
         text = str(error) if isinstance(error, ValueError) and str(error) else f"{config.env.id}: {raised(error)}"
         return [], [f"env.id: {text}"]
@@ -135,7 +140,7 @@ def _own_policy(config: Config, spec: EnvSpec) -> list[str]:
             made = make_worker_setup(config, spec, run_id="").make_policy(config.policy.initialization)
             check_core(made.core, made.core_name)
             check_policy(made)
-    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code: it raises anything)
         text = str(error) if isinstance(error, ValueError) else raised(error)
         if text.startswith("core "):
             return [f"policy.core: {text.removeprefix('core ')}"]

@@ -29,7 +29,7 @@ def check_loss(config: Config, env: EnvSpec) -> str:
         return str(error) if str(error).startswith(name) else f"{name} raises ValueError: {error}"
     except NonFiniteUpdate as error:
         return f"{name}: the first update of a fresh policy is not finite: {error}"
-    except Exception as error:  # noqa: BLE001  (the user's code: it raises anything)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's code: it raises anything)
         return f"{name} raises {raised(error)}"
     return ""
 

@@ -265,7 +265,7 @@ def evaluation_setup(
         spec = make_env_spec(env.id, env.options, **env.kwargs)
     except ValueError:
         raise
-    except Exception as error:  # other people's code: it raises anything
+    except (Exception, SystemExit) as error:  # other people's code: it raises anything
         raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
     env = with_whole_games(env, spec.num_agents, asked=num_envs is not None)
     with refusing_damage(checkpoint.path, passed_on=ValueError):

@@ -187,7 +187,7 @@ def teams_side(
         specs = make_team_specs(env.id, env.options, env.kwargs, patterns)
     except ValueError:
         raise
-    except Exception as error:  # other people's code: it raises anything
+    except (Exception, SystemExit) as error:  # other people's code: it raises anything
         raise ValueError(f"environment {env.id} cannot be made: {raised(error)}") from error
     num_agents = sum(len(group.agents) for group in specs.values())
     env = with_whole_games(env, num_agents, asked=num_envs is not None)

@@ -92,7 +92,7 @@ def weight_bytes(config: Config, spec: EnvSpec) -> int:
     try:
         with torch.random.fork_rng(devices=()):
             policy = make_worker_setup(config, spec, run_id="").make_policy()
-    except Exception:  # noqa: BLE001  (the user's code: it raises anything)
+    except (Exception, SystemExit):  # noqa: BLE001  (the user's code: it raises anything)
         return 0
     return sum(tensor.nbytes for tensor in published_tensors(policy).values())
 

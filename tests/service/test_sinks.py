@@ -120,7 +120,7 @@ WRITES = "\n    def write(self, line): pass\n"
         ("import no_such_tracker", "mine:Mine", "mine:Mine: there is no module 'no_such_tracker' here; install"),
         ("", "mine:Mine", "mine:Mine: mine has no class Mine"),
         ("1 / 0", "mine:Mine", "mine:Mine: mine cannot be imported: ZeroDivisionError: division by zero ("),
-        ("raise SystemExit('no')", "mine:Mine", "mine:Mine: mine cannot be imported: SystemExit: no ("),
+        ("raise SystemExit('no')", "mine:Mine", "mine:Mine: mine ends the program (exit 'no') where it"),
         ("int('x')", "mine:Mine", "mine:Mine: mine cannot be imported: ValueError: invalid literal for int"),
         ("def Mine(): pass", "mine:Mine", "mine:Mine: expected a subclass of shoal.Sink, got <function Mine at"),
         ("class Mine:" + WRITES, "mine:Mine", "mine:Mine: expected a subclass of shoal.Sink, got <class 'mine.Mine'>"),
