@@ -356,8 +356,8 @@ def test_a_module_that_is_missing_or_broken_is_named(tmp_path: Path, monkeypatch
         "package that has it, or start in the directory where it lies"
     ]
     assert broken == [
-        f"learner.schedules.entropy_coef.kind: {kinds[1]}: broken_schedules ends the program (exit 'half written') where "
-        'it is imported or made; what a script runs belongs under if __name__ == "__main__"'
+        f"learner.schedules.entropy_coef.kind: {kinds[1]}: broken_schedules ends the program (exit 'half written') "
+        'where it is imported or made; what a script runs belongs under if __name__ == "__main__"'
     ]
 
 
