@@ -161,12 +161,6 @@ class RunningRun:
         """What ``set_env_options`` was called with last, in this run or the one that it goes on from; None before."""
         return self._first.learner.env_options
 
-    @property
-    def published_options(self) -> Mapping[str, Any] | None:
-        """Those that went with the weights that actors have now."""
-        weights = self._first.learner.weights
-        return None if weights is None else weights.env_options
-
     def stop(self) -> None:
         """End the run after this update, as at ``total_env_steps``."""
         self._stop()
@@ -245,6 +239,7 @@ class Callbacks:
     ) -> None:
         self._callbacks, self._evaluations = tuple(callbacks), evaluations
         self._view = RunningRun(runs, run_dir, stop)
+        self._learner = runs[0].learner
         self._seen = {name: own.last for name, own in evaluations.items()}
         self._stateless: CallbackFailed | None = None
         """Why a checkpoint lacks the state of a callback."""
@@ -284,12 +279,13 @@ class Callbacks:
                 states.append({"name": name_of(callback), "state": _plain(callback.state_dict())})
             except Exception as error:  # noqa: BLE001  (the user's code: it raises anything; raised once it is saved)
                 self._stateless = _failed(callback, "state_dict", error)
-        options, published = self._view.env_options, self._view.published_options
+        weights = self._learner.weights
         try:
             return {
                 "callbacks": states,
-                "episode_options": to_plain(options),
-                "published_options": to_plain(published),
+                "episode_options": to_plain(self._learner.env_options),
+                # Those of the weights that actors have, which a resumed run publishes again.
+                "published_options": to_plain(None if weights is None else weights.env_options),
             }
         except NotPlain:  # mappings of another class, for example; a callback may give them again
             return {"callbacks": states}
