@@ -7,6 +7,7 @@ every process of the run: ``actors.user_code`` takes it there.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import pkgutil
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shoal import given
+from shoal.envs.config import EnvironmentNotFound
 
 if TYPE_CHECKING:  # imported where it is used: not every environment is one of gymnasium's
     from gymnasium.envs.registration import EnvSpec
@@ -72,6 +74,35 @@ def is_maker(found: Any) -> bool:
     values = [found, *found.__globals__.values()]
     homes = (getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None) for value in values)
     return any(str(home).partition(".")[0] in _LIBRARIES for home in homes)
+
+
+def find_maker(env_id: str, name: str, form: str, expected: str) -> Callable[..., Any]:
+    """What makes the games of ``env_id``, which names it as ``name`` (``package.module:attribute``).
+
+    ``form`` is how such an id is written, and ``expected`` what may make a game, for messages.
+
+    Raises:
+        EnvironmentNotFound: there is nothing of this name.
+        ValueError: it makes no games.
+    """
+    from shoal.envs.writers import short
+
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise EnvironmentNotFound(f"environment {env_id!r}: write {form}")
+    try:
+        importlib.import_module(module)
+        found = pkgutil.resolve_name(name)
+    except ModuleNotFoundError as error:
+        raise EnvironmentNotFound(f"environment {env_id!r}: {given.no_module(error)}") from error
+    except AttributeError as error:
+        raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {form}") from error
+    if not callable(found):
+        raise ValueError(f"{env_id}: {attribute} is {short(found)}; write {form}")
+    if not is_maker(found):
+        raise ValueError(f"{env_id}: {attribute} makes no game: expected {expected}")
+    maker: Callable[..., Any] = found
+    return maker
 
 
 def is_environment_class(found: Any) -> bool:

@@ -6,18 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from shoal import given
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import DiscreteActions, EnvSpec, TokenSpace
 from shoal.envs.config import EnvironmentNotFound
-from shoal.envs.entry_points import is_maker
+from shoal.envs.entry_points import find_maker
 from shoal.envs.missions import Map, Mission
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.writers import short
@@ -111,7 +108,8 @@ def own_game(env_id: str, kwargs: Mapping[str, Any]) -> Game:
         ValueError: it makes no configuration, or one of a game that cannot be played here.
     """
     import_mettagrid(env_id)
-    make = _find_function(env_id)
+    expected = "a function that lies in a module that imports mettagrid"
+    make = find_maker(env_id, env_id.removeprefix(PREFIX), _FORM, expected)
     refuse_settings(env_id, kwargs, make)
     surroundings = Surroundings(env_id)
     with surroundings, naming_bad_arguments(env_id, kwargs):
@@ -197,27 +195,6 @@ def draw_map(config: Any, rng: np.random.Generator) -> Map:
         # Where the map has more places than there are agents, it would take those of an unseeded generator.
         builder.shuffle_spawn_indices = rng.shuffle
     return np.asarray(builder.build_for_num_agents(config.num_agents).grid)
-
-
-def _find_function(env_id: str) -> Callable[..., Any]:
-    name = env_id.removeprefix(PREFIX)
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise EnvironmentNotFound(f"environment {env_id!r}: write {_FORM}")
-    try:
-        importlib.import_module(module)
-        function = pkgutil.resolve_name(name)
-    except ModuleNotFoundError as error:
-        raise EnvironmentNotFound(f"environment {env_id!r}: {given.no_module(error)}") from error
-    except AttributeError as error:
-        raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
-    if not callable(function):
-        raise ValueError(f"{env_id}: {attribute} is {short(function)}; write {_FORM}")
-    if not is_maker(function):
-        raise ValueError(
-            f"{env_id}: {attribute} makes no game: expected a function that lies in a module that imports mettagrid"
-        )
-    return function
 
 
 def _check(env_id: str, config: Any) -> Any:

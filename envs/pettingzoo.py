@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from shoal import given
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
-from shoal.envs.entry_points import is_maker
+from shoal.envs.entry_points import find_maker
 from shoal.envs.games import Games, make_groups
 from shoal.envs.guard import first_answer, first_seed
 from shoal.envs.masks import choices
@@ -240,8 +239,8 @@ class _Maker:
 
 
 def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any]) -> Callable[[], Any]:
-    module, _, name = env_id.removeprefix("pettingzoo:").partition(":")
-    if not module or not name:
+    name = env_id.removeprefix("pettingzoo:")
+    if not all(name.partition(":")):
         raise EnvironmentNotFound(f"environment {env_id!r}: write {_FORM}")
     for setting in ("vectorization", "autoreset_mode"):
         if getattr(options, setting) != getattr(AdapterOptions(), setting):
@@ -254,19 +253,11 @@ def _find_factory(env_id: str, options: AdapterOptions, kwargs: Mapping[str, Any
         raise EnvironmentNotFound(
             f"environment {env_id!r} needs the package {error.name!r}: pip install 'shoal[pettingzoo]'"
         ) from error
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise EnvironmentNotFound(f"environment {env_id!r}: {given.no_module(error)}") from error
-    except AttributeError as error:
-        raise EnvironmentNotFound(f"environment {env_id!r}: {error}; write {_FORM}") from error
-    if not callable(factory):
-        raise ValueError(f"{env_id}: {name} is {short(factory)}; write {_FORM}")
-    if not is_maker(factory):
-        raise ValueError(
-            f"{env_id}: {name} makes no game: expected a class with reset and step, or a function that is annotated -> "
-            "pettingzoo.ParallelEnv or AECEnv or lies in a module that imports pettingzoo"
-        )
+    expected = (
+        "a class with reset and step, or a function that is annotated -> pettingzoo.ParallelEnv or AECEnv or lies in a "
+        "module that imports pettingzoo"
+    )
+    factory = find_maker(env_id, name, _FORM, expected)
     refuse_settings(env_id, kwargs, factory)
     return _Maker(functools.partial(factory, **kwargs), find_wrappers(options.wrappers, env_id))
 
