@@ -85,10 +85,10 @@ class RolloutWorker:
         self._self_play = envs if isinstance(envs, SelfPlayEnvironment) else None
         self._shared = envs if isinstance(envs, SharedEnvironment) else None
         self._masks = envs.action_mask if envs.spec.num_mask and isinstance(envs, MaskedEnvironment) else None
-        self.envs.reset(self._columns["obs"][:, 0])
-        if self._masks is not None:
-            self._columns["action_mask"][:, 0] = self._masks
+        self._reset()
         self._columns["is_first"][:, 0] = self._columns[self._resets][:, 0] = 1
+        self._is_fresh = True
+        """Nothing was done since the first reset."""
         self._begins_anew = (
             envs.begins_anew if isinstance(envs, TrialEnvironment) else np.zeros(envs.num_envs, np.bool_)
         )
@@ -161,6 +161,9 @@ class RolloutWorker:
             self._begin()
         if weights.env_options is not None and weights.env_options != self._env_options:
             self._set_options(weights.env_options)
+            if self._is_fresh:  # it began its episodes before it had any weights, and so without the options
+                self._reset()
+        self._is_fresh = False
         if self._self_play is not None:
             self._self_play.play_against(weights.opponents)
         actions = self.policy.actions
@@ -249,6 +252,12 @@ class RolloutWorker:
             )
         self.envs.set_options(dict(options))
         self._env_options = options
+
+    def _reset(self) -> None:
+        """Begin an episode in every slot, in row 0."""
+        self.envs.reset(self._columns["obs"][:, 0])
+        if self._masks is not None:
+            self._columns["action_mask"][:, 0] = self._masks
 
     def _begin(self) -> None:
         columns, burn_in = self._columns, self.spec.burn_in
@@ -340,6 +349,7 @@ class RolloutWorker:
 
         Return the slots that begin an episode instead, each with the reason: their environments could not go on.
         """
+        self._is_fresh = False
         slots = range(self.envs.num_envs)
         if isinstance(state, dict) and type(sequence := state.get("sequence")) is int and sequence >= 0:
             # In any case: the rows of the first unroll are row T of the last, and a number is used once.
@@ -451,4 +461,5 @@ def trajectory_spec(
         burn_in=burn_in,
         num_mask=spec.num_mask,
         carries_memory=carries_memory,
+        float_spans=spec.float_spans,
     )

@@ -74,7 +74,7 @@ def observation_of(spec: EnvSpec) -> Observation:
 
 
 def _vector(space: VectorSpace) -> VectorObservation:
-    return VectorObservation(space.size, space.names or None, space.categorical)
+    return VectorObservation(space.size, space.names or None, space.categorical, space.stored)
 
 
 def _image(space: ImageSpace) -> ImageObservation:

@@ -57,15 +57,21 @@ class TokenSpace:
     """Coordinate byte of tokens that belong to no cell; they are placed on the window's centre."""
 
 
+Stored = Literal["float32", "float16", "int16", "int8", "uint8"]
+"""Types of numbers in rows."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VectorSpace:
-    """Observations as float32 [size]."""
+    """Observations as numbers [size]."""
 
     size: int
     names: tuple[str, ...] = ()
     """Unique names, one per number; empty if the environment does not name the parts of its observations."""
     categorical: tuple[int, ...] = ()
     """Indices of the numbers that are one-hot codes or flags, 0 or 1: these are never normalized."""
+    stored: Stored = "float32"
+    """The narrowest type that holds what the environment declares. Rows are float32, or the bytes of such numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +95,8 @@ class ImageSpace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DictSpace:
-    """Observations as float32 [size]: the numbers of several parts, and behind them images, each flattened."""
+    """Observations as numbers [size]: those of several parts, and behind them images, each flattened. Rows are float32,
+    or, where there is an image of bytes, the bytes of float32 numbers and of the images, without gaps."""
 
     numbers: VectorSpace
     """Of size 0 where there are images alone."""
@@ -153,15 +160,37 @@ class EnvSpec:
             return (space.num_tokens, 3)
         if isinstance(space, ImageSpace):
             return (space.height, space.width, space.channels)
-        return (space.size,)
+        return (sum(size * dtype.itemsize for size, dtype in self.byte_parts) or space.size,)
 
     @property
     def obs_dtype(self) -> np.dtype:
-        """float32 for numbers, uint8 for tokens, either for images."""
+        """float32 for numbers, uint8 for tokens and rows of bytes, either for images."""
         space = self.observation
         if isinstance(space, ImageSpace):
             return np.dtype(space.dtype)
-        return np.dtype(np.uint8 if isinstance(space, TokenSpace) else np.float32)
+        return np.dtype(np.uint8 if isinstance(space, TokenSpace) or self.byte_parts else np.float32)
+
+    @property
+    def byte_parts(self) -> tuple[tuple[int, np.dtype], ...]:
+        """Numbers and type of each part of a row of bytes, in order; empty where rows are none."""
+        space = self.observation
+        if isinstance(space, VectorSpace) and space.stored != "float32":
+            return ((space.size, np.dtype(space.stored)),)
+        if isinstance(space, DictSpace) and any(image.dtype == "uint8" for _, image in space.images):
+            images = ((image.size, np.dtype(image.dtype)) for _, image in space.images)
+            return ((space.numbers.size, np.dtype(np.float32)), *images)
+        return ()
+
+    @property
+    def float_spans(self) -> tuple[tuple[int, int, str], ...]:
+        """(start, stop, type) of the floating-point numbers in rows of bytes."""
+        found, start = [], 0
+        for size, dtype in self.byte_parts:
+            stop = start + size * dtype.itemsize
+            if size and dtype.kind == "f":
+                found.append((start, stop, dtype.name))
+            start = stop
+        return tuple(found)
 
     @property
     def action_shape(self) -> tuple[int, ...]:

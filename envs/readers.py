@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import ContinuousActions, EnvSpec, ImageSpace, TokenSpace
 from shoal.envs.spaces import action_converter, declared_from_json
-from shoal.envs.writers import columns_of, parts_of
+from shoal.envs.writers import Place, parts_of, places_of
 
 Reader = Callable[[np.ndarray], Any]
 """rows [N, ...] -> a batch of observations or actions: an array [N, ...], or a dict or tuple of them."""
@@ -34,9 +34,9 @@ def observation_reader(spec: EnvSpec) -> tuple[spaces.Space[Any], Reader]:
         return space, np.asarray
     if isinstance(spec.observation, ImageSpace):
         return space, _box_reader(space, spec.observation.axes)
-    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return space, _leaf_reader(space, None)
-    return space, _space_reader(space, columns_of(space, spec.observation))
+    if spec.byte_parts or isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return space, _space_reader(space, places_of(space, spec))
+    return space, _leaf_reader(space, None)
 
 
 def action_reader(spec: EnvSpec) -> tuple[spaces.Space[Any], Reader]:
@@ -61,15 +61,15 @@ def other_keys(space: spaces.Space[Any]) -> list[Any]:
     return own + [key for _, inner in parts_of(space) for key in other_keys(inner)]
 
 
-def _space_reader(space: spaces.Space[Any], where: Iterator[tuple[slice, tuple[int, ...] | None]]) -> Reader:
+def _space_reader(space: spaces.Space[Any], places: Iterator[Place]) -> Reader:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        parts = [(key, _space_reader(inner, where)) for key, inner in parts_of(space)]
+        parts = [(key, _space_reader(inner, places)) for key, inner in parts_of(space)]
         if isinstance(space, spaces.Dict):
             return lambda rows: {key: read(rows) for key, read in parts}
         return lambda rows: tuple(read(rows) for _, read in parts)
-    columns, axes = next(where)
-    read = _leaf_reader(space, axes)
-    return lambda rows: read(rows[:, columns])
+    place = next(places)
+    read = _leaf_reader(space, place.axes)
+    return lambda rows: read(place.of(rows))
 
 
 def _leaf_reader(space: spaces.Space[Any], axes: tuple[int, ...] | None) -> Reader:

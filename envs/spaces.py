@@ -16,6 +16,7 @@ from shoal.envs.boundary import (
     EnvSpec,
     ImageSpace,
     Space,
+    Stored,
     TokenSpace,
     VectorSpace,
 )
@@ -154,7 +155,16 @@ def _observation(declared: Declared, options: AdapterOptions, env_id: str) -> Sp
             f"{said(space)}; leave it out"
         )
     size = spaces.flatdim(space)
-    return VectorSpace(size=size, categorical=() if isinstance(space, spaces.Box) else tuple(range(size)))
+    categorical = () if isinstance(space, spaces.Box) else tuple(range(size))
+    return VectorSpace(size=size, categorical=categorical, stored=_stored([space]))
+
+
+def _stored(leaves: Sequence[spaces.Space[Any]]) -> Stored:
+    """The narrowest type that holds the numbers of all of these."""
+    narrow: Mapping[str, Stored] = {"float16": "float16", "int16": "int16", "int8": "int8", "uint8": "uint8"}
+    # Codes are 0 and 1, and so are flags.
+    types = {leaf.dtype if isinstance(leaf, spaces.Box) and leaf.dtype != np.bool_ else np.uint8 for leaf in leaves}
+    return narrow.get(np.result_type(*types).name, "float32")
 
 
 def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_id: str) -> VectorSpace | DictSpace:
@@ -186,7 +196,7 @@ def _parts(space: spaces.Dict | spaces.Tuple[Any], options: AdapterOptions, env_
         names, images = _named(leaves, found, _exact_path)
     numbers = VectorSpace(size=size, names=tuple(names), categorical=tuple(categorical))
     if not found:
-        return numbers
+        return dataclasses.replace(numbers, stored=_stored([inner for _, inner in leaves]))
     return DictSpace(numbers=numbers, images=tuple(zip(images, found.values(), strict=True)), leaves=tuple(found))
 
 

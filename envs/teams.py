@@ -122,12 +122,20 @@ class TeamsEnvironment:
         """Times that the games were stepped."""
         self._num_envs = num_envs
         self._begun = self._closed = False
+        self._options: dict[str, Any] | None = None
 
     def begin(self) -> None:
         """Reset the games, unless another team asked for it."""
         if not self._begun:
             self.games.reset()
             self._begun = True
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Pass options to the resets of later games, once for all teams; games that nobody has played begin anew."""
+        if options != self._options:
+            self._options = options
+            self.games.set_options(options)
+            self._begun = self._begun and self.steps > 0
 
     def play(self, caller: Team) -> None:
         """Step the games with the actions of all teams; their time is every team's by its slots, not the caller's.
@@ -222,7 +230,7 @@ class Team:
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later games, as in ``envs.boundary.OptionsEnvironment``."""
-        self._whole.games.set_options(options)
+        self._whole.set_options(options)
 
     def close(self) -> None:
         """Close the games of all teams."""

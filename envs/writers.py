@@ -9,11 +9,11 @@ whose every array has the slots as first dimension, and fills flat rows [slots, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from shoal.envs.boundary import DictSpace, EnvSpec, ImageSpace, Space
+from shoal.envs.boundary import DictSpace, EnvSpec, ImageSpace
 from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, UNDECLARED, Reports
 
 Writer = Callable[[Any, np.ndarray], None]
@@ -23,6 +23,8 @@ REWARD_LIMIT = 1e9
 """Largest magnitude of a valid reward: squared errors of its size leave float32 no digits for anything else."""
 OBSERVATION_LIMIT = 1e9
 """Largest magnitude of a number in a row: with the largest of float32, one observation would make the memory NaN."""
+_LARGEST = {"float32": OBSERVATION_LIMIT, "float16": float(np.finfo(np.float16).max)}
+"""By the type of the numbers in rows."""
 _BOUND_TOLERANCE = 1e-4
 """Relative; environments compute in float64 and clip in float32."""
 
@@ -38,7 +40,8 @@ class Malformed(Exception):
 def make_writer(
     space: spaces.Space[Any], spec: EnvSpec, *, batched: bool, reports: Reports | None = None, field: str = "obs"
 ) -> Writer:
-    """The writer of a space's observations into rows [B, size] of the spec's dtype.
+    """The writer of a space's observations into rows of the spec's shape and dtype, each flat, and of vectors and
+    Dicts also into numbers, float32 [B, size].
 
     It takes every type of number that says the same as the declared one, and counts in ``reports`` what leaves the
     declared bounds or is clipped.
@@ -54,27 +57,54 @@ def make_writer(
     if isinstance(spec.observation, ImageSpace):
         assert isinstance(space, spaces.Box)
         return _box_writer(space, field, batched, reports, spec.observation.axes)
-    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _leaf_writer(space, field, batched, reports, None)
-    places = columns_of(space, spec.observation)
-    return _space_writer(space, field, batched, reports, places)
+    if spec.byte_parts or isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _space_writer(space, field, batched, reports, places_of(space, spec))
+    return _leaf_writer(space, field, batched, reports, None)
 
 
-def columns_of(space: spaces.Space[Any], observation: Space) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
-    """Columns of every innermost part, and an image's axes."""
+class Place(NamedTuple):
+    """Where an innermost part of an observation is in rows."""
+
+    numbers: slice
+    """Its columns in rows of float32."""
+    bytes: slice | None
+    """Its columns in rows of bytes; None where rows are none."""
+    dtype: np.dtype
+    """Of its numbers in rows of bytes."""
+    axes: tuple[int, ...] | None
+    """The order in which rows have an image's axes; None: it is no image."""
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Its numbers in rows [B, size] of either kind, as a view."""
+        if self.bytes is None or rows.dtype != np.uint8:
+            return rows[:, self.numbers]
+        return rows[:, self.bytes].view(self.dtype)
+
+
+def places_of(space: spaces.Space[Any], spec: EnvSpec) -> Iterator[Place]:
+    """The places of all innermost parts, in layout order."""
+    observation, parts = spec.observation, spec.byte_parts
     images: dict[int, ImageSpace] = {}
-    number = 0
     if isinstance(observation, DictSpace):
         images = {leaf: image for leaf, (_, image) in zip(observation.leaves, observation.images, strict=True)}
+    wide = np.dtype(np.float32)
+    dtype = parts[0][1] if parts else wide
+    number = byte = 0
     picture = observation.numbers.size if isinstance(observation, DictSpace) else 0
+    picture_byte = picture * wide.itemsize
     for index, (_, inner) in enumerate(leaves_of(space)):
         size = spaces.flatdim(inner)
         if index in images:
-            yield slice(picture, picture + size), images[index].axes
-            picture += size
+            kind = np.dtype(images[index].dtype)
+            stop = picture_byte + size * kind.itemsize
+            yield Place(
+                slice(picture, picture + size), slice(picture_byte, stop) if parts else None, kind, images[index].axes
+            )
+            picture, picture_byte = picture + size, stop
         else:
-            yield slice(number, number + size), None
-            number += size
+            stop = byte + size * dtype.itemsize
+            yield Place(slice(number, number + size), slice(byte, stop) if parts else None, dtype, None)
+            number, byte = number + size, stop
 
 
 def _space_writer(
@@ -82,17 +112,17 @@ def _space_writer(
     field: str,
     batched: bool,
     reports: Reports,
-    places: Iterator[tuple[slice, tuple[int, ...] | None]],
+    places: Iterator[Place],
 ) -> Writer:
-    """Like ``gymnasium.spaces.flatten`` to float32, but checking, and into rows that exist."""
+    """Like ``gymnasium.spaces.flatten``, but checking, and into rows that exist."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = [
             (key, _space_writer(inner, f"{field}[{key!r}]", batched, reports, places)) for key, inner in parts_of(space)
         ]
         return _parts_writer(parts, Mapping if isinstance(space, spaces.Dict) else Sequence, field, reports)
-    where, axes = next(places)
-    write = _leaf_writer(space, field, batched, reports, axes)
-    return lambda obs, rows: write(obs, rows[:, where])
+    place = next(places)
+    write = _leaf_writer(space, field, batched, reports, place.axes)
+    return lambda obs, rows: write(obs, place.of(rows))
 
 
 def _leaf_writer(
@@ -141,12 +171,12 @@ def _box_writer(
             raise Malformed(f"{field} has dtype {array.dtype}, must be {dtype}")
         flat = array.reshape(len(rows), -1)
         if array.dtype != np.uint8 or not has_all_bytes:
-            if rows.dtype == np.uint8:
-                _check_whole(flat, np.dtype(np.uint8), field)
-            else:
-                if np.issubdtype(dtype, np.integer):
-                    _check_whole(flat, dtype, field)
-                flat = _limited(flat, field, reports)
+            if np.issubdtype(dtype, np.integer):
+                _check_whole(flat, dtype, field)
+            elif rows.dtype.kind in "iu":
+                _check_whole(flat, rows.dtype, field)
+            if rows.dtype.kind == "f":
+                flat = _limited(flat, field, reports, _LARGEST[rows.dtype.name])
             if bounded and (outside := (flat < low) | (flat > high)).any():
                 slot, index = _first(outside)
                 reports.remark(
@@ -182,10 +212,10 @@ def _check_whole(flat: np.ndarray, dtype: np.dtype, field: str) -> None:
         )
 
 
-def _limited(flat: np.ndarray, field: str, reports: Reports) -> np.ndarray:
-    """Numbers within ``OBSERVATION_LIMIT``; raises ``Malformed`` if one is not finite."""
+def _limited(flat: np.ndarray, field: str, reports: Reports, limit: float) -> np.ndarray:
+    """Numbers within ``limit``; raises ``Malformed`` if one is not finite."""
     flat = _wide(flat)
-    good = (flat <= OBSERVATION_LIMIT) & (flat >= -OBSERVATION_LIMIT)
+    good = (flat <= limit) & (flat >= -limit)
     if good.all():
         return flat
     finite = np.isfinite(flat)
@@ -196,9 +226,9 @@ def _limited(flat: np.ndarray, field: str, reports: Reports) -> np.ndarray:
     reports.remark(
         CLIPPED,
         int((~good).any(1).sum()),
-        f"{field} is {flat[slot, index]:g} at flat index {index}, clipped to {OBSERVATION_LIMIT:g}",
+        f"{field} is {flat[slot, index]:g} at flat index {index}, clipped to {limit:g}",
     )
-    return np.clip(flat, -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+    return np.clip(flat, -limit, limit)
 
 
 def _one_hot_writer(counts: np.ndarray, start: np.ndarray, shape: tuple[int, ...], field: str, batched: bool) -> Writer:

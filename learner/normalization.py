@@ -55,7 +55,7 @@ class ObservationStatistics:
 
         Where a column has no spread yet, every shard takes its own values for what is usual."""
         obs = shard["obs"][:, :-1]
-        x = self._policy.trained_columns(obs.reshape(-1, obs.shape[-1])).detach()
+        x = self._policy.read_numbers(obs.reshape(-1, obs.shape[-1])).detach()
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         weight = valid_transitions(shard).reshape(-1).to(x.device, wide)
         x = x.to(wide) - self._mean.to(x.device, wide)

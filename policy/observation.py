@@ -142,6 +142,9 @@ class VectorObservation:
     """Names by column; they let a checkpoint be matched to another environment by name. A column left out has ""."""
     categorical: Sequence[int] = ()
     """Columns of one-hot codes and flags, which are not normalized."""
+    stored: str = dataclasses.field(default="float32", compare=False)
+    """Type of the numbers in unrolls: ``float32``, or ``float16``, ``int16``, ``int8`` or ``uint8`` in rows of bytes
+    (``policy.byte_rows``). Weights do not depend on it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "categorical", tuple(self.categorical))
@@ -257,7 +260,8 @@ def _kernels_of_before(height: int, width: int) -> tuple[tuple[int, int], ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DictObservation:
-    """float32 [size]: numbers, and behind them images, each [height, width, channels] flattened."""
+    """float32 [size]: numbers, and behind them images, each [height, width, channels] flattened. Unrolls have rows of
+    bytes of it where there are images of bytes (``policy.byte_rows``)."""
 
     numbers: VectorObservation
     """Of size 0 where there are images alone."""
@@ -363,6 +367,9 @@ def observation_to_json(observation: Observation) -> dict[str, Any]:
     """Plain data for a checkpoint."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(observation, cls))
     found = {"kind": kind, **dataclasses.asdict(observation)}
+    for numbers in (found, found.get("numbers", {})):
+        if numbers.get("stored") == "float32":  # what descriptions without it mean
+            del numbers["stored"]
     for image in [found, *(image for _, image in found.get("images", ()))]:
         if image.get("encoder") == SMALL:  # what descriptions without one mean, so that equal policies have equal ones
             del image["encoder"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from shoal.policy.actions import Actions, Continuous, Discrete
+from shoal.policy.byte_rows import parts_of, unpack
 from shoal.policy.core import Core
 from shoal.policy.cores import make_core
 from shoal.policy.graph import CORE, LSTM, core_component
@@ -104,6 +105,7 @@ class RecurrentPolicy(nn.Module):
         self.trained_observation: Observation = trained_observation or observation
         self._columns: Tensor | None
         self.register_buffer("_columns", _columns(self.trained_observation, observation), persistent=False)
+        self._parts = parts_of(observation)
         self.vector_normalizer: ObservationNormalizer | None = None
         self.value_scale: ValueScale | None = None
         self.normalize(observations=normalize_observations, values=normalize_values)
@@ -170,6 +172,16 @@ class RecurrentPolicy(nn.Module):
         """The differences from the network's default graph as plain data (``policy.components``)."""
         return {}
 
+    def read(self, rows: Tensor) -> Tensor:
+        """The rows of an unroll [..., *row] -> observations [..., *observation.shape] in ``observation.dtype``."""
+        return unpack(rows, self._parts) if self._parts and rows.dtype == torch.uint8 else rows
+
+    def read_numbers(self, rows: Tensor) -> Tensor:
+        """``trained_columns`` of rows [N, *row], without reading the images beside them."""
+        return self.trained_columns(
+            unpack(rows, self._parts[:1]) if self._parts and rows.dtype == torch.uint8 else rows
+        )
+
     def encode(self, obs: Tensor) -> Tensor:
         """[N, *observation.shape] -> the core's input [N, I]."""
         raise NotImplementedError
@@ -190,11 +202,11 @@ class RecurrentPolicy(nn.Module):
         """One step of B rows. The returned state is detached.
 
         Args:
-            obs: [B, *observation.shape] in ``observation.dtype``.
+            obs: [B, *observation.shape] in ``observation.dtype``, or rows of an unroll.
             is_first: bool [B]; if true, the state is zeroed before the row is consumed.
             state: each tensor of the core's state, [L, B, ...]; None is zeros.
         """
-        core, state = self._step_core(self.encode(obs), is_first, state)
+        core, state = self._step_core(self.encode(self.read(obs)), is_first, state)
         return self.heads(core), state
 
     def unroll(
@@ -210,7 +222,7 @@ class RecurrentPolicy(nn.Module):
         """T steps of B rows with resets inside, for training; the outputs equal those of ``step`` called T times.
 
         Args:
-            obs: [T, B, *observation.shape].
+            obs: [T, B, *observation.shape], or rows of an unroll.
             is_first: bool [T, B]; if true, the state is zeroed before the row is consumed.
             state: before row 0, each tensor [L, B, ...]; None is zeros.
             plan: ``plan_resets(is_first)``, if the caller has it (on a GPU that saves a synchronisation).
@@ -220,9 +232,9 @@ class RecurrentPolicy(nn.Module):
             return_state: return the state after row T-1, which may otherwise be None.
         """
         steps, batch = is_first.shape
-        rows = obs.reshape(steps * batch, *self.observation.shape)
+        rows = self.read(obs).reshape(steps * batch, *self.observation.shape)
         if final_obs is not None:
-            rows = torch.cat([rows, final_obs])
+            rows = torch.cat([rows, self.read(final_obs)])
         core, state = self._unroll_core(self.encode(rows), is_first, state, plan, return_state)
         logits, value, *_ = self.heads(core)
         here = steps * batch
@@ -270,7 +282,7 @@ class RecurrentPolicy(nn.Module):
         """
         if td.batch_dims not in (1, 2):
             raise ValueError(f"expected a TensorDict of [B] or [B, T], got batch size {tuple(td.batch_size)}")
-        obs, is_first = td["obs"], td["is_first"]
+        obs, is_first = self.read(td["obs"]), td["is_first"]
         names = tuple(self.core.state_shapes)
         given = f"initial_{names[0]}" in td.keys()  # noqa: SIM118  (a TensorDict iterates over rows)
         state: State | None = tuple(td[f"initial_{name}"] for name in names) if given else None
@@ -356,7 +368,7 @@ class RecurrentPolicy(nn.Module):
     def act(self, obs: Tensor, training_env_ids: Sequence[int], is_first: Tensor) -> ActorOutput:
         """``step`` with the state of each row kept here by its ``training_env_id`` (unknown ids start from zeros), and
         without the value, which acting does not need and which is a fifth of the work."""
-        core, state = self._step_core(self.encode(obs), is_first, self.memory.read(training_env_ids))
+        core, state = self._step_core(self.encode(self.read(obs)), is_first, self.memory.read(training_env_ids))
         self.memory.write(training_env_ids, state)
         return ActorOutput(self.logits(core))
 

@@ -62,6 +62,8 @@ class TrajectorySpec:
     """P: actions that masks of legal actions tell of, all choices together; 0 where there are no masks."""
     carries_memory: bool = False
     """The memory is carried across episodes, so there is a column ``memory_reset``."""
+    float_spans: tuple[tuple[int, int, str], ...] = ()
+    """(start, stop, type) of the floating-point numbers in observations that are rows of bytes."""
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """(shape of one row, dtype) by column. Flags are uint8 0 or 1: Arrow's booleans are bits, which cost a copy."""
@@ -112,7 +114,10 @@ class TrajectorySpec:
 
 @functools.cache
 def _spaces_hash(spec: TrajectorySpec) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+    fields = dataclasses.asdict(spec)
+    if not spec.float_spans:  # without them it is the hash that it was before there were any
+        del fields["float_spans"]
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())
 
 
 @functools.cache
@@ -363,8 +368,16 @@ def _check_values(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> No
     if spec.num_mask:
         _check_legal(spec, columns)
     for name, column in columns.items():
-        if column.dtype.kind == "f" and not np.isfinite(column).all():
-            raise TrajectoryError(f"column {name} has {np.count_nonzero(~np.isfinite(column))} non-finite numbers")
+        for numbers in _floats(spec, name, column):
+            if not (finite := np.isfinite(numbers)).all():
+                raise TrajectoryError(f"column {name} has {np.count_nonzero(~finite)} non-finite numbers")
+
+
+def _floats(spec: TrajectorySpec, name: str, column: np.ndarray) -> list[np.ndarray]:
+    """The floating-point numbers of a column."""
+    if spec.float_spans and name in ("obs", "final_obs", "burn_in_obs"):
+        return [column[..., start:stop].view(dtype) for start, stop, dtype in spec.float_spans]
+    return [column] if column.dtype.kind == "f" else []
 
 
 def _check_ends(spec: TrajectorySpec, columns: Mapping[str, np.ndarray]) -> None:

@@ -71,8 +71,9 @@ def spec_of(space: spaces.Space[Any], **options: Any) -> EnvSpec:
     return make_spec("x", Declared(space, spaces.Discrete(4)), AdapterOptions(**options))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("batched", [False, True])
-def test_every_part_is_where_the_policy_looks_for_it(batched: bool) -> None:
+def test_every_part_is_where_the_policy_looks_for_it(batched: bool, packed: bool) -> None:
     """Catches an image with its axes mixed up, numbers of another part, and parts in another order than the names."""
     spec = spec_of(SPACE)
     observation = observation_of(spec)
@@ -83,10 +84,12 @@ def test_every_part_is_where_the_policy_looks_for_it(batched: bool) -> None:
         ("camera", (40, 48, 3)),
         ("deep[0]", (20, 20, 2)),
     ]
-    assert spec.obs_shape == observation.shape == (7 + 40 * 48 * 3 + 20 * 20 * 2,)
+    assert observation.shape == (7 + 40 * 48 * 3 + 20 * 20 * 2,)
+    assert (spec.obs_shape, spec.obs_dtype) == ((7 * 4 + 40 * 48 * 3 + 20 * 20 * 2 * 4,), np.uint8)
     SPACE.seed(0)
     obs = [SPACE.sample() for _ in range(3)]
-    rows = np.full((3, *spec.obs_shape), np.nan, np.float32)
+    # Rows of an unroll, which lie apart, and numbers as an exported policy takes them.
+    rows = np.full((3, 2, *spec.obs_shape), 255, np.uint8)[:, 1] if packed else np.full((3, 6567), np.nan, np.float32)
     if batched:
         together = {key: np.stack([one[key] for one in obs]) for key in ("camera", "v", "kind")}
         deep = tuple(np.stack([one["deep"][i] for one in obs]) for i in range(2))
@@ -95,7 +98,7 @@ def test_every_part_is_where_the_policy_looks_for_it(batched: bool) -> None:
         for one, row in zip(obs, rows, strict=True):
             make_writer(SPACE, spec, batched=False)(one, row[None])
     policy = FastPolicy(observation, ["a", "b"])
-    for one, row in zip(obs, torch.from_numpy(rows), strict=True):
+    for one, row in zip(obs, policy.read(torch.from_numpy(rows)), strict=True):
         expected = [*one["v"], *np.eye(3)[one["kind"]], *one["deep"][1]]
         np.testing.assert_allclose(row[:7], expected, atol=1e-6)
         assert torch.equal(policy.image(row[None], 0)[0], torch.from_numpy(one["camera"]).float())

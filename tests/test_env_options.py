@@ -55,6 +55,19 @@ def test_episodes_that_begin_later_get_the_options(kwargs: dict[str, Any]) -> No
         worker.close()
 
 
+@pytest.mark.parametrize("kwargs", KINDS, ids=str)
+def test_a_new_worker_begins_with_them(kwargs: dict[str, Any]) -> None:
+    """Catches an actor that comes back, or a run whose callback sets options at its start, whose first episodes are
+    those of no options."""
+    worker = worker_of("optioned_envs:Optioned-v0", **kwargs)
+    try:
+        assert {level for row in levels(worker, 7, {"level": 3}) for level in row} == {3}
+        # Only then: episodes under way go on.
+        assert [row[0] for row in levels(worker, 8, {"level": 4})] == [3, 3]
+    finally:
+        worker.close()
+
+
 def test_a_replaced_environment_gets_them_too() -> None:
     """Catches a fault that ends the curriculum of its slot."""
     env = make_env("optioned_envs:Optioned-v0", 1, 0)

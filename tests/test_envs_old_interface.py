@@ -80,7 +80,7 @@ def test_old_flags_are_no_choice() -> None:
     """Catches the old gym's MultiBinary(3) read as one of three, and its spaces refused where the class is one of
     gymnasium's."""
     spec = make_env_spec("old_envs:Flags")
-    assert spec.observation == VectorSpace(size=3, categorical=(0, 1, 2))
+    assert spec.observation == VectorSpace(size=3, categorical=(0, 1, 2), stored="uint8")
     assert isinstance(spec.actions, DiscreteActions)
     assert [len(names) for names in spec.actions.names] == [2, 2, 2, 2]
 

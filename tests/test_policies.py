@@ -211,6 +211,22 @@ def test_one_unroll_has_a_trajectory_for_every_policy() -> None:
     assert sizes == [24, 40]
 
 
+def test_first_games_have_the_options_that_came_with_the_first_weights() -> None:
+    """Catches first games without options, and a team whose first row is that of a game which another one reset."""
+    made = Setups()
+    worker = made.team.make_worker(0, 0)
+    weights = [dataclasses.replace(one, env_options={"steps": 4}) for one in made.weights()]
+    parts = worker.rollout(weights)
+    for (name, own), part in zip(made.workers.items(), parts, strict=True):
+        columns = own.queue.read(part).columns
+        shown = columns["obs"][:, :-1].argmax(-1)
+        right = (columns["action"] == shown) & (columns["is_first"][:, 1:] == 0)
+        np.testing.assert_array_equal(columns["reward"], right)
+        if name == "hunters":
+            assert columns["terminated"].argmax(1).tolist() == [3] * 4
+    worker.close()
+
+
 def test_no_policy_reads_what_another_sees() -> None:
     """Catches observations, random streams and memories that cross from one team to the other: with the runners'
     observations changed, the hunters' trajectories are the same to the bit."""

@@ -125,7 +125,7 @@ class TrainedPolicy:
         return rest, torch.from_numpy(rows.view(np.bool_))
 
     def _rows(self, obs: Any, batch: int, *, one: bool) -> np.ndarray:
-        """[B, *observation.shape] in the network's dtype."""
+        """[B, *observation.shape] in the observation's dtype."""
         observation = self.network.observation
         dtype = np.dtype(observation.dtype)
         rows = np.empty((batch, *observation.shape), dtype)
