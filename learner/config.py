@@ -59,11 +59,12 @@ class LearnerConfig(Section):
     its shard of the batch, and ``auto`` takes the cores that do not act."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     """The largest; over the run it falls to 0 (schedules), and below that where updates move the policy too far."""
-    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
     up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
-    no further step. 0 turns that off. It sees what the steps before the last one moved, and the lag: with one
-    epoch, one minibatch and lag 0 it sees nothing."""
+    no further step. ``auto`` is 0.01 for every number or choice of an action, whose divergences add up; 0 turns it off.
+    It sees what the steps before the last one moved, and the lag: with one epoch, one minibatch and lag 0 it sees
+    nothing."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class")] = ADAM
     """``adam``, or ``package.module:Class`` of a ``torch.optim.Optimizer``, which gets learning_rate as ``lr``."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from shoal.policy.actions import Actions
+
+KL_OF_ONE = 0.01
+"""``learner.desired_kl`` for each number or choice of an action."""
 FALL, RISE = 1.5, 1.1
 """Least fall, and the rise, of the learning rate from one update to the next. It rises slowly: a policy that is nearly
 sure of itself moves little for many updates, and then too far at a rate that has risen for as long."""
@@ -12,6 +16,11 @@ TOO_FAR = 10.0
 SMALLEST = 0.01
 """Smallest learning rate, as a part of the configured one, which is the largest: a policy that is sure of itself hardly
 moves whatever its weights do, and a rate that rose until it did would undo what was learned."""
+
+
+def default_desired_kl(actions: Actions) -> float:
+    """``learner.desired_kl=auto``: the parts of an action are independent given the state, so their divergences add."""
+    return KL_OF_ONE * len(actions.names)
 
 
 class KLAdaptation:

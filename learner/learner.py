@@ -16,7 +16,7 @@ from shoal.learner.contributions import Contribution, measure
 from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error, valid_transitions
 from shoal.learner.group import Group, LearnerGroup, LearnerLost
-from shoal.learner.kl_adaptation import KLAdaptation
+from shoal.learner.kl_adaptation import KLAdaptation, default_desired_kl
 from shoal.learner.loss import LossInputs, checked_terms, divergences, find_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
@@ -108,6 +108,8 @@ class Learner:
     ) -> None:
         if config.entropy_coef == "auto":
             config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
+        desired_kl = default_desired_kl(policy.actions) if config.desired_kl == "auto" else config.desired_kl
+        config = dataclasses.replace(config, desired_kl=desired_kl)
         self.policy, self.config, self.path = policy, config, path
         self._loss = find_loss(config)
         self._terms: tuple[str, ...] = ()
@@ -139,7 +141,7 @@ class Learner:
         buffers = [tensor for name, tensor in published_tensors(policy).items() if name not in parameters]
         self._rollback = Rollback([*self._parameters, *buffers], self.optimizer)
         self.statistics = RunningStatistics(policy)
-        self.kl_adaptation = KLAdaptation(config.desired_kl)
+        self.kl_adaptation = KLAdaptation(desired_kl)
         self._value_std = 1.0
         """The unit of values in the update that is being made."""
         self.refreshed = RefreshedStates(policy.core) if config.refresh_states else None

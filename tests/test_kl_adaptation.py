@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from rollouts import make_learner, random_batch, small_policy
 from shoal.learner.forward_pass import valid_transitions
-from shoal.learner.kl_adaptation import SMALLEST, KLAdaptation
+from shoal.learner.kl_adaptation import SMALLEST, KLAdaptation, default_desired_kl
+from shoal.policy import FastPolicy, VectorObservation
+from shoal.policy.actions import Actions, Continuous, Discrete
 
 
 def test_the_rate_falls_fast_and_rises_slowly_within_its_bounds() -> None:
@@ -33,6 +35,25 @@ def test_the_rate_falls_fast_and_rises_slowly_within_its_bounds() -> None:
     fixed = KLAdaptation(0.0)
     fixed.end_update(1e9)
     assert fixed.factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        (Discrete((("a", "b", "c"),)), 0.01),
+        (Discrete((("a", "b"), ("c", "d")), scalar=False), 0.02),
+        (Continuous(("x",)), 0.01),
+        (Continuous(tuple("uvwxyz")), 0.06),
+    ],
+    ids=str,
+)
+def test_every_part_of_an_action_may_move_as_far(actions: Actions, expected: float) -> None:
+    """Catches robots of many joints that learn slowly, because the divergence of an action is the sum of its parts'."""
+    assert default_desired_kl(actions) == pytest.approx(expected)
+    policy = FastPolicy(VectorObservation(3), actions)
+    found = make_learner(policy, desired_kl="auto").config.desired_kl
+    assert found == pytest.approx(expected)
+    assert make_learner(policy, desired_kl=0.5).config.desired_kl == 0.5
 
 
 @pytest.mark.parametrize(("desired", "direction"), [(1e-12, "falls"), (1e6, "stays")])

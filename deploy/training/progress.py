@@ -104,6 +104,8 @@ def _update(run: PreparedRun) -> str:
         rate += f" by {of_rate.kind}"
     elif of_rate.moves:
         rate += f", {of_rate.kind or 'linear'} to {of_rate.end or 0:g}"
+    if settings.desired_kl:
+        rate += f", KL divergence of an update about {settings.desired_kl:g}"
     chosen = ""
     if run.config.learner.entropy_coef == "auto":
         chosen = " (discrete actions)" if isinstance(policy.actions, Discrete) else " (continuous actions)"
