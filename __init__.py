@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RunningRun,
         Update,
     )
+    from shoal.deploy.training.options_schedule import OptionsSchedule
     from shoal.envs.boundary import EnvironmentFault
     from shoal.envs.play import Episodes
     from shoal.learner.checkpoint import CheckpointError
@@ -66,6 +67,7 @@ __all__ = [
     "JobFailed",
     "LoggedRun",
     "LossInputs",
+    "OptionsSchedule",
     "PolicyOutput",
     "RayLost",
     "RecurrentPolicy",
@@ -101,6 +103,7 @@ _HOMES = {
     "JobFailed": "shoal.deploy.evaluation.job_process",
     "LoggedRun": "shoal.deploy.monitoring.sinks",
     "LossInputs": "shoal.learner.loss",
+    "OptionsSchedule": "shoal.deploy.training.options_schedule",
     "RayLost": "shoal.actors.ray_watch",
     "Run": "shoal.deploy.library.runs",
     "RunningPolicy": "shoal.deploy.training.callbacks",

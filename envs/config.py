@@ -55,6 +55,9 @@ class AdapterOptions(Section):
     """How a box of numbers is read as an image. ``auto`` goes by its shape and type and refuses what could be either;
     ``none`` reads every number by itself. Of a Dict or Tuple one for all parts, or by part:
     ``{camera: channels_first, map: none}``, where parts that are not named are ``auto``."""
+    reset_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What every episode gets as ``reset(options=...)``, in training and in evaluations; a callback's
+    ``run.set_env_options`` takes its place. A native vector takes it by a method ``set_options``."""
 
     def __post_init__(self) -> None:
         if self.slot_groups not in (1, "auto") and self.vectorization != "async":

@@ -142,6 +142,7 @@ class GymEnvironment(_GuardedRows):
         self._to_env = action_converter(declared.action)
         self._watched: str | None = None
         self._cuts: list[int] | None = None
+        self._options: dict[str, Any] | None = None
         recipes = [Recipe(spec, declared, slot, child, make, reseed_episodes) for slot, child in enumerate(children)]
         self.groups: tuple[_ProcessGroup, ...] = ()
         if options.vectorization == "async":
@@ -194,10 +195,11 @@ class GymEnvironment(_GuardedRows):
 
     def set_options(self, options: dict[str, Any]) -> None:
         """Pass options to the resets of later episodes, as in ``envs.boundary.OptionsEnvironment``."""
-        assert self._vector is not None
+        self._options = options
         for group in self.groups:
             group.check_idle("set_options")
-        self._vector.set_attr("episode_options", options)
+        if self._vector is not None:
+            self._vector.set_attr("episode_options", options)
 
     def get_state(self) -> dict[str, Any]:
         """The state, as in ``envs.boundary.StatefulEnvironment``."""
@@ -262,6 +264,8 @@ class GymEnvironment(_GuardedRows):
                 self._vector.set_attr("watched_key", self._watched)
             if self._cuts is not None:
                 self._vector.set_attr("steps_until_cut", self._cuts)
+            if self._options is not None:
+                self._vector.set_attr("episode_options", self._options)
         for group in self.groups:
             group.check_idle("reset")
         return super()._call_reset(options)

@@ -110,6 +110,7 @@ class NativeEnvironment(AutoresetRows):
             self._fail("cannot take options: it resets its slots itself and has no method set_options(options)")
         with self._surroundings:
             take(options)
+        self._first_answer = None  # that of a reset without them
 
     def get_state(self) -> dict[str, Any]:
         """The state, as in ``envs.boundary.StatefulEnvironment``: that of all slots or none."""

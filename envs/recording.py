@@ -136,7 +136,9 @@ def _make_rendering(
             "single environments that do the same, as --env-options vectorization=sync --env-options 'wrappers=[...]'"
         )
     # How several slots are stepped means nothing here: there is one environment.
-    alone = AdapterOptions(wrappers=options.wrappers, image_layout=options.image_layout)
+    alone = AdapterOptions(
+        wrappers=options.wrappers, image_layout=options.image_layout, reset_options=options.reset_options
+    )
     with contextlib.closing(make(alone, kwargs)) as plain:
         modes = (plain.first_environment().metadata or {}).get("render_modes") or []
     if "rgb_array" not in modes:

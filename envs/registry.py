@@ -7,11 +7,11 @@ import inspect
 import json
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from shoal.envs.arguments import refuse_settings
-from shoal.envs.boundary import EnvSpec, VectorEnvironment
+from shoal.envs.boundary import EnvSpec, OptionsEnvironment, VectorEnvironment
 from shoal.envs.config import OPTION_NAMES, AdapterOptions, EnvironmentNotFound
 from shoal.envs.missions import MISSIONS
 
@@ -84,14 +84,27 @@ def make_vector_env(
     if name.startswith("pettingzoo:"):
         from shoal.envs.pettingzoo import PettingZooEnvironment
 
-        return PettingZooEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
+        return _with_options(PettingZooEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs), options)
     if options.vectorization == "native" or name.startswith("envpool:"):
         from shoal.envs.native import NativeEnvironment
 
-        return NativeEnvironment(env_id, num_envs, seed, options, **kwargs)
+        return _with_options(NativeEnvironment(env_id, num_envs, seed, options, **kwargs), options)
     from shoal.envs.gym import GymEnvironment
 
-    return GymEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs)
+    return _with_options(GymEnvironment(env_id, num_envs, seed, options, whole_episodes, **kwargs), options)
+
+
+_Optioned = TypeVar("_Optioned", bound=OptionsEnvironment)
+
+
+def _with_options(env: _Optioned, options: AdapterOptions) -> _Optioned:
+    if options.reset_options:
+        try:
+            env.set_options(dict(options.reset_options))
+        except BaseException:
+            env.close()
+            raise
+    return env
 
 
 def is_of_gymnasium(env_id: str) -> bool:

@@ -123,6 +123,8 @@ class TeamsEnvironment:
         self._num_envs = num_envs
         self._begun = self._closed = False
         self._options: dict[str, Any] | None = None
+        if options.reset_options:
+            self.set_options(dict(options.reset_options))
 
     def begin(self) -> None:
         """Reset the games, unless another team asked for it."""

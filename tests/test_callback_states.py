@@ -168,3 +168,51 @@ def test_contents_that_no_run_saves_are_no_states(tmp_path: Path, states: Any, o
     restore_options(config, Origin(checkpoint=None, run_id="a", session=1, run_state=saved), worker)
     assert worker.env_options is None
     assert worker.first_options is None
+
+
+class Lengths(shoal.Callback):
+    """The lengths of the episodes of each update."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, set[int]]] = []
+        self.begun_with: Any = None
+
+    def on_update(self, run: shoal.RunningRun, update: shoal.Update) -> None:
+        self.begun_with = self.begun_with or run.env_options
+
+    def on_episodes(self, run: shoal.RunningRun, episodes: shoal.EndedEpisodes) -> None:
+        self.found.append((run.env_steps, set(episodes.lengths)))
+
+
+def test_options_by_environment_steps(tmp_path: Path) -> None:
+    """Catches a schedule that is late, that a resumed run begins again, or that loses its numbers in JSON."""
+    schedule = {"name": "shoal:OptionsSchedule", "kwargs": {"options": {"0": {"steps": 2}, 300: {"steps": 5}}}}
+    settings = {"env.id": "optioned_envs:Lasting", "callbacks": [schedule]}
+    lengths = Lengths()
+    train(tmp_path / "run", lengths, **settings, total_env_steps=500)
+    early = {length for steps, found in lengths.found if steps <= 300 for length in found}
+    # The version after the 300th step begins with them, and episodes of two steps are then under way.
+    late = {length for steps, found in lengths.found if steps >= 300 + 3 * 24 for length in found}
+    assert (early, late) == ({2}, {5})
+    again = Lengths()
+    train(tmp_path / "run", again, **settings, total_env_steps=700)
+    assert again.begun_with == {"steps": 5}
+    assert {length for _, found in again.found for length in found} == {5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "options is empty"),
+        ({"soon": {"steps": 2}}, "expected a number of environment steps, 0 or more, got 'soon'"),
+        ({-1: {"steps": 2}}, "got -1"),
+        ({1.5: {"steps": 2}}, "got 1.5"),
+        ({0: 5}, "expected a mapping of options by name, got 5"),
+        ({0: {"steps": 2}, "0": {"steps": 3}}, "options has 0 steps twice"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_makes_no_sense_is_refused(options: Any, message: str) -> None:
+    """Catches a curriculum that never begins."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        shoal.OptionsSchedule(options)

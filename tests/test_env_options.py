@@ -12,6 +12,9 @@ from rollouts import make_policy
 from shoal.actors.rollout import RolloutWorker
 from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import EnvironmentFault
+from shoal.envs.config import AdapterOptions
+from shoal.envs.play import play
+from shoal.envs.registry import make_vector_env
 from shoal.policy.trajectory import from_bytes
 from shoal.policy.weights import flatten_weights
 
@@ -68,6 +71,32 @@ def test_a_new_worker_begins_with_them(kwargs: dict[str, Any]) -> None:
         worker.close()
 
 
+@pytest.mark.parametrize("kwargs", KINDS, ids=str)
+def test_settings_give_every_episode_options(kwargs: dict[str, Any]) -> None:
+    """Catches a setting that first episodes, another vectorization or an evaluation lack, or that outlives a callback's
+    options."""
+    worker = worker_of("optioned_envs:Optioned-v0", reset_options={"level": 6}, **kwargs)
+    try:
+        for version in (0, 1):
+            assert {level for row in levels(worker, version, None) for level in row} == {6}
+        assert [row[-1] for row in levels(worker, 2, {"level": 2})] == [2, 2]
+    finally:
+        worker.close()
+    options = AdapterOptions(reset_options={"level": 5}, vectorization=kwargs["vectorization"])
+    env = make_vector_env("optioned_envs:Optioned-v0", 2, 1, options, True)
+    shown = []
+
+    def player(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        shown.append(obs.copy())
+        return np.zeros(2, np.int64)
+
+    try:
+        assert play(env, player, 4).returns.size == 4
+        assert {float(level) for obs in shown for level in obs.ravel()} == {5}
+    finally:
+        env.close()
+
+
 def test_a_replaced_environment_gets_them_too() -> None:
     """Catches a fault that ends the curriculum of its slot."""
     env = make_env("optioned_envs:Optioned-v0", 1, 0)
@@ -79,13 +108,23 @@ def test_a_replaced_environment_gets_them_too() -> None:
     assert obs[0, 0] == 4
 
 
-@pytest.mark.parametrize(
-    ("env_id", "kwargs", "expected"),
-    [
-        ("recall", {}, "recall takes no options, got {'level': 1}"),
-        ("optioned_envs:WithoutOptions-v0", {"vectorization": "native"}, "cannot take options"),
-    ],
-)
+TAKE_NONE: list[tuple[str, dict[str, Any], str]] = [
+    ("recall", {}, "recall takes no options, got {'level': 1}"),
+    ("optioned_envs:WithoutOptions-v0", {"vectorization": "native"}, "cannot take options"),
+]
+
+
+@pytest.mark.parametrize(("env_id", "kwargs", "expected"), TAKE_NONE)
+def test_an_environment_that_takes_none_by_settings_is_named(
+    env_id: str, kwargs: dict[str, Any], expected: str
+) -> None:
+    """Catches the same of a setting, before anything is trained."""
+    del expected
+    with pytest.raises((EnvironmentFault, ValueError), match=r"env\.reset_options is for|cannot take options"):
+        make_env(env_id, 2, 0, reset_options={"level": 1}, **kwargs)
+
+
+@pytest.mark.parametrize(("env_id", "kwargs", "expected"), TAKE_NONE)
 def test_an_environment_that_takes_none_is_named(env_id: str, kwargs: dict[str, Any], expected: str) -> None:
     """Catches a curriculum that changes nothing, silently."""
     worker = worker_of(env_id, **kwargs)

@@ -211,12 +211,13 @@ def test_one_unroll_has_a_trajectory_for_every_policy() -> None:
     assert sizes == [24, 40]
 
 
-def test_first_games_have_the_options_that_came_with_the_first_weights() -> None:
+@pytest.mark.parametrize("settings", [(), ("env.reset_options={steps: 4}",)])
+def test_first_games_have_the_options_of_settings_or_of_the_first_weights(settings: tuple[str, ...]) -> None:
     """Catches first games without options, and a team whose first row is that of a game which another one reset."""
-    made = Setups()
+    made = Setups(*settings)
     worker = made.team.make_worker(0, 0)
-    weights = [dataclasses.replace(one, env_options={"steps": 4}) for one in made.weights()]
-    parts = worker.rollout(weights)
+    given = None if settings else {"steps": 4}
+    parts = worker.rollout([dataclasses.replace(one, env_options=given) for one in made.weights()])
     for (name, own), part in zip(made.workers.items(), parts, strict=True):
         columns = own.queue.read(part).columns
         shown = columns["obs"][:, :-1].argmax(-1)

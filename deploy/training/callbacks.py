@@ -143,8 +143,7 @@ class RunningRun:
     def set_env_options(self, options: Mapping[str, Any]) -> None:
         """Pass options to the environments of all actors, as ``reset(options=...)`` of the episodes that begin from now
         on: a curriculum. They take effect with the next policy version, replace those set before, and are kept in
-        checkpoints: a resumed run begins with them. Evaluations play without any, and so do the first episodes of a new
-        actor.
+        checkpoints: a resumed run begins with them. Evaluations play with ``env.reset_options``.
 
         Args:
             options: plain data by name.
