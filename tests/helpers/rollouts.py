@@ -178,9 +178,9 @@ def random_batch(seed, *, spec=SMALL, num_slots=7, policy_version=0, **changes):
     return BatchAssembler(spec, num_slots).assemble([from_bytes(spec, payload)])
 
 
-def small_policy(seed=0):
+def small_policy(seed=0, core="lstm"):
     """The policy of ``SMALL``."""
-    return make_policy(VectorObservation(3), ["a", "b", "c"], seed)
+    return make_policy(VectorObservation(3), ["a", "b", "c"], seed, core)
 
 
 TINY_HIDDEN = 4

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from rollouts import make_learner, random_batch, small_policy
+from rollouts import make_learner, random_batch, small_policy, state_of
 from shoal.learner.group import LearnerGroup, LearnerLost, join_store, open_store, use_interface
 from shoal.learner.learner import Learner, NonFiniteUpdate
 from shoal.policy.weights import flatten_weights
@@ -30,8 +30,9 @@ SCHEDULES = {
 
 def _make(rank: int, size: int, settings: dict[str, Any], num_shards: int = 1) -> Learner:
     # Weights of its own: they must be those of the first learner all the same.
+    core, settings = settings.get("core", "lstm"), {name: value for name, value in settings.items() if name != "core"}
     return make_learner(
-        small_policy(seed=rank), num_shards=num_shards, first_shard=rank, batch_size=size * SLOTS, **settings
+        small_policy(seed=rank, core=core), num_shards=num_shards, first_shard=rank, batch_size=size * SLOTS, **settings
     )
 
 
@@ -45,12 +46,12 @@ def _member(rank: int, size: int, port: int, settings: dict[str, Any], connectio
     )
     learner.synchronize(group)
     while (seed := connection.recv()) is not None:
-        connection.send(_update(learner, _part(seed, rank)))
+        connection.send(_update(learner, _part(seed, rank, learner)))
     group.close()
 
 
-def _part(seed: int, rank: int) -> TensorDict:
-    batch = random_batch(100 * seed + rank, num_slots=SLOTS)
+def _part(seed: int, rank: int, learner: Learner) -> TensorDict:
+    batch = random_batch(100 * seed + rank, num_slots=SLOTS, state_shapes=state_of(learner.policy))
     if seed == 13 and rank == 1:
         batch["reward"][0, 0] = float("inf")
     return batch
@@ -96,7 +97,7 @@ class Group:
         """The result of one update, from every learner."""
         for connection in self.connections:
             connection.send(seed)
-        own = _update(self.learner, _part(seed, 0))
+        own = _update(self.learner, _part(seed, 0, self.learner))
         return [own, *(connection.recv() for connection in self.connections)]
 
     def close(self) -> None:
@@ -113,7 +114,7 @@ def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learn
     """The same updates by one learner with everybody's segments."""
     learner = _make(0, size, settings, num_shards=size)
     for seed in seeds:
-        learner.update(torch.cat([_part(seed, rank).clone() for rank in range(size)]))
+        learner.update(torch.cat([_part(seed, rank, learner).clone() for rank in range(size)]))
     return learner
 
 
@@ -124,6 +125,8 @@ def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learn
         (2, {"epochs": 2, "minibatches": 4}),
         (3, {"minibatches": 2}),
         (2, {"epochs": 4, "target_kl": 1e-4, "schedules": SCHEDULES}),
+        (2, {"epochs": 2, "minibatches": 4, "core": "gru"}),
+        (2, {"epochs": 2, "minibatches": 4, "core": "linear"}),
     ],
 )
 def test_learners_that_share_an_update_equal_one(size: int, settings: dict[str, Any]) -> None:
@@ -169,7 +172,7 @@ def test_a_dead_learner_is_noticed_at_once_and_nothing_changes(minibatches: int)
         assert process_id
         os.kill(process_id, signal.SIGKILL)
         start = time.monotonic()
-        sha256, error = _update(group.learner, _part(2, 0))
+        sha256, error = _update(group.learner, _part(2, 0, group.learner))
         assert error == "LearnerLost"
         assert sha256 == before
         assert time.monotonic() - start < 30  # its time limit is 60
@@ -190,12 +193,12 @@ def test_a_learner_that_says_nothing_is_not_waited_for_where_nobody_can_be_reach
             os.kill(process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
         threading.Timer(1.0, group.out_of_reach.set).start()
         with pytest.raises(LearnerLost, match="nobody can be reached"):
-            group.learner.update(_part(2, 0))
+            group.learner.update(_part(2, 0, group.learner))
         assert flatten_weights(group.learner.policy, 0).sha256 == before
         group.group.close()
         alone = LearnerGroup(open_store("127.0.0.1", 60), device=CPU, generation=1, rank=0, size=1, timeout_seconds=60)
         group.learner.synchronize(alone)
-        group.learner.update(_part(2, 0))
+        group.learner.update(_part(2, 0, group.learner))
         alone.close()
     finally:
         for process in group.processes:
