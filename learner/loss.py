@@ -62,7 +62,8 @@ class LossInputs:
     """S, the unit of values: the spread of their targets, or 1. With 0, targets that have never varied, there is no
     value loss."""
     batch: TensorDict
-    """[B], batch-major: the columns of the trajectory contract, e.g. ``obs`` [B, T + 1, ...], ``reward`` [B, T]."""
+    """[B], batch-major: the columns of the trajectory contract, e.g. ``reward`` [B, T] and ``obs`` [B, T + 1, ...], of
+    which ``policy.read`` makes what the network reads."""
     policy: RecurrentPolicy
     config: LearnerConfig
     scheduled: ScheduledSettings

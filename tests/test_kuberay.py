@@ -103,7 +103,7 @@ def test_every_manifest_is_applied_and_the_images_stand_in_one_place() -> None:
         for file in KUSTOMIZATIONS
         for name in kustomization(file.parent.name)["resources"]
     }
-    assert named_files == {*MANIFESTS, KUBERAY / "job" / ".." / "cluster"}
+    assert named_files == {*MANIFESTS, *(KUBERAY / folder / ".." / "cluster" for folder in ("job", "returning"))}
     with_images = [file for file in KUBERAY.glob("*/*") if "registry." in file.read_text()]
     assert with_images == [KUBERAY / "cluster" / "kustomization.yaml"]
     placeholders = {image["name"] for image in kustomization("cluster")["images"]}
@@ -228,6 +228,65 @@ def test_pods_have_room(owner: str) -> None:
         assert store < quantity(shared["sizeLimit"]) <= limit / 2, name
         if name != "head":
             assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_a_head_that_returns_finds_its_redis() -> None:
+    """Catches a Redis that nobody can reach, or everybody, one without its data on a volume, and a name or a password
+    that stands in two places and differs."""
+    found = raw_objects("returning")
+    redis, service = found["StatefulSet", "shoal-redis"]["spec"], found["Service", "shoal-redis"]["spec"]
+    pod = redis["template"]
+    labels = pod["metadata"]["labels"]
+    assert labels == redis["selector"]["matchLabels"] == service["selector"]
+    # Neither the policies nor the monitor of the cluster's own pods are meant.
+    assert labels["app"] != "shoal"
+    [patch] = kustomization("returning")["patches"]
+    assert patch["target"] == {"kind": "RayCluster", "name": "shoal"}
+    [change] = yaml.safe_load(patch["patch"])
+    assert (change["op"], change["path"]) == ("add", "/spec/gcsFaultToleranceOptions")
+    [port] = service["ports"]
+    assert change["value"]["redisAddress"] == f"shoal-redis:{port['port']}"
+    main = container(pod)
+    [password] = main["env"]
+    assert change["value"]["redisPassword"]["valueFrom"] == password["valueFrom"]
+    assert main["command"][-2:] == ["--requirepass", f"$({password['name']})"]
+    secret = password["valueFrom"]["secretKeyRef"]
+    made = re.findall(
+        r"create secret generic (\S+) --from-literal=(\w+)=", (KUBERAY / "returning" / "kustomization.yaml").read_text()
+    )
+    assert made == [(secret["name"], secret["key"])]
+    [claim] = redis["volumeClaimTemplates"]
+    [mount] = main["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == (claim["metadata"]["name"], "/data")
+    assert main["command"][1:5] == ["--dir", "/data", "--appendonly", "yes"]
+    policy = found["NetworkPolicy", "shoal-redis"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    [entry] = policy["ingress"]
+    [peer] = [one["podSelector"]["matchLabels"] for one in entry["from"]]
+    wanted = peer.items()
+    assert {name for name, p in all_pods() if wanted <= p["metadata"]["labels"].items()} == {
+        f"{owner}/head" for owner in specs()
+    }
+    assert policy["egress"] == []
+    security = pod["spec"]["securityContext"]
+    assert security["runAsNonRoot"]
+    assert security["fsGroup"] == security["runAsUser"]
+    assert main["securityContext"] == LEAST
+    assert main["resources"]["requests"] == main["resources"]["limits"]
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl: https://kubernetes.io/docs/tasks/tools")
+def test_the_cluster_whose_head_returns_is_the_other_one_with_a_redis() -> None:
+    """Catches a patch that kustomize refuses, or that changes anything else."""
+    done = subprocess.run([KUBECTL, "kustomize", KUBERAY / "returning"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    built = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    spec = copy.deepcopy(built["RayCluster", "shoal"]["spec"])
+    assert spec.pop("gcsFaultToleranceOptions")["redisAddress"] == "shoal-redis:6379"
+    assert spec == objects()["RayCluster", "shoal"]["spec"]
+    image_of = container(built["StatefulSet", "shoal-redis"]["spec"]["template"])["image"]
+    assert image_of == image(kustomization("returning")["images"][0])
+    assert launch_fields.problems_of(built["RayCluster", "shoal"]) == []
 
 
 LEAST = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}

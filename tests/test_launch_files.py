@@ -115,7 +115,9 @@ def test_a_cpu_build_of_torch_acts_for_a_cuda_build_and_another_release_does_not
 
 def test_the_token_is_the_one_that_is_made() -> None:
     """Catches a cluster without authentication, and a secret of another name or key than the one people are told of."""
-    [made] = [words for words in commands(LAUNCHING, "kubectl") if words[1:4] == ["create", "secret", "generic"]]
+    secret = ["create", "secret", "generic"]
+    made, of_redis = [words for words in commands(LAUNCHING, "kubectl") if words[1:4] == secret]
+    assert of_redis[4] == "shoal-redis"  # test_kuberay.py
     assert re.match(r"--from-literal=auth_token=.", made[5])
     for spec in specs().values():
         assert spec["authOptions"] == {"mode": "token", "secretName": made[4]}
