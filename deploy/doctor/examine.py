@@ -12,6 +12,7 @@ from shoal.actors.ray_watch import RayLost
 from shoal.deploy.doctor import preflight
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
 from shoal.deploy.settings.sections import Config
@@ -19,6 +20,7 @@ from shoal.deploy.settings.sections import Config
 if TYPE_CHECKING:  # Ray and torch are imported where they are used
     from shoal.deploy.cluster.connect import Cluster
     from shoal.deploy.doctor.measure import Measured
+    from shoal.envs.boundary import EnvSpec
 
 GIB = 2**30
 
@@ -28,6 +30,7 @@ def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str
     ``measure`` takes seconds."""
     problems = preflight.check(config, run_dir, known)
     lines = _machine(run_dir) + _environment(config)
+    config = with_policy_lag(config, None if config.policies else _spec(config))
     agents_known = not config.policies or not (problems or known)
     if config.mode == "cluster" and not problems and agents_known:
         from shoal.deploy.cluster.connect import connect
@@ -71,14 +74,14 @@ def _machine(run_dir: Path) -> list[str]:
 def _environment(config: Config) -> list[str]:
     from shoal.envs.boundary import TokenSpace
     from shoal.envs.reading import reading, reading_by_part
-    from shoal.envs.registry import make_env_spec
     from shoal.policy.token_convolution import available
 
-    try:
-        if config.policies:
+    if config.policies:
+        try:
             return _teams(config)
-        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
+        except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
+            return []
+    if (spec := _spec(config)) is None:
         return []
     observations, actions = reading(spec, config.policy.encoder_of)
     agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
@@ -93,6 +96,16 @@ def _environment(config: Config) -> list[str]:
         f"  acts           {actions}",
         *agents,
     ]
+
+
+def _spec(config: Config) -> EnvSpec | None:
+    """None where the environment cannot be made, which is among the problems."""
+    from shoal.envs.registry import make_env_spec
+
+    try:
+        return make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything)
+        return None
 
 
 def _aligned(parts: Sequence[tuple[str, str]]) -> list[str]:
@@ -237,6 +250,8 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
         each = f", {learners} learners of {rate / learners:,.0f}" if learners > 1 else ""
         share = acting / (acting + learning)
         return [*lines, f"  together       {rate:,.0f} environment steps/s{each}; acting takes {share:.0%} of the time"]
+    most = config.actor.max_policy_lag
+    assert most != "auto"
     actors = layout.num_actors // layout.num_learners
     enough = learner / actor
     whose = "a learner" if layout.num_learners > 1 else "the learner"
@@ -244,12 +259,12 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
     if actors > enough:
         lines.append(
             f"  expect         {layout.num_learners * learner:,.0f} environment steps/s and a lag of up to "
-            f"{config.actor.max_policy_lag} versions: actors wait {1 - enough / actors:.0%} of their time"
+            f"{most} versions: actors wait {1 - enough / actors:.0%} of their time"
         )
     else:
         # Versions made during an unroll, and on average while the rest of its batch comes in.
         unrolls = max(1.0, layout.batch_size / layout.num_learners / config.env.num_envs)
-        lag = min(config.actor.max_policy_lag, actors / unrolls + (unrolls - 1) / (2 * unrolls))
+        lag = min(most, actors / unrolls + (unrolls - 1) / (2 * unrolls))
         lines.append(
             f"  expect         {layout.num_actors * actor:,.0f} environment steps/s and a lag of about {lag:.1f} "
             f"versions: {whose} waits {1 - actors / enough:.0%} of its time; more actors (actor.num_actors) help"
@@ -258,9 +273,10 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
 
 
 def _lag(config: Config, layout: Layout) -> str:
-    if layout.placement == "colocated" or config.actor.max_policy_lag == 0:
-        return "the version it acts with (lag 0)"
     most = config.actor.max_policy_lag
+    assert most != "auto"
+    if layout.placement == "colocated" or most == 0:
+        return "the version it acts with (lag 0)"
     unrolls = max(1, layout.batch_size // config.env.num_envs)
     # An actor is admitted while at most so many unrolls are ahead of it (learner.trajectory_queue).
     at_once = most * unrolls

@@ -16,6 +16,7 @@ import math
 from collections.abc import Collection
 from typing import Literal
 
+from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.settings.sections import Config
 
 SMALLEST_BATCH = 32
@@ -111,7 +112,7 @@ def choose_layout(config: Config, machine: Machine, team_slots: Collection[int] 
     Raises:
         LayoutError: numbers that were set do not divide into each other.
     """
-    layout = _choose(config, machine, team_slots)
+    layout = _choose(with_policy_lag(config), machine, team_slots)
     if config.self_play.share and layout.num_learners > 1:
         raise LayoutError(
             f"self_play.share: the pool of versions belongs to one learner, and there would be {layout.num_learners}; "
@@ -223,7 +224,8 @@ def _colocated(config: Config, cores: int, why: str) -> Layout:
 
 def _disaggregated(config: Config, machine: Machine, why: str, team_slots: Collection[int]) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
-    cores, accelerator = machine.cores, machine.accelerator
+    cores, accelerator, lag = machine.cores, machine.accelerator, actor.max_policy_lag
+    assert lag != "auto"
     learners = 1 if learner.num_learners == "auto" else learner.num_learners
     if actor.num_actors != "auto":
         actors = actor.num_actors
@@ -237,7 +239,7 @@ def _disaggregated(config: Config, machine: Machine, why: str, team_slots: Colle
         # the same.
         actors = machine.actor_places or max(1, cores - 1 if accelerator else cores // 2)
         actors = max(1, actors // learners) * learners
-        if actor.max_policy_lag == 0 and learner.batch_size != "auto":
+        if lag == 0 and learner.batch_size != "auto":
             # Lock step shares a batch equally: the largest number that divides it.
             unrolls = max(1, learner.batch_size // envs)
             shares = range(min(actors, unrolls) // learners, 0, -1)
@@ -245,7 +247,7 @@ def _disaggregated(config: Config, machine: Machine, why: str, team_slots: Colle
     if learner.batch_size == "auto":
         # So many that all actors may be under way within the lag.
         own = actors // learners
-        unrolls = -(-own // actor.max_policy_lag) if actor.max_policy_lag else own
+        unrolls = -(-own // lag) if lag else own
         # Of several policies each divides the rows of its own agents, as many in every unroll.
         divided = (
             unrolls_that_divide(learner.minibatches, team_slots) * envs if config.policies else learner.minibatches

@@ -13,9 +13,11 @@ from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout, Share, unrolls_that_divide
 from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.teams import make_team_specs
+from shoal.learner.kl_adaptation import default_desired_kl
 from shoal.policy.graph import components_to_json
 from shoal.policy.observation import encoded_by
 from shoal.policy.remap import PolicyInterface
@@ -97,14 +99,20 @@ def games_of(config: Config, spec: EnvSpec) -> Games | None:
 
 def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec) -> LearnerSetup:
     """The setup of every learner."""
+    # A process that acts and learns alternately acts with the newest weights.
+    lag = 0 if layout.placement == "colocated" else with_policy_lag(config, spec).actor.max_policy_lag
+    assert lag != "auto"
+    learner = config.learner
+    if learner.desired_kl == "auto":
+        behind = 0 if config.mode == "inline" else lag
+        learner = dataclasses.replace(learner, desired_kl=default_desired_kl(worker.actions, behind))
     return LearnerSetup(
         worker=worker,
-        learner=config.learner,
+        learner=learner,
         total_env_steps=config.total_env_steps,
         initialization=config.policy.initialization,
         env=spec,
-        # A process that acts and learns alternately acts with the newest weights.
-        max_policy_lag=0 if layout.placement == "colocated" else config.actor.max_policy_lag,
+        max_policy_lag=lag,
         max_consecutive_failures=1 if config.mode == "inline" else config.actor.max_consecutive_failures,
         seed=config.seed,
         self_play=config.self_play if config.self_play.share else None,

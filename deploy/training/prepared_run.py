@@ -14,6 +14,7 @@ from shoal.deploy.monitoring.learning import LearningMonitor
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
+from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.placement.setups import TeamShare, check_batches, make_learner_setup, make_worker_setup, team_shares
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict
@@ -103,6 +104,8 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     keep_freed_memory()
     machine = _machine(config, cluster)
     teams = team_shares(config) if config.policies else {}
+    spec = None if teams else make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
+    config = with_policy_lag(config, spec)
     layout = choose_layout(config, machine, [own.num_slots for own in teams.values()])
     check_batches(config, layout, teams)
     if config.mode == "local" and machine.accelerator and layout.num_learners > 1:
@@ -111,7 +114,10 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     origin = find_origin(config, checkpoints)
 
-    parts = _policies(config, layout, origin, run_dir, teams) if teams else [_whole(config, layout, origin, run_dir)]
+    if spec is None:
+        parts = _policies(config, layout, origin, run_dir, teams)
+    else:
+        parts = [_whole(config, spec, layout, origin, run_dir)]
     learners = [part.setup.make_learner_worker(part.share) for part in parts]
     all_statistics = [
         RunStatistics(learner.queue.ledger, learner.clock, num_actors=layout.num_actors) for learner in learners
@@ -170,9 +176,8 @@ class _Part(NamedTuple):
     agents: tuple[int, ...] = ()
 
 
-def _whole(config: Config, layout: Layout, origin: Origin, run_dir: Path) -> _Part:
+def _whole(config: Config, spec: EnvSpec, layout: Layout, origin: Origin, run_dir: Path) -> _Part:
     """The only policy of a run."""
-    spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     setup = make_learner_setup(config, layout, _worker_setup(config, origin, spec), spec)
     in_one_process = config.mode == "inline" or layout.num_learners == 1
     share = layout.whole() if in_one_process else layout.share(0)

@@ -73,7 +73,7 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
             f"  reads    {observations}",
             f"  acts     {actions}",
             f"  learns   {_update(run)}",
-            f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps",
+            f"  actors   {layout.num_actors} x {slots} slots, unrolls of {steps} steps{_lock_step(run)}",
             *_games(run.setup.worker.games),
             f"  {'learners' if layout.num_learners > 1 else 'learner '} {learners}",
             *([f"  sends    {sent} to every node"] if sent else []),
@@ -81,6 +81,12 @@ def headline(run: PreparedRun, metrics_url: str | None) -> str:
             f"  run      {run.run_dir}",
         ]
     )
+
+
+def _lock_step(run: PreparedRun) -> str:
+    if run.config.mode == "inline" or run.layout.placement == "colocated" or run.setup.max_policy_lag:
+        return ""
+    return ", in lock step with the learner"
 
 
 def _games(games: Games | None) -> list[str]:
