@@ -11,9 +11,9 @@ from shoal.envs.boundary import ContinuousActions, EnvSpec
 def with_policy_lag(config: Config, spec: EnvSpec | None = None) -> Config:
     """The configuration with a number in place of ``auto``; ``spec`` is the environment's, None where it is not known.
 
-    The ratio of an action's density under two versions has a spread that grows with its numbers, so updates of the next
-    version's data are clipped more than they learn from. Lock step is for one machine: in a cluster every update would
-    wait for the slowest node, or for one that is gone.
+    The more numbers an action has, the further from 1 is the ratio of its densities under two versions: of data that is
+    one version old much is clipped before anything was learned from it. Lock step is for one machine: on a cluster
+    every update would wait for the slowest node, or for one that is gone.
     """
     if config.actor.max_policy_lag != "auto":
         return config
