@@ -82,7 +82,7 @@ class TokensToBox(nn.Module):
             position = (tokens[:, 0] != PADDING).nonzero().squeeze(1)
             tokens = tokens.index_select(0, position).long()
         else:
-            position = torch.arange(len(tokens), device=obs.device)
+            position = torch.arange(tokens.shape[0], device=obs.device)  # len() would fix it in an exported graph
             tokens = tokens.long()
         key = tokens[:, 1] << 8 | tokens[:, 2]
         place = self._cell.index_select(0, tokens[:, 0]) + self._plane.index_select(0, key)

@@ -134,7 +134,14 @@ def export_onnx(run_dir: str | Path, file: str | Path) -> OnnxFile:
     try:
         program.save(str(temporary))
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        difference = max(_difference(session, step, num_mask, rows, generator) for rows in _ROWS)
+        try:
+            difference = max(_difference(session, step, num_mask, rows, generator) for rows in _ROWS)
+        except Exception as error:  # onnxruntime's own are of several classes
+            text = " ".join(str(error).split())
+            raise CannotExport(
+                f"the file of {policy.kind} does not run with another number of rows: {text}. Where a policy takes "
+                "len() or int() of a tensor's shape, x.shape[0] leaves it open"
+            ) from error
         if not difference <= TOLERANCE:
             raise CannotExport(f"the file's numbers differ from the policy's by {difference:.2g}; it is not kept")
         os.replace(temporary, path)

@@ -20,6 +20,8 @@ from shoal.deploy.cli import main
 from shoal.deploy.library import onnx_file
 from shoal.deploy.library.exporting import CannotExport
 from shoal.deploy.library.onnx_file import export_onnx
+from shoal.envs.boundary import StepRows
+from shoal.envs.registry import make_vector_env
 from shoal.policy.tokens import TokensToBox
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -122,6 +124,81 @@ def test_actions_are_those_of_load_policy(tmp_path: Path) -> None:
         np.testing.assert_allclose(action[0], wanted, atol=1e-4)
         obs, *_ = env.step(action[0])
     env.close()
+
+
+class Mixed(gymnasium.Env[Any, Any]):
+    """Shows a picture, two numbers and a choice, of its own random stream; episodes have six steps."""
+
+    observation_space = spaces.Dict(
+        screen=spaces.Box(0, 255, (12, 14, 3), np.uint8), v=spaces.Box(-3, 3, (2,), np.float32), kind=spaces.Discrete(3)
+    )
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        return self.observation_space.sample(), float(action == 1), self.time == 6, False, {}
+
+
+gymnasium.register("Mixed-v0", Mixed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env.id": "Mixed-v0"},
+        {"env.id": "Mixed-v0", "policy.core": "gru", "policy.image_encoder": "residual"},
+        {"env.id": "mettagrid/forage"},
+        {"env.id": "mettagrid/forage", "policy.kind": "component", "policy.core": "linear"},
+    ],
+    ids=str,
+)
+def test_recorded_episodes_are_acted_alike(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Catches whole policies of Dicts and of tokens that see something else in the file, and a memory that differs once
+    episodes have ended."""
+    run = Path(shoal.train(run_dir=tmp_path / "run", **SMALL | settings | {"env.num_envs": 8}).run_dir)
+    export_onnx(run, tmp_path / "policy.onnx")
+    session, policy = onnxruntime.InferenceSession(str(tmp_path / "policy.onnx")), shoal.load_policy(run, greedy=True)
+    env = make_vector_env(settings["env.id"], 8, 3, None, True)
+    rows = np.zeros((8, *env.spec.obs_shape), env.spec.obs_dtype)
+    env.reset(rows)
+    is_first, steps = np.ones(8, np.bool_), []
+    for _ in range(20):
+        obs = policy.network.read(torch.from_numpy(rows)).numpy().copy()
+        with torch.inference_mode():
+            logits = policy.network.act(torch.from_numpy(rows), range(8), torch.from_numpy(is_first)).logits.numpy()
+        steps.append((obs, is_first.copy(), logits.copy()))
+        outcome = StepRows(rows, is_first, np.zeros(8, np.float32), np.zeros(8, np.bool_), np.zeros(8, np.bool_), None)
+        env.step(logits.argmax(1).astype(np.int64), outcome)
+    env.close()
+    assert settings["env.id"] == "mettagrid/forage" or sum(first.any() for _, first, _ in steps) > 1
+    shapes = policy.network.core.state_shapes
+    state = [np.zeros((layers, 8, *rest), np.float32) for layers, *rest in shapes.values()]
+    for obs, first, wanted in steps:
+        given = {"obs": obs, "is_first": first, **dict(zip(shapes, state, strict=True))}
+        action, logits, _, *state = session.run(None, given)
+        np.testing.assert_allclose(logits, wanted, atol=1e-4)
+        assert (action == logits.argmax(1)).all()
+
+
+class Counting(shoal.FastPolicy):
+    """Fixes the number of rows of an exported graph."""
+
+    def encode(self, obs: torch.Tensor) -> torch.Tensor:
+        return super().encode(obs) + torch.zeros(len(obs), 1)
+
+
+def test_a_policy_that_fixes_its_rows_is_told_so(tmp_path: Path) -> None:
+    """Catches a traceback of onnxruntime, and a file that plays one number of environments alone."""
+    run = shoal.train("CartPole-v1", policy=Counting, run_dir=tmp_path / "run", **SMALL).run_dir
+    with pytest.raises(CannotExport, match=r"does not run with another number of rows: .*x\.shape\[0\] leaves it open"):
+        export_onnx(run, tmp_path / "policy.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_last_token_of_a_cell_wins(tmp_path: Path) -> None:
