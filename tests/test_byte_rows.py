@@ -75,7 +75,7 @@ def test_rows_are_as_wide_as_what_is_declared(space: spaces.Space[Any], stored: 
     # What is saved with weights: equal policies have equal descriptions, whatever carried their observations.
     plain = observation_to_json(observation)
     assert ("stored" in plain) == (stored != "float32")
-    assert observation_from_json(json.loads(json.dumps(plain))).stored == stored  # type: ignore[union-attr]
+    assert observation_from_json(json.loads(json.dumps(plain))).stored == stored  # type: ignore[union-attr]  # a vector
     assert observation == dataclasses.replace(observation, stored="float32")
 
 
@@ -202,11 +202,11 @@ class Bytes(gymnasium.Env[Any, Any]):
 
 
 class Halves(Bytes):
-    observation_space = spaces.Box(0, 255, (2,), np.float16)  # type: ignore[assignment]
+    observation_space = spaces.Box(0, 255, (2,), np.float16)  # type: ignore[assignment]  # generic in its type
 
 
 class Floats(Bytes):
-    observation_space = spaces.Box(0, 255, (2,), np.float32)  # type: ignore[assignment]
+    observation_space = spaces.Box(0, 255, (2,), np.float32)  # type: ignore[assignment]  # the same
 
 
 for kind in (Bytes, Halves, Floats):
@@ -228,7 +228,7 @@ def test_training_is_that_of_float32(env_id: str, vectorization: str) -> None:
             for version in range(3):
                 payload = worker.rollout(flatten_weights(learner.policy, version))
                 batch = BatchAssembler(worker.spec, 4).assemble([from_bytes(worker.spec, payload)])
-                assert learner.update(batch).log_prob_error < 1e-5  # type: ignore[operator]
+                assert learner.update(batch).log_prob_error < 1e-5  # type: ignore[operator]  # checked each time
             assert (worker.spec.obs_dtype == "uint8") == (name == env_id)
         finally:
             worker.close()

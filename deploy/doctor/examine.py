@@ -104,7 +104,7 @@ def _spec(config: Config) -> EnvSpec | None:
 
     try:
         return make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything)
+    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
         return None
 
 
