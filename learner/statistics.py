@@ -144,7 +144,7 @@ class RunStatistics:
         self.data_share = DataShare(num_actors)
         self._clock = clock or StageClock()
         self.stage_seconds = self._clock.seconds
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._ended: float | None = None
         self._last_update: float | None = None
         self.longest_wait = 0.0
@@ -248,7 +248,9 @@ class RunStatistics:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds since the start, up to the end of training."""
+        """Wall seconds of training, from ``begin`` to ``end``; 0 before."""
+        if self._started is None:
+            return 0.0
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     @property
@@ -274,7 +276,7 @@ class RunStatistics:
         return None if found is None else (found[0], time.monotonic() - found[1])
 
     def begin(self) -> None:
-        """Start the clock anew: training begins."""
+        """Start the clock: training begins."""
         self._started = time.monotonic()
 
     def end(self) -> None:

@@ -84,7 +84,7 @@ def test_a_clock_that_is_set_moves_nothing_but_dates(
     begun = time.monotonic()
     config = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
     config |= {"learner.batch_size": 8, "learner.epochs": 1, "learner.minibatches": 1}  # type: ignore[dict-item]
-    config |= {"evaluation.random_seconds": 0, "log.every_seconds": 0.1}  # type: ignore[dict-item]
+    config |= {"evaluation.random_seconds": 0, "log.every_seconds": 0.001}  # type: ignore[dict-item]
     run = shoal.train(
         config=config, run_dir="run", total_env_steps=1000, max_seconds=100_000.0, callbacks=[clock], progress=False
     )
@@ -95,8 +95,29 @@ def test_a_clock_that_is_set_moves_nothing_but_dates(
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     assert seconds[-1] <= time.monotonic() - begun
+    assert lines[-1]["seconds"] == pytest.approx(run.summary["wall_seconds"], abs=1e-3)
     assert main(["report", "run"]) == 0
     assert "run" in capsys.readouterr().out
+
+
+class TakesItsTime(shoal.Callback):
+    """Delays training by half a second, as an environment that is measured at random first does."""
+
+    def on_start(self, run: Any) -> None:
+        time.sleep(0.5)
+
+
+def test_seconds_of_training_are_counted_from_its_begin() -> None:
+    """Catches a clock that is set anew when training begins, whose metrics then have seconds that fall."""
+    config = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
+    config |= {"learner.batch_size": 8, "evaluation.random_seconds": 0, "log.every_seconds": 0.01}  # type: ignore[dict-item]
+    shoal.train(config=config, run_dir="run", total_env_steps=200, callbacks=[TakesItsTime()], progress=False)
+    lines = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    before = [line["seconds"] for line in lines if line["policy_version"] == 0]
+    assert len(before) > 10
+    assert before[0] == 0
 
 
 class Looks(shoal.Callback):

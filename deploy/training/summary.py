@@ -57,7 +57,7 @@ def summarize(
         "policy_version": statistics.policy_version,
         "session_env_steps": ledger.trained - trained_before,
         "session_updates": statistics.updates,
-        "env_steps_per_second": (ledger.trained - trained_before) / seconds,
+        "env_steps_per_second": (ledger.trained - trained_before) / seconds if seconds else 0.0,
         "wall_seconds": seconds,
         "mean_return": statistics.mean_return,
         "return_ci95": learning.returned.half_width if learning.returned else None,
