@@ -3,7 +3,8 @@
 Every family of ``families.yaml`` gets a virtual environment below ``--venvs``, in which it is installed above what this
 one has. There its environment is stepped by random actions, and trained with its line of config for ``--steps`` steps
 with ``mode=inline``, and evaluated. What cannot be installed or trained says why. Steps per second are those of one
-process that does nothing else.
+process that does nothing else. It ends with 1 where a family fails that did not, or trains that ``families.yaml`` says
+fails.
 """
 
 from __future__ import annotations
@@ -150,6 +151,13 @@ def main() -> None:
         print(f"| {name} | {row.get('version', '')} | `{env_id}` | {rate} | {said} |", flush=True)
     if options.json:
         print(json.dumps({"families": rows}))
+    unlike = [
+        name
+        for (name, family), row in zip(chosen.items(), rows, strict=True)
+        if ("fails" in family) != ("failed" in row)
+    ]
+    if unlike:
+        sys.exit(f"not as families.yaml has it: {', '.join(unlike)}")
 
 
 if __name__ == "__main__":

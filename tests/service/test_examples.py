@@ -107,17 +107,19 @@ def test_an_encoder_of_images_goes_where_the_policy_goes(wind: bool, tmp_path: P
     assert not torch.equal(*policy.encode(obs)[:, :16])
 
 
-def test_the_notebook_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["inline", "local"])
+def test_the_notebook_runs(mode: str, tmp_path: Path) -> None:
     """Catches a library that a kernel does not survive, and cells that show nothing.
 
-    Inside a kernel there is an event loop already, standard output is no file, and classes are of ``__main__``.
+    Inside a kernel there is an event loop already, standard output is no file, and classes are of ``__main__``, which
+    no other process can import.
     """
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     for cell in notebook.cells:
-        cell.source = re.sub(r"steps = 100_000", "steps = 2_000", cell.source)
+        cell.source = re.sub(r"steps = 100_000", "steps = 2_000", cell.source).replace('"inline"', repr(mode))
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
@@ -132,4 +134,5 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert len(results) == 4
     assert results[1].startswith("{0: ")
     assert float(results[-1]) in (0.0, 1.0)
-    assert (tmp_path / "runs" / "recall" / "summary.json").is_file()
+    assert read_summary(tmp_path / "runs" / "recall")["env_steps"] >= 2000
+    assert f"mode: {mode}\n" in (tmp_path / "runs" / "recall" / "config.yaml").read_text()

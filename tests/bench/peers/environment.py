@@ -1,19 +1,20 @@
-"""The environments of all peers: for speed a nearly free one in numpy alone, the same work as shoal's ``synthetic``.
+"""The environments of all peers: for speed nearly free ones in numpy alone, the same work as shoal's ``synthetic``.
 
-Observations are 200 tokens x 3 uint8, half of them padding, copied from a pool; rewards are small numbers from a pool;
-episodes are truncated every 128 steps, slots spread over the phases of an episode. Each adapter dresses it in its
-peer's vector interface.
+Observations are 200 tokens x 3 uint8, half of them padding (``free``), or 4 images of 84 x 84 uint8 (``images``),
+copied from a pool; rewards are small numbers from a pool; episodes are truncated every 128 steps, slots spread over the
+phases of an episode. Each adapter dresses it in its peer's vector interface.
 """
 
 from __future__ import annotations
 
 import gymnasium
 import numpy as np
-from network import NUM_ACTIONS, NUM_FEATURES, NUM_TOKENS, WINDOW
+from network import IMAGE_SHAPE, NUM_ACTIONS, NUM_FEATURES, NUM_TOKENS, WINDOW
 from tasks import TASKS, Task
 
 USED_TOKENS = 100
 EPISODE_LENGTH = 128
+FREE = ("free", "images")
 POOL_ROWS = 1024
 POOL_STRIDE = 331
 
@@ -22,12 +23,12 @@ class FreeEnvironment:
     """B slots. ``next_step`` is gymnasium's autoreset mode: the call after an end ignores the action and only resets;
     otherwise the call in which an episode ends returns the next one's first observation."""
 
-    def __init__(self, num_envs: int, seed: int, *, next_step: bool) -> None:
+    def __init__(self, num_envs: int, seed: int, *, next_step: bool, images: bool = False) -> None:
         self.num_envs = num_envs
         self._next_step = next_step
         self._rng = np.random.default_rng(seed)
         rows = POOL_ROWS + num_envs
-        self._obs = self._make_observations(rows)
+        self._obs = self._rng.integers(0, 256, (rows, *IMAGE_SHAPE), np.uint8) if images else self._make_tokens(rows)
         self._reward = self._rng.normal(scale=0.1, size=rows).astype(np.float32)
         self._offset = 0
         self._until_end = np.zeros(num_envs, dtype=np.int64)
@@ -35,13 +36,13 @@ class FreeEnvironment:
         """Stands for what the slots saw last before the present step's resets."""
 
     def reset(self) -> np.ndarray:
-        """uint8 [B, NUM_TOKENS, 3]."""
+        """uint8 [B, NUM_TOKENS, 3], or [B, 4, 84, 84]."""
         spread = (np.arange(self.num_envs) + 1.0 - self._rng.random()) / self.num_envs
         self._until_end = np.maximum(1, np.rint(EPISODE_LENGTH * spread)).astype(np.int64)
         return self._observe()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Observations uint8 [B, NUM_TOKENS, 3], rewards float32 [B], terminations and truncations bool [B], all newly
+        """Observations as ``reset``, rewards float32 [B], terminations and truncations bool [B], all newly
         made. The action changes nothing."""
         reward = self._reward[self._offset : self._offset + self.num_envs].copy()
         if self._next_step:
@@ -60,7 +61,7 @@ class FreeEnvironment:
         self._offset = (self._offset + POOL_STRIDE) % POOL_ROWS
         return self._obs[self._offset : self._offset + self.num_envs].copy()
 
-    def _make_observations(self, rows: int) -> np.ndarray:
+    def _make_tokens(self, rows: int) -> np.ndarray:
         pool = np.full((rows, NUM_TOKENS, 3), 0xFF, dtype=np.uint8)
         places = np.arange(NUM_FEATURES * WINDOW * WINDOW)
         chosen = np.sort([self._rng.choice(places, USED_TOKENS, replace=False) for _ in range(rows)], axis=1)
@@ -72,15 +73,17 @@ class FreeEnvironment:
 
 
 def make_environment(name: str, num_envs: int, seed: int, *, next_step: bool) -> FreeEnvironment | Task:
-    """``free``, or a task of ``tasks.py``."""
-    made = FreeEnvironment if name == "free" else TASKS[name]
-    return made(num_envs, seed, next_step=next_step)
+    """``free``, ``images``, or a task of ``tasks.py``."""
+    if name in FREE:
+        return FreeEnvironment(num_envs, seed, next_step=next_step, images=name == "images")
+    return TASKS[name](num_envs, seed, next_step=next_step)
 
 
 def spaces(name: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
     """The observation and action spaces of one slot."""
-    if name == "free":
-        return gymnasium.spaces.Box(0, 255, (NUM_TOKENS, 3), np.uint8), gymnasium.spaces.Discrete(NUM_ACTIONS)
+    if name in FREE:
+        shape = IMAGE_SHAPE if name == "images" else (NUM_TOKENS, 3)
+        return gymnasium.spaces.Box(0, 255, shape, np.uint8), gymnasium.spaces.Discrete(NUM_ACTIONS)
     task = TASKS[name]
     box = gymnasium.spaces.Box(task.low, task.high, (task.size,), np.float32)
     return box, gymnasium.spaces.Discrete(task.num_actions)

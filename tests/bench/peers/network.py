@@ -1,9 +1,10 @@
 """The Fast network in plain torch, without anything of shoal: what every peer's adapter wraps.
 
 Tokens -> box -> two convolutions -> fc1 -> encoded_obs -> 2-layer LSTM -> critic and bilinear actor head; 574,978
-parameters. Vectors go into fc1 as they are. The peers run the LSTM in their own way (that is how they handle resets):
-it is only held here. The first layer and the second convolution are written as cheaply as shoal writes them: padding is
-dropped before the scatter, and a kernel that covers its whole input is the matrix product that it is.
+parameters. Vectors go into fc1 as they are; images go through two convolutions of their own. The peers run the LSTM in
+their own way (that is how they handle resets): it is only held here. The first layer and the second convolution of
+tokens are written as cheaply as shoal writes them: padding is dropped before the scatter, and a kernel that covers its
+whole input is the matrix product that it is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ LSTM_LAYERS = 2
 NUM_PARAMETERS = 574_978
 VECTOR_PARAMETERS = 489_794
 """Where observations are vectors: besides fc1's HIDDEN weights for each of their numbers."""
+IMAGE_SHAPE = (4, 84, 84)
+IMAGE_PARAMETERS = 1_235_394
 
 
 class Encoder(nn.Module):
@@ -74,6 +77,31 @@ class VectorEncoder(nn.Module):
         return F.relu(self.encoded_obs(F.relu(self.fc1(obs))))
 
 
+class ImageEncoder(nn.Module):
+    """uint8 (or float, as some peers hand it over) [N, 4, 84, 84] -> [N, HIDDEN]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn1 = nn.Conv2d(IMAGE_SHAPE[0], 64, 8, stride=4)
+        self.cnn2 = nn.Conv2d(64, 64, 4, stride=2)
+        self.fc1 = nn.Linear(64 * 9 * 9, HIDDEN)
+        self.encoded_obs = nn.Linear(HIDDEN, HIDDEN)
+        for layer in (self.cnn1, self.cnn2, self.fc1, self.encoded_obs):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = F.relu(self.cnn2(F.relu(self.cnn1(obs / 255.0)))).flatten(1)
+        return F.relu(self.encoded_obs(F.relu(self.fc1(x))))
+
+
+def make_encoder(shape: tuple[int, ...]) -> nn.Module:
+    """For tokens, a vector or an image."""
+    if len(shape) == 3:
+        return ImageEncoder()
+    return Encoder() if len(shape) == 2 else VectorEncoder(*shape)
+
+
 class Critic(nn.Module):
     """[N, HIDDEN] -> [N, 1]."""
 
@@ -113,11 +141,11 @@ class Actor(nn.Module):
 
 
 class Network(nn.Module):
-    """All parts together, for observations of ``shape``: tokens, or a vector."""
+    """All parts together, for observations of ``shape``: tokens, a vector, or an image."""
 
     def __init__(self, shape: tuple[int, ...], num_actions: int) -> None:
         super().__init__()
-        self.encoder = Encoder() if len(shape) == 2 else VectorEncoder(*shape)
+        self.encoder = make_encoder(shape)
         self.lstm = nn.LSTM(HIDDEN, HIDDEN, num_layers=LSTM_LAYERS)
         self.critic = Critic()
         self.actor = Actor(num_actions)
@@ -131,7 +159,7 @@ class Network(nn.Module):
 
 def check_parameters(module: nn.Module, shape: tuple[int, ...]) -> None:
     """Refuse a module that does not train exactly the parameters of shoal's network for observations of ``shape``."""
-    expected = NUM_PARAMETERS if len(shape) == 2 else VECTOR_PARAMETERS + HIDDEN * shape[0]
+    expected = {1: VECTOR_PARAMETERS + HIDDEN * shape[0], 2: NUM_PARAMETERS, 3: IMAGE_PARAMETERS}[len(shape)]
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if trained != expected:
         raise RuntimeError(f"the network has {trained:,} trained parameters instead of {expected:,}")

@@ -1,6 +1,6 @@
 """shoal against its peers, side by side: the same network, nearly free environment, slots and rollouts.
 
-    python tests/bench/peers/run.py [--rounds 3] [--seconds 60] [--only NAME ...] [--sweep] [--json]
+    python tests/bench/peers/run.py [--rounds 3] [--seconds 60] [--only NAME ...] [--images] [--sweep] [--json]
 
 Every peer runs in a virtual environment of its own, made here. The systems alternate over the rounds, each measured in
 environment steps trained per second after a warm-up; run it alone on the machine. Absolute figures do not travel, the
@@ -200,14 +200,16 @@ def run_for(
         return output.read(), code
 
 
-def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, warmup: float) -> dict[str, Any]:
+def measure_peer(
+    peer: Peer, setting: Setting, python: Path, task: str, seconds: float, warmup: float
+) -> dict[str, Any]:
     """Run the adapter once; its result with ``rate``.
 
     Raises:
         RuntimeError: the peer failed or gave no result in time; the message ends with what it said last.
     """
     timeout = seconds + warmup + START_SECONDS
-    text, code = run_for(*command(peer, setting, python, seconds=seconds, warmup=warmup), timeout)
+    text, code = run_for(*command(peer, setting, python, task=task, seconds=seconds, warmup=warmup), timeout)
     for line in reversed(text.splitlines()):
         if line.startswith('{"env_steps"'):
             result = json.loads(line)
@@ -216,11 +218,12 @@ def measure_peer(peer: Peer, setting: Setting, python: Path, seconds: float, war
     raise RuntimeError(f"{why}; it said last:\n    {last_words(text)}")
 
 
-def measure_shoal(name: str, seconds: float, warmup: float) -> dict[str, Any]:
+def measure_shoal(name: str, task: str, seconds: float, warmup: float) -> dict[str, Any]:
     """Run ``shoal train``."""
     from limit import service
 
-    rate, _ = service(["env.id=synthetic", "mode=local", *OURS[name]], seconds, warmup)
+    own = ["env.id=vector_env:images-v0", "env.vectorization=native"] if task == "images" else ["env.id=synthetic"]
+    rate, _ = service([*own, "mode=local", *OURS[name]], seconds, warmup)
     names = ("shoal", "ray", "torch", "numpy")
     return {"rate": rate, "versions": {name: importlib.metadata.version(name) for name in names}}
 
@@ -256,10 +259,10 @@ def compare(names: list[str], pythons: dict[str, Path], options: argparse.Namesp
         for name in names if i % 2 == 0 else reversed(names):
             try:
                 if name in OURS:
-                    result = measure_shoal(name, options.seconds, options.warmup)
+                    result = measure_shoal(name, options.task, options.seconds, options.warmup)
                 else:
                     peer = PEERS[name]
-                    result = measure_peer(peer, peer.best, pythons[name], options.seconds, options.warmup)
+                    result = measure_peer(peer, peer.best, pythons[name], options.task, options.seconds, options.warmup)
             except Exception as error:  # noqa: BLE001 - one system's failure must not stop the others
                 results[name].append(None)
                 print(f"round {i + 1}: {name} failed: {error}", flush=True)
@@ -282,7 +285,7 @@ def sweep(names: list[str], pythons: dict[str, Path], options: argparse.Namespac
         found[name] = {}
         for setting in (peer.best, *peer.others):
             try:
-                rate = measure_peer(peer, setting, pythons[name], options.seconds, options.warmup)["rate"]
+                rate = measure_peer(peer, setting, pythons[name], options.task, options.seconds, options.warmup)["rate"]
             except Exception as error:  # noqa: BLE001 - one setting's failure must not stop the others
                 found[name][str(setting)] = str(error)
                 print(f"{name}: {'failed':>10}  {setting}\n    {error}", flush=True)
@@ -299,6 +302,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="measured per run; 60, or 20 with --sweep")
     parser.add_argument("--warmup", type=float, default=15.0, help="seconds of training before that")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], metavar="NAME", help=", ".join([*OURS, *PEERS]))
+    parser.add_argument(
+        "--images", dest="task", action="store_const", const="images", default="free", help="in place of tokens"
+    )
     parser.add_argument("--sweep", action="store_true", help="try every setting of every peer instead")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     parser.add_argument("--venvs", type=Path, default=VENVS, help="where the peers are installed")
@@ -314,6 +320,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(HERE)  # shoal finds vector_env by name
     # So that a bench that is told to end also ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()

@@ -89,6 +89,7 @@ class FastPolicy(RecurrentActorCriticPolicy):
             n_lstm_layers=network.LSTM_LAYERS,
             shared_lstm=True,
             enable_critic_lstm=False,
+            normalize_images=False,  # the network does it
         )
         space, actions = self.observation_space, self.action_space
         whole = network.Network(space.shape, int(actions.n))

@@ -34,5 +34,5 @@ class TaskVectorEnv(gymnasium.vector.VectorEnv):
         return *self._task.step(np.asarray(actions)), {}
 
 
-for name in TASKS:
+for name in ("images", *TASKS):
     gymnasium.register(f"{name}-v0", vector_entry_point=partial(TaskVectorEnv, name))

@@ -54,7 +54,7 @@ class Arguments:
 
     @property
     def recipe(self) -> Recipe:
-        return SPEED if self.task == "free" else LEARNING
+        return SPEED if self.task in ("free", "images") else LEARNING
 
     def window(self) -> Window:
         return Window(self.seconds, self.warmup)
