@@ -92,7 +92,9 @@ class LearnerConfig(Section):
     value_clip_coef: Annotated[float, Field(ge=0)] = 0.0
     """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
     turns it off."""
-    value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Weight of the value loss, which competes with the policy's in the layers that both share; ``auto`` is 0.1 where
+    actions are discrete and 0.5 where they are continuous."""
     entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Weight of the entropy bonus; ``auto`` is 0.01 where actions are discrete and 0 where they are continuous, whose
     entropy has no largest value."""

@@ -36,6 +36,9 @@ from torch import Tensor
 
 GRADIENT_SEGMENTS = 8
 """Segments that ``Learner.gradient_norms`` looks at."""
+VALUE_COEF_OF_DISCRETE, VALUE_COEF_OF_CONTINUOUS = 0.1, 0.5
+"""A memory for discrete choices is learned by the policy's gradient, which 0.5 drowns in the layers that the value
+shares; robots walk better with 0.5 (tests/bench/README.md has the runs)."""
 
 
 class NonFiniteUpdate(FloatingPointError):
@@ -108,6 +111,8 @@ class Learner:
     ) -> None:
         if config.entropy_coef == "auto":
             config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
+        if config.value_coef == "auto":
+            config = dataclasses.replace(config, value_coef=default_value_coef(policy.actions))
         desired_kl = default_desired_kl(policy.actions) if config.desired_kl == "auto" else config.desired_kl
         config = dataclasses.replace(config, desired_kl=desired_kl)
         self.policy, self.config, self.path = policy, config, path
@@ -519,6 +524,11 @@ class Learner:
 def default_entropy_coef(actions: Actions) -> float:
     """``learner.entropy_coef=auto``."""
     return 0.01 if isinstance(actions, Discrete) else 0.0
+
+
+def default_value_coef(actions: Actions) -> float:
+    """``learner.value_coef=auto``."""
+    return VALUE_COEF_OF_DISCRETE if isinstance(actions, Discrete) else VALUE_COEF_OF_CONTINUOUS
 
 
 def _finite(x: float) -> bool:

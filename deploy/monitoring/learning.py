@@ -359,8 +359,8 @@ def _cause(run: Recorded) -> tuple[Cause, str]:
     if value > DROWNED * policy:
         return "value_loss", (
             "most likely the value loss drowns the policy's: its gradient through the layers they share is "
-            f"{value / policy if policy else math.inf:,.0f} times as large. Set learner.normalize_values, or lower "
-            "learner.value_coef"
+            f"{value / policy if policy else math.inf:,.0f} times as large. Lower learner.value_coef, and leave "
+            "learner.normalize_values on"
         )
     if run.staleness is not None and run.staleness > STALE:
         return "stale_memory", (

@@ -30,7 +30,7 @@ SOUND = (
 one by itself is off."""
 
 BROKEN: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "value loss": (("learner.value_coef=1000",), "value_loss", "Set learner.normalize_values"),
+    "value loss": (("learner.value_coef=1000",), "value_loss", "Lower learner.value_coef"),
     "entropy bonus": (("learner.entropy_coef=100",), "entropy_held", "Lower learner.entropy_coef"),
     "learning rate": (("learner.learning_rate=1",), "clipping", "Lower learner.learning_rate"),
     "clip range": (("learner.clip_coef=1e-4",), "clipping", "Raise learner.clip_coef"),
