@@ -187,11 +187,11 @@ class Checkpoint:
         if saved_by == learner.config.optimizer:
             restore_optimizer(learner.optimizer, saved["optimizer"])
         else:
-            log.warning(
-                "%s was saved with the optimizer %s; %s begins anew", self.path, saved_by, learner.config.optimizer
-            )
+            own = learner.config.optimizer
+            log.warning("%s was saved with the optimizer %s; %s begins anew", self.path, saved_by, own)
         learner.statistics.load_state_dict(saved.get("statistics", {}))
         learner.kl_adaptation.factor = float(saved.get("learning_rate_factor", 1.0))
+        learner.value_balance.factor = float(saved.get("value_coef_factor", 1.0))
         learner.load_random_state(saved["random"])
         learner.policy_version = self.policy_version
         learner.env_steps = int(self.state.get("ledger", {}).get("trained", 0))
@@ -401,6 +401,7 @@ def _write(
         "random": learner.random_state(),
         "statistics": learner.statistics.state_dict(),
         "learning_rate_factor": learner.kl_adaptation.factor,
+        "value_coef_factor": learner.value_balance.factor,
     }
     if learner.refreshed is not None and weights is None:
         training["start_states"] = learner.refreshed.state_dict()

@@ -93,8 +93,8 @@ class LearnerConfig(Section):
     """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
     turns it off."""
     value_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Weight of the value loss, which competes with the policy's in the layers that both share; ``auto`` is 0.1 where
-    actions are discrete and 0.5 where they are continuous."""
+    """Weight of the value loss. ``auto`` is 0.5, and less while its gradient is more than twice the policy's in the
+    layers that both reach, where it would decide alone what the memory keeps (``shoal_gradient_norm``)."""
     entropy_coef: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Weight of the entropy bonus; ``auto`` is 0.01 where actions are discrete and 0 where they are continuous, whose
     entropy has no largest value."""

@@ -25,6 +25,7 @@ from shoal.learner.rollback import Rollback
 from shoal.learner.schedules import ScheduledSettings, scheduled_settings
 from shoal.learner.shards import Shards, add, rows_of
 from shoal.learner.start_states import RefreshedStates, StalenessProbe, burned_in, final_state, with_state
+from shoal.learner.value_balance import VALUE_COEF, ValueBalance
 from shoal.learner.vtrace import Targets, vtrace
 from shoal.policy.actions import Actions, Discrete
 from shoal.policy.recurrent_policy import RecurrentPolicy
@@ -36,9 +37,6 @@ from torch import Tensor
 
 GRADIENT_SEGMENTS = 8
 """Segments that ``Learner.gradient_norms`` looks at."""
-VALUE_COEF_OF_DISCRETE, VALUE_COEF_OF_CONTINUOUS = 0.1, 0.5
-"""A memory for discrete choices is learned by the policy's gradient, which 0.5 drowns in the layers that the value
-shares; robots walk better with 0.5 (tests/bench/README.md has the runs)."""
 
 
 class NonFiniteUpdate(FloatingPointError):
@@ -111,8 +109,9 @@ class Learner:
     ) -> None:
         if config.entropy_coef == "auto":
             config = dataclasses.replace(config, entropy_coef=default_entropy_coef(policy.actions))
+        self.value_balance = ValueBalance(is_on=config.value_coef == "auto")
         if config.value_coef == "auto":
-            config = dataclasses.replace(config, value_coef=default_value_coef(policy.actions))
+            config = dataclasses.replace(config, value_coef=VALUE_COEF)
         desired_kl = default_desired_kl(policy.actions) if config.desired_kl == "auto" else config.desired_kl
         config = dataclasses.replace(config, desired_kl=desired_kl)
         self.policy, self.config, self.path = policy, config, path
@@ -183,7 +182,10 @@ class Learner:
         """Set the values of the update that is being made."""
         env_steps = self.env_steps + self.others_env_steps
         scheduled = scheduled_settings(self.config, env_steps, self.total_env_steps)
-        self._scheduled = scheduled._replace(learning_rate=scheduled.learning_rate * self.kl_adaptation.factor)
+        self._scheduled = scheduled._replace(
+            learning_rate=scheduled.learning_rate * self.kl_adaptation.factor,
+            value_coef=scheduled.value_coef * self.value_balance.factor,
+        )
 
     def _optimize(self, batch: TensorDict, *, compare: bool) -> UpdateResult:
         config, shards = self.config, self._shards.cut(batch, self.config.minibatches)
@@ -202,8 +204,9 @@ class Learner:
         pass_kl: list[float] = []
         targets = torch.zeros(3, dtype=torch.float64)
         error: float | None = None
-        every = config.weight_metrics_every
-        measured = self.gradient_norms(batch) if every and self.policy_version % every == 0 else {}
+        every, balances = config.weight_metrics_every, self.value_balance.is_due(self.policy_version)
+        is_read = balances or (every and self.policy_version % every == 0)
+        measured = self.gradient_norms(batch) if is_read else {}
         total = steps = 0
         minibatches = self._shards.minibatches([len(shard) for shard in shards], config.epochs, config.minibatches)
         for step, indices in enumerate(minibatches, 1):
@@ -237,6 +240,8 @@ class Learner:
         # Statistics move here only: within an update, every forward pass is that of the actors with these weights.
         self.statistics.end_update(observed, *targets.tolist())
         self.kl_adaptation.end_update(sum(pass_kl) / len(pass_kl))
+        if balances:
+            self.value_balance.end_update(measured)
         return UpdateResult(
             env_steps=int(valid_transitions(batch).sum()),
             all_env_steps=total,
@@ -262,26 +267,35 @@ class Learner:
         return self._sum(self._shards.map(self.statistics.observations.sums, shards)).cpu()
 
     def gradient_norms(self, batch: TensorDict) -> dict[str, float]:
-        """L2 norms of the gradients of the two losses, ``policy`` (with its entropy bonus) and ``value`` (times
-        ``value_coef``), through the parameters that both reach, on a few segments [B] of this learner's batch.
+        """L2 norms of the gradients of the two losses, ``policy`` (with its entropy bonus) and ``value`` (times its
+        coefficient), through the parameters that both reach, on the first ``GRADIENT_SEGMENTS`` of all learners'
+        batches, of which [B] is this one's.
 
         They compete there: one that is far smaller than the other decides nothing about these parameters. Ratios are
         taken as 1, so that it is the policy's own gradient, before clipping refuses any of it.
         """
-        part = batch[:GRADIENT_SEGMENTS]
-        found = []
-        for config in (self.config, dataclasses.replace(self.config, value_coef=0.0)):
-            prepared = self._prepare(part, None, None)
+        before = 0 if self.group is None else self.group.rank * len(batch)
+        part = batch[: max(GRADIENT_SEGMENTS - before, 0)]
+        # A graph for each loss; a learner without a part of these segments adds nothing to the sums.
+        prepared = [self._prepare(part, None, None) for _ in range(2)] if len(part) else []
+        none = torch.zeros(len(Moments._fields), dtype=torch.float64, device=self.path.device)
+        moments = Moments(*self._sum([prepared[0].moments if prepared else none]).tolist())
+        sizes = [p.numel() for p in self._parameters]
+        flat = torch.zeros(2, sum(sizes), device=self.path.device)
+        for row, of_value, each in zip(flat, (True, False), prepared, strict=False):
             on_policy = part.copy()
-            on_policy["behavior_log_prob"] = prepared.forward.log_prob.detach().T
-            found.append(self._backward(Moments(*prepared.moments.tolist()), on_policy, prepared, config)[0])
-        both, policy = found
-        value = [b - p for b, p in zip(both, policy, strict=True)]
-        shared = [(p, v) for p, v in zip(policy, value, strict=True) if p.any() and v.any()]
+            on_policy["behavior_log_prob"] = each.forward.log_prob.detach().T
+            gradient, _ = self._backward(moments, on_policy, each, of_value=of_value)
+            torch.cat([g.reshape(-1) for g in gradient], out=row)
+        both, policy = self._sum([flat])
+        shared = [
+            torch.stack([p.norm(), v.norm()])
+            for p, v in zip(policy.split(sizes), (both - policy).split(sizes), strict=True)
+            if p.any() and v.any()
+        ]
         if not shared:
             return {}
-        norms = [torch.stack([g.norm() for g in of_one]).norm() for of_one in zip(*shared, strict=True)]
-        return dict(zip(("policy", "value"), torch.stack(norms).tolist(), strict=True))
+        return dict(zip(("policy", "value"), torch.stack(shared).norm(dim=0).tolist(), strict=True))
 
     def contributions(self, batch: TensorDict) -> list[Contribution]:
         """What each segment of this learner's batch [B] adds to one optimizer step on the batch of all learners, with
@@ -302,7 +316,7 @@ class Learner:
         for row in range(started.shape[0]):
             segment = started[row : row + 1]
             prepared = self._prepare(segment, None, None)
-            gradient, terms = self._backward(moments, segment, prepared, self.config)
+            gradient, terms = self._backward(moments, segment, prepared)
             norm = torch.stack([part.norm() for part in gradient]).norm()
             found.append(measure(segment, prepared.forward, prepared.targets, prepared.valid, terms, norm, self.config))
         return found
@@ -360,16 +374,19 @@ class Learner:
 
         One buffer adds up shards and learners in one operation, and a NaN or infinity in any of them reaches the sum.
         """
-        parts, terms = self._backward(moments, shard, prepared, self.config)
+        parts, terms = self._backward(moments, shard, prepared)
         self._terms = self._terms or tuple(terms)
         if terms.keys() != set(self._terms):
             raise ValueError(f"{self.config.loss} returned {list(terms)}, and {list(self._terms)} before")
         return torch.cat([*(g.reshape(-1) for g in parts), torch.stack([terms[name].detach() for name in self._terms])])
 
     def _backward(
-        self, moments: Moments, shard: TensorDict, prepared: Prepared, config: LearnerConfig
+        self, moments: Moments, shard: TensorDict, prepared: Prepared, *, of_value: bool = True
     ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The gradient of the shard's part of the loss, by parameter, and its terms."""
+        """The gradient of the shard's part of the loss, by parameter, and its terms; or without the value loss."""
+        config, scheduled = self.config, self._scheduled
+        if not of_value:
+            config, scheduled = dataclasses.replace(config, value_coef=0.0), scheduled._replace(value_coef=0.0)
         forward, targets = prepared.forward, prepared.targets
         advantage = targets.advantage
         if config.normalize_advantage:
@@ -391,7 +408,7 @@ class Learner:
             batch=shard,
             policy=self.policy,
             config=config,
-            scheduled=self._scheduled,
+            scheduled=scheduled,
         )
         terms = checked_terms(config.loss, self._loss(inputs))
         # A policy of the user's may have parameters that the loss does not reach: their gradient is 0.
@@ -475,6 +492,7 @@ class Learner:
             "regularizer": self.regularizer.state_dict(),
             "statistics": self.statistics.state_dict(),
             "learning_rate_factor": self.kl_adaptation.factor,
+            "value_coef_factor": self.value_balance.factor,
             "policy_version": self.policy_version,
             "env_steps": self.env_steps,
             "others_env_steps": self.others_env_steps,
@@ -489,7 +507,8 @@ class Learner:
         self.statistics.load_state_dict(state["statistics"])
         self.kl_adaptation.factor = state["learning_rate_factor"]
         self.policy_version, self.env_steps = state["policy_version"], state["env_steps"]
-        # Updates that were recorded before there were several policies lack it.
+        # Updates that were recorded by earlier versions lack these two.
+        self.value_balance.factor = state.get("value_coef_factor", 1.0)
         self.others_env_steps = state.get("others_env_steps", 0)
         self.attempts = state["attempts"]
 
@@ -524,11 +543,6 @@ class Learner:
 def default_entropy_coef(actions: Actions) -> float:
     """``learner.entropy_coef=auto``."""
     return 0.01 if isinstance(actions, Discrete) else 0.0
-
-
-def default_value_coef(actions: Actions) -> float:
-    """``learner.value_coef=auto``."""
-    return VALUE_COEF_OF_DISCRETE if isinstance(actions, Discrete) else VALUE_COEF_OF_CONTINUOUS
 
 
 def _finite(x: float) -> bool:

@@ -112,9 +112,8 @@ def _actor_critic(inputs: LossInputs, policy_loss: Tensor, squared_error: Tensor
     """policy_loss + value_coef value_loss - entropy_coef entropy, and its terms."""
     value_loss = 0.5 * inputs.mean(squared_error) * (inputs.value_std and 1 / inputs.value_std**2)
     entropy = inputs.mean(inputs.entropy)
-    value_coef = inputs.config.value_coef
-    assert value_coef != "auto"
-    loss = policy_loss + value_coef * value_loss - inputs.scheduled.entropy_coef * entropy
+    scheduled = inputs.scheduled
+    loss = policy_loss + scheduled.value_coef * value_loss - scheduled.entropy_coef * entropy
     return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
 

@@ -21,6 +21,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from shoal import given
+from shoal.learner.value_balance import VALUE_COEF
 from shoal.section import Named, Section
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class ScheduledSettings(NamedTuple):
     entropy_coef: float
     clip_coef: float
     value_clip_coef: float
+    value_coef: float
 
 
 def scheduled_settings(config: LearnerConfig, env_steps: int, total_env_steps: int | None) -> ScheduledSettings:
@@ -203,12 +205,13 @@ def scheduled_settings(config: LearnerConfig, env_steps: int, total_env_steps: i
         ValueError: ``total_env_steps`` is None, and a schedule that the settings name goes over the whole run.
     """
     return ScheduledSettings(
+        value_coef=VALUE_COEF if config.value_coef == "auto" else config.value_coef,
         **{
             name: course(config.schedules, name, total_env_steps).value(
                 getattr(config, name), env_steps, total_env_steps
             )
             for name in get_args(Scheduled)
-        }
+        },
     )
 
 

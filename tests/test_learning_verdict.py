@@ -193,7 +193,7 @@ def _trained(entropy: float, **more: Any) -> Trained:
                 "all_env_steps": 100,
                 "terms": {"entropy": entropy, "advantage_std": 2.0},
                 "optimizer_steps": 8,
-                "scheduled": ScheduledSettings(0.01, 0.3, 0.2, 0.2),
+                "scheduled": ScheduledSettings(0.01, 0.3, 0.2, 0.2, 0.5),
                 "staleness": {},
                 "gradient_norms": {},
             }

@@ -160,8 +160,8 @@ _DROPPED = (
 )
 _LOSS_TERMS = ("policy_loss", "value_loss", "l2_init_loss")
 _LOSS = (
-    "Terms of the loss in the last update: policy_loss; value_loss, without its factor learner.value_coef; "
-    "l2_init_loss, with its coefficients. shoal_total_loss is policy_loss + learner.value_coef x value_loss - "
+    "Terms of the loss in the last update: policy_loss; value_loss, without its factor shoal_value_coef; "
+    "l2_init_loss, with its coefficients. shoal_total_loss is policy_loss + shoal_value_coef x value_loss - "
     "shoal_entropy_coef x shoal_entropy_nats + l2_init_loss, unless learner.loss is one of your own."
 )
 _TERMS: tuple[tuple[str, str, str], ...] = (
@@ -218,7 +218,7 @@ _SCHEDULED: tuple[tuple[str, str, Read], ...] = (
     ("value_clip_coef", "Bound of the value's change", lambda s: _scheduled(s).value_clip_coef),
 )
 _GRADIENTS = (
-    "L2 norm of the gradients of the losses, policy (with the entropy bonus) and value (times learner.value_coef), "
+    "L2 norm of the gradients of the losses, policy (with the entropy bonus) and value (times shoal_value_coef), "
     "through the parameters that both reach, on a few segments, every learner.weight_metrics_every updates. Where "
     "value is far larger, the policy does not learn."
 )
@@ -332,6 +332,11 @@ _MEASURED: tuple[CatalogueEntry, ...] = (
     *(
         _gauge(name, f"{what} of the last update (learner.{name}, learner.schedules); NaN before the first.", read)
         for name, what, read in _SCHEDULED
+    ),
+    _gauge(
+        "value_coef",
+        "Coefficient of the value loss of the last update (learner.value_coef); NaN before the first.",
+        lambda s: _scheduled(s).value_coef,
     ),
     # Weights, by component; read every learner.weight_metrics_every updates
     _weights("weight_norm", "L2 norm of a component's parameters.", lambda w: w.norm),

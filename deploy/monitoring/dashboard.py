@@ -232,7 +232,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
         ),
         Panel(
             "Scheduled coefficients",
-            {name: f"shoal_{name}" for name in ("entropy_coef", "clip_coef", "value_clip_coef")},
+            {name: f"shoal_{name}" for name in ("entropy_coef", "value_coef", "clip_coef", "value_clip_coef")},
             "none",
         ),
         Panel("Terms of a loss of your own", {"{{name}}": "shoal_loss_metric"}, when_empty="none"),

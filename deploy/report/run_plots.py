@@ -206,12 +206,16 @@ def updates(run: RecordedRun) -> list[Figure]:
             Figure(
                 key=f"schedule-{name}",
                 title=f"learner.{name}",
-                caption="As learner.schedules makes it.",
+                caption=caption,
                 x_label=STEPS,
                 y_label=name,
                 lines=[_line(metrics, name, name)],
             )
-            for name in ("learning_rate", "entropy_coef", "clip_coef", "value_clip_coef")
+            for name, caption in (
+                *((name, "As learner.schedules makes it.") for name in ("learning_rate", "entropy_coef")),
+                ("value_coef", "Lower while the value's gradient would drown the policy's."),
+                *((name, "As learner.schedules makes it.") for name in ("clip_coef", "value_clip_coef")),
+            )
             if len(np.unique(metrics.curve(name)[1])) > 1
         ),
     )

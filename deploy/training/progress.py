@@ -113,7 +113,7 @@ def _update(run: PreparedRun) -> str:
     if settings.desired_kl:
         rate += f", KL divergence of an update about {settings.desired_kl:g}"
     chosen = ""
-    if "auto" in (run.config.learner.entropy_coef, run.config.learner.value_coef):
+    if run.config.learner.entropy_coef == "auto":
         chosen = " (discrete actions)" if isinstance(policy.actions, Discrete) else " (continuous actions)"
     units = [
         name
@@ -124,7 +124,8 @@ def _update(run: PreparedRun) -> str:
     if settings.normalize_values and policy.value_scale is None:
         raw = "; values in units of the reward: the policy has no linear layer value_head to rescale"
     loss = "" if settings.loss == PPO else f"loss {settings.loss}, "
-    weights = f"value loss times {settings.value_coef:g} and entropy bonus {settings.entropy_coef:g}{chosen}"
+    most = "up to " if run.config.learner.value_coef == "auto" else ""
+    weights = f"value loss times {most}{settings.value_coef:g}, entropy bonus {settings.entropy_coef:g}{chosen}"
     return (
         f"{loss}{steps} optimizer step{'s' * (steps > 1)} per batch, {rate}, gamma {settings.gamma:g}, {weights}, "
         f"{' and '.join(units) or 'nothing'} normalized{raw}"

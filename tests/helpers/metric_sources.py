@@ -57,7 +57,9 @@ def make_sources() -> Sources:
     statistics.terms = {name: number / 4 for number, name in enumerate(TERMS)}
     statistics.gradient_norms = {"policy": 0.25, "value": 4.0}
     statistics.optimizer_steps = 40
-    statistics.scheduled = ScheduledSettings(learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1)
+    statistics.scheduled = ScheduledSettings(
+        learning_rate=1e-3, entropy_coef=0.01, clip_coef=0.2, value_clip_coef=0.1, value_coef=0.5
+    )
     numbers = {field.name: {"lstm": float(i)} for i, field in enumerate(dataclasses.fields(WeightMetrics))}
     statistics.weights = WeightMetrics(**numbers)
     statistics.staleness = {"stored": 0.1, "used": 0.02}
