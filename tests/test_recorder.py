@@ -239,7 +239,7 @@ def test_every_piece_counts(whole: Path, piece: str) -> None:
     assert not replay(recorded).is_same
 
 
-@pytest.mark.parametrize("piece", ["env_steps", "learning_rate_factor", "minibatches", "torch"])
+@pytest.mark.parametrize("piece", ["env_steps", "learning_rate_factor", "value_coef_factor", "minibatches", "torch"])
 def test_every_number_and_stream_counts(whole: Path, piece: str) -> None:
     """Catches a schedule, an adapted rate or a random stream that begins anew."""
     recorded = find_recorded(whole, "3")
@@ -248,7 +248,7 @@ def test_every_number_and_stream_counts(whole: Path, piece: str) -> None:
         other = torch.Generator().manual_seed(99).get_state()
         streams[piece] = [other for _ in streams[piece]] if piece == "minibatches" else other
     else:
-        recorded.shared[piece] = recorded.shared[piece] * 0.5 if piece == "learning_rate_factor" else 1
+        recorded.shared[piece] = recorded.shared[piece] * 0.5 if piece.endswith("_factor") else 1
     assert not replay(recorded).is_same
 
 

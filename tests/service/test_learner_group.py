@@ -125,6 +125,7 @@ def _one_learner(size: int, seeds: list[int], settings: dict[str, Any]) -> Learn
         (2, {"epochs": 2, "minibatches": 4}),
         (3, {"minibatches": 2}),
         (2, {"epochs": 4, "target_kl": 1e-4, "schedules": SCHEDULES}),
+        (2, {"epochs": 2, "minibatches": 4, "value_coef": "auto"}),
         (2, {"epochs": 2, "minibatches": 4, "core": "gru"}),
         (2, {"epochs": 2, "minibatches": 4, "core": "linear"}),
     ],
