@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from service import SMALL, read_summary
 
-pytest.importorskip("ale_py")
+# Not importorskip: an import registers the games with gymnasium, for all tests of this process.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="needs ale-py")
 
 
 @pytest.mark.parametrize("ended", ["by its steps", "by its seconds"])

@@ -33,7 +33,12 @@ from shoal.learner.training_loop import Saving
 
 ENDLESS = ("total_env_steps=1000000000", "max_seconds=800", "checkpoint.every_updates=0", "run_dir=run")
 LAYOUTS = {
-    "fed": (*SMALL, "actor.num_actors=2"),
+    # Ray ends a process whose raylet ends while weights are put, a few milliseconds of every update: these updates are
+    # long enough that the signal hardly ever falls there.
+    "fed": (
+        *(*SMALL, "actor.num_actors=2", "actor.unroll_length=64"),
+        *("learner.batch_size=64", "learner.epochs=4"),
+    ),
     # Ray keeps answers of 100 KiB and more in its store, which ends with the raylet.
     "stored": (*SMALL, "actor.num_actors=2", "env.num_envs=64", "actor.unroll_length=64", "learner.batch_size=128"),
     "colocated": (*SHARED, "placement=colocated", "learner.num_learners=2"),
