@@ -82,9 +82,9 @@ def test_a_clock_that_is_set_moves_nothing_but_dates(
     clock, real = SetsTheClock(), time.time
     monkeypatch.setattr(time, "time", lambda: real() + clock.seconds)
     begun = time.monotonic()
-    config = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
-    config |= {"learner.batch_size": 8, "learner.epochs": 1, "learner.minibatches": 1}  # type: ignore[dict-item]
-    config |= {"evaluation.random_seconds": 0, "log.every_seconds": 0.001}  # type: ignore[dict-item]
+    config: dict[str, Any] = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
+    config |= {"learner.batch_size": 8, "learner.epochs": 1, "learner.minibatches": 1}
+    config |= {"evaluation.random_seconds": 0, "log.every_seconds": 0.001}
     run = shoal.train(
         config=config, run_dir="run", total_env_steps=1000, max_seconds=100_000.0, callbacks=[clock], progress=False
     )
@@ -109,8 +109,8 @@ class TakesItsTime(shoal.Callback):
 
 def test_seconds_of_training_are_counted_from_its_begin() -> None:
     """Catches a clock that is set anew when training begins, whose metrics then have seconds that fall."""
-    config = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
-    config |= {"learner.batch_size": 8, "evaluation.random_seconds": 0, "log.every_seconds": 0.01}  # type: ignore[dict-item]
+    config: dict[str, Any] = {"env.id": "recall", "mode": "inline", "env.num_envs": 4, "actor.unroll_length": 8}
+    config |= {"learner.batch_size": 8, "evaluation.random_seconds": 0, "log.every_seconds": 0.01}
     shoal.train(config=config, run_dir="run", total_env_steps=200, callbacks=[TakesItsTime()], progress=False)
     lines = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
     seconds = [line["seconds"] for line in lines]
