@@ -219,8 +219,8 @@ _SCHEDULED: tuple[tuple[str, str, Read], ...] = (
 )
 _GRADIENTS = (
     "L2 norm of the gradients of the losses, policy (with the entropy bonus) and value (times shoal_value_coef), "
-    "through the parameters that both reach, on a few segments, every learner.weight_metrics_every updates. Where "
-    "value is far larger, the policy does not learn."
+    "through the parameters that both reach, on a few segments, every learner.weight_metrics_every updates, and every "
+    "20 with learner.value_coef=auto. Where value is far larger, the policy does not learn."
 )
 _RETURN_CI = "Half the width of the 95% interval of shoal_mean_return; NaN before the second episode."
 _RANDOM = (
