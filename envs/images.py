@@ -18,7 +18,7 @@ _PICTURE_SIDE = 16
 _SHADES = ((0.0, 255.0), (0.0, 1.0))
 """The bounds of grey images."""
 _BOARD_SIDE = 8
-"""Numbers other than bytes in a box with shorter sides than this are read one by one with ``auto``."""
+"""Boxes with shorter sides than this are no pictures: with ``auto`` their numbers are read one by one."""
 _FEW = 4
 """An axis of at most this length may be the channels'."""
 
@@ -56,6 +56,8 @@ def find_image(space: spaces.Box, layout: Layout, env_id: str) -> ImageSpace | N
             f"{env_id}: the observation space {_said(space)} may be a grey image or a table of numbers; set "
             "env.image_layout to channels_last for an image, or to none"
         )
+    if sorted(shape)[-2] < _BOARD_SIDE:
+        return None
     # Numbers without common bounds may be anything, whatever their shape.
     axes = _guess(shape) if len(shape) <= 4 and (space.dtype == np.uint8 or _bounds(space)) else None
     if axes is None:
@@ -63,7 +65,7 @@ def find_image(space: spaces.Box, layout: Layout, env_id: str) -> ImageSpace | N
             f"{env_id}: the observation space {_said(space)} may be an image with its channels last or first, or no "
             "image at all; set env.image_layout to channels_last, channels_first or none"
         )
-    if space.dtype != np.uint8 and min(shape[axes.height], shape[axes.width]) < _BOARD_SIDE:
+    if min(shape[axes.height], shape[axes.width]) < _BOARD_SIDE:
         return None
     return _image(space, axes)
 
@@ -76,9 +78,7 @@ def _may_be_image(space: spaces.Box) -> bool:
     if len(shape) == 2:
         # Numbers without common bounds are no shades.
         return min(shape) >= _PICTURE_SIDE and _bounds(space) is not None
-    if space.dtype == np.uint8:
-        return True
-    return len(shape) <= 4 and sorted(shape)[-2] >= _BOARD_SIDE
+    return space.dtype == np.uint8 or (len(shape) <= 4 and sorted(shape)[-2] >= _BOARD_SIDE)
 
 
 def _guess(shape: Sequence[int]) -> _Axes | None:

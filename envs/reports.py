@@ -20,6 +20,7 @@ Remark = Literal[
     "out_of_bounds",
     "clipped",
     "undeclared",
+    "dark_picture",
     "mask_not_used",
     "printed",
     "process_setting",
@@ -32,6 +33,8 @@ CLIPPED: Remark = "clipped"
 """Remark: an observation is so large that it was clipped (``envs.writers.OBSERVATION_LIMIT``)."""
 UNDECLARED: Remark = "undeclared"
 """Remark: an observation has a part that its space has not."""
+CODES: Remark = "dark_picture"
+"""Remark: the numbers of what is read as a picture are so small that they may be codes."""
 
 
 @dataclasses.dataclass(slots=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 from shoal.envs.boundary import DictSpace, EnvSpec, ImageSpace
-from shoal.envs.reports import CLIPPED, OUT_OF_BOUNDS, UNDECLARED, Reports
+from shoal.envs.reports import CLIPPED, CODES, OUT_OF_BOUNDS, UNDECLARED, Reports
 
 Writer = Callable[[Any, np.ndarray], None]
 """(observation, rows [B, size]): writes the rows, or raises ``Malformed``."""
@@ -25,6 +25,10 @@ OBSERVATION_LIMIT = 1e9
 """Largest magnitude of a number in a row: with the largest of float32, one observation would make the memory NaN."""
 _LARGEST = {"float32": OBSERVATION_LIMIT, "float16": float(np.finfo(np.float16).max)}
 """By the type of the numbers in rows."""
+_LARGEST_CODE = 31
+"""A picture without a brighter pixel than this may be none: MiniGrid's codes of objects and colours go up to 10."""
+_LOOKED_AT = 500
+"""Pictures of a slot, or of all slots of a vector environment."""
 _BOUND_TOLERANCE = 1e-4
 """Relative; environments compute in float64 and clip in float32."""
 
@@ -164,6 +168,7 @@ def _box_writer(
     has_all_bytes = dtype == np.uint8 and bool((low <= 0).all() and (high >= 255).all())
     bounded = bool((np.isfinite(low) | np.isfinite(high)).any())
     moved = axes is not None and axes != tuple(range(len(shape)))
+    looks_like_codes = _code_watch(field, reports) if axes is not None and has_all_bytes else None
 
     def write(obs: Any, rows: np.ndarray) -> None:
         array = _array(obs, shape, len(rows), field, batched)
@@ -191,8 +196,36 @@ def _box_writer(
             there[:] = flat.reshape(len(rows), *shape).transpose(0, *(axis + 1 for axis in axes))
         else:
             rows[:] = flat
+        nonlocal looks_like_codes
+        if looks_like_codes and looks_like_codes(flat):
+            looks_like_codes = None
 
     return write
+
+
+def _code_watch(field: str, reports: Reports) -> Callable[[np.ndarray], bool]:
+    """Remarks once if the first ``_LOOKED_AT`` pictures are so dark that their numbers may be codes.
+
+    The function takes pictures [B, size] and returns True when it has seen enough.
+    """
+    largest = seen = 0
+
+    def look(flat: np.ndarray) -> bool:
+        nonlocal largest, seen
+        largest, seen = max(largest, int(flat.max())), seen + len(flat)
+        if largest > _LARGEST_CODE:
+            return True
+        if seen < _LOOKED_AT or not largest:
+            return False
+        reports.remark(
+            CODES,
+            1,
+            f"{field} is read as a picture with shades up to 255, but in {seen} of them no number was above {largest}: "
+            "if these are codes, env.image_layout=none reads each number by itself",
+        )
+        return True
+
+    return look
 
 
 def _check_whole(flat: np.ndarray, dtype: np.dtype, field: str) -> None:

@@ -114,12 +114,12 @@ def test_how_parts_are_read() -> None:
     plain = spec_of(SPACE, image_layout="none").observation
     assert isinstance(plain, VectorSpace)
     assert plain.size == spaces.flatdim(SPACE)
-    unclear = spaces.Dict(map=spaces.Box(0, 255, (4, 5, 3), np.uint8), v=spaces.Box(-1, 1, (2,)))
+    unclear = spaces.Dict(map=spaces.Box(0, 255, (9, 12, 9), np.uint8), v=spaces.Box(-1, 1, (2,)))
     with pytest.raises(ValueError, match=r"x: map: the observation space .* set env.image_layout"):
         spec_of(unclear)
     first = spec_of(unclear, image_layout="channels_first").observation
     assert isinstance(first, DictSpace)
-    assert (first.images[0][1].channels, first.images[0][1].height) == (4, 5)
+    assert (first.images[0][1].channels, first.images[0][1].height) == (9, 12)
     assert spec_of(unclear, image_layout={"map": "channels_first"}).observation == first
     mixed = spec_of(SPACE, image_layout={"camera": "none", "deep[0]": "channels_first"}).observation
     assert isinstance(mixed, DictSpace)

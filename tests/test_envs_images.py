@@ -15,6 +15,7 @@ from scripted_vectors import Rows
 from shoal.actors.worker_setup import actions_of, observation_of
 from shoal.envs.boundary import ImageSpace, VectorSpace
 from shoal.envs.reading import reading
+from shoal.envs.reports import CODES
 from shoal.envs.spaces import Declared, make_spec
 from shoal.policy import ComponentPolicy, FastPolicy, ImageObservation
 from shoal.policy.actions import Discrete
@@ -84,9 +85,9 @@ def test_what_may_be_two_things_is_refused_with_the_setting(case: str, how: str)
 @pytest.mark.parametrize(
     ("case", "layout", "shape"),
     [
-        ("either", "channels_last", (4, 5, 3)),
-        ("either", "channels_first", (5, 3, 4)),
-        ("either", "none", (60,)),
+        ("either", "channels_last", (9, 12, 9)),
+        ("either", "channels_first", (12, 9, 9)),
+        ("either", "none", (972,)),
         ("stack of colours", "none", (4 * 84 * 84 * 3,)),
         ("stack", "channels_last", (4, 84, 84)),
         ("table", "channels_last", (4, 3, 1)),
@@ -131,6 +132,11 @@ def box(shape: tuple[int, ...], dtype: Any = np.uint8, low: float = 0, high: flo
         (box((20, 20), np.float32, -np.inf, np.inf), r"^float32 \(20, 20\) as 400 numbers"),
         (spaces.Dict(a=box((2,)), b=box((0,))), r"as 2 numbers"),
         (box((6, 7, 2), np.int8, 0, 1), r"as 84 numbers"),
+        (box((7, 7, 3)), r"^uint8 \(7, 7, 3\) as 147 numbers"),
+        (box((4, 7, 7, 3)), r"as 588 numbers"),
+        (box((2, 4, 3)), r"as 24 numbers"),
+        (box((2, 2, 2, 2, 2)), r"as 32 numbers"),
+        (spaces.Dict(view=box((7, 7, 3)), way=spaces.Discrete(4)), r"as 151 numbers, 4 of them 0 or 1$"),
         (
             spaces.Dict({"a": box((2, 2)), "b": spaces.Discrete(3)}),
             r"Dict of a uint8 \(2, 2\), b Discrete\(3\) as 7 n",
@@ -148,12 +154,10 @@ def test_a_line_says_how_observations_are_read(space: spaces.Space[Any], said: s
 @pytest.mark.parametrize(
     "space",
     [
-        box((2, 4, 3)),
-        box((3, 3, 3)),
         box((84, 84, 3, 4)),
         box((64, 64, 3, 4)),
         box((9, 9, 9, 9)),
-        box((2, 2, 2, 2, 2)),
+        box((9, 9, 9, 9, 9)),
         box((64, 64, 3), np.float32, -np.inf, np.inf),
         box((64, 64), np.float32, -1, 1),
         box((20, 20), high=10),
@@ -162,8 +166,8 @@ def test_a_line_says_how_observations_are_read(space: spaces.Space[Any], said: s
     ids=str,
 )
 def test_shapes_that_say_nothing_are_refused(space: spaces.Box) -> None:
-    """Catches a 2 x 4 grid of colours read as two channels, unbounded numbers taken for a picture, and a grey picture
-    within [-1, 1] that is 4,096 numbers without a word."""
+    """Catches unbounded numbers taken for a picture, and a grey picture within [-1, 1] that is 4,096 numbers without a
+    word."""
     with pytest.raises(ValueError, match=r"E: the observation space .* set env.image_layout"):
         make_spec("E", Declared(space, spaces.Discrete(4)))
 
@@ -176,6 +180,40 @@ def test_a_layout_for_what_is_no_box_is_refused() -> None:
     CASES["row"] = Case(lambda t: np.zeros(5, np.uint8), box((5,)))
     with pytest.raises(ValueError, match=r"is for boxes of 2 to 4 axes"):
         echo("sync", "row", image_layout="channels_first")
+
+
+def dark_picture(largest: int, *, late: int = 0) -> Case:
+    """Codes up to ``largest``, and one number ``late`` in the 100th picture."""
+
+    def picture(t: int) -> np.ndarray:
+        codes = np.arange(300, dtype=np.uint8).reshape(10, 10, 3) % (largest + 1)
+        codes[0, 0, 0] = max(codes[0, 0, 0], late * (t % 100 == 99))
+        return codes
+
+    return Case(picture, box((10, 10, 3)), terminated=lambda t: False)
+
+
+@pytest.mark.parametrize("how", ["sync", "native"])
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [(dark_picture(10), 10), (dark_picture(0), None), (dark_picture(200), None), (dark_picture(10, late=90), None)],
+    ids=["codes", "black", "bright", "bright later"],
+)
+def test_codes_in_a_picture_are_told(case: Case, told: int | None, how: str) -> None:
+    """Catches MiniGrid's codes from 0 to 10, of its whole grid, read as shades of 255 without a word; and a warning of
+    a picture that is dark at first, or black."""
+    CASES["dark"] = case
+    env = echo(how, "dark")
+    rows = Rows(env).rows
+    env.reset(rows.obs)
+    for _ in range(1100):
+        env.step(np.zeros(env.num_envs, np.int64), rows)
+    found = env.reports.take()
+    if told is None:
+        assert CODES not in found.counts
+    else:
+        assert re.search(rf"no number was above {told}: .*env.image_layout=none", found.examples[CODES])
+        assert found.counts[CODES] == (1 if how == "native" else env.num_envs)
 
 
 @pytest.mark.parametrize("size", [3, 7, 9, 11, 12, 13, 16, 20, 24, 30, 32, 35, (10, 200), 36, 64, 84, 96, 128])
@@ -212,6 +250,7 @@ def test_weights_saved_without_kernels_keep_theirs(height: int, width: int) -> N
         "observation": observation_to_json(observation),
         "actions": {"kind": "discrete", "names": [["a", "b"]], "scalar": True},
         "action_rows": {"a": 0, "b": 1},
+        "embedding_rows": 100,
     }
     # The environment's image as it would be read now.
     found = remap(described, ImageObservation(height, width, 3, scale=10), Discrete((("a", "b"),)), Remapping())

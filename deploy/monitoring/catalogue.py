@@ -244,8 +244,9 @@ _INFO_NUMBER = (
 _REMARKED = (
     "Remarks on environments. out_of_bounds: observations that leave the bounds of their space; clipped: observations "
     "with a number beyond 1e9; undeclared: observations with a part that their space has not, which is left out; "
-    "mask_not_used: masks of legal actions that nothing heeds; printed: lines printed; process_setting: settings of "
-    "the process that were changed; reset_key_missing: slots whose infos never had the key of actor.reset_memory."
+    "dark_picture: slots whose pictures have no bright pixel and may be codes; mask_not_used: masks of legal actions "
+    "that nothing heeds; printed: lines printed; process_setting: settings of the process that were changed; "
+    "reset_key_missing: slots whose infos never had the key of actor.reset_memory."
 )
 _EVALUATION = "Mean return of the last evaluation (evaluation.every_env_steps); NaN before the first."
 

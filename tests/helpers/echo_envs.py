@@ -103,7 +103,7 @@ CASES: dict[str, Case] = {
     "float first": pictured((3, 36, 36), np.float64, 1.0),
     "board": pictured((8, 8, 17), np.bool_, 1),
     "codes": pictured((12, 12, 3), np.int64, 10),
-    "either": pictured((4, 5, 3)),
+    "either": pictured((9, 12, 9)),
     "cube": pictured((64, 64, 64)),
     "table": pictured((4, 3)),
     "leaves its bounds": Case(lambda t: np.array([5 * t, 0], np.float32), terminated=never),
