@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from shoal.envs.actions import Converter, action_converter, by_row, choices
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions
 from shoal.envs.guard import Replaceable
-from shoal.envs.masks import MaskSource, choices, remark_unused
+from shoal.envs.masks import MaskSource, remark_unused
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.reports import Reports
-from shoal.envs.spaces import Declared, action_converter, make_spec
+from shoal.envs.spaces import Declared, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.trials import TrialKey
 from shoal.envs.writers import Malformed, Writer, check_flag, check_reward, make_writer, short
@@ -40,7 +41,7 @@ class Group:
     """uint8 [B, num_mask]."""
     reports: Reports
     """What was told of its rows; a report's slot is the row."""
-    to_env: Callable[[np.ndarray], np.ndarray]
+    to_env: Converter
     """Converts the policy's actions [B, *action_shape]."""
     seats: tuple[Seat, ...]
     """[B]."""
@@ -197,7 +198,7 @@ class Game:
         if not self.inner.reset():
             self._begins_anew.fill(True)
 
-    def step(self, actions: Sequence[np.ndarray]) -> None:
+    def step(self, actions: Sequence[Sequence[Any]]) -> None:
         """Step the game with the actions [B, ...] of every group, or reset it if no agent is in the game."""
         if not self._playing.any():
             self.begin()
@@ -336,7 +337,7 @@ class Games:
         Raises:
             EnvironmentFault: a game failed several times in a row.
         """
-        chosen = [group.to_env(action) for group, action in zip(self.groups, actions, strict=True)]
+        chosen = [by_row(group.to_env(action), len(action)) for group, action in zip(self.groups, actions, strict=True)]
         self.flags.begins_anew.fill(False)
         with self.surroundings:
             for game in self.all:

@@ -12,9 +12,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from shoal.envs.actions import choices
 from shoal.envs.boundary import EnvironmentFault, EnvSpec
 from shoal.envs.env_state import get_state, set_state
-from shoal.envs.masks import choices, remark_unused
+from shoal.envs.masks import remark_unused
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_generator, to_plain
 from shoal.envs.raised import raised
 from shoal.envs.reports import Reports

@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from shoal import given
+from shoal.envs.actions import action_converter
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, mode_named
 from shoal.envs.boundary import StepRows
@@ -30,7 +31,7 @@ from shoal.envs.guard import ANEW, MASK, REPORTS, RESTARTED, Guard, first_answer
 from shoal.envs.masks import with_masks_of_method
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe, told_fault
-from shoal.envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.spaces import declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.wrappers import Wrapping, find_wrappers
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from shoal.envs.actions import choices
 from shoal.envs.reports import Remark, Reports
 from shoal.envs.writers import Malformed, leaves_of, short
 
@@ -191,15 +192,6 @@ def find_mask(
         ((part, inner),) = rest.items()
         return inner, MaskSource("obs", sizes, part)
     return observation, MaskSource("info", sizes) if isinstance(info, Mapping) and KEY in info else None
-
-
-def choices(action: spaces.Space[Any]) -> tuple[int, ...]:
-    """Number of actions of each choice; empty for actions that have no masks."""
-    if isinstance(action, spaces.Discrete):
-        return (int(action.n),)
-    if isinstance(action, spaces.MultiDiscrete):
-        return tuple(int(count) for count in action.nvec.reshape(-1))
-    return ()
 
 
 def _length(space: spaces.Space[Any]) -> int | None:

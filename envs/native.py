@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
+from shoal.envs.actions import action_converter, choices
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.autoreset import AutoresetRows, declared_mode
 from shoal.envs.boundary import EnvironmentFault
@@ -19,10 +20,10 @@ from shoal.envs.config import AdapterOptions
 from shoal.envs.env_state import get_state, set_state
 from shoal.envs.guard import first_answer
 from shoal.envs.gym import find_gym_spec
-from shoal.envs.masks import KEY, choices, remark_unused
+from shoal.envs.masks import KEY, remark_unused
 from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays
 from shoal.envs.raised import raised
-from shoal.envs.spaces import action_converter, declared_by, make_spec
+from shoal.envs.spaces import declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
 from shoal.envs.trials import EPISODES_WITHOUT_KEY, KEY_MISSING, flags_told, missing
 from shoal.envs.wrappers import Wrapping, find_wrappers

@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from shoal.envs.actions import choices
 from shoal.envs.arguments import naming_bad_arguments, refuse_settings
 from shoal.envs.boundary import EnvSpec, StepRows
 from shoal.envs.config import AdapterOptions, EnvironmentNotFound
 from shoal.envs.entry_points import find_maker
 from shoal.envs.games import Games, make_groups
 from shoal.envs.guard import first_answer, first_seed
-from shoal.envs.masks import choices
 from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.spaces import Declared, declared_by, make_spec
 from shoal.envs.surroundings import Surroundings

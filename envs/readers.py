@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from shoal.envs.actions import action_converter
 from shoal.envs.boundary import ContinuousActions, EnvSpec, ImageSpace, TokenSpace
-from shoal.envs.spaces import action_converter, declared_from_json
+from shoal.envs.spaces import declared_from_json
 from shoal.envs.writers import Place, parts_of, places_of
 
 Reader = Callable[[np.ndarray], Any]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gymnasium import spaces
+from shoal.envs.actions import NO_BOUND
 from shoal.envs.boundary import ContinuousActions, DictSpace, EnvSpec, ImageSpace, TokenSpace, VectorSpace
-from shoal.envs.spaces import NO_BOUND, declared_from_json, path_of, said
+from shoal.envs.spaces import declared_from_json, path_of, said
 from shoal.envs.writers import leaves_of
 
 _MOST_CHARACTERS = 160

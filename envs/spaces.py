@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from shoal.envs.actions import policy_actions
 from shoal.envs.boundary import (
-    ContinuousActions,
     DictSpace,
-    DiscreteActions,
     EnvSpec,
     ImageSpace,
     Space,
@@ -108,7 +107,7 @@ def make_spec(
     return EnvSpec(
         env_id=env_id,
         observation=_observation(declared, options or AdapterOptions(), env_id),
-        actions=_actions(declared, env_id),
+        actions=policy_actions(declared.action, declared.observation, declared.action_meanings, env_id),
         same_step=same_step,
         num_agents=num_agents,
         spaces=declared_to_json(declared),
@@ -267,68 +266,3 @@ def _names(space: spaces.Space[Any], path: str) -> Iterator[str]:
 
 def _indexed(index: tuple[int, ...]) -> str:
     return f"[{','.join(map(str, index))}]" if index else ""
-
-
-def _actions(declared: Declared, env_id: str) -> DiscreteActions | ContinuousActions:
-    space = declared.action
-    if isinstance(space, spaces.Discrete):
-        names = declared.action_meanings
-        if not len(names) == space.n == len(set(names)):
-            names = tuple(f"action_{index}" for index in range(space.n))
-        return DiscreteActions(names=(names,))
-    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
-        counts = [2] * int(np.prod(space.shape)) if isinstance(space, spaces.MultiBinary) else space.nvec.reshape(-1)
-        several = tuple(tuple(f"action_{choice}_{i}" for i in range(count)) for choice, count in enumerate(counts))
-        return DiscreteActions(names=several, scalar=False)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.low.size:
-        low, high = space.low.reshape(-1), space.high.reshape(-1)
-        return ContinuousActions(
-            names=tuple(f"action_{index}" for index in range(len(low))),
-            low=tuple(map(float, low)),
-            high=tuple(map(float, high)),
-        )
-    raise ValueError(
-        f"{env_id}: action space {space} is not supported; supported: "
-        "Discrete, MultiDiscrete, MultiBinary, Box of floats. Wrap the environment in a gymnasium.ActionWrapper whose "
-        "action_space is one of these (env.wrappers)"
-    )
-
-
-NO_BOUND = 1e9
-"""A bound of an action that is as large as this is none: libraries write the largest number of a type for infinity."""
-
-
-class ActionMap(NamedTuple):
-    """How the policy's actions become the environment's: reshaped, then clip(action * scale + offset, low, high)."""
-
-    shape: tuple[int, ...]
-    scale: np.ndarray
-    offset: np.ndarray
-    low: np.ndarray | None
-    """None: nothing is clipped."""
-    high: np.ndarray | None
-    dtype: np.dtype[Any]
-
-
-def action_map(space: spaces.Space[Any]) -> ActionMap:
-    """The map of an action space that ``make_spec`` takes."""
-    shape = space.shape or ()
-    if not isinstance(space, spaces.Box):
-        start = np.asarray(getattr(space, "start", 0), np.int64)
-        return ActionMap(shape, np.asarray(1, np.int64), start, None, None, np.dtype(space.dtype))
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    has_low, has_high = low > -NO_BOUND, high < NO_BOUND
-    low, high = np.where(has_low, low, 0.0), np.where(has_high, high, 0.0)
-    # [-1, 1] is mapped onto the bounds where an action has both of them, and moved within the only one.
-    both = has_low & has_high
-    moved = np.where(has_low, np.maximum(low + 1.0, 0.0), np.where(has_high, np.minimum(high - 1.0, 0.0), 0.0))
-    scale, offset = np.where(both, high / 2 - low / 2, 1.0), np.where(both, low / 2 + high / 2, moved)
-    return ActionMap(shape, scale, offset, space.low, space.high, np.dtype(space.dtype))
-
-
-def action_converter(space: spaces.Space[Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Convert the policy's actions [B, *action_shape] to the batched action space."""
-    shape, scale, offset, low, high, dtype = action_map(space)
-    if low is None or high is None:
-        return lambda action: (action.reshape(-1, *shape) + offset).astype(dtype, copy=False)
-    return lambda action: np.clip(action.reshape(-1, *shape) * scale + offset, low, high).astype(dtype)

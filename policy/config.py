@@ -71,8 +71,9 @@ class PolicyConfig(Section):
     named are read by ``small``."""
     components: Mapping[str, ComponentConfig | None] = dataclasses.field(default_factory=dict)
     """Components that are changed or added, by name; null takes one out. Only with kind ``component``."""
-    embedding_rows: Annotated[int, Field(ge=1, le=2**20)] = 100
-    """Rows of the action embedding table: the most actions that a policy can have."""
+    embedding_rows: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] = "auto"
+    """Rows of the action embedding table: the most actions that a policy can have. ``auto``: 100, or the number of the
+    environment's actions where that is larger; those of the checkpoint for a policy that goes on from one."""
     initialization: Initialization = dataclasses.field(default_factory=Initialization)
     normalize_observations: bool = True
     """The network sees vector observations in units of their own mean and spread, which the policy keeps as running

@@ -100,6 +100,8 @@ class PolicyInterface:
     """The environment's actions, in its order; two of them may share a name."""
     action_rows: dict[str, int]
     """Embedding row by name, for every action that the weights know."""
+    embedding_rows: int
+    """Of the weights' table, with those that no action has yet."""
 
 
 def remap(
@@ -129,6 +131,7 @@ def remap(
         trained_observation=None if isinstance(trained, ImageObservation) else trained,
         actions=actions,
         action_rows=rows,
+        embedding_rows=int(described["embedding_rows"]),
     )
 
 

@@ -266,7 +266,7 @@ def test_actions_arrive(space: Any, action: np.ndarray, reaches: Any) -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (2,), int), spaces.Box(-1, 1, (0,))],
+    [spaces.Text(3), spaces.Dict({"a": spaces.Text(2)}), spaces.Box(0, 9, (2,), int), spaces.Box(-1, 1, (0,))],
 )
 def test_other_action_spaces_are_refused(space: Any) -> None:
     """Catches a head for something that has none, and a word that does not say what to do."""

@@ -346,7 +346,7 @@ def _fitted_setup(
         core=state["policy"].get("core", LSTM),
         core_kwargs=state["policy"].get("core_kwargs") or {},
         components=state["policy"].get("components") or {},
-        embedding_rows=state["policy"]["embedding_rows"],
+        embedding_rows=interface.embedding_rows,
         normalize_observations=state["policy"].get("normalize_observations", False),
         normalize_values=state["policy"].get("normalize_values", False),
         action_rows=interface.action_rows,

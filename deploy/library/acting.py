@@ -14,10 +14,11 @@ import torch
 from shoal.actors.config import EPISODE
 from shoal.deploy.evaluation.evaluate import fitted_setup
 from shoal.deploy.evaluation.saved_run import reset_memory_of, trained_arguments
+from shoal.envs.actions import action_converter, row_of
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
 from shoal.envs.masks import KEY, MaskSource
-from shoal.envs.spaces import Declared, action_converter, declared_from_json, make_spec
+from shoal.envs.spaces import Declared, declared_from_json, make_spec
 from shoal.envs.writers import Malformed, make_writer
 from shoal.learner.checkpoint import Checkpoint, find_checkpoint, refusing_damage
 from shoal.policy.actions import Discrete, legal
@@ -79,7 +80,7 @@ class TrainedPolicy:
 
         Returns:
             A numpy scalar or array, or an array of B of them; of Box actions the sample or the mean, clipped to the
-            bounds.
+            bounds. Of a Dict or Tuple of actions a dict or tuple of these.
 
         Raises:
             ValueError: the observations are not of the policy's space, the mask is not of its actions, or ids repeat.
@@ -102,7 +103,7 @@ class TrainedPolicy:
         taken = chosen.numpy()
         if self.declared is not None:
             taken = action_converter(self.declared.action)(taken)
-        return taken[0] if one else taken
+        return row_of(taken, 0) if one else taken
 
     def _split_mask(self, obs: Any, mask: Any, batch: int, *, one: bool) -> tuple[Any, torch.Tensor | None]:
         """(observations without a mask, bool [B, P] or None where every action is legal)."""

@@ -18,8 +18,9 @@ import torch
 from shoal.deploy.evaluation.saved_run import reset_memory_of
 from shoal.deploy.library.acting import load_policy
 from shoal.deploy.library.exporting import CannotExport
+from shoal.envs.actions import action_map
 from shoal.envs.space_json import space_to_json
-from shoal.envs.spaces import Declared, action_map
+from shoal.envs.spaces import Declared
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from shoal.policy.actions import actions_to_json, legal
 from shoal.policy.observation import observation_to_json

@@ -18,6 +18,7 @@ from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.teams import make_team_specs
 from shoal.learner.kl_adaptation import default_desired_kl
+from shoal.policy.actions import Actions
 from shoal.policy.graph import components_to_json
 from shoal.policy.observation import encoded_by
 from shoal.policy.remap import PolicyInterface
@@ -55,7 +56,7 @@ def make_worker_setup(
         core=config.policy.core,
         core_kwargs=dict(config.policy.core_kwargs),
         components=components_to_json(config.policy.components),
-        embedding_rows=config.policy.embedding_rows,
+        embedding_rows=_embedding_rows(config, presented[1], interface),
         normalize_observations=config.policy.normalize_observations,
         normalize_values=config.learner.normalize_values,
         action_rows=interface.action_rows if interface else None,
@@ -78,6 +79,16 @@ def make_worker_setup(
         games=games_of(config, spec),
         code=this_code(),
     )
+
+
+_EMBEDDING_ROWS = 100
+"""Of the original's table. More actions than these are as many rows."""
+
+
+def _embedding_rows(config: Config, actions: Actions, interface: PolicyInterface | None) -> int:
+    if config.policy.embedding_rows != "auto":
+        return config.policy.embedding_rows
+    return interface.embedding_rows if interface else max(_EMBEDDING_ROWS, len(actions.flat_names))
 
 
 def games_of(config: Config, spec: EnvSpec) -> Games | None:
