@@ -20,6 +20,7 @@ from shoal.envs.plain_state import DoesNotFit, NotPlain, read_arrays, read_gener
 from shoal.envs.raised import raised
 from shoal.envs.reports import Reports
 from shoal.envs.spaces import Declared
+from shoal.envs.surroundings import raise_if_abandoned
 from shoal.envs.trials import TrialKey
 from shoal.envs.writers import Malformed, check_flag, check_reward, make_writer, short
 
@@ -173,6 +174,7 @@ class Replaceable:
 
     def _reset_once(self, *, fresh_seed: bool) -> None:
         if self.env is None:
+            raise_if_abandoned()
             self.env = self._make()
         if fresh_seed:
             self._seed = _draw(self._rng)

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import warnings
+import weakref
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -93,18 +94,27 @@ class Surroundings:
         self._told: set[str] = set()
 
     def __enter__(self) -> None:
-        self._outside = self._begun = _settings()
-        if self._own:
-            self._begun = self._outside._replace(**self._own)
-            _apply(self._begun, self._outside)
-        if not isinstance(sys.stdout, _Output):
-            sys.stdout = _Output(sys.stdout)
-        _inside.surroundings = self
+        with _switching:
+            if is_abandoned():
+                return
+            self._outside = self._begun = _settings()
+            if self._own:
+                self._begun = self._outside._replace(**self._own)
+                _apply(self._begun, self._outside)
+            if not isinstance(sys.stdout, _Output):
+                sys.stdout = _Output(sys.stdout)
+            _inside.surroundings = self
+            _entered[threading.current_thread()] = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _inside.surroundings = None
+        with _switching:
+            if _entered.pop(threading.current_thread(), None):
+                self._leave()
+
+    def _leave(self) -> None:
         if isinstance(sys.stdout, _Output):
             sys.stdout = sys.stdout.real
         left = _settings()
@@ -148,6 +158,41 @@ class Surroundings:
                 with contextlib.suppress(OSError, ValueError):
                     print(f"{self._env_id} prints: {line[:200]}{more}", file=sys.stderr)
             self.reports.remark(PRINTED, 1, f"{self._env_id} prints: {line[:200]}")
+
+
+_switching = threading.Lock()
+"""Held while settings change hands."""
+_entered: dict[threading.Thread, Surroundings] = {}
+"""Those that a thread is in."""
+_abandoned: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+class Abandoned(BaseException):
+    """Nobody waits any more for what this thread does: it makes no more environments and closes those that it has."""
+
+
+def abandon(thread: threading.Thread) -> None:
+    """Take the process' settings back from a thread that does not return from an environment's code.
+
+    From now on it changes no setting of the process, and ``raise_if_abandoned`` raises in it.
+    """
+    with _switching:
+        _abandoned.add(thread)
+        if inside := _entered.pop(thread, None):
+            # Whether gradients are recorded is each thread's own.
+            inside._outside = inside._outside._replace(gradients=None)
+            inside._leave()
+
+
+def is_abandoned() -> bool:
+    """Whether ``abandon`` was called for this thread."""
+    return bool(_abandoned) and threading.current_thread() in _abandoned
+
+
+def raise_if_abandoned() -> None:
+    """Raise ``Abandoned`` in a thread for which nobody waits."""
+    if is_abandoned():
+        raise Abandoned
 
 
 class _Inside(threading.local):

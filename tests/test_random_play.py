@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -50,7 +51,28 @@ class Moody(gymnasium.Env[np.ndarray, int]):
         return np.random.random(1).astype(np.float32), 1.0, over, False, {}  # noqa: NPY002
 
 
+class SlowToMake(Moody):
+    """Takes a while to be made; the second one changes a setting of the process first, and waits for ``go_on``."""
+
+    made = closed = 0
+    threads: ClassVar[list[threading.Thread]] = []
+    go_on = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        SlowToMake.made += 1
+        SlowToMake.threads.append(threading.current_thread())
+        if SlowToMake.made == 2:
+            torch.set_default_dtype(torch.float64)
+            torch.set_num_threads(2)
+            assert SlowToMake.go_on.wait(60)
+
+    def close(self) -> None:
+        SlowToMake.closed += 1
+
+
 gymnasium.register("RandomPlayMoody-v0", Moody)
+gymnasium.register("RandomPlaySlowToMake-v0", SlowToMake)
 
 
 def play(env_id: str, **kwargs: Any) -> RandomPlay:
@@ -107,6 +129,27 @@ def test_episodes_that_never_end_end_the_play() -> None:
     assert time.monotonic() - begun < random_play._GRACE_SECONDS
     assert play("RandomPlayMoody-v0", endless=True).here(3600.0, lambda: True) is None
     assert time.monotonic() - begun < 2 * random_play._GRACE_SECONDS
+
+
+def test_a_play_that_is_given_up_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches environments that are still made, never closed, beside the training; and an environment's settings that
+    the training has, or gets when the given-up thread comes back."""
+    slow = play("RandomPlaySlowToMake-v0")
+    SlowToMake.made = SlowToMake.closed = 0
+    SlowToMake.threads.clear()
+    monkeypatch.setattr(random_play, "_GRACE_SECONDS", 0.2)
+    before = (torch.get_default_dtype(), torch.get_num_threads(), sys.stdout)
+    assert slow.here(0.2, never) is None
+    assert (torch.get_default_dtype(), torch.get_num_threads(), sys.stdout) == before
+    torch.set_num_threads(3)
+    try:
+        SlowToMake.go_on.set()
+        SlowToMake.threads[-1].join(30)
+        assert not SlowToMake.threads[-1].is_alive()
+        assert torch.get_num_threads() == 3
+        assert (SlowToMake.made, SlowToMake.closed) == (2, 2)
+    finally:
+        torch.set_num_threads(before[1])
 
 
 @pytest.mark.parametrize(("limit", "most"), [("max_seconds=3", 3.0), ("total_env_steps=100", 1.5)])

@@ -32,6 +32,7 @@ from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.monitoring.learning import Interval
 from shoal.envs.play import Episodes
 from shoal.envs.reference import random_return
+from shoal.envs.surroundings import Abandoned, abandon
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class RandomPlay:
         def play() -> None:
             try:
                 found.append(self._play(enough))
+            except Abandoned:
+                pass
             except Exception as error:  # noqa: BLE001  (environments raise anything)
                 _unknown(error)
                 found.append({})
@@ -93,6 +96,8 @@ class RandomPlay:
             thread.start()
             while thread.is_alive() and time.monotonic() < until + _GRACE_SECONDS and not stop():
                 thread.join(0.1)
+            if thread.is_alive():
+                abandon(thread)
         if not found or (early and not found[0]):
             return None
         return found[0]
