@@ -84,11 +84,11 @@ class LearnerConfig(Section):
     """``gae`` ignores the lag between acting and training; the two are equal at lag 0."""
     advantage_lambda: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.95
     rho_bar: Annotated[float, Field(gt=0)] = 1.0
-    """V-trace: bound of the importance weight in the temporal difference."""
+    """V-trace: bound of the importance weight in the temporal difference, and of the policy gradient's."""
     c_bar: Annotated[float, Field(gt=0)] = 1.0
     """V-trace: bound of the importance weight in the trace."""
     clip_coef: Annotated[float, Field(ge=0)] = 0.2
-    """PPO: the policy's ratio counts within 1 +- clip_coef."""
+    """PPO: the policy's ratio to the one before the update counts within 1 +- clip_coef."""
     value_clip_coef: Annotated[float, Field(ge=0)] = 0.0
     """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
     turns it off."""

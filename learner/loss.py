@@ -47,7 +47,7 @@ class LossInputs:
     behavior_log_prob: Tensor
     """log mu: of the policy that acted."""
     old_log_prob: Tensor
-    """log pi of the policy before the update."""
+    """log pi of the policy before the update; log mu with one pass, which makes no forward pass before it."""
     old_value: Tensor
     """V before the update, which value clipping is measured from."""
     advantage: Tensor
@@ -78,15 +78,20 @@ Loss = Callable[[LossInputs], Mapping[str, Tensor]]
 
 
 def ppo_loss(inputs: LossInputs) -> dict[str, Tensor]:
-    """PPO (Schulman et al. 2017), with the value clipped as in its implementation.
+    """PPO (Schulman et al. 2017) with the decoupled objective of Hilton, Cobbe and Schulman (2022), and with the value
+    clipped as in PPO's implementation.
 
-    policy: -min(r A, clip(r, 1 +- eps) A)
+    policy: -min(rho_bar, pi_old / mu) min(r A, clip(r, 1 +- eps) A), r = pi / pi_old
     value: 1/2 max((V - vs)^2, (V_old + clip(V - V_old, +-eps S) - vs)^2) / S^2
+
+    The ratio is clipped around the policy before the update, pi_old: measured from mu, which with a lag is some updates
+    older, these had used a part of the range already. Without a lag, and with one pass, pi_old is mu.
     """
     scheduled, mean = inputs.scheduled, inputs.mean
-    ratio = _log_ratio(inputs).exp()
+    ratio = _log_ratio(inputs, inputs.log_prob, inputs.old_log_prob).exp()
+    weight = _log_ratio(inputs, inputs.old_log_prob, inputs.behavior_log_prob).exp().clamp(max=inputs.config.rho_bar)
     clipped = ratio.clamp(1 - scheduled.clip_coef, 1 + scheduled.clip_coef)
-    policy_loss = mean(torch.maximum(-inputs.advantage * ratio, -inputs.advantage * clipped))
+    policy_loss = mean(weight * torch.maximum(-inputs.advantage * ratio, -inputs.advantage * clipped))
     error = (inputs.value - inputs.vs).square()
     if scheduled.value_clip_coef:
         bound = scheduled.value_clip_coef * inputs.value_std
@@ -103,7 +108,7 @@ def impala_loss(inputs: LossInputs) -> dict[str, Tensor]:
     policy: -min(rho_bar, pi / mu) A log pi
     value: 1/2 (V - vs)^2 / S^2
     """
-    rho = _log_ratio(inputs).detach().exp().clamp(max=inputs.config.rho_bar)
+    rho = _log_ratio(inputs, inputs.log_prob, inputs.behavior_log_prob).detach().exp().clamp(max=inputs.config.rho_bar)
     policy_loss = inputs.mean(-rho * inputs.advantage * inputs.log_prob)
     return _actor_critic(inputs, policy_loss, (inputs.value - inputs.vs).square())
 
@@ -117,9 +122,9 @@ def _actor_critic(inputs: LossInputs, policy_loss: Tensor, squared_error: Tensor
     return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
 
-def _log_ratio(inputs: LossInputs) -> Tensor:
+def _log_ratio(inputs: LossInputs, log_prob: Tensor, other: Tensor) -> Tensor:
     # Reset transitions have a log-probability, too; a log-ratio of 0 keeps their ratio finite until they are masked.
-    return (inputs.log_prob - inputs.behavior_log_prob) * inputs.valid.to(inputs.value.dtype)
+    return (log_prob - other) * inputs.valid.to(inputs.value.dtype)
 
 
 @torch.no_grad()
@@ -129,7 +134,7 @@ def divergences(inputs: LossInputs) -> dict[str, Tensor]:
     approx_kl, to the policy that acted: E[r - 1 - log r]; update_kl, to the one before the update:
     E[(log pi - log pi_old)^2] / 2.
     """
-    log_ratio = _log_ratio(inputs)
+    log_ratio = _log_ratio(inputs, inputs.log_prob, inputs.behavior_log_prob)
     return {
         "approx_kl": inputs.mean(log_ratio.exp() - 1 - log_ratio),
         "update_kl": 0.5 * inputs.mean((inputs.log_prob - inputs.old_log_prob).square()),

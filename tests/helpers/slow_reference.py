@@ -150,19 +150,21 @@ def loss_by_episode(policy, batch, config, known=None, l2_init=None):
                 )
             )
     log_prob, entropy, value = torch.cat(log_probs), torch.cat(entropies), torch.cat(values)
-    vs, advantage, old_value = known or (
+    mu = torch.cat(behavior)
+    vs, advantage, old_value, old_log_prob = known = known or (
         torch.from_numpy(np.concatenate([vs for vs, _ in targets])).to(value.dtype),
         torch.from_numpy(np.concatenate([a for _, a in targets])).to(value.dtype),
         value.detach(),
+        log_prob.detach() if config.epochs > 1 else mu,
     )
-    known = (vs, advantage, old_value)
     if config.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    ratio = (log_prob - torch.cat(behavior)).exp()
+    ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
-    policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+    weight = (old_log_prob - mu).exp().clamp(max=config.rho_bar)
+    policy_loss = -(weight * torch.minimum(ratio * advantage, clipped * advantage)).mean()
     if config.loss == "impala":
-        policy_loss = -(ratio.detach().clamp(max=config.rho_bar) * advantage * log_prob).mean()
+        policy_loss = -((log_prob.detach() - mu).exp().clamp(max=config.rho_bar) * advantage * log_prob).mean()
     error = (value - vs) ** 2
     if config.value_clip_coef:
         near = old_value + (value - old_value).clamp(-config.value_clip_coef, config.value_clip_coef)
