@@ -280,7 +280,10 @@ def _compared(run: Recorded, verdict: Verdict) -> str:
     if run.random is None:
         return f"{returned}; a random policy's is not known"
     if verdict == "unknown" and run.settled and _is_zero_sum(run):
-        return f"{returned}, which says nothing: agents win what others lose; games against another policy would tell"
+        against = "shoal evaluate RUN --against random"
+        return (
+            f"{returned}, which says nothing: agents win what others lose; games against another policy do: {against}"
+        )
     words = {
         "better": "better than",
         "no_better": "not beyond noise from",
