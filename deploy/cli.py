@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a policy",
-        description="Train a policy. Settings come from the defaults, then from files, then from key=value.",
+        description="Train a policy. Settings come from the defaults, then from files, then from key=value; also in a "
+        "run that goes on, where --config RUN/config.yaml takes those of its last session.",
     )
     _add_config_arguments(train)
     train.set_defaults(command=_train)
@@ -131,12 +132,24 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--json", action="store_true", help="print one JSON object, with all segments")
     replay.set_defaults(command=_replay)
 
-    config = commands.add_parser("config", help="show, validate or describe configurations")
-    actions = config.add_subparsers(required=True, metavar="show|validate|schema")
+    config = commands.add_parser("config", help="show, validate, compare or describe configurations")
+    actions = config.add_subparsers(required=True, metavar="show|validate|diff|schema")
     for name, help_ in (("show", "print the resolved configuration"), ("validate", "list every problem")):
         action = actions.add_parser(name, help=help_)
         _add_config_arguments(action)
         action.set_defaults(command=_show if name == "show" else _validate)
+    diff = actions.add_parser(
+        "diff",
+        help="print what differs between two configurations",
+        description="Print what differs between two configurations, or between one and the defaults.",
+    )
+    diff.add_argument(
+        "named",
+        nargs="+",
+        metavar="RUN|FILE|key=value",
+        help="a run directory, a YAML file or a shipped one by name; all key=value together are one configuration",
+    )
+    diff.set_defaults(command=_diff)
     actions.add_parser("schema", help="print the JSON schema").set_defaults(command=_schema)
 
     export = commands.add_parser(
@@ -434,6 +447,18 @@ def _validate(options: argparse.Namespace) -> int:
     if problems:
         return _refuse(problems)
     print("valid (environment, policy, loss, callbacks and sinks are loaded by shoal doctor, not here)")
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from shoal.deploy.settings.compared import compare
+    from shoal.deploy.settings.load import ConfigError
+
+    try:
+        lines = compare(options.named)
+    except ConfigError as error:
+        return _refuse(error.problems)
+    print("\n".join(lines) if lines else "no setting differs")
     return 0
 
 

@@ -108,8 +108,20 @@ def _log(run: RecordedRun) -> list[Note | Table]:
     ]
 
 
+def _changes(run: RecordedRun) -> list[Plain | Table]:
+    """Settings that changed where the run went on with others."""
+    rows = [
+        [f"{at.version:,}", change.name, change.before, change.after]
+        for at in run.changes
+        for change in at.differences.changed
+    ]
+    note = "Later versions were trained with the new ones. RUN/configs has all settings until then."
+    header = ["after version", "setting", "from", "to"]
+    return [Table("Settings that changed", header, rows, note, text=True)] if rows else []
+
+
 def _settings(run: RecordedRun) -> list[Plain | Table]:
-    blocks: list[Plain | Table] = []
+    blocks: list[Plain | Table] = _changes(run)
     if run.config_text:
         blocks.append(Plain("All settings (config.yaml)", run.config_text))
     versions = (run.summary or {}).get("versions")

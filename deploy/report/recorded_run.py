@@ -11,6 +11,7 @@ import yaml
 from shoal.deploy.records.run_dir import MEMORY_HORIZON
 from shoal.deploy.report.log import Complaints, read_log
 from shoal.deploy.report.recorded_metrics import RecordedMetrics, read_json_lines, read_metrics
+from shoal.deploy.settings.earlier import ChangedAt, changes_of
 from shoal.deploy.settings.load import BoundedComposer
 from shoal.learner.config import POLICIES
 
@@ -46,6 +47,8 @@ class RecordedRun:
     """Films of episodes within the run directory, the newest first."""
     failure: str | None
     """The last line of the traceback that ended the run, or that there was an error."""
+    changes: list[ChangedAt] = dataclasses.field(default_factory=list)
+    """Where the run went on with other settings, in order."""
     policy: str = ""
     """The name of one of several policies, in whose folder of the run ``path`` is; else empty."""
     run_env_steps: float | None = None
@@ -134,6 +137,7 @@ def read_run(path: Path) -> RecordedRun:
         evaluations = _evaluations(path / "evaluation.jsonl", metrics)
         # Those of a game are of all of its policies.
         films = _films(run_dir)
+        changes = changes_of(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     return RecordedRun(
@@ -147,6 +151,7 @@ def read_run(path: Path) -> RecordedRun:
         memory_horizon=memory_horizon,
         films=films,
         failure=failure,
+        changes=changes,
         policy=policy,
         run_env_steps=run_env_steps,
     )

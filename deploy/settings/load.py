@@ -145,7 +145,25 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as a file that ``--config`` reads."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
+    return dump(to_dict(config))
+
+
+def dump(settings: Mapping[str, Any]) -> str:
+    """Settings as plain data as a file that ``--config`` reads."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that stand in a file, as plain data; they are not validated.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    problems: list[str] = []
+    settings = _read(path, problems)
+    if problems:
+        raise ValueError(problems[0].removeprefix("--config "))
+    return settings
 
 
 def json_schema() -> dict[str, Any]:
@@ -526,13 +544,13 @@ def _meant(details: Sequence[ErrorDetails]) -> str:
 
 def _fields_at(path: Sequence[str]) -> list[str]:
     """The settings of the section at a path; none where there is no section."""
-    return _fields(_section(_hint_at(path)))
+    return _fields(section_of(_hint_at(path)))
 
 
 def _fields_of_elements(path: Sequence[str]) -> list[str]:
     """The settings of each section in the list at a path; none where there is no list of sections."""
     hint = _hint_at(path)
-    return _fields(_section(typing.get_args(hint)[0])) if typing.get_origin(hint) is list else []
+    return _fields(section_of(typing.get_args(hint)[0])) if typing.get_origin(hint) is list else []
 
 
 def _hint_at(path: Sequence[str]) -> Any:
@@ -541,7 +559,7 @@ def _hint_at(path: Sequence[str]) -> Any:
         if typing.get_origin(hint) is Mapping:
             hint = typing.get_args(hint)[1]
         else:
-            cls = _section(hint)
+            cls = section_of(hint)
             hint = typing.get_type_hints(cls).get(part) if cls else None
     return hint
 
@@ -550,7 +568,8 @@ def _fields(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)] if cls else []
 
 
-def _section(hint: Any) -> Any:
+def section_of(hint: Any) -> Any:
+    """The section that a type hint of a setting is, or may be; None for others."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
@@ -566,6 +585,6 @@ def _paths_by_name() -> dict[str, list[str]]:
 def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:
     paths = []
     for name, hint in typing.get_type_hints(cls).items():
-        section = _section(hint)
+        section = section_of(hint)
         paths += _all_paths(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return paths

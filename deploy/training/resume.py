@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.deploy.settings.load import to_dict
+from shoal.deploy.settings.differences import NO_DIFFERENCES, Differences
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.training.changed_settings import changed_settings, tell
 from shoal.envs.plain_state import DoesNotFit, from_plain
 from shoal.learner.checked_files import read_json
 from shoal.learner.checkpoint import Checkpoint, CheckpointError, Checkpoints, find_saved, refusing_damage
@@ -42,6 +43,13 @@ class Origin:
     """Whether the checkpoint is of this very run, or of the run that its directory is a copy of."""
     run_state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The checkpoint's state of the whole run, also where this is the origin of one of several policies."""
+    changes: Differences = NO_DIFFERENCES
+    """What differs from the settings that the checkpoint was trained with."""
+
+    @property
+    def trained_with(self) -> tuple[int, Mapping[str, Any]]:
+        """The checkpoint's policy version, and the settings of the run that trained it."""
+        return self.run_state["policy_version"], self.run_state["config"]
 
     def of(self, policy: str) -> Origin:
         """That of one of several policies."""
@@ -78,8 +86,16 @@ def find_origin(config: Config, checkpoints: Checkpoints) -> Origin:
         log.warning(
             "%s is a copy of %s: it goes on as a run of its own, with the new run_id %s", run_dir, original, run_id
         )
-    _warn_of_changed_start(config, state["config"])
-    return Origin(checkpoint=checkpoint, run_id=run_id, session=1 + state["session"], same_run=same, run_state=state)
+    changes = changed_settings(config, checkpoint)
+    tell(changes, checkpoint, run_dir if same else None)
+    return Origin(
+        checkpoint=checkpoint,
+        run_id=run_id,
+        session=1 + state["session"],
+        same_run=same,
+        run_state=state,
+        changes=changes,
+    )
 
 
 def _is_among(checkpoint: Checkpoint, checkpoints: Checkpoints) -> bool:
@@ -136,22 +152,6 @@ def check_origin(config: Config, checkpoint: Checkpoint) -> None:
     wanted = f"policies names {', '.join(named)}" if named else "policies names none"
     anew = "set another run_dir" if config.resume == "auto" else "leave resume out"
     raise CheckpointError(f"{checkpoint.path} holds {of}, and {wanted}; name the same ones, or {anew}")
-
-
-def _warn_of_changed_start(config: Config, saved: object) -> None:
-    """Warn of settings that only fresh weights are made with, where they differ from those of the checkpoint."""
-    now: object = to_dict(config)
-    for name in ("policy", "initialization"):
-        saved, now = (part.get(name) if isinstance(part, dict) else None for part in (saved, now))
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for name in sorted(now.keys() & saved.keys()):
-            if now[name] != saved[name]:
-                log.warning(
-                    "policy.initialization.%s=%s has no effect: the weights are resumed, and were made with %s",
-                    name,
-                    now[name],
-                    saved[name],
-                )
 
 
 def match_names(config: Config, origin: Origin, observation: Observation, actions: Actions) -> PolicyInterface | None:

@@ -29,6 +29,7 @@ from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.json_file import write_json
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
+from shoal.deploy.settings.earlier import keep
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
 from shoal.deploy.training.callbacks import Callback, CallbackFailed, Callbacks, make_callbacks, restore_callbacks
@@ -118,6 +119,8 @@ def run(
         # Written only now: where the run cannot be continued, the directory stays as it was.
         for directory in dict.fromkeys((run_dir, *(each.run_dir for each in prepared))):
             directory.mkdir(parents=True, exist_ok=True)
+            if prepared[0].origin.same_run and prepared[0].origin.changes:
+                keep(directory, *prepared[0].origin.trained_with)
             (directory / "config.yaml").write_text(to_yaml(config))
             # That of an earlier session would be taken for the end of this one, if it is killed.
             (directory / "summary.json").unlink(missing_ok=True)

@@ -59,6 +59,52 @@ def test_a_resumed_run_says_so_and_a_fork_is_a_run_of_its_own(
     assert state["session"] == 3
 
 
+def test_settings_that_changed_are_said_and_those_before_are_kept(tmp_path: Path) -> None:
+    """Catches a run that goes on with another gamma and seed without a word, settings of its first versions that are
+    lost, and words where nothing changed."""
+    run, fork = tmp_path / "run", tmp_path / "fork"
+    file = run / "config.yaml"
+
+    def train(*settings: str, to: Path = run) -> list[str]:
+        """Train, and return the warnings of this session about settings."""
+        before = said(to) if to.exists() else ""
+        assert main(arguments(to, *settings)) == 0
+        warnings = [line.partition(" WARNING ")[2] for line in said(to).removeprefix(before).splitlines()]
+        return [line.partition(": ")[2] for line in warnings if "settings" in line or "same game" in line]
+
+    assert train("total_env_steps=400", "learner.gamma=0.9") == []
+    first, version = load_config([file], [])[0], find_checkpoint(run).policy_version
+    assert train("total_env_steps=400", "learner.gamma=0.9", "log.every_seconds=5") == []
+    assert not (run / "configs").exists()
+
+    since = f"settings changed since version {version}:"
+    seed, steps, gamma, hint = train("total_env_steps=800", "seed=3")
+    assert (seed, steps) == (f"{since} seed 0 -> 3", f"{since} total_env_steps 400 -> 800")
+    assert gamma == f"{since} learner.gamma 0.9 -> 0.99 (the default)"
+    kept = run / "configs" / f"until_{version}.yaml"
+    assert str(kept) in hint
+    assert load_config([kept], [])[0].learner == first.learner
+    assert load_config([file], [])[0].seed == 3
+
+    second = find_checkpoint(run).policy_version
+    assert train("total_env_steps=800", "seed=3") == []
+    again = train("total_env_steps=1200", "seed=3", "learner.gamma=0.8")
+    assert again[-1] == f"settings changed since version {second}: learner.gamma 0.99 -> 0.8"
+    assert sorted(path.name for path in (run / "configs").iterdir()) == sorted(
+        f"until_{at}.yaml" for at in (version, second)
+    )
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("learner.gamma</th>") + page.count("learner.gamma</td>") == 2
+    assert "max_policy_lag</td>" not in page
+
+    forked = train(f"resume={run}", "total_env_steps=1600", "env.kwargs.delay=4", to=fork)
+    assert forked[0] == f"settings differ from those of {find_checkpoint(run).path}: env.kwargs.delay (not set) -> 4"
+    assert str(run / "config.yaml") in forked[-1]
+    assert not any("same game" in line for line in forked)
+    assert not (fork / "configs").exists()
+
+
 def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     """Catches SIGHUP that ends a run in a tenth of a second, with nothing saved."""
     forever = ("total_env_steps=1000000000", "checkpoint.every_updates=1")
