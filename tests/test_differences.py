@@ -128,9 +128,9 @@ def test_many_changes_are_counted_and_the_environment_comes_first(
     numbers = ("epochs", "minibatches", "batch_size", "rho_bar", "c_bar", "clip_coef", "value_coef", "entropy_coef")
     more = ("max_grad_norm", "adam_eps", "learning_rate", "max_skipped_updates", "value_clip_coef")
     given = [f"learner.{name}={6 if name != 'batch_size' else 48}" for name in (*numbers, *more)]
-    found = warned(caplog, tmp_path / "run", to_dict(Config()), *given, "env.kwargs.delay=3")
+    found = warned(caplog, tmp_path / "run", to_dict(Config()), *given, "seed=1", "env.kwargs.delay=3")
     assert "env.kwargs.delay (not set) -> 3" in found[0]
-    assert found[MOST_LINES] == "settings changed since version 0: and 2 more"
+    assert found[MOST_LINES] == "settings changed since version 0: and 3 more"
     assert "are not of the same game" in found[MOST_LINES + 1]
     assert len(found) == MOST_LINES + 2
 
@@ -149,8 +149,16 @@ def test_settings_are_kept_as_they_were_given(tmp_path: Path) -> None:
     keep(tmp_path, 5, trained)
     assert read_settings(earlier_file(tmp_path, 5))["actor"]["max_policy_lag"] == "auto"
     (tmp_path / "config.yaml").write_text(dump(settings("learner.gamma=0.5")))
-    keep(tmp_path, 5, trained)
-    assert read_settings(earlier_file(tmp_path, 5)) == trained
+    keep(tmp_path, 6, trained)
+    assert read_settings(earlier_file(tmp_path, 6)) == trained
+
+
+def test_a_session_that_trained_nothing_takes_no_settings_away(tmp_path: Path) -> None:
+    """Catches settings that trained a version and are replaced by those of a session that only saved it again."""
+    for gamma in (0.9, 0.8):
+        (tmp_path / "config.yaml").write_text(dump(now := settings(f"learner.gamma={gamma}")))
+        keep(tmp_path, 5, now)
+    assert read_settings(earlier_file(tmp_path, 5))["learner"]["gamma"] == 0.9
 
 
 def test_a_run_that_lost_versions_lost_their_settings(tmp_path: Path) -> None:

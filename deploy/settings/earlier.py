@@ -39,6 +39,9 @@ def keep(run_dir: Path, version: int, settings: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     for later in (each for at, each in _files(run_dir).items() if at > version):
         later.unlink()
+    if path.exists():
+        # A session that trained nothing has saved the version again, with its own settings.
+        return
     given = _read(run_dir / "config.yaml")
     is_same = bool(given) and all(change.before == "auto" for change in differences(given, settings).changed)
     path.write_text(dump(given if is_same else settings))

@@ -16,6 +16,7 @@ import shoal
 import torch
 from service import shoal as command_line
 from shoal.deploy.cli import main
+from shoal.deploy.settings.earlier import changes_of
 from shoal.learner.checkpoint import find_checkpoint, find_saved
 from team_games import RUNNERS, best_return
 
@@ -56,6 +57,21 @@ def weights_of(run: Path, policy: str) -> dict[str, torch.Tensor]:
 
 def is_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_settings_before_are_kept_for_each_policy(tmp_path: Path) -> None:
+    """Catches a report of one of several policies that shows the last settings as those of the whole run."""
+    run = tmp_path / "run"
+    play(run, 200)
+    version = find_saved(run).policy_version
+    play(run, 400, "learner.gamma=0.9")
+    assert f"settings changed since version {version}: learner.gamma 0.99 -> 0.9" in (run / "run.log").read_text()
+    for directory in (run, *(run / "policies" / name for name in NAMES)):
+        ((at, found),) = changes_of(directory)
+        assert (at, [str(change) for change in found.changed]) == (
+            version,
+            ["total_env_steps 200 -> 400", "learner.gamma 0.99 -> 0.9"],
+        )
 
 
 def test_each_policy_learns_from_its_own_agents_alone(tmp_path: Path) -> None:
