@@ -87,8 +87,9 @@ class LearnerConfig(Section):
     """V-trace: bound of the importance weight in the temporal difference, and of the policy gradient's."""
     c_bar: Annotated[float, Field(gt=0)] = 1.0
     """V-trace: bound of the importance weight in the trace."""
-    clip_coef: Annotated[float, Field(ge=0)] = 0.2
-    """PPO: the policy's ratio to the one before the update counts within 1 +- clip_coef."""
+    clip_coef: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """PPO: the policy's ratio to the one before the update counts within 1 +- clip_coef. ``auto`` is 0.2, and 0.1 with
+    several epochs and a max_policy_lag above 0, where an update and the one before it move the same actions."""
     value_clip_coef: Annotated[float, Field(ge=0)] = 0.0
     """With several epochs the value counts within +- this of the value before the update, in the unit of values; 0
     turns it off."""

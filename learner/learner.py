@@ -17,7 +17,7 @@ from shoal.learner.device import DevicePath
 from shoal.learner.forward_pass import ForwardPass, forward_pass, log_prob_error, valid_transitions
 from shoal.learner.group import Group, LearnerGroup, LearnerLost
 from shoal.learner.kl_adaptation import KLAdaptation, default_desired_kl
-from shoal.learner.loss import LossInputs, checked_terms, divergences, find_loss
+from shoal.learner.loss import LossInputs, checked_terms, default_clip_coef, divergences, find_loss
 from shoal.learner.moments import Moments, sum_moments
 from shoal.learner.normalization import RunningStatistics
 from shoal.learner.optimizer import make_optimizer
@@ -112,6 +112,8 @@ class Learner:
         self.value_balance = ValueBalance(is_on=config.value_coef == "auto")
         if config.value_coef == "auto":
             config = dataclasses.replace(config, value_coef=VALUE_COEF)
+        if config.clip_coef == "auto":
+            config = dataclasses.replace(config, clip_coef=default_clip_coef(config.epochs))
         desired_kl = default_desired_kl(policy.actions) if config.desired_kl == "auto" else config.desired_kl
         config = dataclasses.replace(config, desired_kl=desired_kl)
         self.policy, self.config, self.path = policy, config, path

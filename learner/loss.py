@@ -141,6 +141,17 @@ def divergences(inputs: LossInputs) -> dict[str, Tensor]:
     }
 
 
+CLIP_COEF = 0.2
+
+
+def default_clip_coef(epochs: int, max_policy_lag: int = 0) -> float:
+    """``learner.clip_coef=auto``: as far as one update may move the policy, or two together.
+
+    With one pass the ratio is measured from the policy that acted, so it is that of both in any case.
+    """
+    return CLIP_COEF / 2 if max_policy_lag and epochs > 1 else CLIP_COEF
+
+
 def find_loss(config: LearnerConfig) -> Loss:
     """The loss that ``learner.loss`` names, with ``learner.loss_kwargs``.
 

@@ -48,31 +48,35 @@ def configured(*settings: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("settings", "lag", "kl"),
+    ("settings", "lag", "kl", "clip"),
     [
-        (["env.id=Jointed-v0"], 0, 0.06),
-        (["env.id=Jointed-v0", "env.kwargs.joints=2"], 0, 0.02),
-        (["env.id=Jointed-v0", "env.kwargs.joints=1"], 1, 0.01),
-        (["env.id=CartPole-v1"], 1, 0.01),
-        (["env.id=Choosing-v0"], 1, 0.01),
+        (["env.id=Jointed-v0"], 0, 0.06, 0.2),
+        (["env.id=Jointed-v0", "env.kwargs.joints=2"], 0, 0.02, 0.2),
+        (["env.id=Jointed-v0", "env.kwargs.joints=1"], 1, 0.01, 0.1),
+        (["env.id=CartPole-v1"], 1, 0.01, 0.1),
+        (["env.id=Choosing-v0"], 1, 0.01, 0.1),
         # In one process nobody is behind, whatever the lag might be.
-        (["env.id=Choosing-v0", "mode=inline"], 1, 0.02),
-        (["env.id=Jointed-v0", "mode=inline"], 1, 0.06),
-        (["env.id=Choosing-v0", "placement=colocated", "learner.num_learners=2", "env.num_envs=32"], 0, 0.02),
+        (["env.id=Choosing-v0", "mode=inline"], 1, 0.02, 0.2),
+        (["env.id=Jointed-v0", "mode=inline"], 1, 0.06, 0.2),
+        (["env.id=Choosing-v0", "placement=colocated", "learner.num_learners=2", "env.num_envs=32"], 0, 0.02, 0.2),
         # On a cluster an update would wait for the slowest node.
-        (["env.id=Jointed-v0", "mode=cluster"], 1, 0.01),
-        (["env.id=Jointed-v0", "actor.max_policy_lag=1"], 1, 0.01),
-        (["env.id=Jointed-v0", "actor.max_policy_lag=2", "learner.desired_kl=0.5"], 2, 0.5),
-        (["env.id=Jointed-v0", "learner.desired_kl=0"], 0, 0),
+        (["env.id=Jointed-v0", "mode=cluster"], 1, 0.01, 0.1),
+        (["env.id=Jointed-v0", "actor.max_policy_lag=1"], 1, 0.01, 0.1),
+        (["env.id=Jointed-v0", "actor.max_policy_lag=2", "learner.desired_kl=0.5"], 2, 0.5, 0.1),
+        (["env.id=Jointed-v0", "learner.desired_kl=0"], 0, 0, 0.2),
+        (["env.id=CartPole-v1", "learner.epochs=1"], 1, 0.01, 0.2),
+        (["env.id=CartPole-v1", "learner.clip_coef=0.3"], 1, 0.01, 0.3),
         # Three actors have no equal share of a batch of four unrolls.
-        (["env.id=Jointed-v0", "actor.num_actors=3", "learner.batch_size=64"], 1, 0.01),
-        (["env.id=Jointed-v0", "actor.num_actors=2", "learner.batch_size=64"], 0, 0.06),
+        (["env.id=Jointed-v0", "actor.num_actors=3", "learner.batch_size=64"], 1, 0.01, 0.1),
+        (["env.id=Jointed-v0", "actor.num_actors=2", "learner.batch_size=64"], 0, 0.06, 0.2),
     ],
     ids=str,
 )
-def test_robots_are_trained_on_what_the_newest_version_did(settings: list[str], lag: int, kl: float) -> None:
-    """Catches actions of six numbers that are a version behind a policy which moves six times as far, and runs that
-    wait for a share of a batch that no actor can give."""
+def test_robots_are_trained_on_what_the_newest_version_did(
+    settings: list[str], lag: int, kl: float, clip: float
+) -> None:
+    """Catches actions of six numbers that are a version behind a policy which moves six times as far, runs that
+    wait for a share of a batch that no actor can give, and two updates that together move a policy twice as far."""
     config = configured(*settings)
     spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
     config = with_policy_lag(config, spec)
@@ -80,6 +84,7 @@ def test_robots_are_trained_on_what_the_newest_version_did(settings: list[str], 
     layout = choose_layout(config, Machine(cores=2, accelerator=False, actor_places=places))
     setup = make_learner_setup(config, layout, make_worker_setup(config, spec, run_id="a-run"), spec)
     assert (setup.max_policy_lag, setup.learner.desired_kl) == (lag, pytest.approx(kl))
+    assert setup.learner.clip_coef == clip
     if lag == 0:
         assert layout.batch_size % (layout.num_actors * config.env.num_envs) == 0
 

@@ -23,6 +23,8 @@ from shoal.deploy.settings.load import load_config, to_yaml
 from shoal.deploy.training.run import run
 from shoal.envs.registry import make_env_spec
 from shoal.learner.config import LearnerConfig
+from shoal.learner.device import DevicePath
+from shoal.learner.forward_pass import forward_pass
 from shoal.learner.schedules import (
     WARMUP_FROM,
     ScheduleConfig,
@@ -72,7 +74,7 @@ def test_the_learning_rate_falls_over_the_run_unless_it_is_told() -> None:
     where no end is known."""
 
     def rates(total: int | None, **schedules: Any) -> list[float]:
-        config = LearnerConfig(learning_rate=0.001, schedules=schedules)
+        config = LearnerConfig(learning_rate=0.001, clip_coef=0.2, schedules=schedules)
         return [scheduled_settings(config, at, total).learning_rate for at in (0, 250, 1000, 2000)]
 
     assert rates(1000) == pytest.approx([0.001, 0.00075, 0.0, 0.0])
@@ -80,8 +82,8 @@ def test_the_learning_rate_falls_over_the_run_unless_it_is_told() -> None:
     assert rates(1000, learning_rate=ScheduleConfig(kind="constant")) == [0.001] * 4
     assert rates(1000, learning_rate=ScheduleConfig(end=0.001)) == [0.001] * 4
     assert rates(1000, clip_coef=ScheduleConfig(kind="linear")) == rates(1000)
-    late = scheduled_settings(LearnerConfig(entropy_coef=0.02), 999, 1000)
-    assert late[1:] == scheduled_settings(LearnerConfig(entropy_coef=0.02), 0, 1000)[1:]
+    config = LearnerConfig(entropy_coef=0.02, clip_coef=0.3)
+    assert scheduled_settings(config, 999, 1000)[1:] == scheduled_settings(config, 0, 1000)[1:]
 
 
 def test_a_warm_up_alone_takes_nothing_else_away() -> None:
@@ -140,6 +142,10 @@ def test_an_update_ends_with_the_epoch_that_moved_the_policy_far_enough() -> Non
     """Catches passes that go on, or that end in mid-epoch: every segment is trained equally often."""
     settings = {"learning_rate": 0.01, "minibatches": 2, "batch_size": 8}
     batch = random_batch(0, num_slots=8)
+    # Of the policy itself: one pass alone has no other policy to measure its ratio from than the one that acted.
+    with torch.no_grad():
+        log_prob = forward_pass(small_policy(), batch, DevicePath(torch.device("cpu"))).log_prob
+    batch["behavior_log_prob"] = log_prob.T.contiguous()
 
     def made(**more: Any) -> tuple[int, int, float, str]:
         learner = make_learner(small_policy(), **settings, **more)
@@ -156,7 +162,7 @@ def test_an_update_ends_with_the_epoch_that_moved_the_policy_far_enough() -> Non
     everything = made(epochs=5)
     assert everything[:2] == (10, env_steps)
     # A mean over the steps that were made, not over those that were planned: that of one pass alone.
-    assert kl == pytest.approx(made(epochs=1)[2], rel=1e-6)
+    assert kl == pytest.approx(made(epochs=1)[2], rel=1e-4)
     assert made(epochs=5, target_kl=1e9) == everything
     assert weights != everything[3]
 
@@ -198,7 +204,7 @@ def test_a_resumed_run_goes_on_where_its_schedules_were(tmp_path: Path, monkeypa
         add_update(statistics, policy_version, outcome)
 
     monkeypatch.setattr(RunStatistics, "add_update", watched)
-    setting = LearnerConfig(entropy_coef=0.02)
+    setting = LearnerConfig(entropy_coef=0.02, clip_coef=0.2)
     learning_rate = ScheduleConfig(kind="cosine", end=1e-5, over_env_steps=640)
     entropy = ScheduleConfig(kind="linear", end=0.1)
     clip = own("to_floor", kwargs={"floor": 0.5}, warmup_env_steps=64)

@@ -18,6 +18,7 @@ from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.teams import make_team_specs
 from shoal.learner.kl_adaptation import default_desired_kl
+from shoal.learner.loss import default_clip_coef
 from shoal.policy.actions import Actions
 from shoal.policy.graph import components_to_json
 from shoal.policy.observation import encoded_by
@@ -114,9 +115,11 @@ def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec
     lag = 0 if layout.placement == "colocated" else with_policy_lag(config, spec).actor.max_policy_lag
     assert lag != "auto"
     learner = config.learner
+    behind = 0 if config.mode == "inline" else lag
     if learner.desired_kl == "auto":
-        behind = 0 if config.mode == "inline" else lag
         learner = dataclasses.replace(learner, desired_kl=default_desired_kl(worker.actions, behind))
+    if learner.clip_coef == "auto":
+        learner = dataclasses.replace(learner, clip_coef=default_clip_coef(learner.epochs, behind))
     return LearnerSetup(
         worker=worker,
         learner=learner,
