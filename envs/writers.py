@@ -310,6 +310,8 @@ def _keys(parts: list[tuple[Any, Writer]], kind: type) -> str:
 def _array(obs: Any, shape: tuple[int, ...], slots: int, field: str, batched: bool) -> np.ndarray:
     """[slots, *shape]; an axis of length 1 too many or too few says nothing else."""
     array = np.asarray(obs)
+    if array.dtype == object:
+        raise Malformed(f"{field} is {short(obs)}, must be numbers of shape {shape}")
     expected = (slots, *shape) if batched else shape
     if array.shape != expected and (not _alike(array.shape, expected) or (batched and array.shape[:1] != (slots,))):
         raise Malformed(f"{field} has shape {array.shape}, must be {expected}")
@@ -323,12 +325,27 @@ def _alike(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 def check_rewards(rewards: Any, slots: int) -> np.ndarray:
     """A batch of rewards, [B] or [B, 1], as an array [B]; raises ``Malformed`` if one is not a finite number within the
     limit."""
-    array = _batch(rewards, slots, "reward", "numbers")
+    try:
+        array = _batch(rewards, slots, "reward", "numbers")
+    except Malformed as error:
+        raise _advised(error, rewards, (slots,)) from None
     good = (array <= REWARD_LIMIT) & (array >= -REWARD_LIMIT)
     if not good.all():
         slot = int(np.argmin(good))
         raise Malformed(f"reward {array[slot]} is not finite or beyond {REWARD_LIMIT:g}", slot)
     return array
+
+
+def _advised(error: Malformed, reward: Any, batch: tuple[int, ...]) -> Malformed:
+    """The error, with advice where it is about a reward of several numbers."""
+    shape = np.shape(reward)
+    if shape[: len(batch)] != batch or len(shape) == len(batch):
+        return error
+    return Malformed(
+        f"{error}: a policy is trained with one number; a wrapper makes one of several, such as "
+        "mo_gymnasium.wrappers:LinearReward in env.wrappers",
+        error.slot,
+    )
 
 
 def check_flags(flags: Any, slots: int, name: str) -> np.ndarray:
@@ -345,7 +362,10 @@ def check_flags(flags: Any, slots: int, name: str) -> np.ndarray:
 
 def check_reward(reward: Any) -> float:
     """One reward as a float; raises ``Malformed`` if it is not a finite number within the limit."""
-    number = _single(reward, "reward", "a number")
+    try:
+        number = _single(reward, "reward", "a number")
+    except Malformed as error:
+        raise _advised(error, reward, ()) from None
     if not abs(number) <= REWARD_LIMIT:
         raise Malformed(f"reward {number} is not finite or beyond {REWARD_LIMIT:g}")
     return number

@@ -1,4 +1,5 @@
-"""``shoal doctor``: describes the machine or cluster and the layout of a run, with reasons; starts nothing."""
+"""``shoal doctor``: describes the machine or cluster and the layout of a run, with reasons, and tries the environment;
+starts no run."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shoal.actors.ray_watch import RayLost
 from shoal.deploy.doctor import preflight
+from shoal.deploy.doctor.first_steps import Found, first_steps
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
 from shoal.deploy.placement.policy_lag import with_policy_lag
@@ -28,8 +30,13 @@ GIB = 2**30
 def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """(lines to read, problems that keep a run with this configuration from starting, beside those that are ``known``);
     ``measure`` takes seconds."""
+    found = Found() if known else first_steps(config)
+    if not found.answers:
+        # Whatever else makes the environment would wait for it, too.
+        return _machine(run_dir), [f"env.id: {problem}" for problem in found.problems]
     problems = preflight.check(config, run_dir, known)
-    lines = _machine(run_dir) + _environment(config)
+    lines = _machine(run_dir) + _environment(config) + _played(found)
+    problems += [f"env.id: {problem}" for problem in found.problems]
     config = with_policy_lag(config, None if config.policies else _spec(config))
     agents_known = not config.policies or not (problems or known)
     if config.mode == "cluster" and not problems and agents_known:
@@ -95,6 +102,17 @@ def _environment(config: Config) -> list[str]:
         *_aligned(reading_by_part(spec, config.policy.encoder_of)),
         f"  acts           {actions}",
         *agents,
+    ]
+
+
+def _played(found: Found) -> list[str]:
+    """Lines about the first steps."""
+    if not found.steps:
+        return []
+    ended = f"{found.episodes} episodes ended" if found.episodes else "no episode ended"
+    return [
+        f"  tried          {found.steps} random steps of every agent: {ended}",
+        *(f"  warns          {remark}" for remark in found.remarks),
     ]
 
 
@@ -226,8 +244,12 @@ def _layout(config: Config, machine: Machine, team_slots: list[int], *, measure:
         lines.append("  feeding        not measured: that is done with the update of one policy")
     elif measure:
         from shoal.deploy.doctor import measure as measuring
+        from shoal.envs.boundary import EnvironmentFault
 
-        lines += _feeding(config, layout, measuring.measure(config, layout))
+        try:
+            lines += _feeding(config, layout, measuring.measure(config, layout))
+        except EnvironmentFault as error:
+            lines.append(f"  feeding        not measured: {error}")
     else:
         lines.append(
             "  feeding        not measured: --measure takes some seconds and says how many actors keep the learner busy"
