@@ -68,12 +68,11 @@ class ActorConfig(Section):
     it, and are not counted. Otherwise slots whose episodes all last to the limit end in the same step for ever, and a
     batch has rows of one phase of an episode alone. Not with ``vectorization=native``, nor where ``reset_memory``
     carries the memory across episodes."""
-    max_policy_lag: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    max_policy_lag: Annotated[int, Field(ge=0)] = 1
     """Versions that may pass between acting and training. An unroll is started only if, by the durations measured, it
     can be trained within it, and dropped (counted) if it came too late all the same. The log names actors that are too
     slow for that; theirs are trained whatever their lag. 0 is lock step: deterministic, but actors and learner take
-    turns. ``auto`` is 1, and 0 where an action has several continuous numbers and mode=local: the more numbers, the
-    further apart are two versions for an action."""
+    turns."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Torch threads per actor; more than one spins against the other processes of a small machine."""
     unroll_timeout_seconds: Seconds = 300.0

@@ -62,8 +62,8 @@ class LearnerConfig(Section):
     desired_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """The learning rate falls where an update moves the policy by more than twice this KL divergence, and rises again,
     up to its course, where it moves it by less than half of it; an update that has moved it by ten times as much makes
-    no further step. ``auto`` is 0.01 for every number or choice of an action, whose divergences add up, and with a
-    max_policy_lag above 0 for all of them together; 0 turns it off. It sees what the steps before the last one moved,
+    no further step. ``auto`` is 0.01 for every number or choice of an action, whose divergences add up; 0 turns it
+    off. It sees what the steps before the last one moved,
     and the lag: with one epoch, one minibatch and lag 0 it sees nothing."""
     adam_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     optimizer: Annotated[str, Named(ADAM, yours="a torch.optim.Optimizer as package.module:Class")] = ADAM

@@ -18,12 +18,9 @@ SMALLEST = 0.01
 moves whatever its weights do, and a rate that rose until it did would undo what was learned."""
 
 
-def default_desired_kl(actions: Actions, max_policy_lag: int = 0) -> float:
-    """``learner.desired_kl=auto``: the parts of an action are independent given the state, so their divergences add.
-
-    With a lag the actions are those of a version before, and a policy that moves further leaves them behind.
-    """
-    return KL_OF_ONE * (len(actions.names) if max_policy_lag == 0 else 1)
+def default_desired_kl(actions: Actions) -> float:
+    """``learner.desired_kl=auto``: the parts of an action are independent given the state, so their divergences add."""
+    return KL_OF_ONE * len(actions.names)
 
 
 class KLAdaptation:

@@ -21,7 +21,6 @@ from shoal.deploy.monitoring.catalogue import CATALOGUE, INFO
 from shoal.deploy.monitoring.collector import RunCollector
 from shoal.deploy.monitoring.learning import Interval, Recorded, judge
 from shoal.deploy.placement.layout import Machine
-from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.settings.load import load_config
 from shoal.deploy.training.random_play import RandomPlay
 from shoal.envs.boundary import VectorSpace
@@ -117,7 +116,7 @@ def test_one_mistake_is_one_problem(mistake: str, tmp_path: Path, capsys: pytest
 def test_doctor_measures_no_update_of_several_policies() -> None:
     """Catches a measurement that makes one policy for agents whose spaces differ, on this machine or on a cluster."""
     for machine in (Machine(cores=4, accelerator=False), Machine(cores=4, accelerator=False, actor_places=2)):
-        lines = layout_lines(with_policy_lag(configured()), machine, [4, 8], measure=True)
+        lines = layout_lines(configured(), machine, [4, 8], measure=True)
         assert "every policy has one learner" in lines[1]
         assert "not measured: that is done with the update of one policy" in lines[-1]
 

@@ -14,7 +14,6 @@ from shoal.deploy.doctor import preflight
 from shoal.deploy.doctor.first_steps import Found, first_steps
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
-from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
 from shoal.deploy.settings.sections import Config
@@ -37,7 +36,6 @@ def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str
     problems = preflight.check(config, run_dir, known)
     lines = _machine(run_dir) + _environment(config) + _played(found)
     problems += [f"env.id: {problem}" for problem in found.problems]
-    config = with_policy_lag(config, None if config.policies else _spec(config))
     agents_known = not config.policies or not (problems or known)
     if config.mode == "cluster" and not problems and agents_known:
         from shoal.deploy.cluster.connect import connect
@@ -273,7 +271,6 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
         share = acting / (acting + learning)
         return [*lines, f"  together       {rate:,.0f} environment steps/s{each}; acting takes {share:.0%} of the time"]
     most = config.actor.max_policy_lag
-    assert most != "auto"
     actors = layout.num_actors // layout.num_learners
     enough = learner / actor
     whose = "a learner" if layout.num_learners > 1 else "the learner"
@@ -296,7 +293,6 @@ def _feeding(config: Config, layout: Layout, measured: Measured) -> list[str]:
 
 def _lag(config: Config, layout: Layout) -> str:
     most = config.actor.max_policy_lag
-    assert most != "auto"
     if layout.placement == "colocated" or most == 0:
         return "the version it acts with (lag 0)"
     unrolls = max(1, layout.batch_size // config.env.num_envs)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Collection
 from typing import Literal
 
-from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.settings.sections import Config
 
 SMALLEST_BATCH = 32
@@ -112,7 +111,7 @@ def choose_layout(config: Config, machine: Machine, team_slots: Collection[int] 
     Raises:
         LayoutError: numbers that were set do not divide into each other.
     """
-    layout = _choose(with_policy_lag(config), machine, team_slots)
+    layout = _choose(config, machine, team_slots)
     if config.self_play.share and layout.num_learners > 1:
         raise LayoutError(
             f"self_play.share: the pool of versions belongs to one learner, and there would be {layout.num_learners}; "
@@ -225,7 +224,6 @@ def _colocated(config: Config, cores: int, why: str) -> Layout:
 def _disaggregated(config: Config, machine: Machine, why: str, team_slots: Collection[int]) -> Layout:
     learner, actor, envs = config.learner, config.actor, config.env.num_envs
     cores, accelerator, lag = machine.cores, machine.accelerator, actor.max_policy_lag
-    assert lag != "auto"
     learners = 1 if learner.num_learners == "auto" else learner.num_learners
     if actor.num_actors != "auto":
         actors = actor.num_actors

@@ -13,7 +13,6 @@ from shoal.actors.user_code import UserCode
 from shoal.actors.worker_setup import WorkerSetup, actions_of, observation_of
 from shoal.deploy.placement.layout import Layout, Share, unrolls_that_divide
 from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.teams import make_team_specs
@@ -112,13 +111,12 @@ def games_of(config: Config, spec: EnvSpec) -> Games | None:
 def make_learner_setup(config: Config, layout: Layout, worker: WorkerSetup, spec: EnvSpec) -> LearnerSetup:
     """The setup of every learner."""
     # A process that acts and learns alternately acts with the newest weights.
-    lag = 0 if layout.placement == "colocated" else with_policy_lag(config, spec).actor.max_policy_lag
-    assert lag != "auto"
+    lag = 0 if layout.placement == "colocated" else config.actor.max_policy_lag
     learner = config.learner
-    behind = 0 if config.mode == "inline" else lag
     if learner.desired_kl == "auto":
-        learner = dataclasses.replace(learner, desired_kl=default_desired_kl(worker.actions, behind))
+        learner = dataclasses.replace(learner, desired_kl=default_desired_kl(worker.actions))
     if learner.clip_coef == "auto":
+        behind = 0 if config.mode == "inline" else lag
         learner = dataclasses.replace(learner, clip_coef=default_clip_coef(learner.epochs, behind))
     return LearnerSetup(
         worker=worker,

@@ -33,7 +33,7 @@ def keep(run_dir: Path, version: int, settings: Mapping[str, Any]) -> None:
     Args:
         run_dir: directory of the run.
         version: the version that the run goes on from.
-        settings: those in its checkpoint, which have a number where ``config.yaml`` may say ``auto``.
+        settings: those in its checkpoint.
     """
     path = earlier_file(run_dir, version)
     path.parent.mkdir(exist_ok=True)
@@ -42,9 +42,7 @@ def keep(run_dir: Path, version: int, settings: Mapping[str, Any]) -> None:
     if path.exists():
         # A session that trained nothing has saved the version again, with its own settings.
         return
-    given = _read(run_dir / "config.yaml")
-    is_same = bool(given) and all(change.before == "auto" for change in differences(given, settings).changed)
-    path.write_text(dump(given if is_same else settings))
+    path.write_text(dump(settings))
 
 
 def changes_of(run_dir: Path) -> list[ChangedAt]:

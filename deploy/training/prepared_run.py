@@ -14,7 +14,6 @@ from shoal.deploy.monitoring.learning import LearningMonitor
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, Machine, Share, choose_layout
 from shoal.deploy.placement.learner_setup import LearnerSetup
-from shoal.deploy.placement.policy_lag import with_policy_lag
 from shoal.deploy.placement.setups import TeamShare, check_batches, make_learner_setup, make_worker_setup, team_shares
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.settings.load import to_dict
@@ -105,7 +104,6 @@ def prepare(config: Config, run_dir: Path, cluster: Cluster | None) -> tuple[Pre
     machine = _machine(config, cluster)
     teams = team_shares(config) if config.policies else {}
     spec = None if teams else make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    config = with_policy_lag(config, spec)
     layout = choose_layout(config, machine, [own.num_slots for own in teams.values()])
     check_batches(config, layout, teams)
     if config.mode == "local" and machine.accelerator and layout.num_learners > 1:
