@@ -198,6 +198,11 @@ class RunStatistics:
         """Episodes that ended in trained trajectories of the whole run."""
         return self.earlier_episodes + self.episodes
 
+    @property
+    def fault_share(self) -> float:
+        """Share of this session's episodes that a fault of their environment ended."""
+        return self.env_faults / max(self.env_faults + self.episodes, 1)
+
     def get_state(self) -> dict[str, Any]:
         """Windows, last readings and the count of episodes, as plain data for a checkpoint."""
         return {

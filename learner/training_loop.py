@@ -17,6 +17,7 @@ from shoal.learner.learner import Learner
 from shoal.learner.learner_worker import Empty, Lost, Skipped, StepResult, Trained
 from shoal.learner.learners import Learners
 from shoal.learner.recorded_updates import RecordedUpdates
+from shoal.learner.repeated_messages import RepeatedMessages
 from shoal.learner.statistics import RunStatistics
 from shoal.learner.weight_metrics import measure_weights
 from shoal.policy.weights import Weights
@@ -128,6 +129,8 @@ def train(
             saved_versions = _save(saving, policies, observer, required=False)
             for each in trained:
                 each.write_if_due()
+    for each in trained:
+        each.faults.count()
     if saved_versions != _versions(policies):
         _save(saving, policies, observer, required=True)
     if failure:
@@ -169,6 +172,7 @@ class _Training:
         policy.statistics.published_bytes += self.weights.flat.nbytes
         self._activations = ActivationSampler(worker.learner.policy)
         self._skipped_in_a_row = 0
+        self.faults = RepeatedMessages("faults of environments", log)
 
     @property
     def learner(self) -> Learner:
@@ -199,8 +203,7 @@ class _Training:
         assert worker.weights is not None
         self.weights = worker.weights
         statistics.published_bytes += self.weights.flat.nbytes
-        for fault in statistics.add_reports(result.reports):
-            log.warning("%s", fault)
+        self.faults.add(statistics.add_reports(result.reports))
         statistics.add_log_prob_errors(result.log_prob_errors)
         outcome = result.outcome
         if isinstance(outcome, Lost):

@@ -57,6 +57,7 @@ def run_with(**changed: Any) -> Recorded:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "faults": ({"fault_share": 0.34}, "34% of the episodes have ended with a fault of the environment"),
     "no_signal": ({"returned": Interval(0.0, 0.0), "random": Interval(0.0, 0.0)}, "every episode returned 0,"),
     "few_steps": ({"movement": 0.02, "optimizer_steps": 49}, "49, in which no weight moves by more than about 0.02"),
     "clipping": ({"terms": {"clip_fraction": 0.8, "approx_kl": 3.0}}, "80% of the transitions"),
@@ -334,3 +335,16 @@ def test_agents_that_play_each_other_are_not_said_to_learn_nothing() -> None:
     assert nothing.cause == "no_signal"
     alone = judge(run_with(**played | {"num_agents": 1}), expect_after=0.2)
     assert alone.verdict == "no_better"
+
+
+def test_an_environment_that_fails_is_named_whatever_else_is_known() -> None:
+    """Catches a run in which no episode ends but by a fault, which is "too early to compare" for good; and a run that
+    learns all the same and is told that it does not."""
+    assert judge(run_with(fault_share=0.01), expect_after=0.2).cause != "faults"
+    none_ended = judge(run_with(returned=None, fault_share=1.0), expect_after=0.2)
+    assert (none_ended.cause, none_ended.comparison) == (
+        "faults",
+        "no episode has ended but by a fault of the environment",
+    )
+    better = judge(run_with(returned=Interval(400.0, 10.0), fault_share=0.5), expect_after=0.2)
+    assert (better.verdict, better.cause) == ("better", None)

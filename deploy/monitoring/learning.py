@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # which imports torch, and a report does without
 Verdict = Literal["unknown", "better", "no_better", "worse"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Cause = Literal[
+    "faults",
     "no_signal",
     "few_steps",
     "clipping",
@@ -30,6 +31,7 @@ Cause = Literal[
     "unclear",
 ]
 CAUSES: Mapping[Cause, str] = {
+    "faults": "the environment fails",
     "no_signal": "every episode returns the same",
     "few_steps": "too few optimizer steps",
     "clipping": "updates are refused by ratio clipping",
@@ -44,6 +46,9 @@ CAUSES: Mapping[Cause, str] = {
 
 ROUNDING = 1e-6
 """A mean return of a game's agents below this is 0."""
+MANY_FAULTS = 0.2
+"""Share of the episodes that ended with a fault of their environment: what they earned is not known, and may be what
+tells good episodes from others."""
 FIRST_EPISODES = 2
 """Episodes of each slot, on average, that do not count: by then those that end are no longer mostly short ones."""
 ENOUGH_EPISODES = 6
@@ -106,6 +111,8 @@ class Recorded:
     """Whether these are no longer the first episodes of the slots, of which the short ones end first."""
     random: Interval | None = None
     """Mean return of a random policy."""
+    fault_share: float = 0.0
+    """Share of the episodes that a fault of their environment ended."""
     num_agents: int = 1
     """That share an environment and are played by the policy."""
     among_others: bool = False
@@ -165,11 +172,15 @@ def judge(run: Recorded, *, expect_after: float) -> Learning:
     """Say whether a run learns; name a cause once the share ``expect_after`` of it is over without a better return."""
     verdict = _verdict(run)
     state = Learning(verdict, run.returned, run.random, _compared(run, verdict), "; ".join(_details(run)))
-    if verdict not in ("no_better", "worse") or run.share_done < expect_after:
+    if run.share_done < expect_after or verdict == "better":
+        return state
+    if verdict == "unknown" and run.fault_share <= MANY_FAULTS:
         return state
     cause, why = _cause(run)
-    than = "worse than" if verdict == "worse" else "no better than"
     when = f"after {run.env_steps:,} steps ({run.share_done:.0%} of the run)"
+    if verdict == "unknown":
+        return state._replace(cause=cause, advice=f"{when} {why}")
+    than = "worse than" if verdict == "worse" else "no better than"
     among = " among random ones, which may be because the others have learned" if run.among_others else ""
     return state._replace(cause=cause, advice=f"{when} the return is {than} a random policy's{among}; {why}")
 
@@ -232,6 +243,7 @@ class LearningMonitor:
                 settled=statistics.all_episodes
                 >= min(len(statistics.returns) + FIRST_EPISODES * self._num_slots, ENOUGH_EPISODES * self._num_slots),
                 random=self.random,
+                fault_share=statistics.fault_share,
                 num_agents=self._num_agents,
                 among_others=self._among_others,
                 terms=terms,
@@ -275,7 +287,9 @@ def _is_zero_sum(run: Recorded) -> bool:
 
 def _compared(run: Recorded, verdict: Verdict) -> str:
     if run.returned is None:
-        return "no episode has ended yet"
+        return (
+            "no episode has ended but by a fault of the environment" if run.fault_share else "no episode has ended yet"
+        )
     returned = f"return {run.returned}"
     if run.random is None:
         return f"{returned}; a random policy's is not known"
@@ -313,6 +327,11 @@ def _details(run: Recorded) -> list[str]:
 def _cause(run: Recorded) -> tuple[Cause, str]:
     """The first cause that shows. Each makes those after it likely or meaningless, and not the other way round."""
     terms = run.terms
+    if run.fault_share > MANY_FAULTS:
+        return "faults", (
+            f"{run.fault_share:.0%} of the episodes have ended with a fault of the environment (env.id), and what they "
+            "would have earned is not known: mend it first; run.log has the first faults of each kind"
+        )
     if run.returned and run.random and run.returned.half_width == run.random.half_width == 0:
         return "no_signal", (
             f"every episode returned {_number(run.returned.mean)}, whatever was done in it: the policy has yet to meet "

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 PLAIN_LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 15.0
+WORTH_SAYING = 0.005
+"""Share of episodes that reads as 1% or more."""
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -466,9 +468,11 @@ def _summary_lines(summary: dict[str, Any], total_env_steps: int, *, is_whole: b
     if summary["actor_restarts"] or summary["env_faults"]:
         back = summary["actor_recovery_seconds"]
         after = f" (up again after {back['mean']:.1f} s, {back['max']:.1f} s at most)" if back["count"] else ""
+        share = summary.get("env_fault_share", 0.0)
+        ended = f", which ended {share:.0%} of the episodes" if share >= WORTH_SAYING else ""
         lines.append(
             f"  faults      {summary['actor_restarts']} actors replaced{after}, "
-            f"{summary['env_faults']} environment slots restarted"
+            f"{summary['env_faults']} environment slots restarted{ended}"
         )
     if words := won([Result(**each) for each in summary.get("self_play") or ()]):
         lines.append(f"  self-play   {words}")

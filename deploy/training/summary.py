@@ -75,6 +75,7 @@ def summarize(
             "max": recoveries.slowest if recoveries.count else None,
         },
         "env_faults": statistics.env_faults,
+        "env_fault_share": statistics.fault_share,
         "slots_begun_anew": statistics.slots_begun_anew,
         "episode_metrics": statistics.episode_metrics,
         "self_play": None if opponents is None else [dataclasses.asdict(result) for result in opponents],
