@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations
@@ -390,9 +393,13 @@ def check_callbacks(configs: Sequence[CallbackConfig]) -> list[str]:
     problems = []
     for config in configs:
         try:
-            named_code.check_arguments(_find(config), config.kwargs)
+            found = _find(config)
+            named_code.check_arguments(found, config.kwargs)
         except ValueError as error:
             problems.append(f"callbacks: {config.name}: {error}")
+        else:
+            if isinstance(found, type):
+                problems += [f"callbacks: {config.name}: {problem}" for problem in _wrong_methods(found)]
     return problems
 
 
@@ -412,7 +419,29 @@ def make_callbacks(configs: Sequence[CallbackConfig], given: Sequence[Callback])
         if not isinstance(callback, Callback):
             hint = "; give an instance, not the class" if isinstance(callback, type) else ""
             raise ValueError(f"callbacks: expected a shoal.Callback, got {callback!r}{hint}")
+        if problems := _wrong_methods(type(callback)):
+            raise ValueError(f"callbacks: {name_of(callback)}: {problems[0]}")
     return [*made, *given]
+
+
+def _wrong_methods(cls: type) -> list[str]:
+    """Methods that would never be called, because their name is that of no event, or that fail as soon as they are."""
+    events = {name: inspect.signature(method) for name, method in vars(Callback).items() if name.startswith("on_")}
+    problems = []
+    for name in (name for name in dir(cls) if name.startswith("on_") and callable(getattr(cls, name))):
+        if name not in events:
+            near = difflib.get_close_matches(name, events, 1)
+            meant = f"; did you mean {near[0]}?" if near else "."
+            problems.append(f"{name} is no event, so it would never be called{meant} There are {', '.join(events)}")
+            continue
+        wanted, given = list(events[name].parameters), inspect.getattr_static(cls, name)
+        if not isinstance(given, FunctionType | staticmethod | classmethod):
+            continue  # which may take anything
+        try:
+            inspect.signature(getattr(cls, name)).bind(*(wanted if isinstance(given, FunctionType) else wanted[1:]))
+        except TypeError:
+            problems.append(f"{name} must take ({', '.join(wanted)})")
+    return problems
 
 
 def _find(config: CallbackConfig) -> Callable[..., Callback]:
