@@ -26,6 +26,7 @@ from ray.exceptions import (
 from shoal.actors.pool import MOST_REPORTED, Recoveries, ReplacementReason, backoff_seconds
 from shoal.actors.ray_actor import ProcessLocation
 from shoal.actors.ray_nodes import NoAnswer, draining_nodes, end_process, living_nodes, starting_processes
+from shoal.actors.ray_words import in_short
 from shoal.envs.config import EnvironmentNotFound
 
 log = logging.getLogger(__name__)
@@ -312,7 +313,7 @@ class Supervisor:
                 self._report("node_died", f"{lost.name} was lost with its node {lost.node_id[:8]} (node_died)")
             elif lost.since < lost_before:
                 self._lost.remove(lost)
-                text = f"{type(lost.error).__name__}: {lost.error}"
+                text = in_short(lost.error)
                 self._report("died", f"{lost.name} was lost (died), and its node {lost.node_id[:8]} lives: {text}")
                 # As after any failure: a call that was finished since ends the row.
                 lost.slot.failures += lost.answers == lost.slot.answers
@@ -327,7 +328,9 @@ class Supervisor:
         self._begin_recovery(slot)
         self.kill(slot, at_once=reason == "timeout")
         slot.failures += reason not in BLAMELESS
-        text = f"{type(error).__name__}: {error}"
+        text = in_short(error)
+        if "\n" in str(error):
+            log.info("%s %s, as Ray tells it: %s: %s", self._title, slot.actor, type(error).__name__, error)
         if reason == "oom":
             text = f"its node ran out of memory: use fewer slots (env.num_envs) or actors per node; {text}"
         elif reason == "object_store":
