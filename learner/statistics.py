@@ -285,8 +285,9 @@ class RunStatistics:
         self._started = time.monotonic()
 
     def end(self) -> None:
-        """Stop the clock: training is over."""
-        self._ended = time.monotonic()
+        """Stop the clock, unless it is stopped: training is over."""
+        if self._ended is None:
+            self._ended = time.monotonic()
 
     @property
     def ended(self) -> bool:

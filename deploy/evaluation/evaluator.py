@@ -36,6 +36,8 @@ from shoal.policy.weights import Weights
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+LAST_SECONDS = 30.0
+"""Longest time that a run waits for its last evaluation."""
 _STREAM = 2**32 - 2
 """Spawn key of the random streams of evaluation; the sessions of a run count from 0."""
 
@@ -143,7 +145,7 @@ def _play(side: Side | TeamsSide, episodes: int, niceness: int) -> Mapping[str, 
 
 
 class Evaluator:
-    """The thread; leaving its block ends an evaluation that is under way at once."""
+    """The thread; leaving its block waits for the last evaluation, unless the run was interrupted or has failed."""
 
     def __init__(
         self,
@@ -157,6 +159,7 @@ class Evaluator:
         env_steps: int,
         describe: Callable[[], Mapping[str, Any]],
         keep_best: Callable[[Weights, Mapping[str, Any]], object] | None,
+        hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare.
 
@@ -171,10 +174,13 @@ class Evaluator:
             describe: the run's state beside its weights, for ``keep_best``.
             keep_best: saves weights that are better than all before, with the state when they were taken; for the only
                 policy of a run.
+            hurried: whether the run is to end at once.
         """
         self._config, self._side, self._jobs, self._evaluations = config, side, jobs, evaluations
         self._session, self._newest = session, newest
-        self._describe, self._keep_best = describe, keep_best
+        self._describe, self._keep_best, self._hurried = describe, keep_best, hurried
+        self._under_way = ""
+        """The policy versions that are being evaluated."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_evaluating, name="evaluator", daemon=True)
         self._due = self._next_due(env_steps)
@@ -183,7 +189,11 @@ class Evaluator:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._await_last()
+        if versions := self._under_way:
+            log.warning("the evaluation of policy version %s had not ended when the run did, and is left out", versions)
         self._stopped.set()
         self._jobs.kill()
         self._thread.join()
@@ -192,12 +202,33 @@ class Evaluator:
         every = self._config.every_env_steps
         return (env_steps // every + 1) * every
 
+    def _await_last(self) -> None:
+        """Wait for what is under way or due, for ``LAST_SECONDS`` at most."""
+        begun, said = time.monotonic(), False
+        while (self._under_way or self._is_due()) and not self._hurried():
+            seconds = time.monotonic() - begun
+            if seconds > LAST_SECONDS:
+                return
+            if seconds > _LOOK_SECONDS and not said and self._under_way:
+                said = True
+                log.warning(
+                    "training is over; the evaluation of policy version %s is waited for, for %.0f s at most (Ctrl-C "
+                    "leaves it out)",
+                    self._under_way,
+                    LAST_SECONDS,
+                )
+            time.sleep(0.05)
+
+    def _is_due(self) -> bool:
+        return sum(each.env_steps for each in self._newest().values()) >= self._due
+
     def _keep_evaluating(self) -> None:
         while not self._stopped.wait(_LOOK_SECONDS):
             taken = self._newest()
             env_steps = sum(each.env_steps for each in taken.values())
             if not taken or env_steps < self._due:
                 continue
+            self._under_way = _versions(taken)
             self._due = self._next_due(env_steps)
             try:
                 self._evaluate(taken)
@@ -207,6 +238,8 @@ class Evaluator:
                 for each in self._evaluations.values():
                     each.failed += 1
                 log.warning("evaluation of policy version %s failed: %s", _versions(taken), error)
+            finally:
+                self._under_way = ""
 
     def _evaluate(self, taken: Mapping[str, Taken]) -> None:
         state = self._describe() if self._keep_best else {}

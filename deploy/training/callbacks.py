@@ -207,8 +207,8 @@ class Callback:
         return None
 
     def on_evaluation(self, run: RunningRun, result: EvaluationResult) -> Numbers:
-        """An evaluation (``evaluation.every_env_steps``) has ended; it comes after the next update. Of several
-        policies, which play together, each has a result of its own (``result.policy``)."""
+        """An evaluation (``evaluation.every_env_steps``) has ended; it comes after the next update, or before
+        ``on_end``. Of several policies, which play together, each has a result of its own (``result.policy``)."""
         return None
 
     def on_end(self, run: RunningRun, summary: Mapping[str, Any]) -> Numbers:
@@ -266,6 +266,9 @@ class Callbacks:
         if returns:
             lengths = tuple(value for report in result.reports for value in report.statistics["episode_lengths"])
             self._call("on_episodes", EndedEpisodes(returns, lengths, policy), policy=policy)
+        self._tell_evaluations()
+
+    def _tell_evaluations(self) -> None:
         for name, evaluations in self._evaluations.items():
             if (last := evaluations.last) is not None and last is not self._seen[name]:
                 self._seen[name] = last
@@ -299,7 +302,8 @@ class Callbacks:
         self._call("on_checkpoint", path)
 
     def ended(self, summary: Mapping[str, Any]) -> None:
-        """Call ``on_end``."""
+        """Call ``on_end``, and ``on_evaluation`` where one has ended since the last update."""
+        self._tell_evaluations()
         self._call("on_end", summary)
 
     def _call(self, event: str, *arguments: Any, policy: str | None = None) -> None:

@@ -283,7 +283,7 @@ def _train(
         with contextlib.ExitStack() as watched:
             for progress in watchers.progress:
                 watched.enter_context(progress)
-            watched.enter_context(_evaluator(runs, watchers.evaluations, rounds))
+            watched.enter_context(_evaluator(runs, watchers.evaluations, rounds, asked))
             callbacks.started()
             if workers.driver:
                 workers.driver.start()
@@ -292,6 +292,9 @@ def _train(
                 restore_pool(each, workers.pool)
                 each.statistics.begin()
             weights = train(policies, saving, limits, asked.requested, rounds)
+            for each in runs:
+                # What follows is no training.
+                each.statistics.end()
         completed = True
     finally:
         for each in runs:
@@ -475,7 +478,7 @@ def _evaluations(runs: Sequence[PreparedRun]) -> dict[str, Evaluations]:
 
 
 def _evaluator(
-    runs: Sequence[PreparedRun], evaluations: Mapping[str, Evaluations], rounds: Rounds
+    runs: Sequence[PreparedRun], evaluations: Mapping[str, Evaluations], rounds: Rounds, asked: Interruption
 ) -> contextlib.AbstractContextManager[object]:
     """Evaluation during training; does nothing where ``evaluation.every_env_steps`` is 0."""
     run = runs[0]
@@ -506,4 +509,5 @@ def _evaluator(
         env_steps=sum(each.before.trained for each in runs),
         describe=run.describe,
         keep_best=(lambda weights, state: best.save(learner, state, weights)) if best else None,
+        hurried=asked.requested.is_set,
     )

@@ -17,6 +17,7 @@ import pytest
 from jobs import end_itself, own_pid, raise_error, square
 from service import SMALL, alive, descendants, make_setup, read_summary, start_shoal, wait_for
 from shoal.deploy.cli import main
+from shoal.deploy.evaluation import evaluator
 from shoal.deploy.evaluation.evaluate import evaluate, evaluation_setup
 from shoal.deploy.evaluation.evaluator import Evaluator, Taken, training_side
 from shoal.deploy.evaluation.job_process import JobFailed, JobProcess
@@ -58,7 +59,7 @@ class Bench:
     def __init__(self, directory: Path, env: Mapping[str, Any] | None = None, **settings: Any) -> None:
         self.setup = make_setup("evaluated_envs:Fragile-v0", num_envs=4, **(env or {}))
         self.weights = flatten_weights(self.setup.make_policy(), 3)
-        self.env_steps = 0
+        self.env_steps, self.hurried = 0, False
         self.kept: list[tuple[int, Mapping[str, Any]]] = []
         self.evaluations = Evaluations(directory / "evaluation.jsonl")
         self.jobs: JobProcess[Any] = JobProcess(silent=True)
@@ -72,6 +73,7 @@ class Bench:
             env_steps=0,
             describe=lambda: {"env_steps": self.env_steps},
             keep_best=self.keep,
+            hurried=lambda: self.hurried,
         )
 
     def keep(self, weights: Weights, state: Mapping[str, Any]) -> None:
@@ -118,6 +120,36 @@ def test_it_evaluates_when_steps_are_due(tmp_path: Path) -> None:
     wait_for(lambda: not alive(process), seconds=200)
 
 
+def test_a_run_waits_for_its_last_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches an evaluation that falls due with the last update, or is under way then, and vanishes without a word."""
+    bench = Bench(tmp_path)
+    with bench.evaluator:
+        bench.env_steps = 100
+    assert bench.done(1)()
+    assert read_evaluations(tmp_path / "evaluation.jsonl")[0].env_steps == 100
+    assert "training is over; the evaluation of policy version 3 is waited for, for 30 s at most" in caplog.text
+    assert "is left out" not in caplog.text
+
+
+@pytest.mark.parametrize("why", ["too long", "interrupted", "failed"])
+def test_an_evaluation_that_is_not_waited_for_is_told(
+    why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that waits for an environment which hangs, after Ctrl-C, or after a failure, and no word of it."""
+    monkeypatch.setattr(evaluator, "LAST_SECONDS", 2.0 if why == "too long" else 600.0)
+    bench = Bench(tmp_path, {"how": "hangs"}, max_seconds=200.0)
+    begun = time.monotonic()
+    with contextlib.suppress(KeyError), bench.evaluator:
+        bench.env_steps = 100
+        wait_for(lambda: bench.evaluator._under_way == "3")
+        bench.hurried = why == "interrupted"
+        if why == "failed":
+            raise KeyError
+    assert time.monotonic() - begun < 100
+    assert bench.done(0)()
+    assert "the evaluation of policy version 3 had not ended when the run did, and is left out" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["raises", "killed", "hangs"])
 def test_a_failing_evaluation_is_counted_and_the_next_one_made(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -151,14 +183,15 @@ def test_a_failing_evaluation_is_counted_and_the_next_one_made(
     assert not (tmp_path / "evaluation.jsonl").exists()
 
 
-def test_leaving_the_block_ends_an_evaluation_at_once(tmp_path: Path) -> None:
-    """Catches a run whose end waits for an evaluation, or leaves it behind."""
+def test_leaving_the_block_in_a_hurry_ends_an_evaluation_at_once(tmp_path: Path) -> None:
+    """Catches an interrupted run whose end waits for an evaluation, or leaves its process behind."""
     marks = tmp_path / "marks"
     marks.mkdir()
     bench = Bench(tmp_path, {"how": "hangs", "marker": str(marks)}, max_seconds=3600.0)
     with bench.evaluator:
         bench.env_steps = 100
         wait_for(lambda: list(marks.iterdir()))
+        bench.hurried = True
     assert not alive(int(next(marks.iterdir()).name))
     assert bench.done(0)()
     # Also before the process has begun.
@@ -167,6 +200,7 @@ def test_leaving_the_block_ends_an_evaluation_at_once(tmp_path: Path) -> None:
         bench.env_steps = 100
         wait_for(lambda: bench.jobs.pid)
         process = bench.jobs.pid
+        bench.hurried = True
     assert process is not None
     assert not alive(process)
     assert bench.done(0)()
@@ -318,7 +352,9 @@ def test_the_end_of_a_run_ends_its_evaluation(number: signal.Signals, tmp_path: 
     assert process.returncode == 128 + number, said
     assert "Interrupted; saved." in said
     assert "Traceback" not in said
-    assert "WARNING" not in said
+    warned = [line for line in said.splitlines() if "WARNING" in line]
+    assert len(warned) == 1
+    assert "had not ended when the run did, and is left out" in warned[0]
     assert not alive(evaluating)
     wait_for(lambda: not any(map(alive, below)), seconds=200)
     assert read_summary(tmp_path / "run")["evaluation"] is None
