@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done, 1: failed, 2: bad input; 128 + n: interrupted by signal n (SIGHUP, SIGINT, SIGUSR1, SIGTERM, SIGXCPU), and
     a run has saved.
     """
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown and hasattr(options, "settings"):
+        options.settings += unknown  # which say how they are meant
+    elif unknown:
+        _parser().parse_args(arguments)  # which ends with the usage
     if (here := os.getcwd()) not in sys.path:
         # Users keep environments here; it comes last, so that a folder named like an installed package hides nothing.
         sys.path.append(here)

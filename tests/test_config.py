@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from shoal.deploy.cli import main
 from shoal.deploy.settings.load import (
     _ELSEWHERE,
     CONFIGS,
@@ -525,3 +526,27 @@ def test_names_of_other_systems_lead_to_settings() -> None:
     every = set(_all_paths())
     assert set(_ELSEWHERE.values()) <= every
     assert not set(_ELSEWHERE) & {path.split(".")[-1] for path in every}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["CartPole-v1"], "argument 'CartPole-v1': expected key=value, e.g. env.id=CartPole-v1"),
+        (["my_env:Env"], "e.g. env.id=my_env:Env"),
+        (["hello"], "e.g. learner.batch_size=64"),
+        (["--env.id=CartPole-v1"], "settings have no dashes; expected env.id=CartPole-v1"),
+        (["--seed", "3"], "argument '--seed': settings have no dashes; expected seed=VALUE"),
+        (["-learner.gamma=0.9"], "settings have no dashes; expected learner.gamma=0.9"),
+    ],
+    ids=str,
+)
+def test_settings_written_as_elsewhere_are_told_how_to_write_them(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a newcomer's first command, answered by a usage or by an example of something else."""
+    for command in (["train"], ["doctor"], ["config", "show"]):
+        assert main([*command, *words, "metrics.port=-1"]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "somewhere", "--seed"])
+    assert "unrecognized arguments: --seed" in capsys.readouterr().err

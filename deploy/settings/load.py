@@ -372,8 +372,13 @@ def _text(path: Path) -> str:
 
 def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
     path, equals, text = argument.partition("=")
+    if argument.startswith("-"):
+        meant = argument.lstrip("-") if equals else f"{path.lstrip('-')}=VALUE"
+        problems.append(f"argument {_short.repr(argument)}: settings have no dashes; expected {meant}")
+        return {}
     if not equals or not path or not all(path.split(".")):
-        problems.append(f"argument {_short.repr(argument)}: expected key=value, e.g. learner.batch_size=64")
+        example = f"env.id={argument}" if _ENVIRONMENT.fullmatch(argument) else "learner.batch_size=64"
+        problems.append(f"argument {_short.repr(argument)}: expected key=value, e.g. {example}")
         return {}
     if path.count(".") >= MAX_DEPTH:
         problems.append(f"argument {_short.repr(argument)}: expected a key of at most {MAX_DEPTH} parts")
@@ -588,3 +593,7 @@ def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:
         section = section_of(hint)
         paths += _all_paths(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return paths
+
+
+_ENVIRONMENT = re.compile(r"[\w.:/-]*-v\d+|[\w.]+:[\w.:/-]+")
+"""What can only be meant as an environment's id."""
