@@ -27,7 +27,7 @@ STEPS = 200
 """Of every agent."""
 SECONDS = 5.0
 """Longest time that they take, but for the last one."""
-SILENT_SECONDS = 30.0
+SILENT_SECONDS = 60.0
 """Longest time that making the environment, a reset or a step takes."""
 
 
@@ -131,7 +131,8 @@ class _FirstSteps:
             steps += 1
             episodes += int((rows.terminated | rows.truncated).sum())
         faults = list(dict.fromkeys(env.faults))
-        problems = [f"{fault} (one of {len(faults)} such faults in {steps} steps)" for fault in faults[:1]]
+        count = f" ({len(faults)} faults in {steps} steps)" if len(faults) > 1 else ""
+        problems = [f"{fault}{count}" for fault in faults[:1]]
         return Found(steps, episodes, tuple(problems), tuple(reports.examples.values()))
 
     def _note(self, doing: str) -> None:
