@@ -99,6 +99,7 @@ class RayWatch:
         self._waiting: set[threading.Event] = set()
         self._calls = 0
         """Calls of Ray's that are under way, waited for or not."""
+        self._interrupted: Callable[[], bool] = lambda: False
         self._told: list[Callable[[], object]] = []
         self._warned: list[Callable[[], object]] = []
         self._closed = threading.Event()
@@ -112,6 +113,11 @@ class RayWatch:
             lost = self.lost.is_set()
         if lost:
             told()
+
+    def expect_end(self, interrupted: Callable[[], bool]) -> None:
+        """Take the end of Ray for no fault while ``interrupted()``: a signal to a whole process group, or a scheduler,
+        ends Ray with the run."""
+        self._interrupted = interrupted
 
     def warn(self, warned: Callable[[], object]) -> None:
         """Call ``warned``, from another thread, whenever the head begins to be out of reach: Ray may be lost soon."""
@@ -333,7 +339,10 @@ class RayWatch:
             if self.why:
                 return
             self.why = f"Ray is lost: {missing}"
-        log.error("%s; the run saves and ends. %s", self.why, self._advice)
+        if self._interrupted():
+            log.info("%s; the run was interrupted and ends in any case", self.why)
+        else:
+            log.error("%s; the run saves and ends. %s", self.why, self._advice)
         with self._lock:
             self.lost.set()
             waiting, told = list(self._waiting), list(self._told)

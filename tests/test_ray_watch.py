@@ -365,3 +365,16 @@ def test_a_watch_that_is_closed_leaves_nothing_and_says_nothing(
     places.end("raylet")
     watch.look()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_ray_that_ends_with_an_interrupted_run_is_no_error(
+    interrupted: bool, places: Places, watch: RayWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches "Ray is lost" after SIGTERM to the process group, as schedulers send it; and silence without one."""
+    caplog.set_level("INFO")
+    watch.expect_end(lambda: interrupted)
+    places.end("raylet")
+    assert watch.lost.wait(30)
+    (level,) = {record.levelname for record in caplog.records if "Ray is lost" in record.getMessage()}
+    assert level == ("INFO" if interrupted else "ERROR")

@@ -136,12 +136,14 @@ class RandomPlayer:
         self._play, self._seconds, self._jobs = play, seconds, jobs
         self._found = found
         self._through = False
+        self._stopped: Callable[[], bool] = lambda: False
         self._beside = threading.Thread(target=self._play_beside, name="random-play", daemon=True)
 
     def before(self, stop: Callable[[], bool]) -> None:
         """Play, or begin to; ``stop`` ends it."""
         if not self._seconds:
             return
+        self._stopped = stop
         if self._jobs:
             self._beside.start()
         else:
@@ -178,7 +180,8 @@ class RandomPlayer:
             self._jobs.submit(self._play)
             self._take(self._jobs.result())
         except Exception as error:  # noqa: BLE001  (training goes on whatever fails here)
-            _unknown(error)
+            if not self._stopped():
+                _unknown(error)
         finally:
             self._jobs.end()
 

@@ -133,6 +133,7 @@ def run(
         for each in prepared:
             stack.callback(each.learner.learner.close)
         if watch := workers.watch:
+            watch.expect_end(lambda: asked.signal_number is not None)
             # What is lost after training stopped nothing.
             watch.tell(lambda: None if prepared[0].statistics.ended else asked.stop("ray_lost"))
         try:
