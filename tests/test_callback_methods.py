@@ -32,7 +32,7 @@ class TakesTooMuch(shoal.Callback):
 
 
 class NoSelf(shoal.Callback):
-    def on_start(run) -> None: ...  # type: ignore[no-untyped-def,override]
+    def on_start(run) -> None: ...  # type: ignore[no-untyped-def,override]  # the same
 
 
 WRONG = {

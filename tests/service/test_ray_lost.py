@@ -207,8 +207,7 @@ def two_nodes() -> Iterator[Any]:
 @pytest.mark.slow
 def test_a_run_on_a_cluster_whose_head_is_killed_saves_and_goes_on(tmp_path: Path) -> None:
     """Catches the same where Ray is not the run's own: the machine of the head is lost, others are there."""
-    layout = (*SMALL, "actor.num_actors=2", "mode=cluster", "cluster.actor_labels={role: rollout}")
-    layout = (*layout, "log.every_seconds=0.5")
+    layout = (*LAYOUTS["fed"], "mode=cluster", "cluster.actor_labels={role: rollout}", "log.every_seconds=0.5")
     with two_nodes() as cluster:
         process = start_shoal("train", *layout, f"cluster.address={cluster.address}", *ENDLESS, cwd=tmp_path)
         wait_for(lambda: trained(tmp_path / "run"), process=process)
