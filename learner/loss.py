@@ -142,6 +142,7 @@ def divergences(inputs: LossInputs) -> dict[str, Tensor]:
 
 
 CLIP_COEF = 0.2
+"""PPO's usual range of the ratio: how far one update may move what it learned from."""
 
 
 def default_clip_coef(epochs: int, max_policy_lag: int = 0) -> float:

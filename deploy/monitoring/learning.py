@@ -154,7 +154,8 @@ class Learning(NamedTuple):
     details: str
     """Explained variance, KL divergence and entropy, in words; empty before the first update."""
     cause: Cause | None = None
-    """The likeliest cause, if the return should be better than a random policy's by now and is not."""
+    """The likeliest cause, if the return should be better than a random policy's by now and is not, or if it cannot be
+    told because the environment fails."""
     advice: str = ""
     """The cause and the setting to turn, in one sentence."""
 
