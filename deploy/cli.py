@@ -17,6 +17,7 @@ from typing import NoReturn
 from shoal import __version__
 from shoal.deploy.evaluation.arguments import add_arguments
 from shoal.deploy.records.warnings_handler import WarningsHandler
+from shoal.problems import problems_of
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 BENCHMARKS = Path(__file__).resolve().parent.parent / "tests" / "bench"
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options, unknown = _parser().parse_known_args(arguments)
     if unknown and hasattr(options, "settings"):
-        options.settings += unknown  # which say how they are meant
+        from shoal.deploy.settings.written import as_written
+
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        options.settings = as_written(words, unknown, options.settings)  # which is told how they are meant
     elif unknown:
         _parser().parse_args(arguments)  # which ends with the usage
     if (here := os.getcwd()) not in sys.path:
@@ -239,7 +243,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         outcome = run(config, run_dir, shown=given)
     except CannotStart as error:
-        return _refuse(str(error).splitlines())
+        return _refuse(problems_of(error))
     except RayLost as error:
         _leave(_fail("the run failed", error, run_dir))
     except Exception as error:  # noqa: BLE001  (every error of a run is reported here, as one line and a file)
@@ -346,7 +350,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 print(told)
                 return 0
         except (CheckpointError, ValueError) as error:
-            return _refuse([str(error)])
+            return _refuse(problems_of(error))
         except (EnvironmentFault, JobFailed, OSError) as error:
             print(f"shoal: the evaluation failed: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -403,7 +407,7 @@ def _report(options: argparse.Namespace) -> int:
     try:
         print(write_report(options.runs, options.out))
     except CannotReport as error:
-        return _refuse(str(error).splitlines())
+        return _refuse(problems_of(error))
     return 0
 
 
@@ -429,7 +433,7 @@ def _replay(options: argparse.Namespace) -> int:
                 stack.enter_context(printing_to_standard_error())
             made = replay(find_recorded(options.run, options.update))
     except RecordError as error:
-        return _refuse([str(error)])
+        return _refuse(problems_of(error))
     print(json.dumps(table.to_json(made)) if options.json else "\n".join(table.lines(made, options.segments)))
     return 0 if made.is_same else EXIT_FAILED
 
@@ -481,7 +485,7 @@ def _export(options: argparse.Namespace) -> int:
     try:
         print(export(options))
     except (CheckpointError, ValueError, OSError) as error:
-        return _refuse(str(error).splitlines())
+        return _refuse(problems_of(error))
     except EnvironmentFault as error:
         print(f"shoal: {error}; nothing was kept", file=sys.stderr)
         return EXIT_FAILED
@@ -535,7 +539,7 @@ def _import(options: argparse.Namespace) -> int:
             kind=options.kind,
         )
     except (ValueError, OSError) as error:
-        return _refuse([str(error)])
+        return _refuse(problems_of(error))
     print(describe(imported))
     return 0
 
@@ -564,5 +568,6 @@ def _refuse(problems: Sequence[str]) -> int:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"shoal: {count}, nothing was started:", file=sys.stderr)
     for problem in problems:
-        print(f"  {problem}", file=sys.stderr)
+        first, *more = [line for line in problem.splitlines() if line.strip()] or [""]
+        print(f"  {first}", *(f"    {line}" for line in more), sep="\n", file=sys.stderr)
     return EXIT_BAD_INPUT

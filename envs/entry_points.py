@@ -54,7 +54,7 @@ def _named(env_id: str) -> Callable[..., Any] | None:
         found = pkgutil.resolve_name(env_id)
     except (AttributeError, ValueError):
         return None
-    return found if is_environment_class(found) or _returns_environment(found) else None
+    return found if makes_environment(found) else None
 
 
 _LIBRARIES = frozenset({"gymnasium", "gym", "pettingzoo", "supersuit", "shimmy", "mettagrid"})
@@ -67,7 +67,7 @@ def is_maker(found: Any) -> bool:
     whose annotation says that they return such a class, and functions of modules that use an environment library;
     nothing else, so that a name cannot run any function with any arguments.
     """
-    if is_environment_class(found) or _returns_environment(found):
+    if makes_environment(found):
         return True
     if not inspect.isfunction(found):
         return False
@@ -110,8 +110,9 @@ def is_environment_class(found: Any) -> bool:
     return isinstance(found, type) and all(callable(getattr(found, name, None)) for name in ("reset", "step"))
 
 
-def _returns_environment(found: Any) -> bool:
-    return is_environment_class(returned_class(found))
+def makes_environment(found: Any) -> bool:
+    """Whether this is such a class, or a function whose annotation says that it returns one."""
+    return is_environment_class(found) or is_environment_class(returned_class(found))
 
 
 def returned_class(found: Any) -> type | None:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import itertools
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -33,10 +31,8 @@ from shoal.envs.plain_state import DoesNotFit, read_arrays
 from shoal.envs.processes import GIVEN_UP, ProcessVectorEnv, Recipe, told_fault
 from shoal.envs.spaces import declared_by, make_spec
 from shoal.envs.surroundings import Surroundings
+from shoal.envs.unknown_ids import why_unknown
 from shoal.envs.wrappers import Wrapping, find_wrappers
-
-_PACKAGES = {"ALE": "ale_py", "MiniGrid": "minigrid", "popgym": "popgym", "VizDoom": "vizdoom", "BabyAI": "minigrid"}
-"""Gymnasium namespaces and the modules that register them."""
 
 
 class _GuardedRows(AutoresetRows):
@@ -404,7 +400,7 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     except gymnasium.error.Error as error:
         if spec := entry_point_spec(env_id):
             return spec
-        raise EnvironmentNotFound(f"environment {env_id!r} {_why_unknown(module, name, error)}") from error
+        raise EnvironmentNotFound(f"environment {env_id!r} {why_unknown(module, name, error)}") from error
     if module and not module.startswith("gymnasium") and _is_gymnasiums_own(spec):
         raise EnvironmentNotFound(
             f"environment {env_id!r}: {module} does not register {name}, which would be gymnasium's own: write {name} "
@@ -412,32 +408,6 @@ def find_gym_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
             "annotated -> gymnasium.Env, and name that: my_module:function"
         )
     return spec
-
-
-def _why_unknown(module: str, name: str, error: Exception) -> str:
-    """What is wrong with an id that names nothing, and what to do."""
-    if module == "__main__" or set("<(") & set(name):
-        return (
-            f"was defined in a script or notebook, and {name} is not defined in this one: define it here before or "
-            "give it as env=..., or move it to a module of its own and name it package.module:Name"
-        )
-    found = sys.modules.get(module)
-    if hasattr(found, name):
-        return (
-            "is no class with reset and step, and no function that says that it makes one: annotate the function "
-            f"-> gymnasium.Env, register it, as gymnasium.register('Name-v0', entry_point=...), or give it from "
-            f"Python, as env={name}"
-        )
-    close = difflib.get_close_matches(name, gymnasium.registry, cutoff=0.6)
-    if module:
-        near = difflib.get_close_matches(name, dir(found), cutoff=0.6)
-        meant = [f"{module}:{one}" for one in near] or close
-        hint = f"did you mean {' or '.join(meant)}?" if meant else f"({error})"
-        return f"is unknown: {module} neither registers nor defines it; {hint}"
-    if package := _PACKAGES.get(name.partition("/")[0].partition("-")[0]):
-        return f"is unknown: install {package.replace('_', '-')} and write {package}:{name}"
-    hint = f"did you mean {' or '.join(close)}?" if close else f"({error})"
-    return f"is unknown: {hint} If a package registers it, write package.module:Env-v0 and install that package"
 
 
 _REGISTERED_FIRST = frozenset(gymnasium.registry)

@@ -20,6 +20,7 @@ from shoal.envs.config import AdapterOptions
 from shoal.envs.games import Games, Group
 from shoal.envs.pettingzoo import GroupSpec, make_games, make_group_specs
 from shoal.envs.reports import Reports
+from shoal.problems import Problems
 
 Patterns = Mapping[str, Sequence[str]]
 """Patterns of agents' names, as of ``fnmatch``, by the name of the policy that plays them."""
@@ -56,7 +57,7 @@ def divide_agents(patterns: Patterns, env_id: str, agents: Sequence[Any]) -> dic
             f"{'it' if len(lost) == 1 else 'them'} in policies.NAME.agents (patterns such as agent_* may do)"
         )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise Problems(*problems)
     return {policy: tuple(index for index, own in enumerate(owners) if own == [policy]) for policy in patterns}
 
 

@@ -85,7 +85,10 @@ def test_a_function_may_make_a_registered_environment(give: Callable[..., str]) 
     ("env_id", "expected"),
     [
         ("no_such_module:Env", "there is no module 'no_such_module' here; install the package that has it"),
-        ("json:Nothing", "json neither registers nor defines it"),
+        (
+            "json:Nothing",
+            "importing json registers no Nothing, and json has no class or function of that name",
+        ),
         ("json:decoder", "'json:decoder' is no class with reset and step"),
         ("json:JSONDecoder", "'json:JSONDecoder' is no class with reset and step"),
         ("os:system", "'os:system' is no class .* annotate the function -> gymnasium.Env, register it"),

@@ -162,7 +162,7 @@ class Cluster:
         problems = problems or self.mismatches(self.probe(used, config), config)
         problems = problems or self.try_out(used, config)
         if problems:
-            raise CannotStart("\n".join(problems))
+            raise CannotStart(*problems)
         return self.place(config, room, here)
 
     def _wait(self, config: Config, here: Machine) -> None:

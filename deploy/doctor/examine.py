@@ -17,6 +17,7 @@ from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_l
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
 from shoal.deploy.settings.sections import Config
+from shoal.problems import problems_of
 
 if TYPE_CHECKING:  # Ray and torch are imported where they are used
     from shoal.deploy.cluster.connect import Cluster
@@ -45,7 +46,7 @@ def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str
             with connect(config.cluster, own_modules(config), owns_process=False) as cluster:
                 lines += _cluster(config, cluster, problems, measure)
         except (CannotStart, RayLost) as error:
-            problems += str(error).splitlines()
+            problems += problems_of(error)
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
         slots = _team_slots(config) if config.policies and agents_known else []
@@ -207,7 +208,7 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
             if config.policies:
                 team_shares(config, layout)
         except ValueError as error:
-            problems += str(error).splitlines()
+            problems += problems_of(error)
         lines += _layout(config, machine, slots, measure=measure and not problems)
     return lines
 

@@ -17,6 +17,7 @@ from shoal.deploy.settings.sections import Config
 from shoal.learner.config import ADAM, IMPALA, PPO
 from shoal.policy.config import OWN_CORES, OWN_KINDS
 from shoal.policy.observation import SMALL, written, written_name
+from shoal.problems import problems_of
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
@@ -68,7 +69,7 @@ def _teams(config: Config, layout: Layout | None) -> tuple[list[tuple[EnvSpec, i
     except Exception as error:  # noqa: BLE001  (the environment is the user's)
         if isinstance(error, ValueError) and str(error):
             known = str(error).startswith(("policies", "env.", "learner."))
-            return [], str(error).splitlines() if known else [f"env.id: {error}"]
+            return [], problems_of(error) if known else [f"env.id: {error}"]
         return [], [f"env.id: {config.env.id}: {raised(error)}"]
     return shares, list(dict.fromkeys(problem for spec, _ in shares for problem in _own_policy(config, spec)))
 
@@ -172,7 +173,7 @@ def _layout(config: Config) -> tuple[Layout | None, list[str]]:
     try:
         return choose_layout(config, Machine(cores=available_cores(), accelerator=device.type != "cpu")), []
     except LayoutError as error:
-        return None, str(error).splitlines()
+        return None, problems_of(error)
 
 
 def _metrics(config: Config) -> list[str]:

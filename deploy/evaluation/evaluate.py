@@ -43,6 +43,7 @@ from shoal.policy.actions import legal
 from shoal.policy.graph import LSTM
 from shoal.policy.remap import Remapping, remap
 from shoal.policy.weights import Weights, flatten_weights, load_weights
+from shoal.problems import Problems
 from torch import Tensor
 
 EPISODES_IN_A_ROW = 2
@@ -280,14 +281,12 @@ def env_config(**settings: Any) -> EnvConfig:
     """The settings of an environment.
 
     Raises:
-        ValueError: with a line for every problem.
+        Problems: all of them.
     """
     try:
         return EnvConfig(**settings)
     except ValidationError as error:
-        raise ValueError(
-            "\n".join(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
-        ) from error
+        raise Problems(*(": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())) from error
 
 
 def _slots(trained: int, env_id: str) -> int:

@@ -188,7 +188,10 @@ def _new_folder(dataset_id: str) -> Path:
     try:
         parse_dataset_id(dataset_id)
     except (TypeError, ValueError) as error:  # the first where there is no version
-        raise CannotExport(f"{dataset_id!r} names no Minari dataset: (namespace/)name-v0 is expected") from error
+        raise CannotExport(
+            f"{dataset_id!r} names no Minari dataset: expected name-v0 or namespace/name-v0, of letters, digits, - and "
+            "_; a namespace has at least two characters"
+        ) from error
     folder = Path(get_dataset_path(dataset_id))
     if folder.exists():
         raise CannotExport(f"there is a dataset {dataset_id} in {folder} already: give another version")

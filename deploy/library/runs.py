@@ -23,6 +23,7 @@ from shoal.deploy.training.callbacks import Callback
 from shoal.deploy.training.run import run
 from shoal.envs.play import Episodes, join
 from shoal.learner.checkpoint import find_saved
+from shoal.problems import problems_of
 
 
 class Run:
@@ -129,7 +130,7 @@ def train(
         try:
             outcome = run(resolved, run_dir, callbacks=callbacks, quiet=not progress, owns_process=False)
         except CannotStart as error:
-            raise ConfigError(str(error).splitlines()) from error
+            raise ConfigError(problems_of(error)) from error
     if outcome.interrupted_by is not None:
         deliver(outcome.interrupted_by)
     return Run(run_dir)

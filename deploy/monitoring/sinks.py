@@ -25,6 +25,7 @@ from shoal import given
 from shoal.deploy.settings import named_code
 from shoal.deploy.settings.sections import TENSORBOARD, TRACKIO, WANDB, LogConfig, SinkConfig
 from shoal.envs.raised import raised
+from shoal.problems import Problems
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ def make_sinks(settings: LogConfig, run: LoggedRun) -> list[SinkThread]:
     """Start the sinks that ``log.sinks`` names.
 
     Raises:
-        ValueError: with a line for each that cannot be started, for example without network or key.
+        Problems: one for each that cannot be started, for example without network or key.
     """
     problems: list[str] = []
     with contextlib.ExitStack() as opened:
@@ -293,7 +294,7 @@ def make_sinks(settings: LogConfig, run: LoggedRun) -> list[SinkThread]:
             else:
                 opened.callback(sinks[-1].close)
         if problems:
-            raise ValueError("\n".join(problems))
+            raise Problems(*problems)
         opened.pop_all()
     return sinks
 

@@ -91,7 +91,7 @@ class Layout:
 
 
 class LayoutError(ValueError):
-    """Settings that cannot be met together; one line each, with the setting's name."""
+    """Settings that cannot be met together; the message begins with the name of one."""
 
 
 def unrolls_that_divide(minibatches: int, slots: Collection[int]) -> int:

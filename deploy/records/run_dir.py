@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.deploy.records.json_lines import JsonFormatter
+from shoal.problems import Problems
 
 MEMORY_HORIZON = "memory_horizon.json"
 """File of what ``shoal evaluate --memory-horizon`` found."""
@@ -21,7 +22,7 @@ _ENDLESS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a 
 ``/dev/null``, which keeps none on purpose."""
 
 
-class CannotStart(ValueError):
+class CannotStart(Problems):
     """The settings conflict with each other, the checkpoint or the run directory; nothing was started."""
 
 

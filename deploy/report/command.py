@@ -6,12 +6,14 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from shoal.problems import Problems, problems_of
+
 NEEDED = ("plotly", "jinja2")
 FILE = "report.html"
 
 
-class CannotReport(ValueError):
-    """The report cannot be made; the message has one line for each problem. Nothing was written."""
+class CannotReport(Problems):
+    """The report cannot be made; nothing was written."""
 
 
 def write_report(paths: Sequence[Path], out: Path | None) -> Path:
@@ -51,11 +53,11 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
     out = out or default
     problems += _check(out)
     if problems:
-        raise CannotReport("\n".join(problems))
+        raise CannotReport(*problems)
     try:
         page = render(page_of_run(runs[0], out.parent) if len(runs) == 1 else page_of_runs(runs))
     except ValueError as error:
-        raise CannotReport(str(error)) from error
+        raise CannotReport(*problems_of(error)) from error
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8", errors="replace")

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from shoal.actors.config import EPISODE
 from shoal.deploy.settings.sections import Config
+from shoal.deploy.settings.written import NAMED_BY, why_no_setting
 from shoal.policy.graph import components_to_json
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -54,9 +55,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("log_dir", "train_dir", "output_dir", "save_dir"), "run_dir"),
 }
 """Settings by the names that Stable-Baselines3, Sample Factory, RLlib and CleanRL have for them."""
-
-_NAMED_BY = {"env": "id", "policy": "kind"}
-"""The setting of a section that says what the section is about."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
@@ -371,14 +369,9 @@ def _text(path: Path) -> str:
 
 
 def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
-    path, equals, text = argument.partition("=")
-    if argument.startswith("-"):
-        meant = argument.lstrip("-") if equals else f"{path.lstrip('-')}=VALUE"
-        problems.append(f"argument {_short.repr(argument)}: settings have no dashes; expected {meant}")
-        return {}
-    if not equals or not path or not all(path.split(".")):
-        example = f"env.id={argument}" if _ENVIRONMENT.fullmatch(argument) else "learner.batch_size=64"
-        problems.append(f"argument {_short.repr(argument)}: expected key=value, e.g. {example}")
+    path, _, text = argument.partition("=")
+    if wrong := why_no_setting(argument):
+        problems.append(wrong)
         return {}
     if path.count(".") >= MAX_DEPTH:
         problems.append(f"argument {_short.repr(argument)}: expected a key of at most {MAX_DEPTH} parts")
@@ -488,7 +481,7 @@ def _explain_one(path: tuple[str, ...], details: Sequence[ErrorDetails]) -> list
         return [_unknown(path, meant or _near(path, fields), fields)]
     if kind == "dataclass_type":
         value = details[0]["input"]
-        about = _NAMED_BY.get(dotted)
+        about = NAMED_BY.get(dotted)
         if about and isinstance(value, str) and value:
             return [f"{dotted}: is a section of settings; did you mean {dotted}.{about}={value}?"]
         known = [about] if about else _fields_at(path)
@@ -593,7 +586,3 @@ def _all_paths(cls: Any = Config, prefix: str = "") -> list[str]:
         section = section_of(hint)
         paths += _all_paths(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return paths
-
-
-_ENVIRONMENT = re.compile(r"[\w.:/-]*-v\d+|[\w.]+:[\w.:/-]+")
-"""What can only be meant as an environment's id."""

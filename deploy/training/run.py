@@ -44,6 +44,7 @@ from shoal.learner.checkpoint import Checkpoints
 from shoal.learner.opponents import Result
 from shoal.learner.training_loop import Limits, Saving, TrainedPolicy, train
 from shoal.policy.weights import Weights
+from shoal.problems import problems_of
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def run(
             restore_callbacks(called, prepared[0].origin.run_state)
             sinks = [_sinks(each, stack) for each in prepared]
         except ValueError as error:
-            raise CannotStart(str(error)) from error
+            raise CannotStart(*problems_of(error)) from error
         # Written only now: where the run cannot be continued, the directory stays as it was.
         for directory in dict.fromkeys((run_dir, *(each.run_dir for each in prepared))):
             directory.mkdir(parents=True, exist_ok=True)

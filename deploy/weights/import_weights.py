@@ -28,6 +28,7 @@ from shoal.learner.ledger import Ledger
 from shoal.policy.actions import Discrete
 from shoal.policy.make import make_policy
 from shoal.policy.observation import TokenObservation
+from shoal.problems import Problems
 
 _ARGUMENTS = {"attack": 9, "get_items": 1, "move": 2, "noop": 1, "put_items": 1, "rotate": 4, "swap": 1}
 _RESOURCES = ("ore_red", "ore_blue", "ore_green", "battery_red", "battery_blue", "battery_green")
@@ -215,7 +216,7 @@ def _description(name: str) -> dict[str, Any]:
             if type(value) not in (int, float)
         ]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise Problems(*problems)
     return found
 
 

@@ -113,7 +113,12 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     """Catches half of a dataset under its full name, and tracebacks of Minari's."""
     run = train(tmp_path, "sync", "endless")
     shoal.export_minari(run, "echo-v0", episodes=2, max_episode_steps=3)
-    for name, why in {"echo-v0": "already: give another version", "echo": "names no Minari dataset"}.items():
+    refused = {
+        "echo-v0": "already: give another version",
+        "echo": "names no Minari dataset: expected name-v0",
+        "e/cho-v0": "a namespace has at least two characters",
+    }
+    for name, why in refused.items():
         assert main(["export", str(run), "--minari", name]) == 2
         assert why in capsys.readouterr().err
     assert main(["export", str(run), "--minari", "x-v0", "--episodes", "0"]) == 2
