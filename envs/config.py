@@ -108,6 +108,13 @@ class EnvConfig(AdapterOptions):
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(AdapterOptions))
 
 
+def in_one_process(options: AdapterOptions) -> AdapterOptions:
+    """The options without those that spread slots over processes: one is enough beside those that train."""
+    if options.vectorization != "async":
+        return options
+    return dataclasses.replace(options, vectorization="sync", slot_groups="auto")
+
+
 def split_options(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], AdapterOptions]:
     """(the environment's own arguments, options) of a checkpoint that has both in one mapping, as once was written."""
     own = {name: value for name, value in kwargs.items() if name not in OPTION_NAMES}

@@ -156,6 +156,11 @@ class GymEnvironment(_GuardedRows):
                 [functools.partial(_itself, guard) for guard in guards], copy=False, autoreset_mode=mode
             )
 
+    @property
+    def step_limit(self) -> int:
+        """Steps after which gymnasium's ``TimeLimit`` truncates an episode; 0 where there is no such wrapper."""
+        return self._limit or 0
+
     def reset(self, obs: np.ndarray) -> None:
         """Reset all groups at once, as in ``AutoresetRows.reset``."""
         super().reset(obs)

@@ -118,8 +118,13 @@ MISSIONS: dict[str, Mission] = {
 def check_slots(env_id: str, num_agents: int, num_envs: int) -> None:
     """Raise ValueError unless ``num_envs`` slots make whole simulations."""
     if num_envs < 1 or num_envs % num_agents:
-        below, above = num_envs // num_agents * num_agents, -(-num_envs // num_agents) * num_agents
-        nearest = f"{below} or {above}" if 0 < below < above else f"{max(above, num_agents)}"
+        nearest = nearest_slots(num_agents, num_envs)
         raise ValueError(
             f"num_envs={num_envs} must be a multiple of the {num_agents} agents of {env_id}; nearest: {nearest}"
         )
+
+
+def nearest_slots(num_agents: int, num_envs: int) -> str:
+    """The numbers of slots nearest to ``num_envs`` that make whole games of ``num_agents``, in words."""
+    below, above = num_envs // num_agents * num_agents, -(-num_envs // num_agents) * num_agents
+    return f"{below} or {above}" if 0 < below < above else f"{max(above, num_agents)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from gymnasium import spaces
@@ -96,14 +97,22 @@ def _layout(image: ImageSpace) -> str:
             return "stacked frames, channels first"
 
 
+def _bound(bound: float) -> float:
+    """As actions are mapped: infinite where it is none."""
+    return bound if abs(bound) < NO_BOUND else math.copysign(math.inf, bound)
+
+
 def _actions(spec: EnvSpec) -> str:
     actions = spec.actions
     if isinstance(actions, ContinuousActions):
-        bounds = sorted(set(zip(actions.low, actions.high, strict=True)))
+        bounds = sorted({(_bound(low), _bound(high)) for low, high in zip(actions.low, actions.high, strict=True)})
         shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in bounds[:3]) + ", ..." * (len(bounds) > 3)
-        mapped = any(max(map(abs, bound)) < NO_BOUND and bound != (-1.0, 1.0) for bound in bounds)
+        finite = [sum(map(math.isfinite, bound)) for bound in bounds]
+        mapped = any(both == 2 and bound != (-1.0, 1.0) for both, bound in zip(finite, bounds, strict=True))
         onto = ", onto which [-1, 1] is mapped" * mapped
-        return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}{onto}"
+        one = "; [-1, 1] is moved inside a single bound" * (1 in finite)
+        none = "; numbers without bounds are taken as they are, around [-1, 1]" * (0 in finite)
+        return f"{len(actions.low)} number" + "s" * (len(actions.low) > 1) + f" within {shown}{onto}{one}{none}"
     sizes = [len(names) for names in actions.names]
     legal = ", of which a mask tells the legal ones" if spec.num_mask else ""
     if actions.scalar:

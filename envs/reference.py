@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from shoal.envs.actions import NO_BOUND
 from shoal.envs.boundary import ContinuousActions, DiscreteActions, EnvSpec, TokenSpace
 from shoal.envs.config import AdapterOptions
 from shoal.envs.missions import MISSIONS
@@ -36,7 +37,7 @@ def random_player(spec: EnvSpec, rng: np.random.Generator) -> Player:
             return lambda obs, is_first: rng.integers(sizes[0], size=len(obs))
         return lambda obs, is_first: rng.integers(sizes, size=(len(obs), len(sizes)))
     assert isinstance(actions, ContinuousActions)
-    bounded = np.isfinite(actions.low) & np.isfinite(actions.high)
+    bounded = (np.abs(actions.low) < NO_BOUND) & (np.abs(actions.high) < NO_BOUND)
 
     def play(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         shape = (len(obs), len(bounded))

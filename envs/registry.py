@@ -123,12 +123,23 @@ def make_env_spec(env_id: str, options: AdapterOptions | None = None, /, **kwarg
         from shoal.envs.mettagrid import try_own_game
 
         return try_own_game(env_id, kwargs)
-    mission = MISSIONS.get(_split(env_id)[0])
-    env = make_vector_env(env_id, 1 if mission is None else mission.num_agents, 0, options, **kwargs)
+    env = make_one_env(env_id, 0, options, **kwargs)
     try:
         return env.spec
     finally:
         env.close()
+
+
+def make_one_env(
+    env_id: str, seed: int | np.random.SeedSequence, options: AdapterOptions | None = None, /, **kwargs: Any
+) -> VectorEnvironment:
+    """``make_vector_env`` with the fewest slots: one environment, or one game of all its agents."""
+    if env_id.startswith(("pettingzoo:", "mettagrid:")):
+        num_agents = make_env_spec(env_id, options, **kwargs).num_agents
+    else:
+        mission = MISSIONS.get(_split(env_id)[0])
+        num_agents = 1 if mission is None else mission.num_agents
+    return make_vector_env(env_id, num_agents, seed, options, **kwargs)
 
 
 def _split(env_id: str) -> tuple[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from shoal.actors.code import Code
 from shoal.actors.ray_nodes import NoAnswer, RayNode
 from shoal.actors.ray_watch import RayLost, RayWatch
 from shoal.deploy.cluster import connect
-from shoal.deploy.cluster.connect import Cluster
+from shoal.deploy.cluster.connect import Cluster, _told
 from shoal.deploy.cluster.node_trial import Failure, Parts, make_once, parts_of
 from shoal.deploy.cluster.nodes import Node, ask_nodes
 from shoal.deploy.cluster.probe import probe
@@ -210,7 +211,7 @@ def test_an_environment_that_takes_minutes_is_said_and_keeps_no_run_from_its_sta
     config = Config()
     nodes = many(2)
     assert Tried(config, {nodes[0]: [], nodes[1]: None}, nodes).try_out(nodes, config) == []
-    assert "not made within 60 s on node 10.0.0.1 (00000001); the run starts all the same" in caplog.text
+    assert "not made and tried within 60 s on node 10.0.0.1 (00000001); the run starts all the same" in caplog.text
 
 
 class Call:
@@ -346,3 +347,26 @@ def test_a_node_says_what_it_cannot_make(
             assert failure.error == f"levels.bin is not there ({tmp_path / 'trial_raises.py'}:3)"
     for name in BESIDE:
         sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("ResetRaises", "no ROM"),
+        ("FourValues", r"must be \(obs, reward, terminated, truncated, info\)"),
+        ("NoObservation", "obs is NoneType None"),
+        ("FailsAtTheSeventh", ""),
+        ("Masked", ""),
+    ],
+)
+def test_a_node_says_that_it_cannot_play(name: str, error: str) -> None:
+    """Catches a run whose actors can make the environment on a node and fail there one after the other, and one that is
+    refused for a fault that costs an episode, or for an illegal action."""
+    config = make_config({"env.id": f"sick_envs:{name}"})
+    found = make_once(parts_of(config, plays=True, learns=False))
+    assert [failure.is_made for failure in found] == [True] * bool(error)
+    for failure in found:
+        assert (failure.setting, failure.missing) == ("env.id", "")
+        assert re.search(error, failure.error)
+        node = many(1)[0]
+        assert f"env.id: node {node.name}: the first steps fail: sick_envs:{name}: " in _told(failure, [node])

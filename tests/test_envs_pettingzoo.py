@@ -252,5 +252,5 @@ def test_a_run_with_half_a_game_is_refused_before_it_starts(capsys: pytest.Captu
     """Catches slots that do not fit the agents and are found out by an actor."""
     settings = (f"env.id={ID}", "env.num_envs=4", "learner.batch_size=4", "mode=inline", f"run_dir={tmp_path / 'run'}")
     assert main(["train", *settings]) == 2
-    assert f"env.num_envs: 4 must be a multiple of the 3 agents of {ID}" in capsys.readouterr().err
+    assert f"env.num_envs: 4 must be a multiple of the 3 agents of {ID}; set it to 3 or 6" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

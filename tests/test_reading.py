@@ -26,15 +26,21 @@ def test_codes_are_told_from_magnitudes(space: spaces.Space[Any], words: str) ->
     assert reading(make_spec("E", Declared(space, ONE)))[0].endswith(words)
 
 
+NONE = "; numbers without bounds are taken as they are, around [-1, 1]"
+SINGLE = "; [-1, 1] is moved inside a single bound"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
         ([-1, -1], [1, 1], "2 numbers within [-1, 1]"),
         ([0, 0], [1000, 1000], "2 numbers within [0, 1000], onto which [-1, 1] is mapped"),
         ([-1, 0], [1, 5], "2 numbers within [-1, 1], [0, 5], onto which [-1, 1] is mapped"),
-        ([-np.inf], [np.inf], "1 number within [-inf, inf]"),
-        ([0], [np.inf], "1 number within [0, inf]"),
-        ([-2e9], [2e9], "1 number within [-2e+09, 2e+09]"),
+        ([-np.inf], [np.inf], f"1 number within [-inf, inf]{NONE}"),
+        ([0], [np.inf], f"1 number within [0, inf]{SINGLE}"),
+        ([-2e9], [2e9], f"1 number within [-inf, inf]{NONE}"),
+        ([-1e38, -1e38], [1e38, 3], f"2 numbers within [-inf, 3], [-inf, inf]{SINGLE}{NONE}"),
+        ([-2, -np.inf], [2, np.inf], f"2 numbers within [-inf, inf], [-2, 2], onto which [-1, 1] is mapped{NONE}"),
     ],
 )
 def test_the_mapping_of_actions_is_said(low: list[float], high: list[float], words: str) -> None:

@@ -330,8 +330,9 @@ class Cluster:
     def try_out(self, nodes: Sequence[Node], config: Config) -> list[str]:
         """What the nodes that the run can use cannot make of what its settings name.
 
-        Each makes the environment once. This machine's has been made by the check of the settings, and is made again
-        only where ``cluster.runtime_env`` gives its actors another surrounding than this process has.
+        Each makes the environment once and takes its first steps. This machine's has been made by the check of the
+        settings, and is made again only where ``cluster.runtime_env`` gives its actors another surrounding than this
+        process has.
         """
         tried = [node for node in nodes if self.config.runtime_env or not node.is_here]
         # Peer learners play, too, unless the actors feed them.
@@ -352,8 +353,8 @@ class Cluster:
         slow = [node for node, failed in failures.items() if failed is None and node.node_id in living]
         if slow and not found:
             log.warning(
-                "%s: not made within %.0f s on %s; the run starts all the same, and each of its actors has %.0f s to "
-                "make it",
+                "%s: not made and tried within %.0f s on %s; the run starts all the same, and each of its actors has "
+                "%.0f s to make it",
                 config.env.id,
                 TRIAL_SECONDS,
                 named(slow),
@@ -365,13 +366,13 @@ class Cluster:
         def ended(error: RayError) -> list[Failure]:
             if not isinstance(error, RayTaskError | WorkerCrashedError | OutOfMemoryError):
                 # Not the environment's: the node is gone, or about to be.
-                log.warning("a node could not make %s: %s", config.env.id, error)
+                log.warning("a node could not try %s: %s", config.env.id, error)
                 return []
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             # An error of the task's own has its frames before it.
             return [Failure("env.id", config.env.id, "", lines[-1 if isinstance(error, RayTaskError) else 0].strip())]
 
-        return ask_nodes(make_once, asked, f"to make {config.env.id}", TRIAL_SECONDS, ended)
+        return ask_nodes(make_once, asked, f"to try {config.env.id}", TRIAL_SECONDS, ended)
 
     def mismatches(self, answers: Mapping[Node, Probe | None], config: Config) -> list[str]:
         """Nodes that the run would use and cannot: silent ones, those that run something else or lack a package."""
@@ -507,6 +508,11 @@ def _told(failure: Failure, nodes: Sequence[Node]) -> str:
         return (
             f"{failure.setting}: {named(nodes)}: {failure.name} needs the module {failure.missing}: install it there, "
             "or send it with cluster.runtime_env={py_modules: [DIRECTORY OR WHEEL]} or {pip: [PACKAGE]}"
+        )
+    if failure.is_made:
+        return (
+            f"{failure.setting}: {named(nodes)}: the first steps fail: {failure.error}. If shoal doctor can take them "
+            "here, compare the files, libraries, devices and environment variables there with those of this machine"
         )
     return (
         f"{failure.setting}: {named(nodes)}: {failure.name} cannot be made: {failure.error}. Here it can: compare the "

@@ -1,4 +1,4 @@
-"""What the settings name is imported and made once on a node, before a run uses it. Nodes import it only to answer."""
+"""What the settings name is imported, made and tried on a node before a run uses it. Nodes import it only to answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # it imports torch, which only what was given as an object ne
 
 
 SCHEDULES = "learner.schedules."
+_STEPS, _SECONDS = 20, 2.0
+"""Of random actions, at most: what fails on one node alone is a device, a file or a library, and fails at once."""
 
 
 class Parts(NamedTuple):
@@ -30,7 +32,7 @@ class Parts(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What a node cannot make."""
+    """What a node cannot make or play."""
 
     setting: str
     name: str
@@ -39,6 +41,8 @@ class Failure(NamedTuple):
     """The module that is not found there, and who imports it; empty where it is something else."""
     error: str
     """The last error in one line."""
+    is_made: bool = False
+    """It was made, and fails in its first steps."""
 
 
 def parts_of(config: Config, *, plays: bool, learns: bool) -> Parts:
@@ -66,7 +70,7 @@ def parts_of(config: Config, *, plays: bool, learns: bool) -> Parts:
 
 
 def make_once(parts: Parts) -> list[Failure]:
-    """What of these cannot be imported or made in this process; the environment is closed again."""
+    """What of these cannot be imported, made or played in this process; the environment is closed again."""
     failures = []
     for setting, name in parts.code:
         try:
@@ -75,12 +79,22 @@ def make_once(parts: Parts) -> list[Failure]:
             failures.append(_failure(setting, name, error))
     if parts.env is not None:
         try:
-            _make(parts.env, parts.agents)
+            fault = _try(parts.env, parts.agents)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the user's environment: it raises anything)
             # A wrapper is named by the error, if it is the reason.
             setting = "env.wrappers" if "env.wrappers:" in str(error) else "env.id"
             failures.append(_failure(setting, parts.env.id, error))
+        else:
+            if fault:
+                failures.append(Failure("env.id", parts.env.id, "", fault, is_made=True))
     return failures
+
+
+def _try(env: EnvConfig, agents: Mapping[str, Sequence[str]]) -> str:
+    """Make the environment and take its first steps; the fault that ends it in them, or nothing."""
+    from shoal.envs.first_steps import take_first_steps
+
+    return take_first_steps(env.id, env.options, env.kwargs, agents, steps=_STEPS, seconds=_SECONDS).fault
 
 
 def _find(setting: str, name: str) -> None:
@@ -93,17 +107,6 @@ def _find(setting: str, name: str) -> None:
         "learner.optimizer": given.optimizers,
     }
     given.find(name, given.schedules if setting.startswith(SCHEDULES) else known[setting])
-
-
-def _make(env: EnvConfig, agents: Mapping[str, Sequence[str]]) -> None:
-    if agents:
-        from shoal.envs.teams import make_team_specs
-
-        make_team_specs(env.id, env.options, env.kwargs, agents)
-    else:
-        from shoal.envs.registry import make_env_spec
-
-        make_env_spec(env.id, env.options, **env.kwargs)
 
 
 def _failure(setting: str, name: str, error: BaseException) -> Failure:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from shoal.actors.ray_watch import RayLost
 from shoal.deploy.doctor import preflight
-from shoal.deploy.doctor.first_steps import Found, first_steps
+from shoal.deploy.doctor.first_steps import first_steps
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.placement.setups import team_shares
 from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.run_dir import CannotStart
 from shoal.deploy.settings.sections import Config
+from shoal.envs.first_steps import FirstSteps
 from shoal.problems import problems_of
 
 if TYPE_CHECKING:  # Ray and torch are imported where they are used
@@ -30,26 +32,29 @@ GIB = 2**30
 def examine(config: Config, run_dir: Path, *, measure: bool, known: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """(lines to read, problems that keep a run with this configuration from starting, beside those that are ``known``);
     ``measure`` takes seconds."""
-    found = Found() if known else first_steps(config)
-    if not found.answers:
-        # Whatever else makes the environment would wait for it, too.
-        return _machine(run_dir), [f"env.id: {problem}" for problem in found.problems]
-    problems = preflight.check(config, run_dir, known)
-    lines = _machine(run_dir) + _environment(config) + _played(found)
-    problems += [f"env.id: {problem}" for problem in found.problems]
-    agents_known = not config.policies or not (problems or known)
+    if known:  # it is made for more problems, with settings that nobody meant to try it with
+        made = preflight.make(config, known)
+        tried = FirstSteps(made.spec, made.teams)
+    else:
+        tried, found = first_steps(config)
+        made = preflight.Made(tried.spec, tried.teams, found)
+    problems = preflight.check_made(config, run_dir, made, known)
+    lines = _machine(run_dir) + _environment(config, tried)
+    slots: list[int] = []
+    if tried.teams and not problems:
+        slots = [own.num_slots for own in team_shares(config, agents=tried.teams).values()]
+    agents_known = not config.policies or bool(slots)
     if config.mode == "cluster" and not problems and agents_known:
         from shoal.deploy.cluster.connect import connect
         from shoal.deploy.cluster.own_modules import own_modules
 
         try:
             with connect(config.cluster, own_modules(config), owns_process=False) as cluster:
-                lines += _cluster(config, cluster, problems, measure)
+                lines += _cluster(config, cluster, tried, slots, problems, measure)
         except (CannotStart, RayLost) as error:
             problems += problems_of(error)
     elif config.mode != "cluster":
         machine = Machine(cores=available_cores(), accelerator=_accelerator(config))
-        slots = _team_slots(config) if config.policies and agents_known else []
         lines += _layout(config, machine, slots, measure=measure and not problems)
     lines += ["versions", "  " + ", ".join(f"{name} {version}" for name, version in versions().items())]
     return lines, problems
@@ -77,81 +82,66 @@ def _machine(run_dir: Path) -> list[str]:
     return lines
 
 
-def _environment(config: Config) -> list[str]:
+def _environment(config: Config, tried: FirstSteps) -> list[str]:
+    """Lines about what the agents read and do, and about the first steps; none where it cannot be made."""
     from shoal.envs.boundary import TokenSpace
     from shoal.envs.reading import reading, reading_by_part
     from shoal.policy.token_convolution import available
 
-    if config.policies:
-        try:
-            return _teams(config)
-        except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
-            return []
-    if (spec := _spec(config)) is None:
+    lines = []
+    named = {name: group.spec for name, group in tried.teams.items()} or ({"": tried.spec} if tried.spec else {})
+    for name, spec in named.items():
+        observations, actions = reading(spec, config.policy.encoder_of)
+        if isinstance(spec.observation, TokenSpace):
+            how = "from the tokens themselves on a CPU, compiled by numba"
+            without = "from the box that they fill; pip install 'shoal[tokens]' takes less time on a CPU"
+            observations += f", whose first layer is computed {how if available() else without}"
+        if name:
+            lines.append(f"  policy         {name}, {spec.num_agents} of the agents in each environment")
+        lines += [
+            f"  reads          {observations}",
+            *_aligned(reading_by_part(spec, config.policy.encoder_of)),
+            *_scaled(config, spec),
+            f"  acts           {actions}",
+        ]
+        if not name and spec.num_agents > 1:
+            lines.append(f"  agents         {spec.num_agents} in each environment")
+    return [f"environment {config.env.id}", *lines, *_played(tried)] if lines else []
+
+
+def _scaled(config: Config, spec: EnvSpec) -> list[str]:
+    """A line about numbers that the environment's space may declare bounds of."""
+    from shoal.envs.boundary import DictSpace, VectorSpace
+
+    space = spec.observation
+    numbers = space.numbers if isinstance(space, DictSpace) else space
+    if not spec.declared or not isinstance(numbers, VectorSpace) or numbers.size == len(numbers.categorical):
         return []
-    observations, actions = reading(spec, config.policy.encoder_of)
-    agents = [f"  agents         {spec.num_agents} in each environment"] if spec.num_agents > 1 else []
-    if isinstance(spec.observation, TokenSpace):
-        how = "from the tokens themselves on a CPU, compiled by numba"
-        without = "from the box that they fill; pip install 'shoal[tokens]' takes less time on a CPU"
-        observations += f", whose first layer is computed {how if available() else without}"
-    return [
-        f"environment {config.env.id}",
-        f"  reads          {observations}",
-        *_aligned(reading_by_part(spec, config.policy.encoder_of)),
-        f"  acts           {actions}",
-        *agents,
-    ]
+    by = "numbers by their own mean and spread"
+    if not config.policy.normalize_observations:
+        by = "no numbers (policy.normalize_observations=false)"
+    return [f"  scales         {by}; what leaves declared bounds is taken and warned of"]
 
 
-def _played(found: Found) -> list[str]:
-    """Lines about the first steps."""
-    if not found.steps:
+def _played(tried: FirstSteps) -> list[str]:
+    if not tried.steps or tried.fault:
         return []
-    ended = f"{found.episodes} episodes ended" if found.episodes else "no episode ended"
-    return [
-        f"  tried          {found.steps} random steps of every agent: {ended}",
-        *(f"  warns          {remark}" for remark in found.remarks),
-    ]
-
-
-def _spec(config: Config) -> EnvSpec | None:
-    """None where the environment cannot be made, which is among the problems."""
-    from shoal.envs.registry import make_env_spec
-
-    try:
-        return make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    except (Exception, SystemExit):  # noqa: BLE001  (other people's code raises anything; among the problems)
-        return None
+    several = bool(tried.teams) or (tried.spec is not None and tried.spec.num_agents > 1)
+    ended = f"{tried.episodes} episode{'s' * (tried.episodes > 1)} ended" if tried.episodes else "no episode ended"
+    limit = f"; at most {tried.step_limit:,} steps in an episode" if tried.step_limit else ""
+    lines = [f"  tried          {tried.steps} random steps{' of every agent' * several}: {ended}{limit}"]
+    if tried.step_limit == 0 and not tried.episodes:
+        lines.append(
+            "  no time limit  unless the environment ends episodes by itself, they go on for ever: "
+            "env.kwargs.max_episode_steps=N truncates them after N steps"
+        )
+    return [*lines, *(f"  warns          {remark}" for remark in tried.remarks)]
 
 
 def _aligned(parts: Sequence[tuple[str, str]]) -> list[str]:
     """A line for every part of an observation, below that of the whole."""
     width = max((len(name) for name, _ in parts), default=0)
     return [f"    {name:<{width}}  {read}" for name, read in parts]
-
-
-def _teams(config: Config) -> list[str]:
-    """Lines about what the agents of several policies read and do."""
-    from shoal.deploy.placement.setups import team_shares
-    from shoal.envs.reading import reading, reading_by_part
-
-    lines = [f"environment {config.env.id}"]
-    for name, own in team_shares(config).items():
-        observations, actions = reading(own.spec, config.policy.encoder_of)
-        lines += [
-            f"  policy         {name}, {own.spec.num_agents} of the agents in each environment",
-            f"  reads          {observations}",
-            *_aligned(reading_by_part(own.spec, config.policy.encoder_of)),
-            f"  acts           {actions}",
-        ]
-    return lines
-
-
-def _team_slots(config: Config) -> list[int]:
-    from shoal.deploy.placement.setups import team_shares
-
-    return [own.num_slots for own in team_shares(config).values()]
 
 
 def _accelerator(config: Config) -> bool:
@@ -163,10 +153,11 @@ def _accelerator(config: Config) -> bool:
         return False  # among the problems
 
 
-def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: bool) -> list[str]:
+def _cluster(
+    config: Config, cluster: Cluster, tried: FirstSteps, slots: list[int], problems: list[str], measure: bool
+) -> list[str]:
     """Lines about the nodes, their room for actors, and the layout; appends what is wrong to ``problems``."""
     from shoal.actors.ray_pool import describe
-    from shoal.deploy.placement.setups import team_shares
 
     nodes = cluster.nodes()
     answers = cluster.probe(nodes, config)
@@ -201,12 +192,10 @@ def _cluster(config: Config, cluster: Cluster, problems: list[str], measure: boo
     problems += found
     if not found:
         machine = cluster.place(config, room, here)
-        slots: list[int] = []
         try:
-            slots = _team_slots(config) if config.policies else []
             layout = choose_layout(config, machine, slots)
             if config.policies:
-                team_shares(config, layout)
+                team_shares(config, layout, tried.teams)
         except ValueError as error:
             problems += problems_of(error)
         lines += _layout(config, machine, slots, measure=measure and not problems)

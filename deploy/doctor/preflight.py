@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from shoal import given
 from shoal.actors.config import reset_key
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
@@ -21,19 +20,32 @@ from shoal.problems import problems_of
 
 if TYPE_CHECKING:  # torch and environments are imported where they are used
     from shoal.envs.boundary import EnvSpec
+    from shoal.envs.pettingzoo import GroupSpec
 
 MOST_SOCKET_PATH_BYTES = 107
 """Of an AF_UNIX address on Linux, as Ray checks it."""
 
 
 def check(config: Config, run_dir: Path, known: Sequence[str] = ()) -> list[str]:
-    """All problems but those that are ``known``, each with the setting it comes from."""
+    """All problems but those that are ``known``, each with the setting it comes from; makes the environment once."""
+    return check_made(config, run_dir, make(config, known), known)
+
+
+class Made(NamedTuple):
+    """What was learned by making the environment."""
+
+    spec: EnvSpec | None = None
+    """None where several policies play it, or it cannot be made."""
+    teams: Mapping[str, GroupSpec] = {}
+    """The agents of each of several policies."""
+    problems: Sequence[str] = ()
+
+
+def check_made(config: Config, run_dir: Path, made: Made, known: Sequence[str] = ()) -> list[str]:
+    """``check`` where the environment has been made."""
     layout, found = _layout(config)
-    shares: list[tuple[EnvSpec, int]] = []
-    problems: list[str] = []
-    if not any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
-        shares, problems = _teams(config, layout) if config.policies else _environment(config)
-    problems += found
+    shares, problems = _shares(config, layout, made)
+    problems = [*made.problems, *problems, *found]
     if shares:
         problems += _image_encoder(config, [spec for spec, _ in shares])
     if shares and not problems and config.learner.loss not in (PPO, IMPALA):
@@ -56,45 +68,39 @@ def check(config: Config, run_dir: Path, known: Sequence[str] = ()) -> list[str]
     ]
 
 
-def _teams(config: Config, layout: Layout | None) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
-    """The specs of several policies' agents with their slots, and what is wrong with agents, slots, batches or the
-    policies' class."""
-    from shoal.deploy.placement.setups import team_shares
-    from shoal.envs.raised import raised
-
-    try:
-        shares = [(own.spec, own.num_slots) for own in team_shares(config, layout).values()]
-    except SystemExit as error:
-        return [], [f"env.id: {config.env.id} {given.ends(error)}"]
-    except Exception as error:  # noqa: BLE001  (the environment is the user's)
-        if isinstance(error, ValueError) and str(error):
-            known = str(error).startswith(("policies", "env.", "learner."))
-            return [], problems_of(error) if known else [f"env.id: {error}"]
-        return [], [f"env.id: {config.env.id}: {raised(error)}"]
-    return shares, list(dict.fromkeys(problem for spec, _ in shares for problem in _own_policy(config, spec)))
-
-
-def _environment(config: Config) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
-    """The spec of the only policy's agents with their slots, and what is wrong with it or with the policy's class."""
-    from shoal.deploy.placement.setups import games_of
-    from shoal.envs.raised import raised
+def make(config: Config, known: Sequence[str]) -> Made:
+    """Make the environment once, and close it."""
+    from shoal.deploy.doctor.not_made import why_not_made
+    from shoal.deploy.placement.setups import patterns_of
     from shoal.envs.registry import make_env_spec
+    from shoal.envs.teams import make_team_specs
+
+    env = config.env
+    if any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
+        return Made()
+    try:
+        if config.policies:
+            return Made(teams=make_team_specs(env.id, env.options, env.kwargs, patterns_of(config)))
+        return Made(make_env_spec(env.id, env.options, **env.kwargs))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (other people's code: it raises anything)
+        return Made(problems=why_not_made(env.id, error))
+
+
+def _shares(config: Config, layout: Layout | None, made: Made) -> tuple[list[tuple[EnvSpec, int]], list[str]]:
+    """The specs of every policy's agents with their slots, and what is wrong with agents, slots, batches or the
+    policies' class."""
+    from shoal.deploy.placement.setups import check_slots, games_of, team_shares
 
     try:
-        spec = make_env_spec(config.env.id, config.env.options, **config.env.kwargs)
-    except SystemExit as error:
-        return [], [f"env.id: {config.env.id} {given.ends(error)}"]
-    except Exception as error:  # noqa: BLE001  (other people's code: whatever it raises is this setting's problem)
-        text = str(error) if isinstance(error, ValueError) and str(error) else f"{config.env.id}: {raised(error)}"
-        return [], [f"env.id: {text}"]
-    if config.env.num_envs % spec.num_agents:
-        return [], [
-            f"env.num_envs: {config.env.num_envs} must be a multiple of the {spec.num_agents} agents of {config.env.id}"
-        ]
-    try:
+        if made.teams:
+            shares = [(own.spec, own.num_slots) for own in team_shares(config, layout, made.teams).values()]
+            return shares, list(dict.fromkeys(problem for spec, _ in shares for problem in _own_policy(config, spec)))
+        if (spec := made.spec) is None:
+            return [], []
+        check_slots(config.env, spec.num_agents)
         games_of(config, spec)
     except ValueError as error:
-        return [], [str(error)]
+        return [], problems_of(error)
     if reset_key(config.actor.reset_memory) is not None and spec.spaces is None:
         from shoal.actors.worker_setup import no_infos
 

@@ -26,7 +26,7 @@ from shoal.deploy.evaluation.teams import TeamsSide, play_teams, unplayed_side
 from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.records.evaluations import EvaluationResult, Evaluations, sentence
 from shoal.deploy.settings.sections import EvaluationConfig
-from shoal.envs.config import AdapterOptions
+from shoal.envs.config import in_one_process
 from shoal.envs.play import Episodes
 from shoal.learner.checkpoint import CheckpointError, Checkpoints
 from shoal.learner.learner_worker import LearnerWorker, StepResult
@@ -62,13 +62,6 @@ class Jobs(Protocol):
 
     def kill(self) -> None:
         """End everything at once, from any thread; there is no next one."""
-
-
-def in_one_process(options: AdapterOptions) -> AdapterOptions:
-    """The options without those that spread slots over processes: one is enough beside those that train."""
-    if options.vectorization != "async":
-        return options
-    return dataclasses.replace(options, vectorization="sync", slot_groups="auto")
 
 
 class Taken(NamedTuple):

@@ -15,6 +15,9 @@ from shoal.deploy.placement.layout import Layout, Share, unrolls_that_divide
 from shoal.deploy.placement.learner_setup import LearnerSetup
 from shoal.deploy.settings.sections import Config
 from shoal.envs.boundary import EnvSpec
+from shoal.envs.config import EnvConfig
+from shoal.envs.missions import nearest_slots
+from shoal.envs.pettingzoo import GroupSpec
 from shoal.envs.teams import make_team_specs
 from shoal.learner.kl_adaptation import default_desired_kl
 from shoal.learner.loss import default_clip_coef
@@ -187,17 +190,33 @@ class TeamShare:
         return dataclasses.replace(whole, batch_size=unrolls * self.num_slots)
 
 
-def team_shares(config: Config, layout: Layout | None = None) -> dict[str, TeamShare]:
-    """Every policy of ``config.policies`` with its part of the games; ``layout`` None leaves the batches unchecked.
+def check_slots(env: EnvConfig, num_agents: int) -> None:
+    """Raise ValueError unless an actor's slots are whole games of ``num_agents``."""
+    if env.num_envs % num_agents:
+        nearest = nearest_slots(num_agents, env.num_envs)
+        raise ValueError(
+            f"env.num_envs: {env.num_envs} must be a multiple of the {num_agents} agents of {env.id}; set it to "
+            f"{nearest}"
+        )
+
+
+def team_shares(
+    config: Config, layout: Layout | None = None, agents: Mapping[str, GroupSpec] | None = None
+) -> dict[str, TeamShare]:
+    """Every policy of ``config.policies`` with its part of the games.
+
+    Args:
+        config: the settings.
+        layout: None leaves the batches unchecked.
+        agents: those of every policy where they are known; else the environment is made once for them.
 
     Raises:
         ValueError: agents and policies do not fit each other, or slots do not fit the agents; or as ``check_batches``.
     """
     env = config.env
-    found = make_team_specs(env.id, env.options, env.kwargs, patterns_of(config))
+    found = make_team_specs(env.id, env.options, env.kwargs, patterns_of(config)) if agents is None else agents
     num_agents = sum(len(group.agents) for group in found.values())
-    if env.num_envs % num_agents:
-        raise ValueError(f"env.num_envs: {env.num_envs} must be a multiple of the {num_agents} agents of {env.id}")
+    check_slots(env, num_agents)
     games = env.num_envs // num_agents
     shares = {
         name: TeamShare(

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from shoal.actors.teams import TeamSetup
 from shoal.actors.worker_setup import WorkerSetup
-from shoal.deploy.evaluation.evaluator import Jobs, in_one_process
+from shoal.deploy.evaluation.evaluator import Jobs
 from shoal.deploy.evaluation.teams import random_team_returns
 from shoal.deploy.monitoring.intervals import confidence_interval
 from shoal.deploy.monitoring.learning import Interval
+from shoal.envs.config import in_one_process
 from shoal.envs.play import Episodes
 from shoal.envs.reference import random_return
 from shoal.envs.surroundings import Abandoned, abandon

@@ -67,6 +67,19 @@ class FailsAtTheSeventh(Healthy):
         return super().step(action)
 
 
+class Counted(Healthy):
+    """Writes a line for each that is made."""
+
+    def __init__(self) -> None:
+        with open(os.environ["SICK_ENVS_MADE"], "a") as file:
+            file.write("made\n")
+
+
+class Endless(Healthy):
+    def step(self, action: Any) -> Any:
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
 class Outside(Healthy):
     def step(self, action: Any) -> Any:
         obs, *rest = super().step(action)
