@@ -176,6 +176,7 @@ def test_the_encoder_learns_to_see(encoder: str, tmp_path: Path, capsys: pytest.
 
 def test_the_doctor_says_what_reads_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a report on another encoder than a run would have."""
-    cli.main(["doctor", *RUN, f"run_dir={tmp_path / 'run'}", "policy.image_encoder=residual"])
+    named = f"env.id={__name__}:Screens-v0"  # as the process finds it that tries it
+    assert cli.main(["doctor", *RUN, named, f"run_dir={tmp_path / 'run'}", "policy.image_encoder=residual"]) == 0
     # In the line of the whole observation, and in that of each part.
     assert capsys.readouterr().out.count("by a residual CNN") == 4
