@@ -78,6 +78,17 @@ class Episodes:
         means = self.by_environment(self.returns)
         return float(np.std(means, ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
 
+    def __repr__(self) -> str:
+        """One line, or one for each policy: the arrays are too long to read."""
+        if not self.episodes:
+            return "no episodes"
+        error = f" +- {self.standard_error:.3g} (standard error)" if len(self.starts()) > 1 else ""
+        count = f"{self.episodes} episode{'s' if self.episodes > 1 else ''}"
+        own = f"mean return {self.mean:.4g}{error} over {count} of {self.mean_length:.4g} steps on average"
+        if cut := int(self.cut.sum()):
+            own += f", {cut} of them cut"
+        return "\n".join([own, *(f"  {name}: {episodes!r}" for name, episodes in self.policies.items())])
+
     @property
     def mean_length(self) -> float:
         """Mean steps per episode; NaN if none ended."""

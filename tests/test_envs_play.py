@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 from scripted_envs import Episode, choose, play_script
 from scripted_vectors import MODES, make
-from shoal.envs.play import Episodes, join, play
+from shoal.envs.play import ARRAYS, Episodes, join, play
 from shoal.envs.registry import make_vector_env
 
 GAME = "pettingzoo:scripted_games:parallel_env"
@@ -121,3 +122,15 @@ def test_joined_episodes_keep_their_environments_apart() -> None:
     assert whole.environment.tolist() == [slot for slot in range(12) for _ in range(2)]
     assert len(whole.by_environment(whole.returns)) == 24
     assert whole.returns.tolist() == [value for part in parts for value in part.returns.tolist()]
+
+
+def test_episodes_are_shown_in_a_line() -> None:
+    """Catches a repr of whole arrays, and one that does not say how many episodes were cut."""
+    arrays = {name: np.zeros(4, np.int64) for name in ARRAYS} | {"number": np.arange(4)}
+    arrays |= {"returns": np.array([1.0, 2.0, 3.0, 4.0]), "lengths": np.full(4, 9), "cut": np.array([1, 0, 0, 0], bool)}
+    shown = "mean return 2.5 +- 0.645 (standard error) over 4 episodes of 9 steps on average, 1 of them cut"
+    own = Episodes(metrics={}, **arrays)
+    assert str(own) == shown
+    assert repr(dataclasses.replace(own, policies={"a": own})) == f"{shown}\n  a: {shown}"
+    none = Episodes(metrics={}, **{name: values[:0] for name, values in arrays.items()})
+    assert str(none) == "no episodes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import shoal
 from rude_envs import Wanders
 from service import SMALL
 from shoal.deploy.cli import main
+from shoal.deploy.records.run_dir import new_run_dir
 
 WANDERING = [
     *(setting for setting in SMALL if not setting.startswith(("env.id", "env.num_envs"))),
@@ -166,3 +168,19 @@ def test_a_pipe_in_a_run_directory_is_said_before_the_start(
     assert main(["train", *WANDERING, f"env.kwargs={{to: {tmp_path / 'elsewhere'}, at: 3}}"]) == 2
     assert f"{name} is a pipe; remove it or choose another run_dir" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("__main__:partial(MyEnv)", "MyEnv"),
+        ("__main__:partial(partial(MyEnv))#2", "MyEnv-2"),
+        ("__main__:make.<locals>.<lambda>", "make-lambda"),
+        ("ALE/Pong-v5", "ALE-Pong-v5"),
+        ("package.module:Name-v0", "package-module-Name-v0"),
+        ("<>", "environment"),
+    ],
+)
+def test_names_of_run_directories_are_plain(env_id: str, name: str) -> None:
+    """Catches Python's own words, and rows of hyphens, in the name of a directory."""
+    assert re.fullmatch(rf"runs/{name}-\d{{8}}-\d{{6}}", new_run_dir(env_id))

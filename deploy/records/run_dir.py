@@ -7,6 +7,7 @@ import datetime
 import fcntl
 import itertools
 import logging
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,12 @@ class CannotStart(Problems):
 
 
 def new_run_dir(env_id: str) -> str:
-    """A directory below ``runs/``, named after the environment and the time."""
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in env_id)
+    """A directory below ``runs/``, named after the environment and the time.
+
+    Python's own words in the names of functions and classes that were given as objects are left out.
+    """
+    plain = re.sub(r"^__main__:|<locals>|\bpartial\(", "", env_id)
+    name = re.sub(r"[^\w-]+", "-", plain).strip("-") or "environment"
     path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     # Runs of one process may begin within a second, and a run would continue what it finds.
     return next(
