@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = options.command(options)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone takes no message
+            print("shoal: interrupted", file=sys.stderr)
     except OSError:
         if (lost := _flush("\n")) is None:
             raise  # of something else than standard output

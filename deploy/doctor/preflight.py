@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shoal.actors.config import reset_key
 from shoal.deploy.placement.hardware import available_cores
 from shoal.deploy.placement.layout import Layout, LayoutError, Machine, choose_layout
+from shoal.deploy.records.waits import told_if_slow
 from shoal.deploy.settings.sections import Config
 from shoal.learner.config import ADAM, IMPALA, PPO
 from shoal.policy.config import OWN_CORES, OWN_KINDS
@@ -79,9 +80,10 @@ def make(config: Config, known: Sequence[str]) -> Made:
     if any(problem.startswith("policies") for problem in known):  # whose agents these are is not known then
         return Made()
     try:
-        if config.policies:
-            return Made(teams=make_team_specs(env.id, env.options, env.kwargs, patterns_of(config)))
-        return Made(make_env_spec(env.id, env.options, **env.kwargs))
+        with told_if_slow(f"making {env.id}"):
+            if config.policies:
+                return Made(teams=make_team_specs(env.id, env.options, env.kwargs, patterns_of(config)))
+            return Made(make_env_spec(env.id, env.options, **env.kwargs))
     except (Exception, SystemExit) as error:  # noqa: BLE001  (other people's code: it raises anything)
         return Made(problems=why_not_made(env.id, error))
 

@@ -29,6 +29,7 @@ from shoal.deploy.placement.versions import versions
 from shoal.deploy.records.evaluations import Evaluations
 from shoal.deploy.records.json_file import write_json
 from shoal.deploy.records.run_dir import CannotStart, exclusive, log_file
+from shoal.deploy.records.waits import told_if_slow
 from shoal.deploy.settings.earlier import keep
 from shoal.deploy.settings.load import to_dict, to_yaml
 from shoal.deploy.settings.sections import Config
@@ -112,7 +113,8 @@ def run(
             stack.callback(cluster.end_turn)
         try:
             called = make_callbacks(config.callbacks, callbacks)
-            prepared = prepare(config, run_dir, cluster)
+            with told_if_slow(f"making {config.env.id}"):
+                prepared = prepare(config, run_dir, cluster)
             restore_callbacks(called, prepared[0].origin.run_state)
             sinks = [_sinks(each, stack) for each in prepared]
         except ValueError as error:
@@ -125,7 +127,8 @@ def run(
             (directory / "config.yaml").write_text(to_yaml(config))
             # That of an earlier session would be taken for the end of this one, if it is killed.
             (directory / "summary.json").unlink(missing_ok=True)
-        workers = _start(prepared, run_dir, stack, owns_process=owns_process)
+        with told_if_slow(f"making {config.env.id} for every worker"):
+            workers = _start(prepared, run_dir, stack, owns_process=owns_process)
         if cluster:
             cluster.end_turn_soon()
         # Signal handlers are set after Ray, which sets its own.

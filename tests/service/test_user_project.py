@@ -142,7 +142,7 @@ def test_the_wheel_holds_one_name_and_all_that_it_needs(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"shoal", f"{wheel.stem.rsplit('-', 3)[0]}.dist-info"}
     found = {name.removeprefix("shoal/") for name in names if name.startswith("shoal/")}
     assert {name.split("/")[0] for name in found} == {
-        *("__init__.py", "__main__.py", "given.py", "section.py", "py.typed"),
+        *("__init__.py", "__main__.py", "given.py", "problems.py", "section.py", "py.typed"),
         *("actors", "deploy", "envs", "learner", "policy"),
     }
     packages = [path for name in OWN_PACKAGES[:-1] for path in (ROOT / name).rglob("*.py")]
