@@ -60,8 +60,9 @@ def _give(found: Any, names: dict[str, Any], *, by_name: bool) -> str:
     name = name_of(found)
     if by_name and _is_importable(name, found):
         return name
-    if not isinstance(found, type):
-        # Of functions, lambdas above all, there may be several; of classes in a notebook the latest counts.
+    if not isinstance(found, type) or "<locals>" in name:
+        # There may be several of functions, lambdas above all, and of classes that a function makes. Of a class in a
+        # notebook the latest counts.
         known = [name, *(f"{name}#{number}" for number in range(2, 2 + len(names)))]
         name = next(one for one in known if names.get(one, found) is found)
     names[name] = found

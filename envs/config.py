@@ -108,11 +108,15 @@ class EnvConfig(AdapterOptions):
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(AdapterOptions))
 
 
-def in_one_process(options: AdapterOptions) -> AdapterOptions:
-    """The options without those that spread slots over processes: one is enough beside those that train."""
+def in_one_process(options: AdapterOptions, games: int = 1) -> tuple[AdapterOptions, int]:
+    """The options and the number of games at a time, at most ``games``, for one process beside those that train.
+
+    Where slots have processes of their own, one game: copies of some environments cannot share a process, as those
+    that read pygame's only display.
+    """
     if options.vectorization != "async":
-        return options
-    return dataclasses.replace(options, vectorization="sync", slot_groups="auto")
+        return options, games
+    return dataclasses.replace(options, vectorization="sync", slot_groups="auto"), 1
 
 
 def split_options(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], AdapterOptions]:

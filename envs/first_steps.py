@@ -63,7 +63,7 @@ def take_first_steps(
     Raises:
         Exception: whatever making it raises.
     """
-    options = in_one_process(options)
+    options, _ = in_one_process(options)
     note("making it, with its first reset,")
     seed, rng = np.random.SeedSequence([0, 1]), np.random.default_rng([0, 2])
     teams: Mapping[str, GroupSpec] = {}

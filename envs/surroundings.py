@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections import deque
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ class Surroundings:
                 self._begun = self._outside._replace(**self._own)
                 _apply(self._begun, self._outside)
             if not isinstance(sys.stdout, _Output):
-                sys.stdout = _Output(sys.stdout)
+                sys.stdout = _output_before(sys.stdout)
             _inside.surroundings = self
             _entered[threading.current_thread()] = self
 
@@ -217,6 +218,19 @@ class _Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+
+_outputs: deque[_Output] = deque(maxlen=64)
+"""The last ones. In CPython 3.11 ``print`` has no reference of its own to the ``sys.stdout`` that it began with: one
+that is made and freed at every step ends the process by a segmentation fault where another thread prints."""
+
+
+def _output_before(real: Any) -> _Output:
+    for output in _outputs:
+        if output.real is real:
+            return output
+    _outputs.append(_Output(real))
+    return _outputs[-1]
 
 
 def _in_words(name: str, value: Any) -> Any:

@@ -219,6 +219,15 @@ def test_a_bad_file_is_a_problem(tmp_path: Path, text: str, expected: str) -> No
     assert str(tmp_path / "c.yaml") in problem
 
 
+@pytest.mark.parametrize("text", ["{1: a, 2: b}", "[1, 2", "{a: 1, a: 2}", " [a: {"])
+def test_half_a_list_is_no_text(text: str) -> None:
+    """Catches a typing error in a list or mapping that reaches the environment as text."""
+    _, problems = load_config((), [f"env.kwargs.table={text}"])
+    assert len(problems) == 1
+    assert "expected a list or mapping in YAML or JSON" in problems[0]
+    assert load_config((), [f"env.kwargs.table='{text}'"])[0].env.kwargs == {"table": text}
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """Catches a mistyped name without a word of what there is."""
     [problem] = problems_of(files=(tmp_path / "none.yaml",))
@@ -259,7 +268,7 @@ def test_plain_words_mean_what_they_say(tmp_path: Path) -> None:
         assert load_config((), [f"total_env_steps={word}"]) == (Config(total_env_steps=1000), [])
     for word, switch in (("yes", True), ("On", True), ("TRUE", True), ("True", True), ("no", False), ("OFF", False)):
         assert load_config((), [f"learner.compile={word}"]) == (Config(learner=LearnerConfig(compile=switch)), [])
-    for word in ("no", "on", "2026-01-02", "12:30", "0x10", "a:b", "{x", "a b", "C:\\x"):
+    for word in ("no", "on", "2026-01-02", "12:30", "0x10", "a:b", "x}", "a b", "C:\\x"):
         assert load_config((), [f"run_dir={word}"]) == (Config(run_dir=word), [])
     file = write(tmp_path / "c.yaml", "learner: {learning_rate: 2e-4}\nrun_dir: off\n")
     config, problems = load_config((file,), ["learner.gamma=0.5"])

@@ -9,6 +9,7 @@ import logging.config
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import warnings
@@ -280,6 +281,27 @@ def test_other_threads_print_as_ever() -> None:
         print("after")
     assert output.getvalue() == "progress\nafter\n"
     assert not surroundings.reports
+
+
+def test_other_threads_print_at_any_moment() -> None:
+    """Catches a stream that is freed while another thread prints to it, which ends CPython 3.11: segmentation fault."""
+    program = """
+import sys, threading, time
+from shoal.envs.surroundings import Surroundings
+surroundings, until = Surroundings("E"), time.monotonic() + 1.5
+def beat():
+    while time.monotonic() < until:
+        print("a heartbeat")
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=beat) for _ in range(2)]
+for thread in threads:
+    thread.start()
+while time.monotonic() < until:
+    with surroundings:
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_an_error_leaves_the_surroundings_too() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
+import time
 
 import pytest
 from shoal.deploy.training.interruption import interruption
@@ -34,6 +36,18 @@ def test_a_terminal_that_is_gone_takes_no_message(monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_a_process_that_an_environment_forks_can_be_ended():
+    """Catches a child that takes the run's SIGTERM for its own: its environment, and the run's end, waited for it."""
+    with interruption(0) as asked:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+        child.start()
+        child.terminate()
+        child.join(10)
+        assert child.exitcode == -signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # which is still the run's here
+        assert asked.requested.wait(10)
 
 
 def test_nohup_is_respected():

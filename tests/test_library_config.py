@@ -55,6 +55,35 @@ def test_problems_read_as_on_the_command_line(settings: dict[str, Any], argument
     assert list(caught.value.problems) == load_config((), arguments)[1] != []
 
 
+def build(value: int) -> tuple[type[gymnasium.Env[Any, Any]], type[shoal.FastPolicy]]:
+    """Classes that differ by what a function makes them of."""
+
+    class Env(Mine):
+        number = value
+
+    class Policy(MyPolicy):
+        number = value
+
+    return Env, Policy
+
+
+def test_classes_that_one_function_made_are_told_apart() -> None:
+    """Catches a configuration whose class is replaced by the one made after it, as all have one name."""
+    made = [build(value) for value in range(3)]
+    configs = [shoal.Config(env=env, policy={"kind": policy}) for env, policy in made]
+    again = shoal.Config(env=made[1][0])
+    assert [given.environments[config.env.id] for config in configs] == [env for env, _ in made]
+    assert [given.policies[config.policy.kind] for config in configs] == [policy for _, policy in made]
+    assert again.env.id == configs[1].env.id
+
+
+@pytest.mark.parametrize("table", [{1: "left"}, {"a": [{2.5: "b"}]}, {None: 1}])
+def test_keys_that_json_has_not_are_refused(table: Any) -> None:
+    """Catches an environment that is trained with the key 1 and evaluated with the key "1"."""
+    with pytest.raises(shoal.ConfigError, match=r"env.kwargs.table: expected plain data .* is no text"):
+        shoal.Config(env={"id": Mine, "kwargs": {"table": table}})
+
+
 def test_a_policy_kind_that_is_misspelt_gets_a_hint() -> None:
     """Catches a typing error that is taken for the name of somebody's class."""
     with pytest.raises(shoal.ConfigError, match=r"policy.kind: must be fast, component, .*did you mean fast\?"):

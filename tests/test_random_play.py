@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 import threading
@@ -16,12 +17,17 @@ import pytest
 import torch
 from gymnasium import spaces
 from service import SMALL, make_setup
+from shoal.actors.worker_setup import WorkerSetup
+from shoal.deploy.evaluation.evaluate import Side
+from shoal.deploy.evaluation.evaluator import training_side
 from shoal.deploy.evaluation.job_process import JobFailed
 from shoal.deploy.monitoring.learning import Interval
 from shoal.deploy.settings.load import load_config
+from shoal.deploy.settings.sections import EvaluationConfig
 from shoal.deploy.training import random_play
 from shoal.deploy.training.random_play import RandomPlay, RandomPlayer, Returns
 from shoal.deploy.training.run import run
+from shoal.envs.config import AdapterOptions
 
 
 def never() -> bool:
@@ -266,3 +272,34 @@ def test_a_run_that_wants_no_comparison_plays_none() -> None:
     player.before(never)
     player.after(never)
     player.close()
+
+
+class Alone(Moody):
+    """Shares no process with another copy, as what draws on pygame's only display."""
+
+    alive: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive.add(id(self))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        assert len(self.alive) == 1
+        return super().reset(seed=seed, options=options)
+
+    def close(self) -> None:
+        self.alive.discard(id(self))
+
+
+gymnasium.register("RandomPlayAlone-v0", Alone)
+
+
+def test_environments_that_need_a_process_each_play_alone() -> None:
+    """Catches random play with several copies in a process, of an environment that was given one for each."""
+    alone = play("RandomPlayAlone-v0")
+    assert isinstance(alone.setup, WorkerSetup)
+    setup = dataclasses.replace(alone.setup, env_options=AdapterOptions(vectorization="async"))
+    assert dataclasses.replace(alone, setup=setup).here(60.0, never)
+    side = training_side(setup, EvaluationConfig(every_env_steps=1, episodes=32), num_agents=1, seed=0)
+    assert isinstance(side, Side)
+    assert (side.setup.num_envs, side.setup.env_options.vectorization) == (1, "sync")

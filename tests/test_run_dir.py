@@ -183,4 +183,10 @@ def test_a_pipe_in_a_run_directory_is_said_before_the_start(
 )
 def test_names_of_run_directories_are_plain(env_id: str, name: str) -> None:
     """Catches Python's own words, and rows of hyphens, in the name of a directory."""
-    assert re.fullmatch(rf"runs/{name}-\d{{8}}-\d{{6}}", new_run_dir(env_id))
+    assert re.fullmatch(rf"runs/{name}-\d{{8}}-\d{{6}}(-\d)?", new_run_dir(env_id))
+
+
+def test_runs_of_one_moment_have_directories_of_their_own() -> None:
+    """Catches threads that start runs within a second, of which one may write."""
+    names = [new_run_dir("Alike-v0") for _ in range(3)]
+    assert len(set(names)) == 3

@@ -115,10 +115,10 @@ def training_side(
     among them.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_STREAM,)).generate_state(1, np.uint64)[0]
-    games = min(setup.num_envs // num_agents, -(-config.episodes // num_agents))
+    most = min(setup.num_envs // num_agents, -(-config.episodes // num_agents))
 
     def own(setup: WorkerSetup, num_agents: int) -> WorkerSetup:
-        options = in_one_process(setup.env_options)
+        options, games = in_one_process(setup.env_options, most)
         return dataclasses.replace(setup, env_options=options, num_envs=games * num_agents, seed=int(stream >> 1))
 
     if isinstance(setup, TeamSetup):

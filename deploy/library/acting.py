@@ -14,6 +14,7 @@ import torch
 from shoal.actors.config import EPISODE
 from shoal.deploy.evaluation.evaluate import fitted_setup
 from shoal.deploy.evaluation.saved_run import reset_memory_of, trained_arguments
+from shoal.deploy.library.caller import torch_defaults
 from shoal.envs.actions import action_converter, row_of
 from shoal.envs.boundary import EnvSpec
 from shoal.envs.config import EnvConfig
@@ -182,7 +183,7 @@ def load_policy(path: str | Path, *, greedy: bool = False, seed: int = 0) -> Tra
         ValueError: the policy is a class that cannot be imported here; the message names it.
     """
     checkpoint = find_checkpoint(Path(path))
-    with torch.random.fork_rng(devices=()), refusing_damage(checkpoint.path, passed_on=ValueError):
+    with torch_defaults(), refusing_damage(checkpoint.path, passed_on=ValueError):
         return _load(checkpoint, greedy=greedy, seed=seed)
 
 

@@ -23,13 +23,26 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def process_state_kept() -> Iterator[None]:
     """Run the block with torch's defaults, and then restore what the process had.
 
-    This is: the random streams of Python, numpy and torch; torch's default dtype and device, number of threads and
-    gradient modes; the filters of warnings; signal handlers; the environment variables; and the current directory.
+    This is: the random streams of Python, numpy and torch; torch's default dtype and device, number of threads,
+    autocast and gradient modes; the filters of warnings; signal handlers; the environment variables; and the current
+    directory.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002  (environments use the old stream)
+        stack.enter_context(torch_defaults())
+        stack.callback(_restore_variables, dict(os.environ))
+        stack.callback(os.chdir, os.getcwd())
+        stack.callback(_restore_handlers, {number: signal.getsignal(number) for number in _SIGNALS})
+        yield
+
+
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Run the block with torch's default dtype and device, without autocast, and with gradients; then restore what the
+    process had, its random streams and number of threads, too."""
+    with contextlib.ExitStack() as stack:
         accelerators = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices=accelerators))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -38,11 +51,11 @@ def process_state_kept() -> Iterator[None]:
         if (device := torch.get_default_device()).type != "cpu":
             stack.callback(torch.set_default_device, device)
             torch.set_default_device("cpu")
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.callback(_restore_variables, dict(os.environ))
-        stack.callback(os.chdir, os.getcwd())
-        stack.callback(_restore_handlers, {number: signal.getsignal(number) for number in _SIGNALS})
         yield
 
 

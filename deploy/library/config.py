@@ -135,6 +135,8 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
         plain = _plain(f"{key}.{name}", value, problems)
         try:
             json.dumps(plain)
+            if odd := _no_text(plain):
+                raise TypeError(f"its key {odd[0]!r} is no text, and JSON has no other keys")
         except (TypeError, ValueError) as error:
             advice = "a function that makes the environment may hold anything, e.g. functools.partial(MyEnv, ...)"
             if key.startswith("log.sinks"):
@@ -148,6 +150,13 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
             continue
         found[name] = plain
     return found
+
+
+def _no_text(value: Any) -> list[Any]:
+    """Keys of mappings in plain data that are no text."""
+    if isinstance(value, Mapping):
+        return [key for key in value if not isinstance(key, str)] + [k for v in value.values() for k in _no_text(v)]
+    return [key for each in value for key in _no_text(each)] if isinstance(value, list | tuple) else []
 
 
 def _alike(sinks: Sequence[Any]) -> list[str]:

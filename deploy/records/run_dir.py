@@ -9,6 +9,7 @@ import itertools
 import logging
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ MEMORY_HORIZON = "memory_horizon.json"
 _ENDLESS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device"}
 """Kinds of files that keep waiting whoever opens them, or are no place for records. A character device may be
 ``/dev/null``, which keeps none on purpose."""
+
+
+_naming = threading.Lock()
+_named: set[str] = set()
+"""Names that runs of this process have, whose directories may not be made yet."""
 
 
 class CannotStart(Problems):
@@ -36,9 +42,12 @@ def new_run_dir(env_id: str) -> str:
     name = re.sub(r"[^\w-]+", "-", plain).strip("-") or "environment"
     path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     # Runs of one process may begin within a second, and a run would continue what it finds.
-    return next(
-        one for one in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))) if not Path(one).exists()
-    )
+    for one in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))):
+        with _naming:
+            if one not in _named and not Path(one).exists():
+                _named.add(one)
+                return one
+    raise AssertionError
 
 
 @contextlib.contextmanager

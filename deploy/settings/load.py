@@ -378,7 +378,14 @@ def _parse(argument: str, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         value = _load(text) if text else ""
-    except Exception:  # noqa: BLE001  (as above)
+    except Exception as error:  # noqa: BLE001  (as above)
+        if text.lstrip().startswith(("[", "{")):
+            why = str(getattr(error, "problem", None) or error).splitlines()[0]
+            problems.append(
+                f"argument {_short.repr(argument)}: expected a list or mapping in YAML or JSON, and {why}; text that "
+                "begins with a bracket is written in quotes of its own"
+            )
+            return {}
         # A string that only looks like more, e.g. a path with a colon.
         value = text
     return _setting(path, value)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from shoal.envs.processes import STOPPING
 
@@ -111,6 +112,7 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
     signals = [number for number in STOPPING if in_main_thread and signal.getsignal(number) != signal.SIG_IGN]
     signals = [number for number in signals if number not in _FREE or not _is_taken(number)]
     before = {number: signal.signal(number, handle) for number in signals}
+    _handlers_before.update(before)
     if max_seconds:
         asked.time_is_up_at = time.monotonic() + max_seconds
         clock.start()
@@ -119,7 +121,41 @@ def interruption(max_seconds: float, *, owns_process: bool = True, quiet: bool =
     finally:
         clock.cancel()
         for number, handler in before.items():
+            _handlers_before.pop(number, None)
             signal.signal(number, handler)
+
+
+_handlers_before: dict[signal.Signals, Any] = {}
+"""Of the program, for as long as a run has handlers of its own."""
+
+
+class _Forking(threading.local):
+    mask: set[int] | None = None
+    """Of this thread before its fork; None where no run has handlers."""
+
+
+_forking = _Forking()
+
+
+def _before_fork() -> None:
+    # What reaches the child too early would be taken for the run's, and be lost.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _handlers_before) if _handlers_before else None
+
+
+def _after_fork() -> None:
+    if _forking.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _in_forked_process() -> None:
+    """It is not the run: an environment that starts one ends it by SIGTERM."""
+    for number, handler in _handlers_before.items():
+        signal.signal(number, handler)
+    _handlers_before.clear()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_forked_process)
 
 
 def _is_taken(number: signal.Signals) -> bool:

@@ -114,8 +114,8 @@ class RandomPlay:
     def _episodes(self, enough: Callable[[], bool]) -> Mapping[str, Episodes]:
         first = self.setup.first if isinstance(self.setup, TeamSetup) else self.setup
         most: dict[str, Any] = {"episodes": EPISODES, "max_env_steps": ENV_STEPS, "enough": enough}
-        slots = max(SLOTS // self.num_agents, 2) * self.num_agents
-        options = in_one_process(first.env_options)
+        options, games = in_one_process(first.env_options, max(SLOTS // self.num_agents, 2))
+        slots = games * self.num_agents
         if isinstance(self.setup, TeamSetup):
             return random_team_returns(
                 first.env_id, self.setup.agents, num_envs=slots, env_kwargs=first.env_kwargs, options=options, **most

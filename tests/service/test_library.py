@@ -293,6 +293,34 @@ def start(folder: Path, body: str) -> subprocess.Popen[str]:
         )
 
 
+def test_a_callers_settings_of_torch_change_nothing(tmp_path: Path) -> None:
+    """Catches a policy in the caller's type or on its device, and a training in its autocast that says that the memory
+    is wrong."""
+    said = run_script(
+        tmp_path,
+        """
+        import torch
+
+        def hashes(name):
+            run = shoal.train(
+                Corridor, config=SMALL, mode="inline", run_dir=name, progress=False, learner={"precision": "float32"}
+            )
+            return run, run.summary["weights_sha256"]
+
+        run, expected = hashes("plain")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert hashes("cast")[1] == expected
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        policy = shoal.load_policy(run.run_dir)
+        assert {p.dtype for p in policy.network.parameters()} == {torch.float32}
+        assert {p.device.type for p in policy.network.parameters()} == {"cpu"}
+        assert torch.get_default_dtype() == torch.float64 and torch.get_default_device().type == "meta"
+        """,
+    )
+    assert said == "", said
+
+
 def test_a_trained_policy_acts_as_the_network_does(tmp_path: Path) -> None:
     """Catches observations in another order than in training, actions in the network's numbers, and a memory that is
     mixed up between environments."""
