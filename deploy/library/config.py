@@ -135,7 +135,8 @@ def _arguments(key: str, arguments: Mapping[str, Any], problems: list[str]) -> d
         plain = _plain(f"{key}.{name}", value, problems)
         try:
             json.dumps(plain)
-            if odd := _no_text(plain):
+            # Callbacks get what was given; whoever goes on from a file gets text, as ``shoal.OptionsSchedule`` knows.
+            if not key.startswith("callbacks") and (odd := _no_text(plain)):
                 raise TypeError(f"its key {odd[0]!r} is no text, and JSON has no other keys")
         except (TypeError, ValueError) as error:
             advice = "a function that makes the environment may hold anything, e.g. functools.partial(MyEnv, ...)"
