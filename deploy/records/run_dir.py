@@ -42,12 +42,11 @@ def new_run_dir(env_id: str) -> str:
     name = re.sub(r"[^\w-]+", "-", plain).strip("-") or "environment"
     path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     # Runs of one process may begin within a second, and a run would continue what it finds.
-    for one in itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2))):
-        with _naming:
-            if one not in _named and not Path(one).exists():
-                _named.add(one)
-                return one
-    raise AssertionError
+    names = itertools.chain([path], (f"{path}-{i}" for i in itertools.count(2)))
+    with _naming:
+        found = next(one for one in names if one not in _named and not Path(one).exists())
+        _named.add(found)
+    return found
 
 
 @contextlib.contextmanager

@@ -150,7 +150,8 @@ def _after_fork() -> None:
 def _in_forked_process() -> None:
     """It is not the run: an environment that starts one ends it by SIGTERM."""
     for number, handler in _handlers_before.items():
-        signal.signal(number, handler)
+        if handler is not None:  # None: one that was not set from Python
+            signal.signal(number, handler)
     _handlers_before.clear()
     _after_fork()
 

@@ -4,8 +4,7 @@ Every family of ``families.yaml`` gets a virtual environment below ``--venvs``, 
 one has. There its environment is stepped by random actions, and trained with its line of config for ``--steps`` steps
 with ``mode=inline``, and evaluated. What cannot be installed or trained says why. Steps per second are those of every
 second of processor time, so of one core, whatever else the machine does and however many threads and processes step.
-It ends with 1 where a family fails that did not, or trains that ``families.yaml`` says
-fails.
+It ends with 1 where a family fails that did not, or trains that ``families.yaml`` says fails.
 """
 
 from __future__ import annotations
